@@ -1,0 +1,84 @@
+//! One allocation for all buffers of a training step, on huge pages, touched once at the start.
+//!
+//! Memory that is mapped anew each step costs 10 to 60 % of it on virtual machines; an arena is mapped
+//! once and lives as long as the model.
+
+use std::ptr::NonNull;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+/// A zeroed, page-aligned buffer of `f32`.
+pub struct Arena {
+    start: NonNull<f32>,
+    len: usize,
+}
+
+/// Size of a huge page, in bytes.
+const HUGE: usize = 2 << 20;
+
+impl Arena {
+    /// Maps room for `len` values and touches every page.
+    ///
+    /// # Errors
+    /// When the system has not that much memory.
+    pub fn new(len: usize) -> std::io::Result<Self> {
+        let bytes = Self::bytes(len);
+        // SAFETY: a new private mapping at an address of the kernel's choice.
+        let start = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )?
+        };
+        // Advice only: a kernel without huge pages refuses it, and the arena works all the same.
+        // SAFETY: the range was mapped just above.
+        let _ = unsafe { madvise(start, bytes, Advice::LinuxHugepage) };
+        let start = NonNull::new(start.cast()).expect("mmap does not return null");
+        let mut arena = Self { start, len };
+        arena.as_mut_slice().fill(0.0);
+        Ok(arena)
+    }
+
+    /// The whole buffer.
+    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: `start` points to `len` mapped, initialised values that this arena owns.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+
+    /// The whole buffer, to read.
+    pub fn as_slice(&self) -> &[f32] {
+        // SAFETY: as above, shared.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+
+    fn bytes(len: usize) -> usize {
+        (len.max(1) * size_of::<f32>()).next_multiple_of(HUGE)
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        // SAFETY: unmaps exactly what `new` mapped; no borrow outlives `self`.
+        let _ = unsafe { munmap(self.start.as_ptr().cast(), Self::bytes(self.len)) };
+    }
+}
+
+// SAFETY: an arena owns its mapping like a boxed slice.
+unsafe impl Send for Arena {}
+// SAFETY: as above; shared access only reads.
+unsafe impl Sync for Arena {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_arena_is_zeroed_and_writable_to_its_end() {
+        let mut arena = Arena::new(1_000_003).expect("4 MB");
+        assert!(arena.as_slice().iter().all(|&value| value == 0.0));
+        arena.as_mut_slice()[1_000_002] = 1.0;
+        assert_eq!(arena.as_slice()[1_000_002], 1.0);
+    }
+}

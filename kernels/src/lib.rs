@@ -1,0 +1,58 @@
+//! The arithmetic of ResNet training: convolution, normalisation, pooling, loss and update.
+//!
+//! # Notation
+//!
+//! An activation is one slice in the order `[H][W][N][C]`: pixel-major, batch next, channels
+//! innermost. The block of one pixel is a matrix of `n` rows (images) and `c` columns (channels), so
+//! every convolution pass is a sum of small matrix products over (pixel, tap) pairs: no im2col, no
+//! copy for padding, no multiplication with the zeros of the border.
+//!
+//! ```text
+//!   x [H][W][N][Cin]  --Conv::forward-->  y [P][Q][N][Cout]     y[o]  = sum x[i(o,t)] . w[t]
+//!   dx                <-backward_input--  dy                    dx[i] = sum dy[o] . w[t]'
+//!   dw                <-backward_weight-  x, dy                 dw[t] = sum x[i(o,t)]' . dy[o]
+//! ```
+//!
+//! Weights are panels `[Cout/64][KH][KW][Cin][64]`: what the inner kernel reads is contiguous.
+//!
+//! | letter | meaning |
+//! |---|---|
+//! | n | images of a batch |
+//! | h w, c | height and width, channels of the input |
+//! | p q, k | height and width, channels of the output |
+//! | t | tap, one position of the filter |
+//!
+//! # Rules
+//!
+//! * Which instructions run is [`Isa`], decided once and passed by value.
+//! * Every output element is computed by one task in a fixed order, and every reduction is split by
+//!   shape alone: results have the same bits for any number of threads.
+//! * Nothing here knows a file, a socket, a clock or a model.
+//! * `unsafe` lives in [`x86_64`](self), the thread pool and the arena.
+
+mod isa;
+#[allow(unsafe_code)]
+mod pool;
+#[allow(unsafe_code)]
+mod arena;
+mod gemm;
+mod conv;
+mod norm;
+mod pooling;
+mod linear;
+mod loss;
+mod sgd;
+pub mod scalar;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod x86_64;
+
+pub use arena::Arena;
+pub use conv::{Conv, PANEL, ShapeError};
+pub use isa::Isa;
+pub use linear::Linear;
+pub use loss::softmax_cross_entropy;
+pub use norm::{BatchNorm, Folded, Identity, Slope, Statistics, mask_by_output};
+pub use pool::Pool;
+pub use pooling::{MaxPool, average_backward, average_forward};
+pub use sgd::{Sgd, momentum_sgd};

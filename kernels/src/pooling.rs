@@ -1,0 +1,125 @@
+//! Max pooling 3x3/2 after the stem and the global average before the classifier.
+
+use crate::isa::Isa;
+use crate::pool::Pool;
+
+/// Max pooling with a 3x3 window, stride 2 and padding 1 over square maps.
+#[derive(Clone, Copy, Debug)]
+pub struct MaxPool {
+    /// Height and width of the input.
+    pub input: usize,
+    /// Height and width of the output.
+    pub output: usize,
+}
+
+impl MaxPool {
+    /// The pooling of `input` by `input` maps.
+    pub fn new(input: usize) -> Self {
+        Self { input, output: input.div_ceil(2) }
+    }
+
+    /// `y` = the largest value of each window; `row` is images times channels.
+    pub fn forward(self, (pool, isa): (&Pool, Isa), row: usize, x: &[f32], y: &mut [f32]) {
+        assert_eq!((x.len(), y.len()), (self.input.pow(2) * row, self.output.pow(2) * row));
+        pool.for_each_chunk(y, row, |o, y| {
+            isa.run(
+                #[inline(always)]
+                || {
+                    y.fill(f32::NEG_INFINITY);
+                    for i in self.window(o) {
+                        for (y, &x) in y.iter_mut().zip(&x[i * row..][..row]) {
+                            *y = if x > *y { x } else { *y };
+                        }
+                    }
+                },
+            );
+        });
+    }
+
+    /// Hands each window's gradient to the first of its largest values, in reading order.
+    pub fn backward(
+        self,
+        (pool, isa): (&Pool, Isa),
+        row: usize,
+        (x, y, dy): (&[f32], &[f32], &[f32]),
+        dx: &mut [f32],
+    ) {
+        assert_eq!((x.len(), y.len()), (self.input.pow(2) * row, self.output.pow(2) * row));
+        assert_eq!((dx.len(), dy.len()), (x.len(), y.len()));
+        pool.for_each_chunk(dx, row, |i, dx| {
+            isa.run(
+                #[inline(always)]
+                || {
+                    dx.fill(0.0);
+                    for o in self.windows_over(i) {
+                        let (y, dy) = (&y[o * row..][..row], &dy[o * row..][..row]);
+                        let x_i = &x[i * row..][..row];
+                        for (at, dx) in dx.iter_mut().enumerate() {
+                            if x_i[at] == y[at] {
+                                let first = self.window(o).find(|&j| x[j * row + at] == y[at]);
+                                *dx += if first == Some(i) { dy[at] } else { 0.0 };
+                            }
+                        }
+                    }
+                },
+            );
+        });
+    }
+
+    /// Input pixels of the window of output pixel `o`, in reading order.
+    #[inline(always)]
+    fn window(self, o: usize) -> impl Iterator<Item = usize> {
+        let (p, q) = (o / self.output, o % self.output);
+        let side = move |at: usize| (2 * at).saturating_sub(1)..(2 * at + 2).min(self.input);
+        side(p).flat_map(move |h| side(q).map(move |w| h * self.input + w))
+    }
+
+    /// Output pixels whose window holds input pixel `i`.
+    #[inline(always)]
+    fn windows_over(self, i: usize) -> impl Iterator<Item = usize> {
+        let (h, w) = (i / self.input, i % self.input);
+        let side = move |at: usize| at / 2..(at.div_ceil(2) + 1).min(self.output);
+        side(h).flat_map(move |p| side(w).map(move |q| p * self.output + q))
+    }
+}
+
+/// `y[n][c]` = mean of `x[pixel][n][c]` over the pixels.
+pub fn average_forward((pool, isa): (&Pool, Isa), x: &[f32], y: &mut [f32]) {
+    assert!(!y.is_empty() && x.len().is_multiple_of(y.len()));
+    let (total, pixels) = (y.len(), x.len() / y.len());
+    pool.for_each_chunk(y, AVERAGE_LEN, |index, y| {
+        let start = index * AVERAGE_LEN;
+        isa.run(
+            #[inline(always)]
+            || {
+                y.fill(0.0);
+                for pixel in 0..pixels {
+                    for (y, &x) in y.iter_mut().zip(&x[pixel * total + start..]) {
+                        *y += x;
+                    }
+                }
+                for y in y.iter_mut() {
+                    *y /= pixels as f32;
+                }
+            },
+        );
+    });
+}
+
+/// `dx[pixel][n][c] = dy[n][c] / pixels`.
+pub fn average_backward((pool, isa): (&Pool, Isa), dy: &[f32], dx: &mut [f32]) {
+    assert!(!dy.is_empty() && dx.len().is_multiple_of(dy.len()));
+    let pixels = dx.len() / dy.len();
+    pool.for_each_chunk(dx, dy.len(), |_, dx| {
+        isa.run(
+            #[inline(always)]
+            || {
+                for (dx, &dy) in dx.iter_mut().zip(dy) {
+                    *dx = dy / pixels as f32;
+                }
+            },
+        );
+    });
+}
+
+const AVERAGE_LEN: usize = 1 << 12;

@@ -1,0 +1,354 @@
+//! Every fast operation against its plain version, on every tier of this CPU and on ragged shapes; the
+//! plain versions against finite differences in `f64`; and the bits against the number of threads.
+
+use kernels::scalar::{self, Window};
+use kernels::{
+    BatchNorm, Conv, Folded, Identity, Isa, Linear, MaxPool, PANEL, Pool, Slope, Statistics,
+    average_backward, average_forward, mask_by_output, softmax_cross_entropy,
+};
+use ndarray::{Array1, Array2, Array4, ArrayView4};
+
+/// Values in -1..1 that a seed determines.
+fn values(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn array4(shape: (usize, usize, usize, usize), data: &[f32]) -> Array4<f64> {
+    ArrayView4::from_shape(shape, data).expect("shape").mapv(f64::from)
+}
+
+/// Relative distance of a result from the oracle in the 2-norm.
+#[track_caller]
+fn check(got: &[f32], want: impl IntoIterator<Item = f64>, bound: f64, what: &str) {
+    let want: Vec<f64> = want.into_iter().collect();
+    assert_eq!(got.len(), want.len(), "{what}");
+    let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt().max(1e-12);
+    let error: f64 = got.iter().zip(&want).map(|(&g, w)| (f64::from(g) - w).powi(2)).sum();
+    let relative = error.sqrt() / norm;
+    assert!(relative < bound, "{what}: relative error {relative:.2e} above {bound:.2e}");
+}
+
+/// `f32` sums of `k` products round about sqrt(k) times.
+fn bound(k: usize) -> f64 {
+    2e-6 * (k as f64).sqrt()
+}
+
+struct Case {
+    side: usize,
+    channels: [usize; 2],
+    kernel: usize,
+    stride: usize,
+    n: usize,
+}
+
+const CASES: [Case; 11] = [
+    Case { side: 8, channels: [64, 64], kernel: 3, stride: 1, n: 5 },
+    Case { side: 5, channels: [64, 128], kernel: 3, stride: 2, n: 7 },
+    Case { side: 4, channels: [128, 64], kernel: 3, stride: 2, n: 3 },
+    Case { side: 1, channels: [128, 128], kernel: 3, stride: 1, n: 13 },
+    Case { side: 2, channels: [64, 192], kernel: 3, stride: 1, n: 1 },
+    Case { side: 3, channels: [192, 64], kernel: 1, stride: 1, n: 6 },
+    Case { side: 5, channels: [64, 64], kernel: 1, stride: 2, n: 2 },
+    Case { side: 2, channels: [256, 128], kernel: 1, stride: 2, n: 130 },
+    Case { side: 9, channels: [3, 64], kernel: 7, stride: 2, n: 3 },
+    Case { side: 6, channels: [3, 64], kernel: 3, stride: 1, n: 4 },
+    Case { side: 1, channels: [2048, 512], kernel: 1, stride: 1, n: 9 },
+];
+
+/// The panels of a layer as `[KH][KW][Cin][Cout]`.
+fn filter(conv: &Conv, panels: &[f32]) -> Array4<f64> {
+    let shape = (conv.kernel, conv.kernel, conv.channels_in, conv.channels_out);
+    Array4::from_shape_fn(shape, |(r, s, c, k)| f64::from(panels[conv.weight_index(k, c, r, s)]))
+}
+
+#[test]
+fn convolutions_match_the_oracle_on_every_tier() {
+    let pool = Pool::new(2);
+    for case in &CASES {
+        let Case { side, channels, kernel, stride, n } = *case;
+        let window = Window { stride, pad: kernel / 2 };
+        let conv = Conv::new([side, side], channels, kernel, stride, kernel / 2).expect("shape");
+        let [h, w] = conv.output;
+        let x = values(conv.input_len(n), 1);
+        let panels = values(conv.weights(), 2);
+        let dy = values(conv.output_len(n), 3);
+        let x4 = array4((side, side, n, channels[0]), &x);
+        let dy4 = array4((h, w, n, channels[1]), &dy);
+        let filter = filter(&conv, &panels);
+        let y4 = scalar::conv_forward(x4.view(), filter.view(), window);
+        let dw4 = scalar::conv_backward_weight(x4.view(), dy4.view(), kernel, window);
+        for isa in Isa::available() {
+            let what = format!("{} {side}x{side} {channels:?} k{kernel}/{stride} n{n}", isa.name());
+            let exec = (&pool, isa);
+            let mut y = vec![f32::NAN; conv.output_len(n)];
+            conv.forward(exec, n, &x, &panels, &mut y);
+            check(&y, y4.iter().copied(), bound(kernel * kernel * channels[0]), &what);
+
+            let mut dw = vec![f32::NAN; conv.weights()];
+            conv.backward_weight(exec, n, (&x, &dy), &mut dw);
+            let got = self::filter(&conv, &dw).mapv(|v| v as f32);
+            let got: Vec<f32> = got.iter().copied().collect();
+            check(&got, dw4.iter().copied(), bound(h * w * n), &what);
+
+            if channels[0] % PANEL != 0 {
+                continue;
+            }
+            let dx4 = scalar::conv_backward_input(x4.dim(), filter.view(), dy4.view(), window);
+            let mut transposed = vec![f32::NAN; conv.weights()];
+            conv.transpose(exec, &panels, &mut transposed);
+            let mut dx = vec![f32::NAN; x.len()];
+            conv.backward_input(exec, n, &dy, &transposed, (&mut dx, false));
+            check(&dx, dx4.iter().copied(), bound(kernel * kernel * channels[1]), &what);
+            conv.backward_input(exec, n, &dy, &transposed, (&mut dx, true));
+            check(&dx, dx4.iter().map(|v| 2.0 * v), bound(kernel * kernel * channels[1]), &what);
+        }
+    }
+}
+
+#[test]
+fn shapes_that_the_kernels_cannot_do_are_errors() {
+    use kernels::ShapeError;
+    let refused = |input, channels, kernel, stride| Conv::new(input, channels, kernel, stride, 1).err();
+    assert_eq!(refused([8, 8], [64, 65], 3, 1), Some(ShapeError::ChannelsOut(65)));
+    assert_eq!(refused([8, 8], [64, 0], 3, 1), Some(ShapeError::ChannelsOut(0)));
+    assert_eq!(refused([8, 8], [5, 64], 3, 1), Some(ShapeError::ChannelsIn(5)));
+    assert_eq!(refused([8, 8], [64, 64], 9, 1), Some(ShapeError::Kernel(9)));
+    assert_eq!(refused([8, 8], [64, 64], 3, 0), Some(ShapeError::Kernel(3)));
+    assert_eq!(refused([0, 8], [64, 64], 3, 1), Some(ShapeError::Image([0, 8])));
+}
+
+/// Values near 30 carry 2e-6 of absolute error, which the normalisation magnifies by 1/sigma.
+const NEAR: f64 = 5e-5;
+
+const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
+
+#[test]
+fn normalisation_matches_the_oracle_on_every_tier() {
+    let pool = Pool::new(2);
+    for (side, n, channels) in [(1, 6, 64), (3, 7, 64), (2, 33, 256), (8, 16, 128), (1, 5, 2048)] {
+        let shape = (side, side, n, channels);
+        let len = side * side * n * channels;
+        // A mean far from zero: sums of squares without a pivot would lose it.
+        let z: Vec<f32> = values(len, 1).iter().map(|v| v + 30.0).collect();
+        let (gamma, beta) = (values(channels, 2), values(channels, 3));
+        let identity = values(len, 4);
+        let dy = values(len, 5);
+        let z4 = array4(shape, &z);
+        let gamma1 = Array1::from_iter(gamma.iter().map(|&v| f64::from(v)));
+        let beta1 = Array1::from_iter(beta.iter().map(|&v| f64::from(v)));
+        let y4 = scalar::norm_forward(z4.view(), (&gamma1, &beta1), 1e-5);
+        let summed = &y4 + &array4(shape, &identity);
+        for isa in Isa::available() {
+            let what = format!("{} {shape:?}", isa.name());
+            let exec = (&pool, isa);
+            let mut statistics = Statistics::new(channels);
+            statistics.measure(exec, &z, &vec![29.5; channels]);
+            let mut fold = Folded::new(channels);
+            fold.set(NORM, (&statistics.mean, &statistics.variance), (&gamma, &beta));
+            let mut y = vec![f32::NAN; len];
+            fold.activate(exec, &z, Identity::Plain(&identity), &mut y);
+            check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
+            let one = Folded { scale: vec![1.0; channels], shift: vec![0.0; channels] };
+            fold.activate(exec, &z, Identity::Projected(&identity, &one), &mut y);
+            check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
+
+            let mut masked = dy.clone();
+            mask_by_output(exec, &y, &mut masked);
+            let masked4 = scalar::relu_backward(summed.view(), array4(shape, &dy).view());
+            check(&masked, masked4.iter().copied(), 1e-3, &what);
+            backward_case(exec, &mut statistics, (&masked, &z, None), &gamma, (&z4, &gamma1), &what);
+
+            fold.activate(exec, &z, Identity::None, &mut y);
+            let relu = array4(shape, &y);
+            let plain = scalar::relu_backward(relu.view(), array4(shape, &dy).view());
+            let plain: Vec<f32> = plain.iter().map(|&v| v as f32).collect();
+            let mut in_place = dy.clone();
+            let slope = backward_case(exec, &mut statistics, (&plain, &z, None), &gamma, (&z4, &gamma1), &what);
+            slope.apply_in_place(exec, &z, Some(&fold), &mut in_place);
+            let mut out = vec![f32::NAN; len];
+            slope.apply(exec, (&plain, &z), &mut out);
+            assert_eq!(in_place, out, "{what}: the mask is recomputed as it was");
+        }
+    }
+}
+
+fn backward_case(
+    exec: (&Pool, Isa),
+    statistics: &mut Statistics,
+    input: (&[f32], &[f32], Option<&Folded>),
+    gamma: &[f32],
+    (z4, gamma1): (&Array4<f64>, &Array1<f64>),
+    what: &str,
+) -> Slope {
+    let (dy, z, _) = input;
+    let channels = gamma.len();
+    let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
+    let mut slope = Slope::new(channels);
+    statistics.backward(exec, NORM, input, gamma, (&mut dgamma, &mut dbeta, &mut slope));
+    let mut dz = vec![f32::NAN; z.len()];
+    slope.apply(exec, (dy, z), &mut dz);
+    let dy4 = array4(z4.dim(), dy);
+    let (dz4, dgamma1, dbeta1) = scalar::norm_backward(z4.view(), dy4.view(), gamma1, 1e-5);
+    check(&dgamma, dgamma1, 1e-4, what);
+    check(&dbeta, dbeta1, 1e-4, what);
+    check(&dz, dz4, 2e-4, what);
+    slope
+}
+
+#[test]
+fn running_statistics_move_by_the_momentum_and_the_unbiased_variance() {
+    let pool = Pool::new(1);
+    let z = values(64 * 10, 1);
+    let mut statistics = Statistics::new(64);
+    statistics.measure((&pool, Isa::Portable), &z, &[0.0; 64]);
+    let (mut mean, mut variance) = (vec![1.0; 64], vec![2.0; 64]);
+    statistics.update_running(NORM, &mut mean, &mut variance);
+    assert!((mean[3] - (0.9 + 0.1 * statistics.mean[3])).abs() < 1e-6);
+    assert!((variance[3] - (1.8 + 0.1 * statistics.variance[3] * 10.0 / 9.0)).abs() < 1e-6);
+}
+
+#[test]
+fn pooling_and_classifier_match_the_oracle_on_every_tier() {
+    let pool = Pool::new(2);
+    for (side, n, channels) in [(1, 3, 64), (4, 5, 64), (7, 2, 128), (16, 3, 64)] {
+        let max_pool = MaxPool::new(side);
+        let shape = (side, side, n, channels);
+        let out = (max_pool.output, max_pool.output, n, channels);
+        // Few distinct values: ties are common, and the first one has to win.
+        let x: Vec<f32> =
+            values(side * side * n * channels, 1).iter().map(|v| (v * 2.0).round()).collect();
+        let dy = values(max_pool.output.pow(2) * n * channels, 2);
+        let x4 = array4(shape, &x);
+        for isa in Isa::available() {
+            let what = format!("{} {shape:?}", isa.name());
+            let exec = (&pool, isa);
+            let mut y = vec![f32::NAN; dy.len()];
+            max_pool.forward(exec, n * channels, &x, &mut y);
+            check(&y, scalar::max_pool_forward(x4.view()), 1e-9, &what);
+            let mut dx = vec![f32::NAN; x.len()];
+            max_pool.backward(exec, n * channels, (&x, &y, &dy), &mut dx);
+            check(&dx, scalar::max_pool_backward(x4.view(), array4(out, &dy).view()), 1e-6, &what);
+
+            let mut mean = vec![f32::NAN; n * channels];
+            average_forward(exec, &x, &mut mean);
+            let mean2 = scalar::average_forward(x4.view());
+            check(&mean, mean2.iter().copied(), 1e-6, &what);
+            let mut spread = vec![f32::NAN; x.len()];
+            average_backward(exec, &mean, &mut spread);
+            assert_eq!(spread[0], mean[0] / (side * side) as f32);
+
+            let linear = Linear { inputs: channels, outputs: 10 };
+            let (w, b) = (values(channels * 10, 3), values(10, 4));
+            let mut logits = vec![f32::NAN; n * 10];
+            linear.forward(exec, &mean, (&w, &b), &mut logits);
+            let w2 = Array2::from_shape_vec((10, channels), w.clone()).expect("shape").mapv(f64::from);
+            let b1 = Array1::from_vec(b).mapv(f64::from);
+            let logits2 = scalar::linear_forward(&mean2, &w2, &b1);
+            check(&logits, logits2.iter().copied(), 1e-5, &what);
+
+            let labels: Vec<u8> = (0..n as u8).collect();
+            let (loss, gradient) = scalar::cross_entropy(&logits2, &labels);
+            let mut dlogits = logits.clone();
+            let got = softmax_cross_entropy(&mut dlogits, &labels, 10);
+            assert!((f64::from(got) - loss).abs() < 1e-5, "{what}");
+            check(&dlogits, gradient.iter().copied(), 1e-5, &what);
+
+            let mut dx = vec![f32::NAN; mean.len()];
+            linear.backward_input(exec, &dlogits, &w, &mut dx);
+            check(&dx, gradient.dot(&w2).iter().copied(), 1e-5, &what);
+            let (mut dw, mut db) = (vec![f32::NAN; w.len()], vec![f32::NAN; 10]);
+            linear.backward_weight(exec, (&mean, &dlogits), (&mut dw, &mut db));
+            check(&dw, gradient.t().dot(&mean2).iter().copied(), 1e-5, &what);
+            check(&db, gradient.sum_axis(ndarray::Axis(0)).iter().copied(), 1e-4, &what);
+        }
+    }
+}
+
+/// A bottleneck's worth of plain operations as one scalar function of all its inputs.
+fn tiny_loss(parameters: &[f64]) -> (f64, Vec<f64>) {
+    let (n, side, c) = (2, 4, 3);
+    let cut = |from: usize, len: usize| &parameters[from..from + len];
+    let x_len = side * side * n * c;
+    let w_len = 9 * c * c;
+    let x = Array4::from_shape_vec((side, side, n, c), cut(0, x_len).to_vec()).expect("shape");
+    let w = Array4::from_shape_vec((3, 3, c, c), cut(x_len, w_len).to_vec()).expect("shape");
+    let gamma = Array1::from_vec(cut(x_len + w_len, c).to_vec());
+    let beta = Array1::from_vec(cut(x_len + w_len + c, c).to_vec());
+    let window = Window { stride: 1, pad: 1 };
+
+    let z = scalar::conv_forward(x.view(), w.view(), window);
+    let a = &scalar::norm_forward(z.view(), (&gamma, &beta), 1e-5) + &x;
+    let y = scalar::relu_forward(a.view());
+    let pooled = scalar::max_pool_forward(y.view());
+    let logits = scalar::average_forward(pooled.view());
+    let (loss, dlogits) = scalar::cross_entropy(&logits, &[2, 0]);
+
+    let pixels = 4.0;
+    let dpooled = Array4::from_shape_fn(pooled.dim(), |(_, _, i, k)| dlogits[[i, k]] / pixels);
+    let dy = scalar::max_pool_backward(y.view(), dpooled.view());
+    let da = scalar::relu_backward(a.view(), dy.view());
+    let (dz, dgamma, dbeta) = scalar::norm_backward(z.view(), da.view(), &gamma, 1e-5);
+    let dx = &scalar::conv_backward_input(x.dim(), w.view(), dz.view(), window) + &da;
+    let dw = scalar::conv_backward_weight(x.view(), dz.view(), 3, window);
+    let all = dx.iter().chain(dw.iter()).chain(dgamma.iter()).chain(dbeta.iter());
+    (loss, all.copied().collect())
+}
+
+#[test]
+fn plain_gradients_match_finite_differences() {
+    const STEP: f64 = 1e-6;
+    let len = 4 * 4 * 2 * 3 + 81 + 6;
+    let at: Vec<f64> = values(len, 11).into_iter().map(f64::from).collect();
+    let (_, gradient) = tiny_loss(&at);
+    for i in 0..len {
+        let (mut up, mut down) = (at.clone(), at.clone());
+        up[i] += STEP;
+        down[i] -= STEP;
+        let slope = (tiny_loss(&up).0 - tiny_loss(&down).0) / (2.0 * STEP);
+        let error = (slope - gradient[i]).abs();
+        assert!(error < 1e-6 * (1.0 + slope.abs()), "input {i}: {slope} vs {}", gradient[i]);
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_or_vector_tier() {
+    let conv = Conv::new([6, 6], [64, 128], 3, 2, 1).expect("shape");
+    let n = 11;
+    let (x, dy) = (values(conv.input_len(n), 1), values(conv.output_len(n), 2));
+    let w = values(conv.weights(), 3);
+    let run = |isa: Isa, threads: usize| {
+        let pool = Pool::new(threads);
+        let exec = (&pool, isa);
+        let mut all = vec![0.0; conv.output_len(n)];
+        conv.forward(exec, n, &x, &w, &mut all);
+        let mut statistics = Statistics::new(128);
+        statistics.measure(exec, &all, &[0.0; 128]);
+        let mut transposed = vec![0.0; conv.weights()];
+        conv.transpose(exec, &w, &mut transposed);
+        let mut dx = vec![0.0; x.len()];
+        conv.backward_input(exec, n, &dy, &transposed, (&mut dx, false));
+        let mut dw = vec![0.0; w.len()];
+        conv.backward_weight(exec, n, (&x, &dy), &mut dw);
+        all.extend(statistics.mean.iter().chain(&statistics.variance));
+        all.extend(dx);
+        all.extend(dw);
+        all.iter().map(|v| v.to_bits()).collect::<Vec<u32>>()
+    };
+    let tiers = Isa::available();
+    for &isa in &tiers {
+        let one = run(isa, 1);
+        for threads in [2, 3, 7] {
+            assert!(run(isa, threads) == one, "{} with {threads} threads", isa.name());
+        }
+    }
+    let vector: Vec<_> = tiers.iter().skip(1).map(|&isa| run(isa, 2)).collect();
+    assert!(vector.windows(2).all(|pair| pair[0] == pair[1]), "vector tiers differ");
+}

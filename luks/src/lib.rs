@@ -1,0 +1,1 @@
+//! The disk: LUKS2 headers and dm-crypt devices.
