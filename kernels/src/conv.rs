@@ -117,8 +117,7 @@ impl Conv {
 
     /// Where the weight (output channel, input channel, filter row, filter column) is in the panels.
     pub fn weight_index(&self, k: usize, c: usize, r: usize, s: usize) -> usize {
-        let tap = r * self.kernel + s;
-        ((k / PANEL * self.taps() + tap) * self.channels_in + c) * PANEL + k % PANEL
+        panel_index(self.taps(), self.channels_in, [k, c, r * self.kernel + s])
     }
 
     /// `y = x * w`; all of `y` is written.
@@ -213,6 +212,11 @@ impl Conv {
         let rows = if self.taps() > 1 || self.channels_in <= PANEL { 32 } else { 128 };
         rows.min(self.channels_in)
     }
+}
+
+/// Where the weight (output channel, input channel, tap) is in panels `[Cout/64][taps][Cin][64]`.
+pub fn panel_index(taps: usize, channels_in: usize, [k, c, tap]: [usize; 3]) -> usize {
+    ((k / PANEL * taps + tap) * channels_in + c) * PANEL + k % PANEL
 }
 
 /// Largest side of a filter.

@@ -48,7 +48,7 @@ pub mod scalar;
 mod x86_64;
 
 pub use arena::Arena;
-pub use conv::{Conv, PANEL, ShapeError};
+pub use conv::{Conv, PANEL, ShapeError, panel_index};
 pub use isa::Isa;
 pub use linear::Linear;
 pub use loss::softmax_cross_entropy;

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use ndarray::ArrayViewMut2;
 
-use super::Lanes;
+use super::{Lanes, Piece, Target, for_each_group};
 use crate::gemm::{Matrix, Term};
 
 /// Proof that this CPU has AVX2 and FMA.
@@ -28,16 +28,22 @@ impl Avx2 {
         self,
         terms: &[Term],
         k_and_stride: (usize, usize),
-        c: ArrayViewMut2<f32>,
+        mut c: ArrayViewMut2<f32>,
         accumulate: bool,
     ) {
-        // SAFETY: (T).
-        unsafe { multiply(terms, k_and_stride, c, accumulate) }
+        let (target, (k, stride)) = (Target::new(&mut c), k_and_stride);
+        for_each_group(terms, (target.rows, k, stride), accumulate, |pieces, accumulate| {
+            // SAFETY: (T), (B).
+            unsafe { tiles(pieces, stride, target, accumulate) }
+        });
     }
 
-    pub(crate) fn multiply_transposed(self, a: Matrix, b: Matrix, c: ArrayViewMut2<f32>) {
-        // SAFETY: (T).
-        unsafe { multiply_transposed(a, b, c) }
+    pub(crate) fn multiply_transposed(self, a: Matrix, b: Matrix, mut c: ArrayViewMut2<f32>) {
+        assert!(a.fits() && b.fits());
+        if a.rows > 0 {
+            // SAFETY: (T), (B).
+            unsafe { tiles_transposed(a, b, Target::new(&mut c)) }
+        }
     }
 }
 
@@ -47,18 +53,15 @@ fn run<R>(body: impl FnOnce() -> R) -> R {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn multiply(
-    terms: &[Term],
-    k_and_stride: (usize, usize),
-    c: ArrayViewMut2<f32>,
-    accumulate: bool,
-) {
-    super::multiply::<__m256, 2>(terms, k_and_stride, c, accumulate);
+unsafe fn tiles(pieces: &[Piece], stride: usize, c: Target, accumulate: bool) {
+    // SAFETY: passed on.
+    unsafe { super::tiles::<__m256, 2>(pieces, stride, c, accumulate) }
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn multiply_transposed(a: Matrix, b: Matrix, c: ArrayViewMut2<f32>) {
-    super::multiply_transposed::<__m256, 2>(a, b, c);
+unsafe fn tiles_transposed(a: Matrix, b: Matrix, c: Target) {
+    // SAFETY: passed on.
+    unsafe { super::tiles_transposed::<__m256, 2>(a, b, c) }
 }
 
 // Only the entry points above use these, so the features are there: (T) holds in every method.

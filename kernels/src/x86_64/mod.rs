@@ -2,7 +2,8 @@
 //!
 //! Pattern: the bodies are generic over [`Lanes`], whose methods carry no target feature and are
 //! always inlined; each token has entry functions that do (`#[target_feature]`), so one source gives
-//! both tiers. Every entry first checks all lengths; the SAFETY notes below rest on these checks:
+//! both tiers. No closure may stand between an entry and the intrinsics: it would be compiled without
+//! the features, one call an instruction. All lengths are checked before an entry is called:
 //!
 //! * (T) the token exists only if the CPU has the features its entry functions enable;
 //! * (B) all rows, columns and strides were asserted to lie inside the slices.
@@ -49,15 +50,13 @@ struct Piece {
 /// Splits the terms into groups of at most [`DEPTH`] rows and calls `group(pieces, accumulate)`.
 ///
 /// The pieces' pointers stay inside the terms' slices: `k` is cut, never extended.
-#[inline(always)]
 fn for_each_group(
     terms: &[Term],
     (rows, k, stride): (usize, usize, usize),
     mut accumulate: bool,
     mut group: impl FnMut(&[Piece], bool),
 ) {
-    let mut pieces =
-        [Piece { a: std::ptr::null(), b: std::ptr::null(), k: 0 }; PIECES_MAX];
+    let mut pieces = [Piece { a: std::ptr::null(), b: std::ptr::null(), k: 0 }; PIECES_MAX];
     let (mut count, mut depth) = (0, 0);
     for term in terms {
         assert!(Matrix { data: term.a, rows, cols: k, stride }.fits() && term.b.len() >= k * PANEL);
@@ -75,6 +74,21 @@ fn for_each_group(
     }
     if count > 0 || !accumulate {
         group(&pieces[..count], accumulate);
+    }
+}
+
+/// Where a block of `c` starts and how far its rows are apart.
+#[derive(Clone, Copy)]
+struct Target {
+    start: *mut f32,
+    rows: usize,
+    stride: usize,
+}
+
+impl Target {
+    fn new(c: &mut ArrayViewMut2<f32>) -> Self {
+        assert!(c.ncols() == PANEL && c.strides()[1] == 1 && c.strides()[0] >= 0);
+        Self { start: c.as_mut_ptr(), rows: c.nrows(), stride: c.strides()[0].unsigned_abs() }
     }
 }
 
@@ -169,74 +183,60 @@ unsafe fn tile_transposed<V: Lanes, const MR: usize, const NV: usize>(
     }
 }
 
-/// The whole of [`crate::gemm::multiply`] in tiles of at most six rows by `NV` vectors.
+/// A group of pieces over all rows and columns of `c`, in tiles of at most six rows by `NV` vectors.
+///
+/// # Safety
+/// `c.rows` rows of every piece's `a` are readable (`stride` apart), all `k` rows of its `b`, and
+/// `c.rows` rows of 64 values of `c` are writable.
 #[inline(always)]
-fn multiply<V: Lanes, const NV: usize>(
-    terms: &[Term],
-    (k, stride): (usize, usize),
-    mut c: ArrayViewMut2<f32>,
+unsafe fn tiles<V: Lanes, const NV: usize>(
+    pieces: &[Piece],
+    stride: usize,
+    c: Target,
     accumulate: bool,
 ) {
-    let (rows, c_stride) = (c.nrows(), row_stride(&c));
-    let start = c.as_mut_ptr();
-    for_each_group(terms, (rows, k, stride), accumulate, |pieces, accumulate| {
-        for column in (0..PANEL).step_by(NV * V::COUNT) {
-            let mut row = 0;
-            while row < rows {
-                let at = (row, column, stride);
-                // SAFETY: (B): `c` has `rows` rows of 64, each piece was cut from a checked term, and
-                // the arms take no more rows than are left.
-                unsafe {
-                    let target = start.add(row * c_stride + column);
-                    match rows - row {
-                        1 => tile::<V, 1, NV>(pieces, at, target, c_stride, accumulate),
-                        2 => tile::<V, 2, NV>(pieces, at, target, c_stride, accumulate),
-                        3 => tile::<V, 3, NV>(pieces, at, target, c_stride, accumulate),
-                        4 => tile::<V, 4, NV>(pieces, at, target, c_stride, accumulate),
-                        5 => tile::<V, 5, NV>(pieces, at, target, c_stride, accumulate),
-                        _ => tile::<V, ROWS, NV>(pieces, at, target, c_stride, accumulate),
-                    }
+    for column in (0..PANEL).step_by(NV * V::COUNT) {
+        for row in (0..c.rows).step_by(ROWS) {
+            let at = (row, column, stride);
+            // SAFETY: the caller's promise; the arms take no more rows than are left.
+            unsafe {
+                let target = c.start.add(row * c.stride + column);
+                match c.rows - row {
+                    1 => tile::<V, 1, NV>(pieces, at, target, c.stride, accumulate),
+                    2 => tile::<V, 2, NV>(pieces, at, target, c.stride, accumulate),
+                    3 => tile::<V, 3, NV>(pieces, at, target, c.stride, accumulate),
+                    4 => tile::<V, 4, NV>(pieces, at, target, c.stride, accumulate),
+                    5 => tile::<V, 5, NV>(pieces, at, target, c.stride, accumulate),
+                    _ => tile::<V, ROWS, NV>(pieces, at, target, c.stride, accumulate),
                 }
-                row += ROWS;
             }
         }
-    });
+    }
 }
 
-/// The whole of [`crate::gemm::multiply_transposed`] in tiles.
+/// `c += a' . b` in tiles.
+///
+/// # Safety
+/// `a` has `c.rows` columns, `b` has 64, both have `a.rows` rows inside their slices, and `c.rows` rows
+/// of 64 values of `c` are writable.
 #[inline(always)]
-fn multiply_transposed<V: Lanes, const NV: usize>(a: Matrix, b: Matrix, mut c: ArrayViewMut2<f32>) {
-    assert!(a.fits() && b.fits());
-    if a.rows == 0 {
-        return;
-    }
-    let (rows, c_stride) = (c.nrows(), row_stride(&c));
-    let start = c.as_mut_ptr();
+unsafe fn tiles_transposed<V: Lanes, const NV: usize>(a: Matrix, b: Matrix, c: Target) {
     for column in (0..PANEL).step_by(NV * V::COUNT) {
-        let mut row = 0;
-        while row < rows {
-            // SAFETY: (B): `a` has `rows` columns, `b` and `c` have 64, and the arms take no more
-            // rows of `c` than are left.
+        for row in (0..c.rows).step_by(ROWS) {
+            // SAFETY: the caller's promise; the arms take no more rows of `c` than are left.
             unsafe {
                 let left = (a.data.as_ptr().add(row), a.stride);
                 let right = (b.data.as_ptr().add(column), b.stride);
-                let target = start.add(row * c_stride + column);
-                match rows - row {
-                    1 => tile_transposed::<V, 1, NV>(left, right, a.rows, target, c_stride),
-                    2 => tile_transposed::<V, 2, NV>(left, right, a.rows, target, c_stride),
-                    3 => tile_transposed::<V, 3, NV>(left, right, a.rows, target, c_stride),
-                    4 => tile_transposed::<V, 4, NV>(left, right, a.rows, target, c_stride),
-                    5 => tile_transposed::<V, 5, NV>(left, right, a.rows, target, c_stride),
-                    _ => tile_transposed::<V, ROWS, NV>(left, right, a.rows, target, c_stride),
+                let target = c.start.add(row * c.stride + column);
+                match c.rows - row {
+                    1 => tile_transposed::<V, 1, NV>(left, right, a.rows, target, c.stride),
+                    2 => tile_transposed::<V, 2, NV>(left, right, a.rows, target, c.stride),
+                    3 => tile_transposed::<V, 3, NV>(left, right, a.rows, target, c.stride),
+                    4 => tile_transposed::<V, 4, NV>(left, right, a.rows, target, c.stride),
+                    5 => tile_transposed::<V, 5, NV>(left, right, a.rows, target, c.stride),
+                    _ => tile_transposed::<V, ROWS, NV>(left, right, a.rows, target, c.stride),
                 }
             }
-            row += ROWS;
         }
     }
-}
-
-/// Distance between rows of `c`, whose columns must be contiguous.
-fn row_stride(c: &ArrayViewMut2<f32>) -> usize {
-    assert!(c.ncols() == PANEL && c.strides()[1] == 1 && c.strides()[0] >= 0);
-    c.strides()[0].unsigned_abs()
 }

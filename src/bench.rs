@@ -1,0 +1,123 @@
+//! `hfl bench`: step time of this machine, forward to parameter update, in one process.
+
+use std::time::Instant;
+
+use kernels::{Isa, Pool, Sgd, momentum_sgd};
+use serde::Serialize;
+
+use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
+use crate::init;
+use crate::job::{Precision, Stem};
+use crate::network::Network;
+use crate::params::Kind;
+use crate::resnet::ResNet;
+use crate::rng::Stream;
+
+/// What to time.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// First layers of the network.
+    pub stem: Stem,
+    /// Number format.
+    pub precision: Precision,
+    /// Images of a step.
+    pub batch: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Timed steps, after three that are not.
+    pub steps: usize,
+    /// Instruction-set tier.
+    pub isa: Isa,
+}
+
+/// What was measured.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Always "hfl training step".
+    pub what: &'static str,
+    /// First layers of the network.
+    pub stem: Stem,
+    /// Number format.
+    pub precision: Precision,
+    /// Instruction-set tier.
+    pub isa: &'static str,
+    /// Images of a step.
+    pub batch: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Median time of a step, in seconds.
+    pub median_s: f64,
+    /// Shortest time of a step.
+    pub min_s: f64,
+    /// Images a second at the median.
+    pub images_per_s: f64,
+    /// Useful arithmetic (no products with padding) a second at the median, in units of 10^9.
+    pub gflops: f64,
+    /// Bytes of activations and gradients inside the network.
+    pub arena_bytes: usize,
+}
+
+/// Steps before the timed ones.
+const WARM_UP: usize = 3;
+
+/// Times whole training steps on random images.
+///
+/// # Errors
+/// When the system has not enough memory.
+pub fn run(options: Options) -> std::io::Result<Report> {
+    let Options { stem, batch: n, threads, steps, isa, precision } = options;
+    let network = Network::resnet50(stem).map_err(std::io::Error::other)?;
+    let multiplications = network.multiplications();
+    let mut params = init::initialise(&network.layout, 1);
+    let mut velocity = vec![0.0; network.layout.trained];
+    let mut gradients = vec![0.0; network.layout.len];
+    let batch = random_batch(n);
+    let mut model = ResNet::new(network, n, Pool::new(threads), isa)?;
+    let mut times = Vec::with_capacity(WARM_UP + steps);
+    for _ in 0..WARM_UP + steps {
+        let start = Instant::now();
+        model.step(&params, &batch, &mut gradients, |_, _| {});
+        update(&model, &mut params, &mut velocity, &gradients);
+        times.push(start.elapsed().as_secs_f64());
+    }
+    let kept = &mut times[WARM_UP..];
+    kept.sort_by(f64::total_cmp);
+    let median = (kept[(steps - 1) / 2] + kept[steps / 2]) / 2.0;
+    Ok(Report {
+        what: "hfl training step",
+        stem,
+        precision,
+        isa: isa.name(),
+        batch: n,
+        threads,
+        median_s: median,
+        min_s: kept[0],
+        images_per_s: n as f64 / median,
+        // Two operations a multiplication; forward, gradient by input and gradient by weight.
+        gflops: 6.0 * (multiplications * n) as f64 / median / 1e9,
+        arena_bytes: model.arena_len(),
+    })
+}
+
+/// One SGD step over every trained tensor, as the parameter server does it.
+fn update(model: &ResNet, params: &mut [f32], velocity: &mut [f32], gradients: &[f32]) {
+    for tensor in model.network.layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
+        let decay = if tensor.kind == Kind::Weight { 5e-4 } else { 0.0 };
+        let step = Sgd { rate: 0.01, momentum: 0.9, decay, scale: 1.0 };
+        let range = tensor.range.clone();
+        momentum_sgd(
+            model.exec(),
+            step,
+            &mut params[range.clone()],
+            &mut velocity[range.clone()],
+            &gradients[range],
+        );
+    }
+}
+
+fn random_batch(n: usize) -> Batch {
+    let stream = Stream::new(1, "bench");
+    let images = (0..(n * SIDE * SIDE * COLOURS) as u64).map(|i| stream.normal(i)).collect();
+    let labels = (0..n).map(|i| (i % CLASSES) as u8).collect();
+    Batch { images, labels }
+}
