@@ -1,0 +1,127 @@
+//! Fuzzing entries: each asserts more than the absence of a panic.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use crate::frame::{self, Frame};
+use crate::message::Message;
+use crate::quote::Quote;
+use crate::session::{Config, Event, Session};
+use crate::{Policy, Role, SimPlatform, Trust, Verifier};
+
+/// Every frame is inside the input, bounded, and its bytes are what it says.
+pub fn frame(data: &[u8]) {
+    let mut rest = data;
+    while let Ok(Some((frame, len))) = frame::parse(rest) {
+        assert!(len <= rest.len() && len <= frame::FRAME_LEN_MAX);
+        let again = match frame {
+            Frame::Chunk { step, offset, data } => {
+                [&frame::chunk_head(step, offset, data.len())[..], data].concat()
+            }
+            Frame::Message(bytes) => [&frame::message_head(bytes.len())[..], bytes].concat(),
+        };
+        assert_eq!(again, rest[..len]);
+        rest = &rest[len..];
+    }
+}
+
+/// What parses encodes to a message that parses to the same.
+pub fn message(data: &[u8]) {
+    if let Some(message) = Message::parse(data) {
+        let again = Message::parse(&message.encode()).expect("our own bytes");
+        // Compared as bytes: a loss may be no number, which is not equal to itself.
+        assert_eq!(again.encode(), message.encode());
+    }
+}
+
+/// What parses encodes to the same bytes, less the padding.
+pub fn quote(data: &[u8]) {
+    if let Ok(quote) = Quote::parse(data) {
+        let encoded = quote.encode();
+        assert_eq!(encoded, data[..encoded.len()]);
+        assert!(data[encoded.len()..].iter().all(|&byte| byte == 0));
+    }
+}
+
+/// Two honest sessions and a network that splits, drops and corrupts as the input says: nobody opens
+/// without having verified the other, and nothing arrives that was not sent.
+pub fn session(data: &[u8]) {
+    let (client, server) = configs();
+    let start = Duration::ZERO;
+    let mut sides = [
+        Session::client(client, "ps0", start).expect("client"),
+        Session::server(server, [1; 32], start).expect("server"),
+    ];
+    let mut alive = [true; 2];
+    let mut sent = 0_u64;
+    for operation in data.chunks(3) {
+        let &[kind, a, b] = operation else { break };
+        let from = usize::from(kind & 1);
+        match kind >> 1 & 7 {
+            0 => {
+                let data = vec![a; usize::from(b)];
+                sent += u64::from(sides[from].send_chunk(u64::from(a), 0, &data).is_ok());
+            }
+            1 => {
+                let message = Message::Join { samples: a.into(), batches: b.into() };
+                let _ = sides[from].send(&message);
+            }
+            2 => {
+                alive[from] &=
+                    sides[from].handle_timeout(Duration::from_secs(u64::from(a))).is_ok();
+            }
+            _ => {
+                let mut bytes = Vec::new();
+                sides[from].output(&mut bytes).expect("memory");
+                if kind & 0x80 != 0 && !bytes.is_empty() {
+                    let at = usize::from(a) * 256 + usize::from(b);
+                    let at = at % bytes.len();
+                    bytes[at] ^= 1 | b;
+                }
+                let to = 1 - from;
+                for piece in bytes.chunks(usize::from(a).max(1) * 16) {
+                    alive[to] = alive[to] && deliver(&mut sides[to], piece, sent);
+                }
+            }
+        }
+        for side in &sides {
+            assert!(!side.is_open() || side.peer().is_some());
+        }
+    }
+}
+
+/// Whether the session lives on after this input.
+fn deliver(side: &mut Session, piece: &[u8], sent: u64) -> bool {
+    if side.receive(piece).is_err() {
+        return false;
+    }
+    let mut chunks = 0;
+    loop {
+        match side.next_event() {
+            Err(_) => return false,
+            Ok(None) => return true,
+            Ok(Some(Event::Chunk { step, offset, data })) => {
+                chunks += 1;
+                assert!(chunks <= sent && offset == 0);
+                assert!(data.iter().all(|&byte| u64::from(byte) == step));
+            }
+            Ok(Some(_)) => {}
+        }
+    }
+}
+
+fn configs() -> (Arc<Config>, Arc<Config>) {
+    static CONFIGS: OnceLock<(Arc<Config>, Arc<Config>)> = OnceLock::new();
+    let (client, server) = CONFIGS.get_or_init(|| {
+        let clock = || 1_800_000_000;
+        let platform = Arc::new(SimPlatform::new(clock()));
+        let policy = Policy::same_as(platform.report());
+        let verifier = Verifier { trust: Trust::Simulated, policy };
+        let config = |role| {
+            let attester = Arc::clone(&platform) as Arc<dyn crate::Attester>;
+            Arc::new(Config::new(role, attester, verifier.clone(), clock).expect("config"))
+        };
+        (config(Role::Worker(0)), config(Role::ParameterServer(0)))
+    });
+    (Arc::clone(client), Arc::clone(server))
+}

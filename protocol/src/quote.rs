@@ -1,0 +1,366 @@
+//! TDX quote: untrusted bytes to `Quote`, every length exact.
+//!
+//! Intel, "TDX DCAP: Quote Generation Library and Quote Verification Library", quote version 4: a header
+//! of 48 bytes, the TD report of 584, and the signature data with the quoting enclave's report and the
+//! certificate chain of the platform.
+
+use std::fmt;
+
+/// Bytes of the header.
+pub(crate) const HEADER_LEN: usize = 48;
+/// Bytes of a TD 1.0 report in a quote.
+pub(crate) const REPORT_LEN: usize = 584;
+/// Bytes of the quoting enclave's report.
+pub(crate) const QE_REPORT_LEN: usize = 384;
+/// Largest quote that is looked at.
+pub(crate) const QUOTE_LEN_MAX: usize = 16 << 10;
+/// Largest authentication data of the quoting enclave.
+const AUTH_LEN_MAX: usize = 1024;
+/// Version of the quotes that are understood.
+const VERSION: u16 = 4;
+/// ECDSA on P-256.
+const KEY_TYPE: u16 = 2;
+/// TDX.
+const TEE_TYPE: u32 = 0x81;
+/// Certification data: the quoting enclave's report, and in it a PEM chain.
+const CERT_QE_REPORT: u16 = 6;
+const CERT_PEM_CHAIN: u16 = 5;
+/// "Intel SGX quoting enclave vendor".
+pub(crate) const VENDOR_ID: [u8; 16] = [
+    0x93, 0x9a, 0x72, 0x33, 0xf7, 0x9c, 0x4c, 0xa9, 0x94, 0x0a, 0x0d, 0xb3, 0x95, 0x7f, 0x06, 0x07,
+];
+
+/// A parsed quote. Nothing is verified yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quote {
+    /// Header and report: the bytes that the attestation key signed.
+    pub(crate) signed: Vec<u8>,
+    /// What the TD is.
+    pub report: TdReport,
+    /// Signature over `signed`, r and s.
+    pub(crate) signature: [u8; 64],
+    /// The attestation key, x and y.
+    pub(crate) attestation_key: [u8; 64],
+    /// The quoting enclave's report.
+    pub(crate) qe_report: [u8; QE_REPORT_LEN],
+    /// Signature over it by the platform's key.
+    pub(crate) qe_signature: [u8; 64],
+    /// Data of the quoting enclave, hashed with its key.
+    pub(crate) auth: Vec<u8>,
+    /// PEM certificates, leaf first.
+    pub(crate) chain: Vec<u8>,
+}
+
+/// The fields of a TD 1.0 report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TdReport {
+    /// Security versions of the TDX module and its loader.
+    pub tee_tcb_svn: [u8; 16],
+    /// Measurement of the TDX module.
+    pub mr_seam: [u8; 48],
+    /// Signer of the TDX module, zero for Intel.
+    pub mr_signer_seam: [u8; 48],
+    /// Attributes of the TDX module.
+    pub seam_attributes: [u8; 8],
+    /// Attributes of the TD; bit 0 is DEBUG.
+    pub td_attributes: [u8; 8],
+    /// Extended features that the TD may use.
+    pub xfam: [u8; 8],
+    /// Measurement of the TD's first memory.
+    pub mr_td: [u8; 48],
+    /// Chosen by the host at creation.
+    pub mr_config_id: [u8; 48],
+    /// Chosen by the host at creation.
+    pub mr_owner: [u8; 48],
+    /// Chosen by the host at creation.
+    pub mr_owner_config: [u8; 48],
+    /// Run-time measurements: firmware, boot loader and kernel, command line and initrd, application.
+    pub rt_mr: [[u8; 48]; 4],
+    /// What the TD wanted to be bound to.
+    pub report_data: [u8; 64],
+}
+
+/// Why bytes are no quote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuoteError {
+    /// Ends before a field is complete.
+    Short {
+        /// The field.
+        field: &'static str,
+        /// Bytes of it.
+        need: usize,
+        /// Bytes that were left.
+        left: usize,
+    },
+    /// A length field disagrees with what follows.
+    Length {
+        /// The field.
+        field: &'static str,
+        /// What it says.
+        value: usize,
+        /// What it may say, or what follows.
+        expected: usize,
+    },
+    /// A field has a value that is not supported.
+    Unsupported {
+        /// The field.
+        field: &'static str,
+        /// Its value.
+        value: u32,
+    },
+    /// Bytes other than zero padding after the end.
+    Trailing {
+        /// How many.
+        len: usize,
+    },
+    /// Larger than any quote.
+    TooLong {
+        /// Its length.
+        len: usize,
+    },
+}
+
+impl fmt::Display for QuoteError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Short { field, need, left } => {
+                write!(f, "quote ends in {field}: {left} of {need} bytes")
+            }
+            Self::Length { field, value, expected } => {
+                write!(f, "quote field {field} says {value} bytes, expected {expected}")
+            }
+            Self::Unsupported { field, value } => write!(f, "quote has {field} {value:#x}"),
+            Self::Trailing { len } => write!(f, "{len} bytes after the quote are not zero padding"),
+            Self::TooLong { len } => write!(f, "quote of {len} bytes, at most {QUOTE_LEN_MAX}"),
+        }
+    }
+}
+
+/// Takes fields off the front of a slice.
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, need: usize, field: &'static str) -> Result<&'a [u8], QuoteError> {
+        let left = self.rest.len();
+        let (head, rest) =
+            self.rest.split_at_checked(need).ok_or(QuoteError::Short { field, need, left })?;
+        self.rest = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], QuoteError> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N, field)?);
+        Ok(array)
+    }
+
+    fn u16(&mut self, field: &'static str) -> Result<u16, QuoteError> {
+        self.array(field).map(u16::from_le_bytes)
+    }
+
+    fn len(&mut self, field: &'static str) -> Result<usize, QuoteError> {
+        let value = u32::from_le_bytes(self.array(field)?);
+        usize::try_from(value).map_err(|_| QuoteError::Unsupported { field, value })
+    }
+}
+
+impl Quote {
+    /// Parses a version 4 TDX quote; zero bytes may follow it, nothing else.
+    ///
+    /// # Errors
+    /// When a field is missing, a length disagrees, or the kind of quote is another one.
+    pub fn parse(bytes: &[u8]) -> Result<Self, QuoteError> {
+        if bytes.len() > QUOTE_LEN_MAX {
+            return Err(QuoteError::TooLong { len: bytes.len() });
+        }
+        let mut reader = Reader { rest: bytes };
+        let signed = reader.take(HEADER_LEN + REPORT_LEN, "header and report")?;
+        parse_header(signed)?;
+        let mut report = Reader { rest: signed.get(HEADER_LEN..).unwrap_or_default() };
+        let report = TdReport::parse(&mut report)?;
+        let len = reader.len("signature length")?;
+        let mut data = Reader { rest: reader.take(len, "signature data")? };
+        if reader.rest.iter().any(|&byte| byte != 0) {
+            return Err(QuoteError::Trailing { len: reader.rest.len() });
+        }
+        let signature = data.array("signature")?;
+        let attestation_key = data.array("attestation key")?;
+        expect(data.u16("certification data type")?, CERT_QE_REPORT, "certification data type")?;
+        let len = data.len("certification data length")?;
+        exact(len, data.rest.len(), "certification data length")?;
+        let qe_report = data.array("QE report")?;
+        let qe_signature = data.array("QE report signature")?;
+        let auth_len = usize::from(data.u16("QE authentication data length")?);
+        if auth_len > AUTH_LEN_MAX {
+            let field = "QE authentication data length";
+            return Err(QuoteError::Length { field, value: auth_len, expected: AUTH_LEN_MAX });
+        }
+        let auth = data.take(auth_len, "QE authentication data")?.to_vec();
+        expect(data.u16("PCK data type")?, CERT_PEM_CHAIN, "PCK data type")?;
+        let len = data.len("PCK chain length")?;
+        exact(len, data.rest.len(), "PCK chain length")?;
+        let (signed, chain) = (signed.to_vec(), data.rest.to_vec());
+        Ok(Self {
+            signed,
+            report,
+            signature,
+            attestation_key,
+            qe_report,
+            qe_signature,
+            auth,
+            chain,
+        })
+    }
+
+    /// The bytes of this quote, without padding.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut inner = Vec::new();
+        inner.extend(self.qe_report);
+        inner.extend(self.qe_signature);
+        inner.extend(u16::try_from(self.auth.len()).unwrap_or(u16::MAX).to_le_bytes());
+        inner.extend(&self.auth);
+        inner.extend(CERT_PEM_CHAIN.to_le_bytes());
+        put_len(&mut inner, self.chain.len());
+        inner.extend(&self.chain);
+        let mut data = Vec::new();
+        data.extend(self.signature);
+        data.extend(self.attestation_key);
+        data.extend(CERT_QE_REPORT.to_le_bytes());
+        put_len(&mut data, inner.len());
+        data.extend(inner);
+        let mut quote = self.signed.clone();
+        put_len(&mut quote, data.len());
+        quote.extend(data);
+        quote
+    }
+}
+
+/// The header of a version 4 TDX quote.
+pub(crate) fn encode_header() -> [u8; HEADER_LEN] {
+    let mut header = [0; HEADER_LEN];
+    header[..2].copy_from_slice(&VERSION.to_le_bytes());
+    header[2..4].copy_from_slice(&KEY_TYPE.to_le_bytes());
+    header[4..8].copy_from_slice(&TEE_TYPE.to_le_bytes());
+    header[12..28].copy_from_slice(&VENDOR_ID);
+    header
+}
+
+fn parse_header(bytes: &[u8]) -> Result<(), QuoteError> {
+    let mut header = Reader { rest: bytes };
+    expect(header.u16("version")?, VERSION, "version")?;
+    expect(header.u16("attestation key type")?, KEY_TYPE, "attestation key type")?;
+    let value = u32::from_le_bytes(header.array("TEE type")?);
+    if value != TEE_TYPE {
+        return Err(QuoteError::Unsupported { field: "TEE type", value });
+    }
+    header.take(4, "reserved")?;
+    let vendor: [u8; 16] = header.array("QE vendor")?;
+    if vendor != VENDOR_ID {
+        return Err(QuoteError::Unsupported { field: "QE vendor", value: u32::from(vendor[0]) });
+    }
+    Ok(())
+}
+
+fn expect(value: u16, wanted: u16, field: &'static str) -> Result<(), QuoteError> {
+    if value == wanted {
+        return Ok(());
+    }
+    Err(QuoteError::Unsupported { field, value: value.into() })
+}
+
+fn exact(value: usize, expected: usize, field: &'static str) -> Result<(), QuoteError> {
+    if value == expected { Ok(()) } else { Err(QuoteError::Length { field, value, expected }) }
+}
+
+fn put_len(target: &mut Vec<u8>, len: usize) {
+    target.extend(u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+impl TdReport {
+    fn parse(reader: &mut Reader) -> Result<Self, QuoteError> {
+        Ok(Self {
+            tee_tcb_svn: reader.array("TEE_TCB_SVN")?,
+            mr_seam: reader.array("MRSEAM")?,
+            mr_signer_seam: reader.array("MRSIGNERSEAM")?,
+            seam_attributes: reader.array("SEAMATTRIBUTES")?,
+            td_attributes: reader.array("TDATTRIBUTES")?,
+            xfam: reader.array("XFAM")?,
+            mr_td: reader.array("MRTD")?,
+            mr_config_id: reader.array("MRCONFIGID")?,
+            mr_owner: reader.array("MROWNER")?,
+            mr_owner_config: reader.array("MROWNERCONFIG")?,
+            rt_mr: [
+                reader.array("RTMR0")?,
+                reader.array("RTMR1")?,
+                reader.array("RTMR2")?,
+                reader.array("RTMR3")?,
+            ],
+            report_data: reader.array("REPORTDATA")?,
+        })
+    }
+
+    /// The report's 584 bytes.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(REPORT_LEN);
+        bytes.extend(self.tee_tcb_svn);
+        bytes.extend(self.mr_seam);
+        bytes.extend(self.mr_signer_seam);
+        bytes.extend(self.seam_attributes);
+        bytes.extend(self.td_attributes);
+        bytes.extend(self.xfam);
+        bytes.extend(self.mr_td);
+        bytes.extend(self.mr_config_id);
+        bytes.extend(self.mr_owner);
+        bytes.extend(self.mr_owner_config);
+        bytes.extend(self.rt_mr.as_flattened());
+        bytes.extend(self.report_data);
+        bytes
+    }
+
+    /// Whether the host can read and change this TD's memory.
+    pub fn is_debug(&self) -> bool {
+        self.td_attributes[0] & 1 == 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Attester, SimPlatform};
+
+    #[test]
+    fn every_truncation_is_an_error_and_encoding_is_the_inverse() {
+        let bytes = SimPlatform::new(1_800_000_000).quote(&[7; 64]).expect("a simulated quote");
+        let quote = Quote::parse(&bytes).expect("our own quote");
+        assert_eq!(quote.report.report_data, [7; 64]);
+        assert_eq!(quote.encode(), bytes);
+        for len in 0..bytes.len() {
+            assert!(Quote::parse(&bytes[..len]).is_err(), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn only_zero_padding_may_follow() {
+        let mut bytes = SimPlatform::new(1_800_000_000).quote(&[7; 64]).expect("a simulated quote");
+        bytes.extend([0; 100]);
+        assert!(Quote::parse(&bytes).is_ok());
+        bytes.push(1);
+        assert_eq!(Quote::parse(&bytes), Err(QuoteError::Trailing { len: 101 }));
+        bytes.resize(QUOTE_LEN_MAX + 1, 0);
+        assert!(matches!(Quote::parse(&bytes), Err(QuoteError::TooLong { .. })));
+    }
+
+    #[test]
+    fn length_fields_at_their_extremes_are_errors() {
+        let bytes = SimPlatform::new(1_800_000_000).quote(&[7; 64]).expect("a simulated quote");
+        for (at, width) in [(632, 4), (766, 4), (770 + 384 + 64, 2)] {
+            for value in [0, 1, u32::MAX / 2, u32::MAX - 3, u32::MAX] {
+                let mut bytes = bytes.clone();
+                bytes[at..at + width].copy_from_slice(&value.to_le_bytes()[..width]);
+                assert!(Quote::parse(&bytes).is_err(), "length at {at} = {value}");
+            }
+        }
+    }
+}

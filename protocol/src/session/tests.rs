@@ -1,0 +1,342 @@
+//! Two sessions in memory: who gets in, and every way in which one does not.
+
+use super::*;
+use crate::{Policy, SimPlatform, Trust};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+
+const NOW: Duration = Duration::ZERO;
+const JOB: [u8; 32] = [9; 32];
+
+fn clock() -> u64 {
+    1_800_000_000
+}
+
+fn verifier() -> Verifier {
+    let policy = Policy::same_as(SimPlatform::new(clock()).report());
+    Verifier { trust: Trust::Simulated, policy }
+}
+
+fn config_on(role: Role, attester: Arc<dyn Attester>) -> Arc<Config> {
+    Arc::new(Config::new(role, attester, verifier(), clock).expect("config"))
+}
+
+fn config(role: Role) -> Arc<Config> {
+    config_on(role, Arc::new(SimPlatform::new(clock())))
+}
+
+struct Pair {
+    client: Session,
+    server: Session,
+}
+
+/// How each side ended, if it did.
+type Ends = [Option<Ended>; 2];
+
+impl Pair {
+    fn new(client: Arc<Config>, server: Arc<Config>) -> Self {
+        Self {
+            client: Session::client(client, "ps0.example", NOW).expect("client"),
+            server: Session::server(server, JOB, NOW).expect("server"),
+        }
+    }
+
+    /// Moves bytes in pieces of `piece` until nothing moves; discards messages.
+    fn run(&mut self, piece: usize) -> Ends {
+        let mut ends = [None, None];
+        loop {
+            let [to_server, to_client] = [&mut self.client, &mut self.server].map(|side| {
+                let mut bytes = Vec::new();
+                side.output(&mut bytes).expect("memory");
+                bytes
+            });
+            if to_server.is_empty() && to_client.is_empty() {
+                return ends;
+            }
+            feed(&mut self.server, &to_server, piece, &mut ends[1]);
+            feed(&mut self.client, &to_client, piece, &mut ends[0]);
+        }
+    }
+}
+
+fn feed(side: &mut Session, bytes: &[u8], piece: usize, end: &mut Option<Ended>) {
+    for bytes in bytes.chunks(piece) {
+        if end.is_some() {
+            return;
+        }
+        let result = side.receive(bytes).and_then(|()| {
+            while side.next_event()?.is_some() {}
+            Ok(())
+        });
+        *end = result.err();
+    }
+}
+
+fn rejected(ends: &Ends, side: usize) -> &str {
+    match &ends[side] {
+        Some(Ended::Rejected(rejection)) => rejection.code(),
+        other => panic!("side {side} ended with {other:?}"),
+    }
+}
+
+#[test]
+fn two_honest_parties_open_a_session_byte_by_byte_too() {
+    for piece in [1, 7, usize::MAX] {
+        let mut pair =
+            Pair::new(config(Role::Worker(1)), config(Role::ParameterServer(0)));
+        let ends = pair.run(piece);
+        assert!(ends.iter().all(Option::is_none), "{ends:?}");
+        assert!(pair.client.is_open() && pair.server.is_open());
+        assert_eq!(pair.server.peer().expect("peer").role, Role::Worker(1));
+        assert_eq!(pair.client.peer().expect("peer").role, Role::ParameterServer(0));
+        assert_eq!(pair.client.job(), &JOB);
+    }
+}
+
+#[test]
+fn chunks_and_messages_arrive_in_order_and_a_held_chunk_comes_again() {
+    let mut pair = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
+    pair.run(usize::MAX);
+    let data: Vec<u8> = (0..frame::CHUNK_LEN_MAX).map(|i| i as u8).collect();
+    pair.client.send(&Message::Gradients { step: 3, samples: 4, loss: 0.5 }).expect("open");
+    pair.client.send_chunk(3, 512, &data).expect("open");
+    let mut bytes = Vec::new();
+    pair.client.output(&mut bytes).expect("memory");
+    pair.server.receive(&bytes).expect("valid");
+    assert!(!pair.server.wants_input(), "a whole chunk waits");
+    let gradients = Message::Gradients { step: 3, samples: 4, loss: 0.5 };
+    assert!(matches!(pair.server.next_event(), Ok(Some(Event::Message(m))) if m == gradients));
+    for _ in 0..2 {
+        let shown = pair.server.next_event().expect("valid").expect("a chunk");
+        assert!(matches!(shown, Event::Chunk { step: 3, offset: 512, data: d } if d == data));
+        pair.server.hold();
+    }
+    assert!(pair.server.next_event().expect("valid").is_some());
+    assert!(pair.server.next_event().expect("valid").is_none());
+    assert!(pair.server.wants_input());
+}
+
+#[test]
+fn a_debug_td_or_another_image_is_refused_on_both_sides() {
+    for (image, debug, code) in [("hfl", true, "debug-td"), ("evil", false, "measurement")] {
+        let odd: Arc<dyn Attester> = Arc::new(SimPlatform::with_td(clock(), image, debug));
+        let worker = config_on(Role::Worker(0), Arc::clone(&odd));
+        let ends = Pair::new(worker, config(Role::ParameterServer(0))).run(usize::MAX);
+        assert_eq!(rejected(&ends, 1), code);
+        assert!(ends[0].is_some(), "the worker hears of it");
+        let server = config_on(Role::ParameterServer(0), odd);
+        let ends = Pair::new(config(Role::Worker(0)), server).run(usize::MAX);
+        assert_eq!(rejected(&ends, 0), code);
+    }
+}
+
+#[test]
+fn certificates_without_evidence_or_with_stolen_evidence_are_refused() {
+    let platform = Arc::new(SimPlatform::new(clock()));
+    let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
+    let none = Identity::with_evidence(key(), clock(), None).expect("certificate");
+    let honest = Identity::new(&*platform, clock()).expect("certificate");
+    let content = evidence_of(&honest.certificate);
+    let stolen = Identity::with_evidence(key(), clock(), Some(&content)).expect("certificate");
+    for (identity, code) in [(none, "evidence-missing"), (stolen, "report-data")] {
+        let attester = Arc::clone(&platform) as Arc<dyn Attester>;
+        let role = Role::Worker(0);
+        let odd = Config::with_identity(role, attester, verifier(), clock, identity);
+        let odd = Arc::new(odd.expect("config"));
+        let ends = Pair::new(odd, config(Role::ParameterServer(0))).run(usize::MAX);
+        assert_eq!(rejected(&ends, 1), code);
+    }
+}
+
+fn evidence_of(certificate: &[u8]) -> Vec<u8> {
+    use x509_cert::der::Decode;
+    let certificate = x509_cert::Certificate::from_der(certificate).expect("DER");
+    let extensions = certificate.tbs_certificate.extensions.expect("extensions");
+    let is_evidence = |e: &&x509_cert::ext::Extension| e.extn_id.to_string() == "2.23.133.5.4.9";
+    extensions.iter().find(is_evidence).expect("evidence").extn_value.as_bytes().to_vec()
+}
+
+/// Gives the first quote that it ever made, or one over changed report data.
+struct Lying {
+    platform: SimPlatform,
+    lie: fn([u8; 64]) -> [u8; 64],
+    /// The certificate's evidence is honest, the session's is not.
+    calls: std::sync::atomic::AtomicUsize,
+}
+
+impl Attester for Lying {
+    fn quote(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
+        let first = self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+        self.platform.quote(&if first { *report_data } else { (self.lie)(*report_data) })
+    }
+
+    fn name(&self) -> &'static str {
+        "lying"
+    }
+}
+
+#[test]
+fn a_quote_of_another_connection_is_refused() {
+    let lying = Arc::new(Lying {
+        platform: SimPlatform::new(clock()),
+        lie: |mut data| {
+            data[63] ^= 1;
+            data
+        },
+        calls: Default::default(),
+    });
+    let odd = config_on(Role::Worker(0), lying);
+    let ends = Pair::new(odd, config(Role::ParameterServer(0))).run(usize::MAX);
+    assert_eq!(rejected(&ends, 1), "report-data");
+    assert!(matches!(ends[0], Some(Ended::RefusedByPeer(Refusal::Evidence))), "{ends:?}");
+}
+
+/// Shows the session quotes of somebody else: what a man in the middle has to offer.
+struct Relay {
+    honest: SimPlatform,
+    recorded: Vec<u8>,
+    calls: std::sync::atomic::AtomicUsize,
+}
+
+impl Attester for Relay {
+    fn quote(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
+        match self.calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => self.honest.quote(report_data),
+            _ => Ok(self.recorded.clone()),
+        }
+    }
+
+    fn name(&self) -> &'static str {
+        "relay"
+    }
+}
+
+#[test]
+fn a_replayed_quote_of_an_honest_session_is_refused() {
+    let recorded = SimPlatform::new(clock()).quote(&[3; 64]).expect("quote");
+    let relay = Relay { honest: SimPlatform::new(clock()), recorded, calls: Default::default() };
+    let odd = config_on(Role::ParameterServer(0), Arc::new(relay));
+    let ends = Pair::new(config(Role::Worker(0)), odd).run(usize::MAX);
+    assert_eq!(rejected(&ends, 0), "report-data");
+}
+
+#[test]
+fn a_tls_terminating_man_in_the_middle_is_refused() {
+    // The middle is an accepted TD with a certificate of its own and passes all application bytes on.
+    let mut left = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
+    let mut right = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
+    let mut ends: Ends = [None, None];
+    for _ in 0..20 {
+        shuttle(&mut left.client, &mut left.server, &mut ends[0]);
+        shuttle(&mut right.server, &mut right.client, &mut ends[1]);
+        // What the victims say, the middle repeats on the other connection.
+        let from_worker = std::mem::take(&mut left.server.plain);
+        let from_server = std::mem::take(&mut right.client.plain);
+        if !from_worker.is_empty() {
+            right.client.write(&[], &from_worker).expect("queue");
+        }
+        if !from_server.is_empty() {
+            left.server.write(&[], &from_server).expect("queue");
+        }
+    }
+    for (side, end) in ends.iter().enumerate() {
+        assert!(end.is_some(), "victim {side} was deceived");
+    }
+    assert!(!left.client.is_open() && !right.server.is_open());
+    let codes: Vec<&str> = (0..2)
+        .filter_map(|side| match &ends[side] {
+            Some(Ended::Rejected(rejection)) => Some(rejection.code()),
+            _ => None,
+        })
+        .collect();
+    assert!(codes.contains(&"report-data"), "{ends:?}");
+}
+
+/// Moves bytes between a victim, which acts on them, and the middle's side, which only decrypts. The
+/// middle keeps its own words to itself.
+fn shuttle(victim: &mut Session, middle: &mut Session, end: &mut Option<Ended>) {
+    let mut bytes = Vec::new();
+    victim.output(&mut bytes).expect("memory");
+    middle.state = State::Closed;
+    middle.receive(&bytes).expect("honest TLS");
+    let mut bytes = Vec::new();
+    middle.output(&mut bytes).expect("memory");
+    feed(victim, &bytes, usize::MAX, end);
+}
+
+#[test]
+fn another_protocol_version_is_refused() {
+    let mut pair = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
+    let mut bytes = Vec::new();
+    // Up to the end of the handshake, then a hello of a later version from the client.
+    pair.client.output(&mut bytes).expect("memory");
+    pair.server.receive(&bytes).expect("valid");
+    bytes.clear();
+    pair.server.output(&mut bytes).expect("memory");
+    pair.client.state = State::Closed;
+    pair.client.receive(&bytes).expect("valid");
+    let hello =
+        Message::Hello { version: 2, role: Role::Worker(0), nonce: [1; 32], job: [0; 32] };
+    pair.client.put(&hello).expect("queue");
+    bytes.clear();
+    pair.client.output(&mut bytes).expect("memory");
+    let mut end = None;
+    feed(&mut pair.server, &bytes, usize::MAX, &mut end);
+    assert!(matches!(end, Some(Ended::Version(2))), "{end:?}");
+}
+
+#[test]
+fn application_messages_before_the_evidence_are_refused() {
+    let mut pair = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
+    let mut bytes = Vec::new();
+    pair.client.output(&mut bytes).expect("memory");
+    pair.server.receive(&bytes).expect("valid");
+    bytes.clear();
+    pair.server.output(&mut bytes).expect("memory");
+    pair.client.receive(&bytes).expect("valid");
+    pair.client.put(&Message::Join { samples: 1, batches: 1 }).expect("queue");
+    bytes.clear();
+    pair.client.output(&mut bytes).expect("memory");
+    let mut end = None;
+    feed(&mut pair.server, &bytes, usize::MAX, &mut end);
+    assert!(matches!(end, Some(Ended::NotAllowed("join"))), "{end:?}");
+}
+
+#[test]
+fn our_own_key_shown_to_us_is_refused() {
+    let both = config(Role::Worker(0));
+    let ends = Pair::new(Arc::clone(&both), both).run(usize::MAX);
+    assert_eq!(rejected(&ends, 0), "reflection");
+}
+
+#[test]
+fn a_session_that_does_not_open_in_time_ends() {
+    let mut server = Session::server(config(Role::ParameterServer(0)), JOB, NOW).expect("server");
+    assert!(server.handle_timeout(OPEN_TIMEOUT - Duration::from_millis(1)).is_ok());
+    assert!(matches!(server.handle_timeout(OPEN_TIMEOUT), Err(Ended::Timeout)));
+}
+
+#[test]
+fn a_forged_platform_is_refused() {
+    // A chain under a root of the forger's own, with the same names.
+    let platform = SimPlatform::new(clock());
+    let bytes = platform.quote(&[1; 64]).expect("quote");
+    let mut quote = crate::Quote::parse(&bytes).expect("quote");
+    let check = |bytes: &[u8]| {
+        verifier().verify(bytes, &[1; 64], None, clock()).map_err(|why| why.code())
+    };
+    assert!(check(&bytes).is_ok());
+    let other = crate::Quote::parse(&SimPlatform::new(clock()).quote(&[1; 64]).expect("quote"));
+    let chain = std::mem::replace(&mut quote.chain, other.expect("quote").chain);
+    assert_eq!(check(&quote.encode()).err(), Some("qe-signature"), "another platform's chain");
+    quote.chain = chain;
+    for (name, at) in [("quote-signature", 200), ("quote-signature", 640), ("attestation-key", 705)] {
+        let mut flipped = quote.encode();
+        flipped[at] ^= 1;
+        assert_eq!(check(&flipped).err(), Some(name), "byte {at}");
+    }
+    let mut flipped = quote.encode();
+    flipped[800] ^= 1;
+    assert_eq!(check(&flipped).err(), Some("qe-signature"));
+    let late = verifier().verify(&bytes, &[1; 64], None, clock() + 400 * 24 * 3600);
+    assert_eq!(late.map_err(|why| why.code()), Err("pck-chain"), "expired chain");
+}

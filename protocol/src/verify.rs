@@ -1,0 +1,241 @@
+//! The verifier: quote, signatures, certificate chain, policy, in this order; the first failure ends it.
+//!
+//! The trust anchor decides what is real: Intel's root for hardware, the public test root for
+//! simulated TDs, which is refused unless asked for.
+
+use std::fmt;
+use std::time::Duration;
+
+use ring::digest::{SHA256, digest};
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use crate::message::Role;
+use crate::policy::Policy;
+use crate::quote::{Quote, QuoteError, TdReport};
+use crate::sim;
+
+/// Whose signature makes a platform real.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The public test root: anybody can make such quotes.
+    Simulated,
+}
+
+/// Checks quotes against one trust anchor and one policy.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    /// Whose signature makes a platform real.
+    pub trust: Trust,
+    /// Which TDs are accepted.
+    pub policy: Policy,
+}
+
+/// What an accepted quote says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The TD.
+    pub report: TdReport,
+}
+
+/// Why evidence is refused. Each kind has a stable [`code`](Rejection::code).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The attestation key did not sign this quote.
+    QuoteSignature,
+    /// The quoting enclave does not vouch for the attestation key.
+    AttestationKey,
+    /// The platform's key did not sign the quoting enclave's report.
+    QeSignature,
+    /// The platform's certificates do not lead to the trust anchor.
+    Chain(String),
+    /// The TD is open to its host.
+    DebugTd,
+    /// The bytes are no quote.
+    Malformed(QuoteError),
+    /// The TD runs something else.
+    Measurement {
+        /// What it runs.
+        mr_td: [u8; 48],
+        /// What it should run, if only one thing is accepted.
+        expected: Option<[u8; 48]>,
+    },
+    /// The certificate carries no evidence.
+    MissingEvidence,
+    /// The certificate or its evidence extension is malformed.
+    Certificate(&'static str),
+    /// The quote is not about this key or this connection: replayed, relayed or of another job.
+    ReportData,
+    /// The peer shows our own key.
+    Reflection,
+    /// The measurement may not take this role.
+    RoleOfMeasurement(Role),
+}
+
+impl Rejection {
+    /// A stable name of the kind, for logs and scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::QuoteSignature => "quote-signature",
+            Self::AttestationKey => "attestation-key",
+            Self::QeSignature => "qe-signature",
+            Self::Chain(_) => "pck-chain",
+            Self::DebugTd => "debug-td",
+            Self::Malformed(_) => "quote-malformed",
+            Self::Measurement { .. } => "measurement",
+            Self::MissingEvidence => "evidence-missing",
+            Self::Certificate(_) => "certificate",
+            Self::ReportData => "report-data",
+            Self::Reflection => "reflection",
+            Self::RoleOfMeasurement(_) => "role",
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::QuoteSignature => write!(f, "the quote's signature is wrong"),
+            Self::AttestationKey => {
+                write!(f, "the quoting enclave does not vouch for the attestation key")
+            }
+            Self::QeSignature => write!(f, "the quoting enclave's report has a wrong signature"),
+            Self::Chain(why) => write!(f, "the platform's certificates are not trusted: {why}"),
+            Self::DebugTd => write!(f, "the TD is in debug mode, its host can read its memory"),
+            Self::Malformed(error) => error.fmt(f),
+            Self::Measurement { mr_td, expected } => {
+                write!(f, "the TD runs something else: MRTD {}", Hex(mr_td))?;
+                expected.as_ref().map_or(Ok(()), |mr| write!(f, ", accepted is {}", Hex(mr)))
+            }
+            Self::MissingEvidence => write!(f, "the certificate carries no evidence"),
+            Self::Certificate(what) => write!(f, "the certificate is malformed: {what}"),
+            Self::ReportData => {
+                write!(f, "the quote is bound to another key, connection, role or job")
+            }
+            Self::Reflection => write!(f, "the peer shows our own key"),
+            Self::RoleOfMeasurement(role) => {
+                write!(f, "a TD with these measurements may not be {role}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+/// Bytes in lower-case hexadecimal.
+struct Hex<'a>(&'a [u8]);
+
+impl fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Verifier {
+    /// Checks a quote over `report_data` from a peer that claims `role` (if it does already), at
+    /// `now` in seconds since 1970.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub fn verify(
+        &self,
+        quote: &[u8],
+        report_data: &[u8; 64],
+        role: Option<Role>,
+        now: u64,
+    ) -> Result<Verdict, Rejection> {
+        let quote = Quote::parse(quote).map_err(Rejection::Malformed)?;
+        verify_signatures(&quote, self.trust, now)?;
+        self.policy.check(&quote.report, role)?;
+        if quote.report.report_data != *report_data {
+            return Err(Rejection::ReportData);
+        }
+        Ok(Verdict { report: quote.report })
+    }
+}
+
+/// Most certificates of a chain.
+const CHAIN_MAX: usize = 4;
+
+fn verify_signatures(quote: &Quote, trust: Trust, now: u64) -> Result<(), Rejection> {
+    let chain = parse_chain(&quote.chain)?;
+    let [leaf, intermediates @ ..] = chain.as_slice() else {
+        return Err(Rejection::Chain("no certificate".into()));
+    };
+    let leaf = verify_chain(leaf, intermediates, trust, now)?;
+    // webpki checks ASN.1 signatures; the quote has plain r and s.
+    leaf.verify_signature(
+        webpki::ring::ECDSA_P256_SHA256,
+        &quote.qe_report,
+        &asn1_signature(&quote.qe_signature),
+    )
+    .map_err(|_| Rejection::QeSignature)?;
+    let key_and_auth = [quote.attestation_key.as_slice(), &quote.auth].concat();
+    let vouched = digest(&SHA256, &key_and_auth);
+    let (hash, tail) = quote.qe_report[QE_REPORT_DATA..].split_at(32);
+    if hash != vouched.as_ref() || tail.iter().any(|&byte| byte != 0) {
+        return Err(Rejection::AttestationKey);
+    }
+    let key = [&[UNCOMPRESSED], quote.attestation_key.as_slice()].concat();
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key)
+        .verify(&quote.signed, &quote.signature)
+        .map_err(|_| Rejection::QuoteSignature)
+}
+
+/// Offset of the report data in an enclave's report.
+const QE_REPORT_DATA: usize = 320;
+/// First byte of an uncompressed point (SEC 1, 2.3.3).
+const UNCOMPRESSED: u8 = 4;
+
+fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Rejection> {
+    // Quotes end their chain with a zero byte.
+    let pem = pem.strip_suffix(&[0]).unwrap_or(pem);
+    CertificateDer::pem_slice_iter(pem)
+        .take(CHAIN_MAX + 1)
+        .collect::<Result<Vec<_>, _>>()
+        .ok()
+        .filter(|chain| chain.len() <= CHAIN_MAX)
+        .ok_or_else(|| Rejection::Chain("not a PEM chain of at most four certificates".into()))
+}
+
+fn verify_chain<'a>(
+    leaf: &'a CertificateDer<'a>,
+    intermediates: &[CertificateDer],
+    trust: Trust,
+    now: u64,
+) -> Result<EndEntityCert<'a>, Rejection> {
+    let untrusted = |error: webpki::Error| Rejection::Chain(error.to_string());
+    let root = match trust {
+        Trust::Simulated => CertificateDer::from(sim::ROOT_CERTIFICATE),
+    };
+    let anchor = webpki::anchor_from_trusted_cert(&root).map_err(untrusted)?;
+    let leaf = EndEntityCert::try_from(leaf).map_err(untrusted)?;
+    leaf.verify_for_usage(
+        &[webpki::ring::ECDSA_P256_SHA256],
+        &[anchor],
+        intermediates,
+        UnixTime::since_unix_epoch(Duration::from_secs(now)),
+        // PCK certificates name no extended usage, which satisfies every one that is asked for.
+        KeyUsage::client_auth(),
+        None,
+        None,
+    )
+    .map_err(untrusted)?;
+    Ok(leaf)
+}
+
+/// An ECDSA signature `r || s` as a DER sequence of two integers (RFC 3279, 2.2.3).
+fn asn1_signature(fixed: &[u8; 64]) -> Vec<u8> {
+    let integer = |bytes: &[u8]| {
+        let start = bytes.iter().position(|&byte| byte != 0).unwrap_or(bytes.len() - 1);
+        let digits = &bytes[start..];
+        let sign = if digits[0] & 0x80 == 0 { &[][..] } else { &[0][..] };
+        let len = (sign.len() + digits.len()) as u8;
+        [&[0x02, len], sign, digits].concat()
+    };
+    let (r, s) = fixed.split_at(32);
+    let body = [integer(r), integer(s)].concat();
+    [&[0x30, body.len() as u8], body.as_slice()].concat()
+}
