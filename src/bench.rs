@@ -76,7 +76,7 @@ pub fn run(options: Options) -> std::io::Result<Report> {
     let mut times = Vec::with_capacity(WARM_UP + steps);
     for _ in 0..WARM_UP + steps {
         let start = Instant::now();
-        model.step(&params, &batch, &mut gradients, |_, _| {});
+        model.step(&params, &batch, &mut gradients, |_, _, _| {});
         update(&model, &mut params, &mut velocity, &gradients);
         times.push(start.elapsed().as_secs_f64());
     }

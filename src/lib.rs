@@ -1,13 +1,39 @@
-//! Horizontal federated learning: roles, model, data.
+//! Horizontal federated learning: the roles, the model, the data. No unsafe code.
+//!
+//! ```text
+//!  worker   batch -> forward -> backward --gradients, cell by cell-->  ps   sum in order of workers
+//!  cifar    resnet (kernels)               protocol::Session               round
+//!           ^                                                              v  all workers are in
+//!           '-----------------------<--parameters of step + 1--------  update (kernels::sgd), checkpoint
+//! ```
+//!
+//! * The model is one flat `f32` buffer and a table ([`params::Layout`]).
+//! * [`server::ParameterServer`] and [`worker::Worker`] are pure values: bytes move in `roles` (over
+//!   mio) or in memory (tests).
+//! * Equal job, equal binary, equal instruction-set tier: equal bits of the final parameters, for any
+//!   number of threads, order of arrival, crash and restart.
+//! * A worker never sees parameters of mixed steps; a peer's fault ends that peer's session only.
 
 #![forbid(unsafe_code)]
 
-pub mod bench;
-pub mod cifar;
-pub mod init;
-pub mod job;
-pub mod network;
-pub mod params;
-pub mod resnet;
+pub mod failure;
 pub mod rng;
+pub mod job;
 pub mod schedule;
+pub mod params;
+pub mod init;
+pub mod cifar;
+pub mod drawing;
+pub mod network;
+pub mod resnet;
+pub mod round;
+pub mod state;
+pub mod server;
+pub mod worker;
+pub mod checkpoint;
+pub mod report;
+pub mod roles;
+pub mod eval;
+pub mod bench;
+pub mod demo;
+pub mod cli;

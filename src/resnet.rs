@@ -111,30 +111,30 @@ impl ResNet {
         (&self.pool, self.isa)
     }
 
-    /// One step's loss and gradients. `done(range, gradients)` is called for each part of the flat
-    /// buffer as it becomes final, from the end of the network to its start; the statistics' part holds
+    /// One step's loss and gradients. `done(loss, range, gradients)` is called for each part of the flat
+    /// buffer as it becomes final, from its end to its start without a gap; the statistics' part holds
     /// the running statistics after this batch.
     pub fn step(
         &mut self,
         params: &[f32],
         batch: &Batch,
         gradients: &mut [f32],
-        mut done: impl FnMut(Range<usize>, &[f32]),
+        mut done: impl FnMut(f32, Range<usize>, &[f32]),
     ) -> f32 {
         assert_eq!((params.len(), gradients.len()), (self.network.layout.len, params.len()));
         self.forward(params, batch, Mode::Training);
         self.update_running(params, gradients);
-        done(self.network.layout.trained..self.network.layout.len, gradients);
         let n = batch.len();
         let loss = softmax_cross_entropy(&mut self.head.logits[..n * CLASSES], &batch.labels, CLASSES);
+        done(loss, self.network.layout.trained..self.network.layout.len, gradients);
         self.backward_head(params, n, gradients);
-        done(self.network.classifier[0].start..self.network.classifier[1].end, gradients);
+        done(loss, self.network.classifier[0].start..self.network.classifier[1].end, gradients);
         for index in (0..self.network.blocks.len()).rev() {
             self.backward_block(index, params, n, gradients);
-            done(self.block_range(index), gradients);
+            done(loss, self.block_range(index), gradients);
         }
         self.backward_stem(params, n, gradients);
-        done(0..self.network.units[0].affine[1].end, gradients);
+        done(loss, 0..self.network.units[0].affine[1].end, gradients);
         loss
     }
 

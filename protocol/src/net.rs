@@ -13,7 +13,7 @@ use crate::session::{Config, Ended, Session};
 
 /// A connection of a [`Net`]; never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LinkId(usize);
+pub struct LinkId(pub usize);
 
 /// All connections of one process.
 pub struct Net {

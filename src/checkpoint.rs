@@ -1,0 +1,367 @@
+//! `model.ckpt-data`: a training's state as a safetensors file with torchvision's tensor names.
+//!
+//! Parameters, running statistics and `num_batches_tracked` load into
+//! `torchvision.models.resnet50(num_classes=10)` as they are; velocities stand beside them under
+//! `momentum.NAME`. The header's metadata has the step, the job and the parameters' hash.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors, View};
+use serde::Serialize;
+
+use crate::job::{Job, Stem};
+use crate::network::Network;
+use crate::params::{self, Kind, Layout, Tensor, hex};
+use crate::state::State;
+
+/// The file with the values.
+pub const DATA_FILE: &str = "model.ckpt-data";
+/// The file with the graph and the hyper-parameters.
+pub const META_FILE: &str = "model.ckpt-meta";
+/// Prefix of the velocities' names.
+const MOMENTUM: &str = "momentum.";
+/// Suffix of the counters that PyTorch keeps beside running statistics.
+const TRACKED: &str = "num_batches_tracked";
+/// Largest file that is read.
+const FILE_LEN_MAX: u64 = 1 << 30;
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug)]
+pub enum CheckpointError {
+    /// The system refused.
+    Io(PathBuf, std::io::Error),
+    /// The bytes are no safetensors file.
+    Format(String),
+    /// Larger than any checkpoint of these models.
+    TooLarge(u64),
+    /// A tensor is missing, has another shape or type, or does not belong here.
+    Tensor(String, &'static str),
+    /// A metadata entry is missing or malformed.
+    Metadata(&'static str),
+    /// The parameters are not those that the metadata names.
+    Hash,
+}
+
+impl fmt::Display for CheckpointError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Format(why) => write!(f, "no safetensors file: {why}"),
+            Self::TooLarge(len) => write!(f, "{len} bytes, more than {FILE_LEN_MAX}"),
+            Self::Tensor(name, why) => write!(f, "tensor '{}' {why}", name.escape_default()),
+            Self::Metadata(key) => write!(f, "metadata entry '{key}' is missing or malformed"),
+            Self::Hash => write!(f, "the parameters are not those that the file was written with"),
+        }
+    }
+}
+
+impl std::error::Error for CheckpointError {}
+
+/// What a checkpoint file holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The job that it is of.
+    pub job: Job,
+    /// The training.
+    pub state: State,
+}
+
+/// Writes a checkpoint: to a temporary file, to the disk, then in the place of the last one.
+///
+/// # Errors
+/// When the system refuses; the last checkpoint stays then.
+pub fn save(
+    directory: &Path,
+    layout: &Layout,
+    job: &Job,
+    state: &State,
+) -> Result<(), CheckpointError> {
+    let path = directory.join(DATA_FILE);
+    let io = |error| CheckpointError::Io(path.clone(), error);
+    let temporary = directory.join(format!("{DATA_FILE}.tmp"));
+    let entries = entries(layout, state);
+    safetensors::serialize_to_file(entries, Some(metadata(job, state)), &temporary)
+        .map_err(|error| io(std::io::Error::other(error)))?;
+    replace(&temporary, &path).map_err(io)
+}
+
+/// Reads the checkpoint of a directory; `None` when there is none.
+///
+/// # Errors
+/// When there is one that is not whole.
+pub fn load(directory: &Path) -> Result<Option<(Network, Checkpoint)>, CheckpointError> {
+    let path = directory.join(DATA_FILE);
+    let Some(bytes) = read(&path)? else { return Ok(None) };
+    parse(&bytes).map(Some)
+}
+
+/// Reads initial parameters: any safetensors file with torchvision's names, also without metadata.
+///
+/// # Errors
+/// When a tensor is missing or has another shape.
+pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointError> {
+    let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
+    let bytes = read(path)?.ok_or_else(|| CheckpointError::Io(path.into(), missing()))?;
+    let tensors = deserialize(&bytes)?;
+    let mut values = vec![0.0; layout.len];
+    for tensor in &layout.tensors {
+        import(&tensors, tensor, "", &mut values)?;
+    }
+    Ok(values)
+}
+
+/// Writes `model.ckpt-meta`: the graph, layer by layer, and every hyper-parameter, as JSON.
+///
+/// # Errors
+/// When the system refuses.
+pub fn save_meta(directory: &Path, job: &Job, network: &Network) -> Result<(), CheckpointError> {
+    let path = directory.join(META_FILE);
+    let io = |error| CheckpointError::Io(path.clone(), error);
+    let temporary = directory.join(format!("{META_FILE}.tmp"));
+    let mut text = serde_json::to_vec_pretty(&Meta::new(job, network))
+        .map_err(|error| CheckpointError::Format(error.to_string()))?;
+    text.push(b'\n');
+    File::create(&temporary).and_then(|mut file| file.write_all(&text)).map_err(io)?;
+    replace(&temporary, &path).map_err(io)
+}
+
+/// The checkpoint in these bytes and the network that it is of.
+fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
+    let (_, header) = SafeTensors::read_metadata(bytes)
+        .map_err(|error| CheckpointError::Format(error.to_string()))?;
+    let tensors = deserialize(bytes)?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let entry = |key: &'static str| metadata.get(key).ok_or(CheckpointError::Metadata(key));
+    let job = Job::parse(entry("job")?.as_bytes()).map_err(|_| CheckpointError::Metadata("job"))?;
+    let network =
+        Network::resnet50(job.stem).map_err(|e| CheckpointError::Format(e.to_string()))?;
+    let layout = &network.layout;
+    let number = |key| entry(key)?.parse().map_err(|_| CheckpointError::Metadata(key));
+    let members: Vec<_> = serde_json::from_str(entry("members")?)
+        .map_err(|_| CheckpointError::Metadata("members"))?;
+    if members.len() != usize::from(job.workers) {
+        return Err(CheckpointError::Metadata("members"));
+    }
+    let mut state = State {
+        params: vec![0.0; layout.len],
+        velocity: vec![0.0; layout.trained],
+        step: number("step")?,
+        steps: metadata.contains_key("steps").then(|| number("steps")).transpose()?,
+        members,
+    };
+    for tensor in &layout.tensors {
+        import(&tensors, tensor, "", &mut state.params)?;
+        if tensor.kind != Kind::Statistic {
+            import(&tensors, tensor, MOMENTUM, &mut state.velocity)?;
+        }
+    }
+    let known = |name: &str| {
+        let name = name.strip_prefix(MOMENTUM).unwrap_or(name);
+        name.ends_with(TRACKED) || layout.tensor(name).is_some()
+    };
+    if let Some(name) = tensors.names().into_iter().find(|name| !known(name)) {
+        return Err(CheckpointError::Tensor(name.into(), "does not belong to this network"));
+    }
+    if hex(&params::hash(&state.params)) != *entry("parameters")? {
+        return Err(CheckpointError::Hash);
+    }
+    Ok((network, Checkpoint { job, state }))
+}
+
+fn read(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
+    let io = |error| CheckpointError::Io(path.into(), error);
+    let file = match File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(io)?,
+    };
+    let len = file.metadata().map_err(io)?.len();
+    if len > FILE_LEN_MAX {
+        return Err(CheckpointError::TooLarge(len));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_LEN_MAX).read_to_end(&mut bytes).map_err(io)?;
+    Ok(Some(bytes))
+}
+
+fn deserialize(bytes: &[u8]) -> Result<SafeTensors<'_>, CheckpointError> {
+    SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::Format(error.to_string()))
+}
+
+fn import(
+    tensors: &SafeTensors,
+    tensor: &Tensor,
+    prefix: &str,
+    values: &mut [f32],
+) -> Result<(), CheckpointError> {
+    let name = format!("{prefix}{}", tensor.name);
+    let Ok(view) = tensors.tensor(&name) else {
+        return Err(CheckpointError::Tensor(name, "is missing"));
+    };
+    if view.dtype() != Dtype::F32 || view.shape() != tensor.shape {
+        return Err(CheckpointError::Tensor(name, "has another type or shape"));
+    }
+    let (source, _) = view.data().as_chunks::<4>();
+    let source: Vec<f32> = source.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    tensor.import(&source, values);
+    Ok(())
+}
+
+/// Flushes a temporary file to the disk and gives it its name.
+fn replace(temporary: &Path, path: &Path) -> std::io::Result<()> {
+    File::open(temporary)?.sync_all()?;
+    fs::rename(temporary, path)?;
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn metadata(job: &Job, state: &State) -> HashMap<String, String> {
+    let json = |bytes: Vec<u8>| String::from_utf8(bytes).expect("JSON is UTF-8");
+    let members = serde_json::to_vec(&state.members).expect("plain numbers");
+    let mut metadata = HashMap::from([
+        ("format".into(), "pt".into()),
+        ("job".into(), json(job.encode())),
+        ("job_digest".into(), hex(&job.digest())),
+        ("members".into(), json(members)),
+        ("parameters".into(), hex(&params::hash(&state.params))),
+        ("step".into(), state.step.to_string()),
+    ]);
+    metadata.extend(state.steps.map(|steps| ("steps".into(), steps.to_string())));
+    metadata
+}
+
+/// A tensor that is turned into torchvision's order when it is written.
+enum Entry<'a> {
+    Counter(u64),
+    Values(&'a Tensor, &'a [f32]),
+}
+
+fn entries<'a>(layout: &'a Layout, state: &'a State) -> Vec<(String, Entry<'a>)> {
+    let mut entries = Vec::new();
+    for tensor in &layout.tensors {
+        entries.push((tensor.name.clone(), Entry::Values(tensor, &state.params)));
+        if tensor.kind != Kind::Statistic {
+            let name = format!("{MOMENTUM}{}", tensor.name);
+            entries.push((name, Entry::Values(tensor, &state.velocity)));
+        }
+        if let Some(norm) = tensor.name.strip_suffix("running_mean") {
+            entries.push((format!("{norm}{TRACKED}"), Entry::Counter(state.step)));
+        }
+    }
+    entries
+}
+
+impl View for Entry<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Counter(_) => Dtype::I64,
+            Self::Values(..) => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Counter(_) => &[],
+            Self::Values(tensor, _) => &tensor.shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(match self {
+            Self::Counter(count) => count.to_le_bytes().to_vec(),
+            Self::Values(tensor, values) => bytemuck::cast_slice(&tensor.export(values)).to_vec(),
+        })
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Counter(_) => 8,
+            Self::Values(tensor, _) => tensor.range.len() * size_of::<f32>(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Meta<'a> {
+    model: &'static str,
+    stem: Stem,
+    parameters: usize,
+    job_digest: String,
+    job: &'a Job,
+    layers: Vec<Layer>,
+}
+
+#[derive(Serialize)]
+struct Layer {
+    name: String,
+    kind: &'static str,
+    input: [usize; 3],
+    output: [usize; 3],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<Window>,
+}
+
+#[derive(Serialize)]
+struct Window {
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+}
+
+impl<'a> Meta<'a> {
+    fn new(job: &'a Job, network: &Network) -> Self {
+        let mut layers: Vec<Layer> = Vec::new();
+        for (index, unit) in network.units.iter().enumerate() {
+            let ([h, w], [p, q]) = (unit.conv.input, unit.conv.output);
+            let [stride, padding] = unit.window;
+            layers.push(Layer {
+                name: unit.name.clone(),
+                kind: "convolution + batch normalisation",
+                input: [unit.conv.channels_in, h, w],
+                output: [unit.conv.channels_out, p, q],
+                window: Some(Window { kernel: unit.conv.kernel, stride, padding }),
+            });
+            if let (0, Some(pool)) = (index, network.max_pool) {
+                let channels = unit.conv.channels_out;
+                layers.push(Layer {
+                    name: "maxpool".into(),
+                    kind: "max pooling",
+                    input: [channels, pool.input, pool.input],
+                    output: [channels, pool.output, pool.output],
+                    window: Some(Window { kernel: 3, stride: 2, padding: 1 }),
+                });
+            }
+        }
+        layers.push(Layer {
+            name: "fc".into(),
+            kind: "global average pooling + fully connected",
+            input: [network.features, 1, 1],
+            output: [crate::cifar::CLASSES, 1, 1],
+            window: None,
+        });
+        Self {
+            model: "ResNet-50 v1.5",
+            stem: job.stem,
+            parameters: network.layout.trained,
+            job_digest: hex(&job.digest()),
+            job,
+            layers,
+        }
+    }
+}
+
+/// Fuzzing entry: what parses has every tensor, in shape, and writes back to what parses to the same.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let Ok((network, checkpoint)) = parse(data) else { return };
+    assert_eq!(checkpoint.state.params.len(), network.layout.len);
+    assert_eq!(checkpoint.state.members.len(), usize::from(checkpoint.job.workers));
+    let metadata = metadata(&checkpoint.job, &checkpoint.state);
+    let bytes = safetensors::serialize(entries(&network.layout, &checkpoint.state), Some(metadata));
+    let again = parse(&bytes.expect("our own tensors")).expect("our own bytes");
+    assert_eq!(hex(&params::hash(&again.1.state.params)), hex(&params::hash(&checkpoint.state.params)));
+}

@@ -1,0 +1,413 @@
+//! Every command, flag, default and help text: argv to what is to be run.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use argh::FromArgs;
+use kernels::Isa;
+use protocol::Role;
+
+use crate::cifar::{Shard, Split};
+use crate::demo;
+use crate::eval;
+use crate::failure::{Doing, Failure};
+use crate::job::{Augment, Job, Order, Precision, Stem};
+use crate::roles::{self, Attestation};
+use crate::schedule::Schedule;
+use crate::bench;
+
+/// Horizontal federated learning of ResNet-50 in attested processes.
+///
+/// Run a role of a job (hfl --role ps0, hfl --role worker0, ...) or one of the commands.
+#[derive(FromArgs, Debug)]
+#[argh(
+    example = "hfl demo\nhfl --role ps0 --attestation sim\nhfl --role worker0 --data cifar-10 --shard 0/2 --attestation sim",
+    note = "A worker takes what defines the job (from --stem to --order) from ps0.",
+    error_code(0, "done"),
+    error_code(1, "failed"),
+    error_code(2, "usage")
+)]
+pub struct Args {
+    #[argh(subcommand)]
+    command: Option<Command>,
+
+    /// role to run: ps0, worker0, worker1, ...
+    #[argh(option)]
+    role: Option<Role>,
+    /// host:port of ps0 [localhost:60002]
+    #[argh(option, default = "list(\"localhost:60002\")")]
+    ps_hosts: HostList,
+    /// one host:port a worker; how many says how many workers [localhost:61002,localhost:61003]
+    #[argh(option, default = "list(\"localhost:61002,localhost:61003\")")]
+    worker_hosts: HostList,
+    /// directory with CIFAR-10 binary files [data]
+    #[argh(option, default = "PathBuf::from(\"data\")")]
+    data: PathBuf,
+    /// part I of N of the data, from 0, such as 0/2 [all]
+    #[argh(option)]
+    shard: Option<Shard>,
+    /// where the model is kept [model]
+    #[argh(option, default = "PathBuf::from(\"model\")")]
+    model_dir: PathBuf,
+    /// passes over the data [20]
+    #[argh(option, default = "20")]
+    epochs: u32,
+    /// steps of the job, instead of --epochs
+    #[argh(option)]
+    steps: Option<u64>,
+    /// images of one worker in a step [128]
+    #[argh(option, default = "128")]
+    batch_size: u32,
+    /// largest learning rate [0.05]
+    #[argh(option, default = "DEFAULT_RATE")]
+    lr: f32,
+    /// cosine (with warm-up) or constant [cosine]
+    #[argh(option, default = "ScheduleKind::Cosine")]
+    lr_schedule: ScheduleKind,
+    /// seed of initialisation, order and augmentation [1]
+    #[argh(option, default = "1")]
+    seed: u64,
+    /// first layers: imagenet (fast) or cifar (accurate) [imagenet]
+    #[argh(option, default = "Stem::Imagenet")]
+    stem: Stem,
+    /// number format: fp32 [fp32]
+    #[argh(option, default = "Precision::Fp32")]
+    precision: Precision,
+    /// crop and flip: standard or none [standard]
+    #[argh(option, default = "Augment::Standard")]
+    augment: Augment,
+    /// order of samples: shuffled or sequential [shuffled]
+    #[argh(option, default = "Order::Shuffled")]
+    order: Order,
+    /// safetensors file that a new job starts from
+    #[argh(option)]
+    init: Option<PathBuf>,
+    /// steps between checkpoints [400]
+    #[argh(option, default = "400")]
+    checkpoint_every: u64,
+    /// threads of this role [all cores]
+    #[argh(option, default = "cores()")]
+    threads: usize,
+    /// instruction set: auto, avx512, avx2 or portable [auto]
+    #[argh(option, default = "IsaChoice(Isa::detect())")]
+    isa: IsaChoice,
+    /// source of evidence: auto or sim [auto]
+    #[argh(option, default = "Attestation::Auto")]
+    attestation: Attestation,
+    /// one JSON object a line on stdout
+    #[argh(switch)]
+    json: bool,
+    /// print the version
+    #[argh(switch)]
+    version: bool,
+    /// milliseconds to wait before each step, for tests of slow workers
+    #[argh(option, default = "0", hidden_help)]
+    pause_ms: u64,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+enum Command {
+    Bench(BenchArgs),
+    Demo(DemoArgs),
+    Eval(EvalArgs),
+}
+
+/// Train on this machine: ps0 and workers as processes, then evaluate.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "demo",
+    example = "{command_name}\n{command_name} --data cifar-10 --epochs 2"
+)]
+struct DemoArgs {
+    /// directory with CIFAR-10 binary files [images that hfl draws]
+    #[argh(option)]
+    data: Option<PathBuf>,
+    /// working directory, holds data and model [demo]
+    #[argh(option, default = "PathBuf::from(\"demo\")")]
+    dir: PathBuf,
+    /// number of workers [2]
+    #[argh(option, default = "2")]
+    workers: u16,
+    /// passes over the data [as many as a few minutes allow]
+    #[argh(option)]
+    epochs: Option<u32>,
+    /// first layers: imagenet or cifar [imagenet]
+    #[argh(option, default = "Stem::Imagenet")]
+    stem: Stem,
+}
+
+/// Evaluate a saved model: accuracy, per-class table, confusion matrix.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "eval", example = "{command_name} --model-dir model --data cifar-10")]
+struct EvalArgs {
+    /// directory of the model [model]
+    #[argh(option, default = "PathBuf::from(\"model\")")]
+    model_dir: PathBuf,
+    /// directory with CIFAR-10 binary files [data]
+    #[argh(option, default = "PathBuf::from(\"data\")")]
+    data: PathBuf,
+    /// images to use: test or train [test]
+    #[argh(option, default = "Split::Test", from_str_fn(split))]
+    split: Split,
+    /// threads [all cores]
+    #[argh(option, default = "cores()")]
+    threads: usize,
+    /// instruction set: auto, avx512, avx2 or portable [auto]
+    #[argh(option, default = "IsaChoice(Isa::detect())")]
+    isa: IsaChoice,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Time training steps of this machine: forward, backward, update, in one process.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "bench", example = "{command_name} --stem cifar --batch 64 --json")]
+struct BenchArgs {
+    /// first layers: imagenet or cifar [imagenet]
+    #[argh(option, default = "Stem::Imagenet")]
+    stem: Stem,
+    /// number format: fp32 [fp32]
+    #[argh(option, default = "Precision::Fp32")]
+    precision: Precision,
+    /// images of a step [128]
+    #[argh(option, default = "128")]
+    batch: usize,
+    /// threads [all cores]
+    #[argh(option, default = "cores()")]
+    threads: usize,
+    /// timed steps, after three that are not [6]
+    #[argh(option, default = "6")]
+    steps: usize,
+    /// instruction set: auto, avx512, avx2 or portable [auto]
+    #[argh(option, default = "IsaChoice(Isa::detect())")]
+    isa: IsaChoice,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    json: bool,
+}
+
+/// The rate that gave the best test accuracy on CIFAR-10 after a few epochs.
+const DEFAULT_RATE: f32 = 0.05;
+/// Limits of what makes sense: a typing error should not ask for all memory.
+const BATCH_MAX: u32 = 4096;
+const WORKERS_MAX: usize = 64;
+const THREADS_MAX: usize = 256;
+
+/// Comma-separated names.
+#[derive(Clone, Debug)]
+struct HostList(Vec<String>);
+
+#[derive(Clone, Copy, Debug)]
+enum ScheduleKind {
+    Constant,
+    Cosine,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct IsaChoice(Isa);
+
+impl std::str::FromStr for HostList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let hosts: Vec<String> = text.split(',').map(|host| host.trim().to_owned()).collect();
+        let has_port = |host: &String| {
+            host.rsplit_once(':').is_some_and(|(h, port)| !h.is_empty() && port.parse::<u16>().is_ok())
+        };
+        match hosts.iter().find(|host| !has_port(host)) {
+            Some(host) => Err(format!("'{host}' is not host:port")),
+            None => Ok(Self(hosts)),
+        }
+    }
+}
+
+impl std::str::FromStr for ScheduleKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "constant" => Ok(Self::Constant),
+            "cosine" => Ok(Self::Cosine),
+            _ => Err("expected cosine or constant".into()),
+        }
+    }
+}
+
+impl std::str::FromStr for IsaChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            return Ok(Self(Isa::detect()));
+        }
+        let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+        let unknown = || format!("this CPU has auto, {}", names.join(", "));
+        Isa::named(text).map(Self).ok_or_else(unknown)
+    }
+}
+
+impl std::str::FromStr for Attestation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "sim" => Ok(Self::Sim),
+            _ => Err("expected auto or sim".into()),
+        }
+    }
+}
+
+/// Runs what the arguments ask for.
+///
+/// # Errors
+/// Why it could not be done.
+pub fn run(mut args: Args) -> Result<(), Failure> {
+    if args.version {
+        return print(concat!("hfl ", env!("CARGO_PKG_VERSION")));
+    }
+    match (args.command.take(), args.role) {
+        (Some(Command::Bench(args)), _) => run_bench(&args),
+        (Some(Command::Demo(args)), _) => run_demo(&args),
+        (Some(Command::Eval(args)), _) => run_eval(&args),
+        (None, Some(role)) => roles::run(&role_options(args, role)?),
+        (None, None) => Err(Failure::new("nothing to do").hint("hfl --help, or hfl demo")),
+    }
+}
+
+fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
+    let workers = args.worker_hosts.0.len();
+    let within = |what: &str, value: usize, max: usize| {
+        if (1..=max).contains(&value) {
+            return Ok(());
+        }
+        Err(Failure::new(format!("{what} is {value}, expected 1 to {max}")))
+    };
+    within("the number of --worker-hosts", workers, WORKERS_MAX)?;
+    within("--threads", args.threads, THREADS_MAX)?;
+    within("--batch-size", args.batch_size as usize, BATCH_MAX as usize)?;
+    within("--epochs", args.epochs as usize, u32::MAX as usize)?;
+    if args.steps == Some(0) || args.checkpoint_every == 0 {
+        return Err(Failure::new("--steps and --checkpoint-every count from 1"));
+    }
+    if !(args.lr.is_finite() && args.lr >= 0.0) {
+        return Err(Failure::new(format!("--lr is {}, expected a number from 0", args.lr)));
+    }
+    let rate = args.lr;
+    Ok(roles::Options {
+        role,
+        ps_hosts: args.ps_hosts.0,
+        job: Job {
+            stem: args.stem,
+            precision: args.precision,
+            workers: u16::try_from(workers).doing("--worker-hosts")?,
+            batch_size: args.batch_size,
+            epochs: args.epochs,
+            steps: args.steps,
+            schedule: match args.lr_schedule {
+                ScheduleKind::Constant => Schedule::Constant { rate },
+                ScheduleKind::Cosine => Schedule::Cosine { rate },
+            },
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            seed: args.seed,
+            augment: args.augment,
+            order: args.order,
+            init: None,
+        },
+        data: args.data,
+        shard: args.shard,
+        model_dir: args.model_dir,
+        init: args.init,
+        checkpoint_every: args.checkpoint_every,
+        threads: args.threads,
+        isa: args.isa.0,
+        attestation: args.attestation,
+        json: args.json,
+        pause: Duration::from_millis(args.pause_ms),
+    })
+}
+
+fn run_demo(args: &DemoArgs) -> Result<(), Failure> {
+    if !(1..=WORKERS_MAX).contains(&usize::from(args.workers)) {
+        return Err(Failure::new(format!("--workers: expected 1 to {WORKERS_MAX}")));
+    }
+    demo::run(&demo::Options {
+        data: args.data.clone(),
+        directory: args.dir.clone(),
+        workers: args.workers,
+        epochs: args.epochs,
+        stem: args.stem,
+        threads: cores(),
+    })
+}
+
+fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
+    let source = (args.data.as_path(), args.split);
+    let evaluation = eval::run(&args.model_dir, source, args.threads, args.isa.0)?;
+    if args.json {
+        return print(&serde_json::to_string(&evaluation).doing("report")?);
+    }
+    print(&evaluation.to_string())
+}
+
+fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
+    if args.steps == 0 || args.batch == 0 || args.threads == 0 {
+        return Err(Failure::new("--steps, --batch and --threads count from 1"));
+    }
+    let report = bench::run(bench::Options {
+        stem: args.stem,
+        precision: args.precision,
+        batch: args.batch,
+        threads: args.threads,
+        steps: args.steps,
+        isa: args.isa.0,
+    })
+    .doing("memory for a step")?;
+    if args.json {
+        return print(&serde_json::to_string(&report).doing("report")?);
+    }
+    print(&format!(
+        "{} stem, {}, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
+         {:.1} images/s, {:.1} GFLOP/s",
+        report.stem,
+        report.precision,
+        report.batch,
+        report.threads,
+        report.isa,
+        report.median_s,
+        report.min_s,
+        report.images_per_s,
+        report.gflops
+    ))
+}
+
+/// Prints a result; a reader that left is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn split(text: &str) -> Result<Split, String> {
+    match text {
+        "test" => Ok(Split::Test),
+        "train" => Ok(Split::Train),
+        _ => Err("expected test or train".into()),
+    }
+}
+
+fn list(text: &str) -> HostList {
+    text.parse().expect("a default is valid")
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX))
+}

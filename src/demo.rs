@@ -1,0 +1,260 @@
+//! `hfl demo`: a whole job on one machine, as child processes on loopback, then an evaluation.
+
+use std::fs;
+use std::io::{BufRead, BufReader, IsTerminal, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use kernels::Isa;
+use serde_json::Value;
+
+use crate::checkpoint::{DATA_FILE, META_FILE};
+use crate::cifar::Split;
+use crate::drawing;
+use crate::eval;
+use crate::failure::{Doing, Failure};
+use crate::job::Stem;
+
+/// What to demonstrate.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// CIFAR-10 files, or `None` for drawn images.
+    pub data: Option<PathBuf>,
+    /// Where data and model go.
+    pub directory: PathBuf,
+    /// Number of workers.
+    pub workers: u16,
+    /// Passes over the data.
+    pub epochs: Option<u32>,
+    /// First layers of the network.
+    pub stem: Stem,
+    /// Threads to share among the workers.
+    pub threads: usize,
+}
+
+/// Drawn images for training and for the test.
+const DRAWN: [usize; 2] = [2000, 500];
+/// Passes over drawn images, and over CIFAR-10.
+const EPOCHS: [u32; 2] = [10, 2];
+/// Images of a worker in a step.
+const BATCH: usize = 32;
+
+/// A line of a child, or its end.
+enum Heard {
+    Line(usize, Value),
+    Silence(usize),
+}
+
+/// What came of the training.
+#[derive(Default)]
+struct Outcome {
+    losses: Vec<f64>,
+    images: u64,
+    bytes: [u64; 2],
+    parameters: String,
+    seconds: f64,
+}
+
+/// Trains, evaluates, prints a summary.
+///
+/// # Errors
+/// When data cannot be written or read, or a role fails.
+pub fn run(options: &Options) -> Result<(), Failure> {
+    let model = options.directory.join("model");
+    fs::create_dir_all(&model).doing(model.display())?;
+    for file in [DATA_FILE, META_FILE] {
+        let path = model.join(file);
+        if path.exists() {
+            fs::remove_file(&path).doing(format!("remove {} of the last demo", path.display()))?;
+        }
+    }
+    let (data, epochs) = match &options.data {
+        Some(data) => (data.clone(), EPOCHS[1]),
+        None => (draw(&options.directory)?, EPOCHS[0]),
+    };
+    let epochs = options.epochs.unwrap_or(epochs);
+    say(&format!(
+        "ps0 and {} workers on loopback, simulated TDX, {} epochs over {}\n",
+        options.workers,
+        epochs,
+        data.display()
+    ));
+    let outcome = train(options, &data, &model, epochs)?;
+    let evaluation = eval::run(&model, (&data, Split::Test), options.threads, Isa::detect())?;
+    say(&format!("{evaluation}\n"));
+    say(&summary(&outcome, evaluation.accuracy, &model));
+    Ok(())
+}
+
+/// Writes the drawn images in CIFAR-10's format.
+fn draw(directory: &Path) -> Result<PathBuf, Failure> {
+    let data = directory.join("data");
+    fs::create_dir_all(&data).doing(data.display())?;
+    for (seed, (name, count)) in ["data_batch_1.bin", "test_batch.bin"].into_iter().zip(DRAWN).enumerate()
+    {
+        let path = data.join(name);
+        fs::write(&path, drawing::records(seed as u64, count)).doing(path.display())?;
+    }
+    Ok(data)
+}
+
+fn train(options: &Options, data: &Path, model: &Path, epochs: u32) -> Result<Outcome, Failure> {
+    let start = Instant::now();
+    let program = std::env::current_exe().doing("own path")?;
+    let port = free_port()?;
+    let workers: Vec<String> = (0..options.workers).map(|i| format!("localhost:{}", 1 + i)).collect();
+    let threads = (options.threads / usize::from(options.workers)).max(1);
+    let mut family = Family::default();
+    let (sender, heard) = channel();
+    for role in std::iter::once("ps0".into()).chain((0..options.workers).map(|i| format!("worker{i}"))) {
+        let mut command = Command::new(&program);
+        command
+            .args(["--role", &role, "--ps-hosts", &format!("localhost:{port}")])
+            .args(["--worker-hosts", &workers.join(","), "--attestation", "sim", "--json"])
+            .args(["--epochs", &epochs.to_string(), "--batch-size", &BATCH.to_string()])
+            .args(["--stem", &options.stem.to_string(), "--threads", &threads.to_string()])
+            .arg("--model-dir")
+            .arg(model);
+        if let Some(index) = role.strip_prefix("worker") {
+            command.arg("--data").arg(data);
+            command.args(["--shard", &format!("{index}/{}", options.workers)]);
+        }
+        family.start(role, command, sender.clone())?;
+    }
+    drop(sender);
+    let mut outcome = listen(&mut family, &heard)?;
+    outcome.seconds = start.elapsed().as_secs_f64();
+    Ok(outcome)
+}
+
+/// Follows the children until all are done.
+fn listen(family: &mut Family, heard: &Receiver<Heard>) -> Result<Outcome, Failure> {
+    let mut outcome = Outcome::default();
+    let mut shown = Instant::now();
+    for heard in heard {
+        match heard {
+            Heard::Silence(index) => family.check(index)?,
+            // ps0 speaks for all of them.
+            Heard::Line(0, line) => {
+                outcome.take(&line);
+                let step = line["step"].as_u64().zip(line["steps"].as_u64());
+                if let Some((step, steps)) = step
+                    && (shown.elapsed() > Duration::from_secs(2) || step == 0 || step + 1 == steps)
+                {
+                    shown = Instant::now();
+                    let loss = line["loss"].as_f64().unwrap_or(f64::NAN);
+                    say(&format!("step {:>5} of {steps}   loss {loss:.4}", step + 1));
+                }
+            }
+            Heard::Line(..) => {}
+        }
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    fn take(&mut self, line: &Value) {
+        match line["event"].as_str() {
+            Some("step") => {
+                self.losses.extend(line["loss"].as_f64());
+                self.images += line["images"].as_u64().unwrap_or(0);
+            }
+            Some("parameters") => {
+                self.parameters = line["sha256"].as_str().unwrap_or_default().into();
+                self.bytes = ["bytes_received", "bytes_sent"].map(|k| line[k].as_u64().unwrap_or(0));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn summary(outcome: &Outcome, accuracy: f64, model: &Path) -> String {
+    let first = outcome.losses.first().copied().unwrap_or(f64::NAN);
+    let last = outcome.losses.last().copied().unwrap_or(f64::NAN);
+    let megabytes = |bytes: u64| bytes as f64 / 1e6;
+    let file = model.join(DATA_FILE);
+    format!(
+        "\nsummary\n\
+         steps       {} in {:.0} s, {:.0} images/s with everything attested and encrypted\n\
+         loss        {first:.4} -> {last:.4}\n\
+         accuracy    {:.2} % of the test images\n\
+         on the wire {:.0} MB gradients in, {:.0} MB parameters out\n\
+         parameters  sha256:{}\n\
+         model       {}\n\
+         in PyTorch  weights = safetensors.torch.load_file('{}')\n\
+         \x20           model = torchvision.models.resnet50(num_classes=10)\n\
+         \x20           model.load_state_dict({{k: v for k, v in weights.items() if not k.startswith('momentum.')}})",
+        outcome.losses.len(),
+        outcome.seconds,
+        outcome.images as f64 / outcome.seconds,
+        100.0 * accuracy,
+        megabytes(outcome.bytes[0]),
+        megabytes(outcome.bytes[1]),
+        outcome.parameters,
+        file.display(),
+        file.display(),
+    )
+}
+
+/// The child processes; those that still run are ended with it.
+#[derive(Default)]
+struct Family {
+    members: Vec<(String, Child)>,
+}
+
+impl Family {
+    fn start(&mut self, role: String, mut command: Command, to: Sender<Heard>) -> Result<(), Failure> {
+        let index = self.members.len();
+        command.env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().doing(format!("start {role}"))?;
+        let stdout = child.stdout.take().ok_or_else(|| Failure::new("no pipe to a child"))?;
+        self.members.push((role, child));
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Ok(value) = serde_json::from_str(&line) {
+                    // The demo may have given up; then nobody listens.
+                    let _ = to.send(Heard::Line(index, value));
+                }
+            }
+            let _ = to.send(Heard::Silence(index));
+        });
+        Ok(())
+    }
+
+    fn check(&mut self, index: usize) -> Result<(), Failure> {
+        let (role, child) = &mut self.members[index];
+        let status = child.wait().doing(format!("wait for {role}"))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Failure::new(format!("{role} ended with {status}")))
+    }
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.members {
+            // Already gone is as good as ended.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16, Failure> {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).doing("find a free port")?;
+    Ok(listener.local_addr().doing("find a free port")?.port())
+}
+
+fn say(text: &str) {
+    let mut stdout = std::io::stdout();
+    // Nobody reads: the training goes on.
+    let _ = writeln!(stdout, "{text}");
+    if !stdout.is_terminal() {
+        let _ = stdout.flush();
+    }
+}

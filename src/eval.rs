@@ -1,0 +1,105 @@
+//! `hfl eval`: accuracy, per-class table and confusion matrix of a saved model.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Instant;
+
+use kernels::{Isa, Pool};
+use serde::Serialize;
+
+use crate::checkpoint;
+use crate::cifar::{Batch, CLASS_NAMES, CLASSES, Dataset, Split};
+use crate::failure::{Doing, Failure};
+use crate::params::hex;
+use crate::resnet::ResNet;
+
+/// What a model does on a set of images.
+#[derive(Clone, Debug, Serialize)]
+pub struct Evaluation {
+    /// Step of the checkpoint.
+    pub step: u64,
+    /// SHA-256 of the parameters.
+    pub parameters: String,
+    /// Images.
+    pub images: usize,
+    /// Share of images whose class was found.
+    pub accuracy: f64,
+    /// `confusion[class][found]` counts images.
+    pub confusion: [[u64; CLASSES]; CLASSES],
+    /// Images a second.
+    pub images_per_s: f64,
+}
+
+/// Images of a batch.
+const BATCH: usize = 128;
+
+/// Evaluates the checkpoint of `model_dir` on a split of `data`.
+///
+/// # Errors
+/// When model or data cannot be used.
+pub fn run(
+    model_dir: &Path,
+    (data, split): (&Path, Split),
+    threads: usize,
+    isa: Isa,
+) -> Result<Evaluation, Failure> {
+    let path = model_dir.join(checkpoint::DATA_FILE);
+    let found = checkpoint::load(model_dir).doing(path.display())?;
+    let (network, checkpoint) = found.ok_or_else(|| {
+        Failure::new(format!("{}: no such file", path.display()))
+            .hint("--model-dir with the directory that ps0 wrote")
+    })?;
+    let set = Dataset::read(data, split, None).map_err(|error| {
+        Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
+    })?;
+    let params = checkpoint.state.params;
+    let parameters = hex(&crate::params::hash(&params));
+    let batch_max = BATCH.min(set.len());
+    let mut model =
+        ResNet::new(network, batch_max, Pool::new(threads), isa).doing("memory for a batch")?;
+    let mut confusion = [[0; CLASSES]; CLASSES];
+    let mut batch = Batch::default();
+    let start = Instant::now();
+    for first in (0..set.len()).step_by(BATCH) {
+        set.batch(first, BATCH.min(set.len() - first), &mut batch);
+        let logits = model.infer(&params, &batch);
+        for (row, &label) in logits.chunks_exact(CLASSES).zip(&batch.labels) {
+            confusion[usize::from(label)][largest(row)] += 1;
+        }
+    }
+    let found: u64 = (0..CLASSES).map(|class| confusion[class][class]).sum();
+    Ok(Evaluation {
+        step: checkpoint.state.step,
+        parameters,
+        images: set.len(),
+        accuracy: found as f64 / set.len() as f64,
+        confusion,
+        images_per_s: set.len() as f64 / start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Index of the largest value, the first of equals.
+fn largest(row: &[f32]) -> usize {
+    (1..row.len()).fold(0, |best, index| if row[index] > row[best] { index } else { best })
+}
+
+impl fmt::Display for Evaluation {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "model       step {}, sha256:{}", self.step, self.parameters)?;
+        writeln!(f, "images      {} at {:.0} images/s", self.images, self.images_per_s)?;
+        writeln!(f, "accuracy    {:.2} %\n", 100.0 * self.accuracy)?;
+        write!(f, "{:10} {:>7} {:>8}   found as", "class", "images", "correct")?;
+        for name in CLASS_NAMES {
+            write!(f, " {:>5}", &name[..name.len().min(5)])?;
+        }
+        for (class, row) in self.confusion.iter().enumerate() {
+            let total: u64 = row.iter().sum();
+            let share = 100.0 * row[class] as f64 / total.max(1) as f64;
+            write!(f, "\n{:10} {total:>7} {share:>6.1} %           ", CLASS_NAMES[class])?;
+            for count in row {
+                write!(f, " {count:>5}")?;
+            }
+        }
+        Ok(())
+    }
+}

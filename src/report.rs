@@ -1,0 +1,102 @@
+//! What a role says on stdout: the reference system's lines, or one JSON object a line; and progress on
+//! a terminal's stderr.
+
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
+
+use protocol::Role;
+use serde_json::{Value, json};
+
+use crate::params::hex;
+
+/// The voice of a role.
+pub struct Report {
+    json: bool,
+    progress: bool,
+    started: Instant,
+    images: u64,
+    first_step: Option<u64>,
+}
+
+impl Report {
+    /// Speaks lines, or JSON.
+    pub fn new(json: bool) -> Self {
+        let progress = std::io::stderr().is_terminal();
+        Self { json, progress, started: Instant::now(), images: 0, first_step: None }
+    }
+
+    /// A peer's evidence was accepted.
+    pub fn verified(&self, peer: Role) {
+        self.say(
+            "Info: App: Verification completed successfully.",
+            json!({ "event": "verified", "peer": peer.to_string() }),
+        );
+    }
+
+    /// A parameter server accepts connections.
+    pub fn listening(&self, address: std::net::SocketAddr) {
+        if self.json {
+            self.say("", json!({ "event": "listening", "address": address.to_string() }));
+        }
+        log::info!("listening on {address}");
+    }
+
+    /// A step is done: its loss, the seconds it took, the images in it.
+    pub fn step(&mut self, (step, steps): (u64, u64), loss: f32, seconds: f64, images: u64) {
+        if self.first_step.is_none() {
+            // The first step waits for workers; the rate begins after it.
+            (self.first_step, self.started) = (Some(step), Instant::now());
+        } else {
+            self.images += images;
+        }
+        self.clear_progress();
+        self.say(
+            &format!("step: {step}, loss: {loss:.6}, iter time: {seconds:.3}"),
+            json!({ "event": "step", "step": step, "steps": steps, "loss": loss, "seconds": seconds,
+                    "images": images }),
+        );
+        self.show_progress(step, steps);
+    }
+
+    /// The job is done.
+    pub fn finished(&self) {
+        self.clear_progress();
+        self.say("Optimization finished.", json!({ "event": "finished" }));
+    }
+
+    /// The final parameters and the traffic of a parameter server.
+    pub fn parameters(&self, hash: &[u8; 32], [received, sent]: [u64; 2]) {
+        let hash = hex(hash);
+        self.say(
+            &format!("parameters: sha256:{hash}"),
+            json!({ "event": "parameters", "sha256": hash, "bytes_received": received,
+                    "bytes_sent": sent }),
+        );
+    }
+
+    fn say(&self, line: &str, object: Value) {
+        let mut stdout = std::io::stdout().lock();
+        // A role goes on when nobody reads its output.
+        let _ = if self.json { writeln!(stdout, "{object}") } else { writeln!(stdout, "{line}") };
+        let _ = stdout.flush();
+    }
+
+    fn clear_progress(&self) {
+        if self.progress {
+            let _ = write!(std::io::stderr(), "\r\x1b[K");
+        }
+    }
+
+    fn show_progress(&self, step: u64, steps: u64) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let done = step - self.first_step.unwrap_or(step);
+        if !self.progress || done == 0 {
+            return;
+        }
+        let left = (steps - step - 1) as f64 * seconds / done as f64;
+        let rate = self.images as f64 / seconds;
+        let bar = format!("step {} of {steps}, {rate:.0} images/s, {left:.0} s left", step + 1);
+        let _ = write!(std::io::stderr(), "{bar}");
+        let _ = std::io::stderr().flush();
+    }
+}

@@ -1,0 +1,108 @@
+//! The roles over real sockets: `hfl --role ps0` and `hfl --role worker0`.
+
+mod server;
+mod worker;
+
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kernels::{Isa, Pool};
+use protocol::{CHUNK_LEN_MAX, Config, Policy, Role, SimPlatform, Trust, Verifier};
+
+use crate::cifar::Shard;
+use crate::failure::{Doing, Failure};
+use crate::job::Job;
+
+/// Values that travel in one chunk.
+const CELL: usize = CHUNK_LEN_MAX / size_of::<f32>();
+
+/// What a role is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which role.
+    pub role: Role,
+    /// `host:port` of the parameter servers.
+    pub ps_hosts: Vec<String>,
+    /// The job as these options define it; a worker takes the server's.
+    pub job: Job,
+    /// CIFAR-10 binary files of a worker.
+    pub data: PathBuf,
+    /// Part of the data that a worker takes.
+    pub shard: Option<Shard>,
+    /// Where checkpoints are.
+    pub model_dir: PathBuf,
+    /// Initial parameters of a new job.
+    pub init: Option<PathBuf>,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Threads of the kernels.
+    pub threads: usize,
+    /// Instruction-set tier.
+    pub isa: Isa,
+    /// Source of evidence.
+    pub attestation: Attestation,
+    /// JSON on stdout.
+    pub json: bool,
+    /// A pause before each step of a worker, for tests of slow workers.
+    pub pause: std::time::Duration,
+}
+
+/// Where evidence comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attestation {
+    /// What this machine has; never simulated.
+    Auto,
+    /// Simulated TDs under a public test root.
+    Sim,
+}
+
+/// Runs the role until its job is done.
+///
+/// # Errors
+/// What ended it before.
+pub fn run(options: &Options) -> Result<(), Failure> {
+    let config = config(options)?;
+    match options.role {
+        Role::ParameterServer(index) => server::run(options, usize::from(index), config),
+        Role::Worker(index) => worker::run(options, index, config),
+    }
+}
+
+fn config(options: &Options) -> Result<Arc<Config>, Failure> {
+    match options.attestation {
+        Attestation::Auto => {
+            return Err(Failure::new("no source of TDX evidence on this machine")
+                .hint("--attestation sim trains with simulated evidence, which protects nothing"));
+        }
+        Attestation::Sim => {
+            log::warn!("SIMULATED attestation: anybody can forge it; for tests and demos only");
+        }
+    }
+    let platform = SimPlatform::new(clock());
+    let verifier =
+        Verifier { trust: Trust::Simulated, policy: Policy::same_as(platform.report()) };
+    Config::new(options.role, Arc::new(platform), verifier, clock)
+        .map(Arc::new)
+        .doing("evidence of this TD")
+}
+
+/// Seconds since 1970.
+fn clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+fn pool(options: &Options) -> (Pool, Isa) {
+    (Pool::new(options.threads), options.isa)
+}
+
+/// The address that a server binds for `host:port`: loopback if that is what the name means, else all.
+fn listen_address(host_and_port: &str) -> Result<SocketAddr, Failure> {
+    let named = host_and_port.to_socket_addrs().doing(format!("address '{host_and_port}'"))?;
+    let named: Vec<SocketAddr> = named.collect();
+    let port = named.first().map_or(0, SocketAddr::port);
+    let loopback = named.iter().all(|address| address.ip().is_loopback());
+    let ip = if loopback { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+    Ok(SocketAddr::from((ip, port)))
+}

@@ -1,0 +1,176 @@
+//! The loop of a parameter server.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::{Config, LinkId, Net};
+
+use super::{CELL, Options, listen_address, pool};
+use crate::checkpoint;
+use crate::failure::{Doing, Failure};
+use crate::init;
+use crate::job::Job;
+use crate::network::Network;
+use crate::params;
+use crate::report::Report;
+use crate::server::ParameterServer;
+use crate::state::State;
+
+/// How long a finished server waits for workers that do not know of it yet.
+const FINISH_WAIT: Duration = Duration::from_secs(60);
+/// Longest wait for an event.
+const POLL: Duration = Duration::from_secs(1);
+
+struct Running {
+    server: ParameterServer,
+    network: Network,
+    net: Net,
+    report: Report,
+    verified: BTreeSet<LinkId>,
+    bytes: [u64; 2],
+    last: Instant,
+}
+
+pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Result<(), Failure> {
+    let host = options
+        .ps_hosts
+        .get(index)
+        .filter(|_| index == 0 && options.ps_hosts.len() == 1)
+        .ok_or_else(|| Failure::new("one parameter server is supported: ps0 with one --ps-hosts"))?;
+    let address = listen_address(host)?;
+    let mut net = Net::new(config).doing("network")?;
+    let local = net.listen(address).map_err(|error| {
+        Failure::new(format!("listen on {address}: {error}"))
+            .hint("another port in --ps-hosts, or end the program that uses this one")
+    })?;
+    let report = Report::new(options.json);
+    report.listening(local);
+    fs::create_dir_all(&options.model_dir).doing(options.model_dir.display())?;
+    let (network, job, state) = state(options)?;
+    log::info!("job {}, step {}", params::hex(&job.digest()), state.step);
+    checkpoint::save_meta(&options.model_dir, &job, &network).doing("write model.ckpt-meta")?;
+    let server = ParameterServer::new(job, network.layout.clone(), state, CELL, pool(options));
+    let mut running = Running {
+        server,
+        network,
+        net,
+        report,
+        verified: BTreeSet::new(),
+        bytes: [0; 2],
+        last: Instant::now(),
+    };
+    running.serve(options)?;
+    running.report.finished();
+    running.report.parameters(&params::hash(&running.server.state().params), running.bytes);
+    Ok(())
+}
+
+impl Running {
+    fn serve(&mut self, options: &Options) -> Result<(), Failure> {
+        let digest = self.server.job().digest();
+        let mut finished = None;
+        loop {
+            self.net.poll(POLL, &digest).doing("network")?;
+            loop {
+                let before = self.server.progress();
+                self.pump();
+                self.close_round(options)?;
+                if self.server.progress() == before {
+                    break;
+                }
+            }
+            self.remove_ended();
+            if self.server.state().is_finished() {
+                let since = *finished.get_or_insert_with(Instant::now);
+                let told = self.server.all_told() && self.net.ids().is_empty();
+                if told {
+                    return Ok(());
+                }
+                if since.elapsed() > FINISH_WAIT {
+                    log::warn!("not every worker came to hear of the end");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn pump(&mut self) {
+        for id in self.net.ids() {
+            self.net.drive(id, |session| self.server.pump(id.0, session));
+            let peer = self.net.session(id).and_then(|session| session.peer());
+            if let Some(peer) = peer
+                && self.verified.insert(id)
+            {
+                self.report.verified(peer.role);
+                log::info!("{} is verified, {} joined before", peer.role, self.server.joined());
+            }
+        }
+    }
+
+    fn close_round(&mut self, options: &Options) -> Result<(), Failure> {
+        let Some(closed) = self.server.close_round() else { return Ok(()) };
+        let seconds = self.last.elapsed().as_secs_f64();
+        self.last = Instant::now();
+        self.report.step((closed.step, closed.steps), closed.loss, seconds, closed.samples);
+        if !closed.loss.is_finite() {
+            return Err(Failure::new(format!("step {}: the loss is no number", closed.step))
+                .hint("a lower --lr"));
+        }
+        let state = self.server.state();
+        if state.step.is_multiple_of(options.checkpoint_every) || state.is_finished() {
+            let start = Instant::now();
+            let job = self.server.job();
+            checkpoint::save(&options.model_dir, &self.network.layout, job, state)
+                .doing("write model.ckpt-data")?;
+            log::info!("checkpoint after step {} in {:.2?}", closed.step, start.elapsed());
+        }
+        Ok(())
+    }
+
+    fn remove_ended(&mut self) {
+        for (id, session, why) in self.net.take_ended() {
+            let [received, sent] = session.bytes();
+            self.bytes = [self.bytes[0] + received, self.bytes[1] + sent];
+            match self.server.left(id.0) {
+                Some(role) => log::warn!("{role}: {why}"),
+                None if session.peer().is_none() => log::warn!("unverified peer: {why}"),
+                None => {}
+            }
+        }
+    }
+}
+
+/// The checkpoint of the model directory, or a new training.
+fn state(options: &Options) -> Result<(Network, Job, State), Failure> {
+    let network = Network::resnet50(options.job.stem).doing("network")?;
+    let mut job = options.job.clone();
+    let initial = match &options.init {
+        None => None,
+        Some(path) => {
+            let loaded = checkpoint::load_params(path, &network.layout);
+            let params = loaded.doing(format!("--init {}", path.display()))?;
+            job.init = Some(params::hash(&params));
+            Some(params)
+        }
+    };
+    let found = checkpoint::load(&options.model_dir)
+        .doing(options.model_dir.join(checkpoint::DATA_FILE).display())?;
+    if let Some((network, found)) = found {
+        if found.job != job {
+            return Err(Failure::new(format!(
+                "{}: checkpoint of another job ({}, this one is {})",
+                options.model_dir.display(),
+                params::hex(&found.job.digest()),
+                params::hex(&job.digest()),
+            ))
+            .hint("another --model-dir, or the options that the job was begun with"));
+        }
+        log::info!("resuming after step {}", found.state.step);
+        return Ok((network, job, found.state));
+    }
+    let params = initial.unwrap_or_else(|| init::initialise(&network.layout, job.seed));
+    let state = State::new(params, network.layout.trained, job.workers);
+    Ok((network, job, state))
+}

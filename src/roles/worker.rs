@@ -1,0 +1,192 @@
+//! The loop of a worker.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::{Config, Ended, LinkId, Net};
+
+use super::{CELL, Options, pool};
+use crate::checkpoint;
+use crate::cifar::{Batch, Dataset, Sampler, Split};
+use crate::failure::{Doing, Failure};
+use crate::job::Job;
+use crate::network::Network;
+use crate::params::hex;
+use crate::report::Report;
+use crate::resnet::ResNet;
+use crate::state::Member;
+use crate::worker::{Push, Work, Worker};
+
+/// How long a worker tries to reach its server before it gives up.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+/// First and longest pause between two tries.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+/// Longest wait for an event.
+const POLL: Duration = Duration::from_secs(1);
+
+struct Running<'a> {
+    options: &'a Options,
+    index: u16,
+    worker: Worker,
+    data: Dataset,
+    report: Report,
+    /// Present once the job is known.
+    model: Option<Model>,
+    params: Vec<f32>,
+    last: Option<Instant>,
+}
+
+/// What a job needs to compute steps.
+struct Model {
+    resnet: ResNet,
+    sampler: Sampler,
+    batch: Batch,
+    gradients: Vec<f32>,
+}
+
+pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<(), Failure> {
+    let data = Dataset::read(&options.data, Split::Train, options.shard).map_err(|error| {
+        Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
+    })?;
+    log::info!("{} samples in {}", data.len(), options.data.display());
+    let mut running = Running {
+        options,
+        index,
+        worker: Worker::new(CELL),
+        data,
+        report: Report::new(options.json),
+        model: None,
+        params: Vec::new(),
+        last: None,
+    };
+    let host = options.ps_hosts.first().ok_or_else(|| Failure::new("--ps-hosts names no server"))?;
+    let mut net = Net::new(config).doing("network")?;
+    let (mut pause, mut lost) = (PAUSES[0], Instant::now());
+    loop {
+        let id = net.connect(host).map_err(|error| {
+            Failure::new(format!("ps0 at {host}: {error}")).hint("host:port of ps0 in --ps-hosts")
+        })?;
+        let end = running.converse(&mut net, id)?;
+        let Lost { why, was_open } = match end {
+            None => return Ok(()),
+            Some(lost) => lost,
+        };
+        if was_open {
+            (pause, lost) = (PAUSES[0], Instant::now());
+        }
+        if !why.is_transient() || lost.elapsed() > WAIT_MAX {
+            return Err(Failure::new(format!("ps0 at {host}: {why}")));
+        }
+        log::info!("ps0 at {host}: {why}; trying again");
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSES[1]);
+    }
+}
+
+/// A connection that is over before the job is.
+struct Lost {
+    why: Ended,
+    was_open: bool,
+}
+
+impl Running<'_> {
+    /// One connection's life; `None` when the job is done.
+    fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<Lost>, Failure> {
+        self.worker.disconnected();
+        let mut was_open = false;
+        loop {
+            net.poll(POLL, &[0; 32]).doing("network")?;
+            loop {
+                let mut work = Work::Wait;
+                net.drive(id, |session| {
+                    work = self.worker.pump(session, &mut self.params)?;
+                    Ok(false)
+                });
+                if let Some(peer) = net.session(id).and_then(|session| session.peer())
+                    && !was_open
+                {
+                    was_open = true;
+                    self.report.verified(peer.role);
+                }
+                match work {
+                    Work::Wait => break,
+                    Work::Prepare(job) => self.prepare(net, id, &job)?,
+                    Work::Compute { step, steps } => self.compute(net, id, (step, steps)),
+                    Work::Finish { steps, parameters } => {
+                        log::info!("{steps} steps, parameters sha256:{}", hex(&parameters));
+                        self.report.finished();
+                        return Ok(None);
+                    }
+                }
+            }
+            if let Some((_, _, why)) = net.take_ended().pop() {
+                return Ok(Some(Lost { why, was_open }));
+            }
+        }
+    }
+
+    /// Makes the model for a job, and tells the server that we are ready.
+    fn prepare(&mut self, net: &mut Net, id: LinkId, job: &Job) -> Result<(), Failure> {
+        if self.model.is_none() {
+            log::info!("job {}", hex(&job.digest()));
+            self.model = Some(self.model(job)?);
+        }
+        let Some(model) = &self.model else { return Ok(()) };
+        let member = Member {
+            samples: self.data.len() as u64,
+            batches: model.sampler.batches(self.data.len()),
+        };
+        net.drive(id, |session| self.worker.join(session, member).map(|()| false));
+        Ok(())
+    }
+
+    fn model(&mut self, job: &Job) -> Result<Model, Failure> {
+        let batch_size = usize::try_from(job.batch_size).doing("batch size")?;
+        let batch_max = batch_size.min(self.data.len());
+        let network = Network::resnet50(job.stem).doing("network")?;
+        if self.index == 0 {
+            let directory = &self.options.model_dir;
+            fs::create_dir_all(directory).doing(directory.display())?;
+            checkpoint::save_meta(directory, job, &network).doing("write model.ckpt-meta")?;
+        }
+        let (pool, isa) = pool(self.options);
+        let len = network.layout.len;
+        self.params = vec![0.0; len];
+        Ok(Model {
+            resnet: ResNet::new(network, batch_max, pool, isa).doing("memory for a step")?,
+            // Each worker draws from its own streams: equal data would be augmented differently.
+            sampler: Sampler::new(
+                job.seed.wrapping_add(u64::from(self.index) << 32),
+                batch_size,
+                job.order,
+                job.augment,
+            ),
+            batch: Batch::default(),
+            gradients: vec![0.0; len],
+        })
+    }
+
+    /// Computes a step and pushes gradients while the backward pass runs.
+    fn compute(&mut self, net: &mut Net, id: LinkId, (step, steps): (u64, u64)) {
+        let Some(model) = &mut self.model else { return };
+        std::thread::sleep(self.options.pause);
+        let start = Instant::now();
+        model.sampler.fill(&self.data, step, &mut model.batch);
+        let samples = model.batch.len() as u32;
+        let mut push = Push::new(&self.worker, step, self.params.len());
+        let loss = model.resnet.step(
+            &self.params,
+            &model.batch,
+            &mut model.gradients,
+            |loss, done, gradients| {
+                net.drive(id, |session| {
+                    push.advance(session, (samples, loss), done.clone(), gradients).map(|()| false)
+                });
+            },
+        );
+        let since = self.last.replace(Instant::now()).unwrap_or(start);
+        let seconds = since.elapsed().as_secs_f64();
+        self.report.step((step, steps), loss, seconds, u64::from(samples));
+    }
+}
