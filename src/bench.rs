@@ -68,7 +68,7 @@ pub fn run(options: Options) -> std::io::Result<Report> {
     let Options { stem, batch: n, threads, steps, isa, precision } = options;
     let network = Network::resnet50(stem).map_err(std::io::Error::other)?;
     let multiplications = network.multiplications();
-    let mut params = init::initialise(&network.layout, 1);
+    let mut params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
     let mut velocity = vec![0.0; network.layout.trained];
     let mut gradients = vec![0.0; network.layout.len];
     let batch = random_batch(n);

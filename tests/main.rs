@@ -1,1 +1,3 @@
-fn main(){}
+//! The one test binary of the program; see each module's first line.
+
+mod parity;

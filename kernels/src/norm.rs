@@ -76,7 +76,7 @@ impl Statistics {
     /// Room for the sums of up to `rows` rows, so that no later call allocates.
     pub fn reserve(&mut self, rows: usize) {
         let channels = self.mean.len();
-        self.partial.reserve(rows.div_ceil(chunk_rows(channels)) * 2 * channels);
+        self.partial.reserve(rows.div_ceil(SUM_ROWS) * 2 * channels);
     }
 
     /// Mean and variance of `z`, rows of as many values as there are channels. `pivot` is near the
@@ -85,7 +85,7 @@ impl Statistics {
         let channels = self.mean.len();
         assert_eq!((z.len() % channels, pivot.len()), (0, channels));
         self.rows = z.len() / channels;
-        let len = chunk_rows(channels) * channels;
+        let len = SUM_ROWS * channels;
         self.partial.resize(z.len().div_ceil(len) * 2 * channels, 0.0);
         pool.for_each_chunk(&mut self.partial, 2 * channels, |index, sums| {
             let z = &z[index * len..z.len().min((index + 1) * len)];
@@ -126,7 +126,7 @@ impl Statistics {
     ) {
         let channels = self.mean.len();
         assert_eq!(dy.len(), z.len());
-        let len = chunk_rows(channels) * channels;
+        let len = SUM_ROWS * channels;
         self.partial.resize(z.len().div_ceil(len) * 2 * channels, 0.0);
         let mean = &self.mean;
         pool.for_each_chunk(&mut self.partial, 2 * channels, |index, sums| {
@@ -258,7 +258,11 @@ pub fn mask_by_output((pool, isa): (&Pool, Isa), y: &[f32], dy: &mut [f32]) {
     });
 }
 
-/// Rows that one task works on: a function of the shape alone, so sums do not depend on threads.
+/// Rows that are summed in `f32` before sums go on in `f64`: short chains of additions lose few digits,
+/// and since it is no function of the threads, neither are the sums.
+const SUM_ROWS: usize = 64;
+
+/// Rows that one task of an elementwise pass works on.
 fn chunk_rows(channels: usize) -> usize {
     ((1 << 15) / channels).max(64)
 }

@@ -170,7 +170,7 @@ fn state(options: &Options) -> Result<(Network, Job, State), Failure> {
         log::info!("resuming after step {}", found.state.step);
         return Ok((network, job, found.state));
     }
-    let params = initial.unwrap_or_else(|| init::initialise(&network.layout, job.seed));
+    let params = initial.unwrap_or_else(|| init::initialise(&network.layout, job.seed, init::IDENTITY_BLOCKS));
     let state = State::new(params, network.layout.trained, job.workers);
     Ok((network, job, state))
 }

@@ -1,0 +1,195 @@
+//! Equal weights, equal batches: losses and first gradients are those of PyTorch.
+//!
+//! `parity.py` trains torchvision's network on what `export_inputs` writes and records a small file: the
+//! loss of each step, and for each tensor's first gradient its norm and its products with a few vectors
+//! of signs, from which the distance of two gradients is estimated without the gradients.
+
+use std::path::PathBuf;
+
+use hfl::cifar::{Batch, COLOURS, Dataset, SIDE};
+use hfl::job::{Augment, Job, Order, Precision, Stem};
+use hfl::network::Network;
+use hfl::params::Kind;
+use hfl::resnet::ResNet;
+use hfl::schedule::Schedule;
+use hfl::state::State;
+use hfl::rng::Stream;
+use hfl::{checkpoint, init};
+use kernels::{Isa, Pool, Sgd, momentum_sgd};
+use serde_json::Value;
+
+const STEPS: usize = 20;
+const RATE: f32 = 0.0001;
+const SEED: u64 = 7;
+/// Scale of each block's last normalisation.
+const LAST: f32 = 0.2;
+/// Every normalisation shifts its even channels up and its odd ones down by this many deviations. Where
+/// values lie around zero, rounding alone decides some ReLUs, and two correct gradients (PyTorch's in
+/// single and in double precision too) differ by up to half a percent.
+const SHIFT: f32 = 2.0;
+/// Vectors of signs that each gradient is multiplied with.
+const SIGNS: u64 = 16;
+
+struct Case {
+    stem: Stem,
+    batch: usize,
+}
+
+const CASES: [Case; 2] =
+    [Case { stem: Stem::Imagenet, batch: 16 }, Case { stem: Stem::Cifar, batch: 2 }];
+
+impl Case {
+    fn network(&self) -> Network {
+        Network::resnet50(self.stem).expect("shapes")
+    }
+
+    fn data(&self) -> Dataset {
+        let stream = Stream::new(SEED, "parity");
+        let records = (0..(STEPS * self.batch) as u64).flat_map(|i| record(&stream, i)).collect();
+        Dataset::from_records(records).expect("valid records")
+    }
+
+    fn params(&self, network: &Network) -> Vec<f32> {
+        let mut params = init::initialise(&network.layout, SEED, LAST);
+        for unit in &network.units {
+            let [gamma, beta] = unit.affine.clone();
+            let scale = params[gamma.start];
+            for (channel, value) in params[beta].iter_mut().enumerate() {
+                *value = if channel % 2 == 0 { SHIFT * scale } else { -SHIFT * scale };
+            }
+        }
+        params
+    }
+
+    fn recorded(&self) -> Value {
+        let path = format!("{}/tests/data/parity-{}.json", env!("CARGO_MANIFEST_DIR"), self.stem);
+        serde_json::from_slice(&std::fs::read(path).expect("recorded by parity.py")).expect("JSON")
+    }
+}
+
+/// An image of random patches: deep features differ from image to image, so that normalising them does
+/// not magnify rounding.
+fn record(stream: &Stream, index: u64) -> Vec<u8> {
+    const PATCH: usize = 8;
+    let pixel = |at: usize| {
+        let (colour, y, x) = (at / (SIDE * SIDE), at / SIDE % SIDE, at % SIDE);
+        let patch = (colour * SIDE + y / PATCH) * SIDE + x / PATCH;
+        stream.words(index << 16 | patch as u64)[0] as u8
+    };
+    let label = (stream.words(index << 16 | 0xffff)[0] % 10) as u8;
+    std::iter::once(label).chain((0..COLOURS * SIDE * SIDE).map(pixel)).collect()
+}
+
+#[test]
+#[ignore = "writes the inputs of tests/parity.py to $PARITY_DIR"]
+fn export_inputs() {
+    let directory = PathBuf::from(std::env::var("PARITY_DIR").expect("PARITY_DIR"));
+    for case in &CASES {
+        let directory = directory.join(case.stem.to_string());
+        std::fs::create_dir_all(&directory).expect("create");
+        let network = case.network();
+        let params = case.params(&network);
+        let job = Job {
+            stem: case.stem,
+            precision: Precision::Fp32,
+            workers: 1,
+            batch_size: case.batch as u32,
+            epochs: 1,
+            steps: None,
+            schedule: Schedule::Constant { rate: RATE },
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            seed: SEED,
+            augment: Augment::None,
+            order: Order::Sequential,
+            init: None,
+        };
+        let state = State::new(params, network.layout.trained, 1);
+        checkpoint::save(&directory, &network.layout, &job, &state).expect("checkpoint");
+        checkpoint::save_meta(&directory, &job, &network).expect("meta");
+        std::fs::write(directory.join("data_batch_1.bin"), case.data().records()).expect("data");
+    }
+}
+
+/// A sign as parity.py makes it: one bit of SplitMix64.
+fn sign(vector: u64, index: u64) -> f64 {
+    let mut z = (vector << 32 | index).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    if (z ^ (z >> 31)) & 1 == 1 { 1.0 } else { -1.0 }
+}
+
+fn check_gradients(network: &Network, gradients: &[f32], recorded: &Value) -> f64 {
+    let mut worst = 0.0_f64;
+    for tensor in network.layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
+        let recorded = &recorded["gradients"][&tensor.name];
+        let norm = recorded["norm"].as_f64().expect("norm");
+        let values = tensor.export(gradients);
+        let mut squares = 0.0;
+        for vector in 0..SIGNS {
+            let want = recorded["signs"][vector as usize].as_f64().expect("product");
+            let product: f64 =
+                values.iter().enumerate().map(|(i, &v)| sign(vector, i as u64) * f64::from(v)).sum();
+            squares += (product - want).powi(2);
+        }
+        let relative = (squares / SIGNS as f64).sqrt() / norm;
+        worst = worst.max(relative);
+        assert!(relative < 1e-3, "{}: gradient differs by {relative:.2e}", tensor.name);
+    }
+    worst
+}
+
+fn check_case(case: &Case, isa: Isa, steps: usize) {
+    let network = case.network();
+    let recorded = case.recorded();
+    let losses: Vec<f64> = serde_json::from_value(recorded["losses"].clone()).expect("losses");
+    assert_eq!(losses.len(), STEPS);
+    let mut params = case.params(&network);
+    let layout = network.layout.clone();
+    let mut velocity = vec![0.0; layout.trained];
+    let mut gradients = vec![0.0; layout.len];
+    let data = case.data();
+    let mut model = ResNet::new(network, case.batch, Pool::new(2), isa).expect("memory");
+    let mut batch = Batch::default();
+    let mut worst = 0.0_f64;
+    for (step, want) in losses.iter().enumerate().take(steps) {
+        data.batch(step * case.batch, case.batch, &mut batch);
+        let loss = model.step(&params, &batch, &mut gradients, |_, _, _| {});
+        let relative = (f64::from(loss) - want).abs() / want;
+        if step == 0 {
+            let worst = check_gradients(&model.network, &gradients, &recorded);
+            println!("{} on {}: worst gradient {worst:.2e}", case.stem, isa.name());
+        }
+        if step < 10 {
+            worst = worst.max(relative);
+        }
+        // Two correct trainings drift apart by rounding alone; after ten steps only roughly equal.
+        let bound = if step < 10 { 1e-3 } else { 0.1 };
+        assert!(relative < bound, "{} step {step}: loss {loss}, PyTorch {want}", case.stem);
+        for tensor in layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
+            let decay = if tensor.kind == Kind::Weight { 5e-4 } else { 0.0 };
+            let sgd = Sgd { rate: RATE, momentum: 0.9, decay, scale: 1.0 };
+            let range = tensor.range.clone();
+            let (w, v) = (&mut params[range.clone()], &mut velocity[range.clone()]);
+            momentum_sgd(model.exec(), sgd, w, v, &gradients[range]);
+        }
+    }
+    println!("{} on {}: worst relative difference of ten losses {worst:.2e}", case.stem, isa.name());
+}
+
+/// All steps on the best tier, the first two on the others.
+fn check_every_tier(case: &Case) {
+    for isa in Isa::available() {
+        check_case(case, isa, if isa == Isa::detect() { STEPS } else { 2 });
+    }
+}
+
+#[test]
+fn losses_and_gradients_are_those_of_pytorch_with_the_imagenet_stem() {
+    check_every_tier(&CASES[0]);
+}
+
+#[test]
+fn losses_and_gradients_are_those_of_pytorch_with_the_cifar_stem() {
+    check_every_tier(&CASES[1]);
+}
