@@ -2,7 +2,7 @@
 //!
 //! Parameters, running statistics and `num_batches_tracked` load into
 //! `torchvision.models.resnet50(num_classes=10)` as they are; velocities stand beside them under
-//! `momentum.NAME`. The header's metadata has the step, the job and the parameters' hash.
+//! `momentum.NAME`. The header's metadata has the step, the job and hashes of both.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -43,8 +43,8 @@ pub enum CheckpointError {
     Tensor(String, &'static str),
     /// A metadata entry is missing or malformed.
     Metadata(&'static str),
-    /// The parameters are not those that the metadata names.
-    Hash,
+    /// The values are not those that the metadata names.
+    Hash(&'static str),
 }
 
 impl fmt::Display for CheckpointError {
@@ -55,7 +55,7 @@ impl fmt::Display for CheckpointError {
             Self::TooLarge(len) => write!(f, "{len} bytes, more than {FILE_LEN_MAX}"),
             Self::Tensor(name, why) => write!(f, "tensor '{}' {why}", name.escape_default()),
             Self::Metadata(key) => write!(f, "metadata entry '{key}' is missing or malformed"),
-            Self::Hash => write!(f, "the parameters are not those that the file was written with"),
+            Self::Hash(what) => write!(f, "the {what} are not what the file was written with"),
         }
     }
 }
@@ -167,8 +167,10 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
     if let Some(name) = tensors.names().into_iter().find(|name| !known(name)) {
         return Err(CheckpointError::Tensor(name.into(), "does not belong to this network"));
     }
-    if hex(&params::hash(&state.params)) != *entry("parameters")? {
-        return Err(CheckpointError::Hash);
+    for (key, values) in [("parameters", &state.params), ("momentum", &state.velocity)] {
+        if hex(&params::hash(values)) != *entry(key)? {
+            return Err(CheckpointError::Hash(key));
+        }
     }
     Ok((network, Checkpoint { job, state }))
 }
@@ -227,6 +229,7 @@ fn metadata(job: &Job, state: &State) -> HashMap<String, String> {
         ("job".into(), json(job.encode())),
         ("job_digest".into(), hex(&job.digest())),
         ("members".into(), json(members)),
+        ("momentum".into(), hex(&params::hash(&state.velocity))),
         ("parameters".into(), hex(&params::hash(&state.params))),
         ("step".into(), state.step.to_string()),
     ]);
@@ -363,5 +366,8 @@ pub fn fuzz(data: &[u8]) {
     let metadata = metadata(&checkpoint.job, &checkpoint.state);
     let bytes = safetensors::serialize(entries(&network.layout, &checkpoint.state), Some(metadata));
     let again = parse(&bytes.expect("our own tensors")).expect("our own bytes");
-    assert_eq!(hex(&params::hash(&again.1.state.params)), hex(&params::hash(&checkpoint.state.params)));
+    assert_eq!(
+        hex(&params::hash(&again.1.state.params)),
+        hex(&params::hash(&checkpoint.state.params))
+    );
 }

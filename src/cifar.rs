@@ -19,9 +19,8 @@ pub const CLASSES: usize = 10;
 /// Bytes of a record.
 pub const RECORD_LEN: usize = 1 + COLOURS * SIDE * SIDE;
 /// Names of the classes.
-pub const CLASS_NAMES: [&str; CLASSES] = [
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-];
+pub const CLASS_NAMES: [&str; CLASSES] =
+    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// Mean of each colour over the training images, of pixels in 0..1.
 pub const MEAN: [f32; COLOURS] = [0.4914, 0.4822, 0.4465];
@@ -307,8 +306,7 @@ impl Batch {
                 let target = &mut self.images[((h * SIDE + w) * n + i) * COLOURS..][..COLOURS];
                 for (colour, target) in target.iter_mut().enumerate() {
                     // The padding is black, like PyTorch's RandomCrop before normalisation.
-                    let value = source
-                        .map_or(0, |(y, x)| pixels[(colour * SIDE + y) * SIDE + x]);
+                    let value = source.map_or(0, |(y, x)| pixels[(colour * SIDE + y) * SIDE + x]);
                     *target = (f32::from(value) / 255.0 - MEAN[colour]) / DEVIATION[colour];
                 }
             }
@@ -326,7 +324,8 @@ fn training_files(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
-        let matches = name.to_str().is_some_and(|n| n.starts_with("data_batch") && n.ends_with(".bin"));
+        let matches =
+            name.to_str().is_some_and(|n| n.starts_with("data_batch") && n.ends_with(".bin"));
         if matches {
             files.push(directory.join(name));
         }
@@ -384,7 +383,12 @@ mod tests {
     use super::*;
 
     fn records(n: usize) -> Vec<u8> {
-        (0..n).flat_map(|i| std::iter::once((i % 10) as u8).chain((1..RECORD_LEN).map(move |j| (i * 7 + j) as u8))).collect()
+        (0..n)
+            .flat_map(|i| {
+                std::iter::once((i % 10) as u8)
+                    .chain((1..RECORD_LEN).map(move |j| (i * 7 + j) as u8))
+            })
+            .collect()
     }
 
     #[test]
@@ -449,7 +453,8 @@ mod tests {
     #[test]
     fn shards_part_the_data() {
         let data = Dataset::from_records(records(7)).expect("valid");
-        let lens: Vec<usize> = (0..3).map(|index| data.shard(Shard { index, of: 3 }).len()).collect();
+        let lens: Vec<usize> =
+            (0..3).map(|index| data.shard(Shard { index, of: 3 }).len()).collect();
         assert_eq!(lens, [3, 2, 2]);
         assert_eq!(data.shard(Shard { index: 1, of: 3 }).label(1), 4);
         assert!("3/3".parse::<Shard>().is_err() && "1".parse::<Shard>().is_err());

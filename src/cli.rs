@@ -7,6 +7,7 @@ use argh::FromArgs;
 use kernels::Isa;
 use protocol::Role;
 
+use crate::bench;
 use crate::cifar::{Shard, Split};
 use crate::demo;
 use crate::eval;
@@ -14,7 +15,6 @@ use crate::failure::{Doing, Failure};
 use crate::job::{Augment, Job, Order, Precision, Stem};
 use crate::roles::{self, Attestation};
 use crate::schedule::Schedule;
-use crate::bench;
 
 /// Horizontal federated learning of ResNet-50 in attested processes.
 ///
@@ -215,7 +215,8 @@ impl std::str::FromStr for HostList {
     fn from_str(text: &str) -> Result<Self, String> {
         let hosts: Vec<String> = text.split(',').map(|host| host.trim().to_owned()).collect();
         let has_port = |host: &String| {
-            host.rsplit_once(':').is_some_and(|(h, port)| !h.is_empty() && port.parse::<u16>().is_ok())
+            host.rsplit_once(':')
+                .is_some_and(|(h, port)| !h.is_empty() && port.parse::<u16>().is_ok())
         };
         match hosts.iter().find(|host| !has_port(host)) {
             Some(host) => Err(format!("'{host}' is not host:port")),

@@ -93,7 +93,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 fn draw(directory: &Path) -> Result<PathBuf, Failure> {
     let data = directory.join("data");
     fs::create_dir_all(&data).doing(data.display())?;
-    for (seed, (name, count)) in ["data_batch_1.bin", "test_batch.bin"].into_iter().zip(DRAWN).enumerate()
+    for (seed, (name, count)) in
+        ["data_batch_1.bin", "test_batch.bin"].into_iter().zip(DRAWN).enumerate()
     {
         let path = data.join(name);
         fs::write(&path, drawing::records(seed as u64, count)).doing(path.display())?;
@@ -105,11 +106,14 @@ fn train(options: &Options, data: &Path, model: &Path, epochs: u32) -> Result<Ou
     let start = Instant::now();
     let program = std::env::current_exe().doing("own path")?;
     let port = free_port()?;
-    let workers: Vec<String> = (0..options.workers).map(|i| format!("localhost:{}", 1 + i)).collect();
+    let workers: Vec<String> =
+        (0..options.workers).map(|i| format!("localhost:{}", 1 + i)).collect();
     let threads = (options.threads / usize::from(options.workers)).max(1);
     let mut family = Family::default();
     let (sender, heard) = channel();
-    for role in std::iter::once("ps0".into()).chain((0..options.workers).map(|i| format!("worker{i}"))) {
+    for role in
+        std::iter::once("ps0".into()).chain((0..options.workers).map(|i| format!("worker{i}")))
+    {
         let mut command = Command::new(&program);
         command
             .args(["--role", &role, "--ps-hosts", &format!("localhost:{port}")])
@@ -164,7 +168,8 @@ impl Outcome {
             }
             Some("parameters") => {
                 self.parameters = line["sha256"].as_str().unwrap_or_default().into();
-                self.bytes = ["bytes_received", "bytes_sent"].map(|k| line[k].as_u64().unwrap_or(0));
+                self.bytes =
+                    ["bytes_received", "bytes_sent"].map(|k| line[k].as_u64().unwrap_or(0));
             }
             _ => {}
         }
@@ -206,7 +211,12 @@ struct Family {
 }
 
 impl Family {
-    fn start(&mut self, role: String, mut command: Command, to: Sender<Heard>) -> Result<(), Failure> {
+    fn start(
+        &mut self,
+        role: String,
+        mut command: Command,
+        to: Sender<Heard>,
+    ) -> Result<(), Failure> {
         let index = self.members.len();
         command.env("RUST_LOG", "error").stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().doing(format!("start {role}"))?;

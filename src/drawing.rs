@@ -65,6 +65,8 @@ mod tests {
         assert_eq!(bytes, records(1, 40));
         assert_ne!(bytes, records(2, 40));
         let set = Dataset::from_records(bytes).expect("valid records");
-        assert!((0..CLASSES).all(|class| (0..40).filter(|&i| set.label(i) == class as u8).count() == 4));
+        assert!(
+            (0..CLASSES).all(|class| (0..40).filter(|&i| set.label(i) == class as u8).count() == 4)
+        );
     }
 }

@@ -16,24 +16,24 @@
 
 #![forbid(unsafe_code)]
 
-pub mod failure;
-pub mod rng;
-pub mod job;
-pub mod schedule;
-pub mod params;
-pub mod init;
-pub mod cifar;
-pub mod drawing;
-pub mod network;
-pub mod resnet;
-pub mod round;
-pub mod state;
-pub mod server;
-pub mod worker;
-pub mod checkpoint;
-pub mod report;
-pub mod roles;
-pub mod eval;
 pub mod bench;
-pub mod demo;
+pub mod checkpoint;
+pub mod cifar;
 pub mod cli;
+pub mod demo;
+pub mod drawing;
+pub mod eval;
+pub mod failure;
+pub mod init;
+pub mod job;
+pub mod network;
+pub mod params;
+pub mod report;
+pub mod resnet;
+pub mod rng;
+pub mod roles;
+pub mod round;
+pub mod schedule;
+pub mod server;
+pub mod state;
+pub mod worker;

@@ -119,7 +119,11 @@ impl Builder {
     ) -> Result<usize, ShapeError> {
         let conv = Conv::new([side, side], channels, kernel, stride, kernel / 2)?;
         let out = conv.output[0];
-        self.drafts.push(Draft { names: names.map(Into::into), conv, window: [stride, kernel / 2] });
+        self.drafts.push(Draft {
+            names: names.map(Into::into),
+            conv,
+            window: [stride, kernel / 2],
+        });
         Ok(out)
     }
 

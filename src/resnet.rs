@@ -125,7 +125,8 @@ impl ResNet {
         self.forward(params, batch, Mode::Training);
         self.update_running(params, gradients);
         let n = batch.len();
-        let loss = softmax_cross_entropy(&mut self.head.logits[..n * CLASSES], &batch.labels, CLASSES);
+        let loss =
+            softmax_cross_entropy(&mut self.head.logits[..n * CLASSES], &batch.labels, CLASSES);
         done(loss, self.network.layout.trained..self.network.layout.len, gradients);
         self.backward_head(params, n, gradients);
         done(loss, self.network.classifier[0].start..self.network.classifier[1].end, gradients);
@@ -403,7 +404,8 @@ impl Plan {
             start..start + len
         };
         let images = take(n * SIDE * SIDE * COLOURS);
-        let outputs: Vec<usize> = network.units.iter().map(|unit| unit.conv.output_len(n)).collect();
+        let outputs: Vec<usize> =
+            network.units.iter().map(|unit| unit.conv.output_len(n)).collect();
         let z = outputs.iter().map(|&len| take(len)).collect();
         let stem = network.max_pool.map_or(outputs[0], |pool| {
             pool.output * pool.output * n * network.units[0].conv.channels_out
@@ -414,7 +416,8 @@ impl Plan {
             .collect();
         // The stem's activation is only computed again where it is pooled.
         let stem_activation = network.max_pool.map(|_| outputs[0]);
-        let between = network.blocks.iter().flat_map(|b| [outputs[b.units[0]], outputs[b.units[1]]]);
+        let between =
+            network.blocks.iter().flat_map(|b| [outputs[b.units[0]], outputs[b.units[1]]]);
         let activation = between.chain(stem_activation).max().unwrap_or(0);
         let outer = y.iter().map(Range::len).max().unwrap_or(0);
         Self {

@@ -81,8 +81,7 @@ fn config(options: &Options) -> Result<Arc<Config>, Failure> {
         }
     }
     let platform = SimPlatform::new(clock());
-    let verifier =
-        Verifier { trust: Trust::Simulated, policy: Policy::same_as(platform.report()) };
+    let verifier = Verifier { trust: Trust::Simulated, policy: Policy::same_as(platform.report()) };
     Config::new(options.role, Arc::new(platform), verifier, clock)
         .map(Arc::new)
         .doing("evidence of this TD")

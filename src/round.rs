@@ -63,7 +63,8 @@ impl Round {
     /// When the worker announced something else in this round before.
     pub fn announce(&mut self, worker: u16, announced: Announced) -> Result<(), RoundError> {
         let slot = &mut self.announced[usize::from(worker)];
-        if announced.samples == 0 || slot.is_some_and(|before| before.samples != announced.samples) {
+        if announced.samples == 0 || slot.is_some_and(|before| before.samples != announced.samples)
+        {
             return Err(RoundError::Unannounced);
         }
         *slot = Some(announced);
@@ -196,11 +197,15 @@ mod tests {
     fn chunks_that_are_no_cell_are_refused() {
         let mut round = Round::new(5, 2, 1);
         round.announce(0, ONE).expect("first");
-        let cases = [(0, 1), (0, 3), (4, 2), (1, 2), (16, 2), (24, 1), (u64::MAX, 2), (u64::MAX - 3, 1)];
+        let cases =
+            [(0, 1), (0, 3), (4, 2), (1, 2), (16, 2), (24, 1), (u64::MAX, 2), (u64::MAX - 3, 1)];
         for (offset, len) in cases {
             let result = round.add(0, offset, &bytes(&vec![1.0; len]));
             assert_eq!(result, Err(RoundError::NotACell), "{len} values at byte {offset}");
         }
-        assert_eq!(round.announce(0, Announced { samples: 2, loss: 1.0 }), Err(RoundError::Unannounced));
+        assert_eq!(
+            round.announce(0, Announced { samples: 2, loss: 1.0 }),
+            Err(RoundError::Unannounced)
+        );
     }
 }

@@ -52,13 +52,7 @@ pub struct Closed {
 
 impl ParameterServer {
     /// A server that goes on from `state`; values travel in cells of `cell`.
-    pub fn new(
-        job: Job,
-        layout: Layout,
-        state: State,
-        cell: usize,
-        exec: (Pool, Isa),
-    ) -> Self {
+    pub fn new(job: Job, layout: Layout, state: State, cell: usize, exec: (Pool, Isa)) -> Self {
         assert_eq!((state.params.len(), state.velocity.len()), (layout.len, layout.trained));
         let round = Round::new(layout.len, cell, job.workers);
         Self { job, layout, state, round, cell, links: BTreeMap::new(), progress: 0, exec }

@@ -88,7 +88,12 @@ impl Worker {
     }
 
     /// Takes a chunk; `true` when the parameters are complete, `None` when it is not the next one.
-    fn take(&mut self, params: &mut [f32], step: u64, (offset, data): (u64, &[u8])) -> Option<bool> {
+    fn take(
+        &mut self,
+        params: &mut [f32],
+        step: u64,
+        (offset, data): (u64, &[u8]),
+    ) -> Option<bool> {
         let (expected, received) = self.incoming.filter(|&(of, at)| of == step && at == offset)?;
         let start = usize::try_from(received).ok()? / size_of::<f32>();
         let (values, rest) = data.as_chunks::<4>();

@@ -1,3 +1,10 @@
 //! The one test binary of the program; see each module's first line.
 
+mod cli;
+mod cluster;
+mod fuzz_seeds;
 mod parity;
+mod processes;
+mod static_binary;
+mod tidy;
+mod train;

@@ -11,9 +11,9 @@ use hfl::job::{Augment, Job, Order, Precision, Stem};
 use hfl::network::Network;
 use hfl::params::Kind;
 use hfl::resnet::ResNet;
+use hfl::rng::Stream;
 use hfl::schedule::Schedule;
 use hfl::state::State;
-use hfl::rng::Stream;
 use hfl::{checkpoint, init};
 use kernels::{Isa, Pool, Sgd, momentum_sgd};
 use serde_json::Value;
@@ -128,8 +128,11 @@ fn check_gradients(network: &Network, gradients: &[f32], recorded: &Value) -> f6
         let mut squares = 0.0;
         for vector in 0..SIGNS {
             let want = recorded["signs"][vector as usize].as_f64().expect("product");
-            let product: f64 =
-                values.iter().enumerate().map(|(i, &v)| sign(vector, i as u64) * f64::from(v)).sum();
+            let product: f64 = values
+                .iter()
+                .enumerate()
+                .map(|(i, &v)| sign(vector, i as u64) * f64::from(v))
+                .sum();
             squares += (product - want).powi(2);
         }
         let relative = (squares / SIGNS as f64).sqrt() / norm;
@@ -174,7 +177,11 @@ fn check_case(case: &Case, isa: Isa, steps: usize) {
             momentum_sgd(model.exec(), sgd, w, v, &gradients[range]);
         }
     }
-    println!("{} on {}: worst relative difference of ten losses {worst:.2e}", case.stem, isa.name());
+    println!(
+        "{} on {}: worst relative difference of ten losses {worst:.2e}",
+        case.stem,
+        isa.name()
+    );
 }
 
 /// All steps on the best tier, the first two on the others.

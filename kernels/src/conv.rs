@@ -56,7 +56,9 @@ impl fmt::Display for ShapeError {
         match self {
             Self::ChannelsOut(c) => write!(f, "{c} output channels: need a multiple of {PANEL}"),
             Self::ChannelsIn(c) => write!(f, "{c} input channels: need 3 or a multiple of {PANEL}"),
-            Self::Kernel(k) => write!(f, "filter side {k}: need 1 to {KERNEL_MAX}, stride 1 or more"),
+            Self::Kernel(k) => {
+                write!(f, "filter side {k}: need 1 to {KERNEL_MAX}, stride 1 or more")
+            }
             Self::Image([h, w]) => write!(f, "image of {h}x{w} is smaller than the filter"),
         }
     }
@@ -121,7 +123,14 @@ impl Conv {
     }
 
     /// `y = x * w`; all of `y` is written.
-    pub fn forward(&self, (pool, isa): (&Pool, Isa), n: usize, x: &[f32], w: &[f32], y: &mut [f32]) {
+    pub fn forward(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        n: usize,
+        x: &[f32],
+        w: &[f32],
+        y: &mut [f32],
+    ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         let k = self.channels_in;
         let pass = Pass { table: &self.forward, taps: self.taps(), n, k };

@@ -30,19 +30,19 @@
 //! * Nothing here knows a file, a socket, a clock or a model.
 //! * `unsafe` lives in [`x86_64`](self), the thread pool and the arena.
 
-mod isa;
-#[allow(unsafe_code)]
-mod pool;
 #[allow(unsafe_code)]
 mod arena;
-mod gemm;
 mod conv;
-mod norm;
-mod pooling;
+mod gemm;
+mod isa;
 mod linear;
 mod loss;
-mod sgd;
+mod norm;
+#[allow(unsafe_code)]
+mod pool;
+mod pooling;
 pub mod scalar;
+mod sgd;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86_64;

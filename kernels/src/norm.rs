@@ -134,7 +134,14 @@ impl Statistics {
             let (first, second) = sums.split_at_mut(channels);
             isa.run(
                 #[inline(always)]
-                || sum_gradients((&dy[range.clone()], &z[range.clone()], mask), mean, first, second),
+                || {
+                    sum_gradients(
+                        (&dy[range.clone()], &z[range.clone()], mask),
+                        mean,
+                        first,
+                        second,
+                    )
+                },
             );
         });
         let count = self.rows as f64;

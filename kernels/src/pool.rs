@@ -306,7 +306,9 @@ impl Blocks {
         }
         // SAFETY: the block lies inside the view it was cut from (origin + shape <= its shape, same
         // strides), and blocks of different origins do not overlap.
-        unsafe { ArrayViewMut4::from_shape_ptr(shape.strides(self.strides), self.start.add(offset)) }
+        unsafe {
+            ArrayViewMut4::from_shape_ptr(shape.strides(self.strides), self.start.add(offset))
+        }
     }
 }
 
@@ -342,7 +344,9 @@ impl FlushDenormals {
 impl Drop for FlushDenormals {
     fn drop(&mut self) {
         // SAFETY: restores what `enter` found.
-        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const self.before, options(nostack)) };
+        unsafe {
+            std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const self.before, options(nostack))
+        };
     }
 }
 

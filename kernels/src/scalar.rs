@@ -154,8 +154,7 @@ pub fn norm_backward<T: NdFloat>(
     }
     let dz = Array4::from_shape_fn(z.dim(), |(h, w, n, c)| {
         let centred = (z[[h, w, n, c]] - mean[c]) * inverse[c];
-        gamma[c] * inverse[c]
-            * (dy[[h, w, n, c]] - dbeta[c] / count - centred * dgamma[c] / count)
+        gamma[c] * inverse[c] * (dy[[h, w, n, c]] - dbeta[c] / count - centred * dgamma[c] / count)
     });
     (dz, dgamma, dbeta)
 }
@@ -173,7 +172,8 @@ pub fn relu_backward<T: NdFloat>(x: ArrayView4<T>, dy: ArrayView4<T>) -> Array4<
 /// Max pooling with a 3x3 window, stride 2, padding 1.
 pub fn max_pool_forward<T: NdFloat>(x: ArrayView4<T>) -> Array4<T> {
     let (height, width, n, channels) = x.dim();
-    let mut y = Array4::from_elem((height.div_ceil(2), width.div_ceil(2), n, channels), T::neg_infinity());
+    let mut y =
+        Array4::from_elem((height.div_ceil(2), width.div_ceil(2), n, channels), T::neg_infinity());
     Window { stride: 2, pad: 1 }.taps((height, width), 3, |p, q, _, _, h, w| {
         for i in 0..n {
             for c in 0..channels {

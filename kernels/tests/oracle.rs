@@ -116,7 +116,8 @@ fn convolutions_match_the_oracle_on_every_tier() {
 #[test]
 fn shapes_that_the_kernels_cannot_do_are_errors() {
     use kernels::ShapeError;
-    let refused = |input, channels, kernel, stride| Conv::new(input, channels, kernel, stride, 1).err();
+    let refused =
+        |input, channels, kernel, stride| Conv::new(input, channels, kernel, stride, 1).err();
     assert_eq!(refused([8, 8], [64, 65], 3, 1), Some(ShapeError::ChannelsOut(65)));
     assert_eq!(refused([8, 8], [64, 0], 3, 1), Some(ShapeError::ChannelsOut(0)));
     assert_eq!(refused([8, 8], [5, 64], 3, 1), Some(ShapeError::ChannelsIn(5)));
@@ -164,14 +165,28 @@ fn normalisation_matches_the_oracle_on_every_tier() {
             mask_by_output(exec, &y, &mut masked);
             let masked4 = scalar::relu_backward(summed.view(), array4(shape, &dy).view());
             check(&masked, masked4.iter().copied(), 1e-3, &what);
-            backward_case(exec, &mut statistics, (&masked, &z, None), &gamma, (&z4, &gamma1), &what);
+            backward_case(
+                exec,
+                &mut statistics,
+                (&masked, &z, None),
+                &gamma,
+                (&z4, &gamma1),
+                &what,
+            );
 
             fold.activate(exec, &z, Identity::None, &mut y);
             let relu = array4(shape, &y);
             let plain = scalar::relu_backward(relu.view(), array4(shape, &dy).view());
             let plain: Vec<f32> = plain.iter().map(|&v| v as f32).collect();
             let mut in_place = dy.clone();
-            let slope = backward_case(exec, &mut statistics, (&plain, &z, None), &gamma, (&z4, &gamma1), &what);
+            let slope = backward_case(
+                exec,
+                &mut statistics,
+                (&plain, &z, None),
+                &gamma,
+                (&z4, &gamma1),
+                &what,
+            );
             slope.apply_in_place(exec, &z, Some(&fold), &mut in_place);
             let mut out = vec![f32::NAN; len];
             slope.apply(exec, (&plain, &z), &mut out);
@@ -249,7 +264,8 @@ fn pooling_and_classifier_match_the_oracle_on_every_tier() {
             let (w, b) = (values(channels * 10, 3), values(10, 4));
             let mut logits = vec![f32::NAN; n * 10];
             linear.forward(exec, &mean, (&w, &b), &mut logits);
-            let w2 = Array2::from_shape_vec((10, channels), w.clone()).expect("shape").mapv(f64::from);
+            let w2 =
+                Array2::from_shape_vec((10, channels), w.clone()).expect("shape").mapv(f64::from);
             let b1 = Array1::from_vec(b).mapv(f64::from);
             let logits2 = scalar::linear_forward(&mean2, &w2, &b1);
             check(&logits, logits2.iter().copied(), 1e-5, &what);

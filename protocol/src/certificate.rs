@@ -5,7 +5,9 @@
 //! CBOR map `{"pubkey-hash": << [1, SHA-256 of the SubjectPublicKeyInfo] >>}`, and the quote's report
 //! data is SHA-256 of the claims, zero-padded.
 
-use rcgen::{CertificateParams, CustomExtension, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rcgen::{
+    CertificateParams, CustomExtension, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+};
 use ring::digest::{SHA256, digest};
 use x509_cert::der::{Decode, Encode};
 use zeroize::Zeroizing;
@@ -42,8 +44,7 @@ impl Identity {
     /// # Errors
     /// When the platform gives no quote.
     pub fn new(attester: &dyn Attester, now: u64) -> std::io::Result<Self> {
-        let key =
-            KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(std::io::Error::other)?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(std::io::Error::other)?;
         let spki_hash = sha256(&key.subject_public_key_info());
         let claims = claims(&spki_hash);
         let quote = attester.quote(&report_data(&claims))?;
@@ -222,7 +223,8 @@ mod tests {
             let encoded = [bytes_head(len), body.clone(), vec![9]].concat();
             assert_eq!(parse_bytes(&encoded), Some((&body[..], &[9][..])));
         }
-        for bad in [&[0x58, 3, 1, 1, 1][..], &[0x59, 0, 3, 1, 1, 1], &[0x42, 1], &[0x5f, 0xff], &[]] {
+        for bad in [&[0x58, 3, 1, 1, 1][..], &[0x59, 0, 3, 1, 1, 1], &[0x42, 1], &[0x5f, 0xff], &[]]
+        {
             assert_eq!(parse_bytes(bad), None);
         }
     }

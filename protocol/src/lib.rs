@@ -26,17 +26,17 @@
 
 #![forbid(unsafe_code)]
 
-mod quote;
-mod policy;
-mod verify;
-mod sim;
-mod certificate;
 mod binding;
+mod certificate;
 mod frame;
 mod message;
-mod tls;
-mod session;
 mod net;
+mod policy;
+mod quote;
+mod session;
+mod sim;
+mod tls;
+mod verify;
 
 pub use binding::Binding;
 pub use certificate::Identity;

@@ -83,7 +83,8 @@ impl Net {
         let mut addresses = host_and_port.to_socket_addrs()?.collect::<Vec<_>>();
         // Most listeners have an IPv4 socket; the order of the resolver is kept otherwise.
         addresses.sort_by_key(SocketAddr::is_ipv6);
-        let address = addresses.first().ok_or_else(|| io::Error::other("the name has no address"))?;
+        let address =
+            addresses.first().ok_or_else(|| io::Error::other("the name has no address"))?;
         let socket = TcpStream::connect(*address)?;
         let session = Session::client(Arc::clone(&self.config), host, self.started.elapsed())
             .map_err(io::Error::other)?;
@@ -134,11 +135,7 @@ impl Net {
 
     /// Lets the role work on a session and sends what it says. `work` returns whether it has more to
     /// say once everything is sent.
-    pub fn drive(
-        &mut self,
-        id: LinkId,
-        mut work: impl FnMut(&mut Session) -> Result<bool, Ended>,
-    ) {
+    pub fn drive(&mut self, id: LinkId, mut work: impl FnMut(&mut Session) -> Result<bool, Ended>) {
         let Some(link) = self.links.get_mut(&id) else { return };
         while link.ended.is_none() {
             let more = match work(&mut link.session) {

@@ -21,13 +21,13 @@ use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
 
+use crate::Attester;
 use crate::binding::{Binding, EXPORTER_LABEL};
 use crate::certificate::{Identity, spki_hash};
 use crate::frame::{self, FRAME_LEN_MAX, Frame, FrameError};
 use crate::message::{Message, PROTOCOL_VERSION, Refusal, Role};
 use crate::tls::{Tls, rejection};
 use crate::verify::{Rejection, Verdict, Verifier};
-use crate::Attester;
 
 /// Time for handshake and evidence together; a quote takes about a second.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -224,7 +224,8 @@ impl Session {
     pub fn client(config: Arc<Config>, server: &str, now: Duration) -> Result<Self, Ended> {
         let name = ServerName::try_from(server.to_owned())
             .map_err(|_| Ended::Io(io::Error::other(format!("'{server}' is no host name"))))?;
-        let tls = ClientConnection::new(Arc::clone(&config.tls.client), name).map_err(Ended::Tls)?;
+        let tls =
+            ClientConnection::new(Arc::clone(&config.tls.client), name).map_err(Ended::Tls)?;
         Self::new(config, Connection::Client(tls), [0; 32], now)
     }
 
@@ -503,10 +504,8 @@ impl Session {
         let Some((role, nonce, key)) = &self.claimed else {
             return Err(Ended::NotAllowed("evidence"));
         };
-        let exporter = self
-            .tls
-            .export_keying_material([0; 32], EXPORTER_LABEL, None)
-            .map_err(Ended::Tls)?;
+        let exporter =
+            self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(Ended::Tls)?;
         let is_client = matches!(self.tls, Connection::Client(_));
         let ours = (self.config.role, &self.config.identity.spki_hash, &self.nonce);
         let theirs = (*role, key, nonce);

@@ -119,9 +119,8 @@ fn new_key(random: &SystemRandom) -> EcdsaKeyPair {
 fn platform_chain(now: u64, random: &SystemRandom) -> (EcdsaKeyPair, Vec<u8>) {
     let root_key = KeyPair::try_from(ROOT_KEY).expect("the embedded key");
     let root = Issuer::new(authority(ROOT_NAME, now), root_key);
-    let generate = || {
-        KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("the system has random numbers")
-    };
+    let generate =
+        || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("the system has random numbers");
     let intermediate_key = generate();
     let name = "hfl simulated SGX PCK Platform CA";
     let intermediate_params = authority(name, now);

@@ -38,7 +38,9 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
         .ps_hosts
         .get(index)
         .filter(|_| index == 0 && options.ps_hosts.len() == 1)
-        .ok_or_else(|| Failure::new("one parameter server is supported: ps0 with one --ps-hosts"))?;
+        .ok_or_else(|| {
+            Failure::new("one parameter server is supported: ps0 with one --ps-hosts")
+        })?;
     let address = listen_address(host)?;
     let mut net = Net::new(config).doing("network")?;
     let local = net.listen(address).map_err(|error| {
@@ -170,7 +172,8 @@ fn state(options: &Options) -> Result<(Network, Job, State), Failure> {
         log::info!("resuming after step {}", found.state.step);
         return Ok((network, job, found.state));
     }
-    let params = initial.unwrap_or_else(|| init::initialise(&network.layout, job.seed, init::IDENTITY_BLOCKS));
+    let params = initial
+        .unwrap_or_else(|| init::initialise(&network.layout, job.seed, init::IDENTITY_BLOCKS));
     let state = State::new(params, network.layout.trained, job.workers);
     Ok((network, job, state))
 }

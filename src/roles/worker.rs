@@ -60,7 +60,8 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         params: Vec::new(),
         last: None,
     };
-    let host = options.ps_hosts.first().ok_or_else(|| Failure::new("--ps-hosts names no server"))?;
+    let host =
+        options.ps_hosts.first().ok_or_else(|| Failure::new("--ps-hosts names no server"))?;
     let mut net = Net::new(config).doing("network")?;
     let (mut pause, mut lost) = (PAUSES[0], Instant::now());
     loop {

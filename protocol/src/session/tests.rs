@@ -81,8 +81,7 @@ fn rejected(ends: &Ends, side: usize) -> &str {
 #[test]
 fn two_honest_parties_open_a_session_byte_by_byte_too() {
     for piece in [1, 7, usize::MAX] {
-        let mut pair =
-            Pair::new(config(Role::Worker(1)), config(Role::ParameterServer(0)));
+        let mut pair = Pair::new(config(Role::Worker(1)), config(Role::ParameterServer(0)));
         let ends = pair.run(piece);
         assert!(ends.iter().all(Option::is_none), "{ends:?}");
         assert!(pair.client.is_open() && pair.server.is_open());
@@ -274,8 +273,7 @@ fn another_protocol_version_is_refused() {
     pair.server.output(&mut bytes).expect("memory");
     pair.client.state = State::Closed;
     pair.client.receive(&bytes).expect("valid");
-    let hello =
-        Message::Hello { version: 2, role: Role::Worker(0), nonce: [1; 32], job: [0; 32] };
+    let hello = Message::Hello { version: 2, role: Role::Worker(0), nonce: [1; 32], job: [0; 32] };
     pair.client.put(&hello).expect("queue");
     bytes.clear();
     pair.client.output(&mut bytes).expect("memory");
@@ -321,15 +319,15 @@ fn a_forged_platform_is_refused() {
     let platform = SimPlatform::new(clock());
     let bytes = platform.quote(&[1; 64]).expect("quote");
     let mut quote = crate::Quote::parse(&bytes).expect("quote");
-    let check = |bytes: &[u8]| {
-        verifier().verify(bytes, &[1; 64], None, clock()).map_err(|why| why.code())
-    };
+    let check =
+        |bytes: &[u8]| verifier().verify(bytes, &[1; 64], None, clock()).map_err(|why| why.code());
     assert!(check(&bytes).is_ok());
     let other = crate::Quote::parse(&SimPlatform::new(clock()).quote(&[1; 64]).expect("quote"));
     let chain = std::mem::replace(&mut quote.chain, other.expect("quote").chain);
     assert_eq!(check(&quote.encode()).err(), Some("qe-signature"), "another platform's chain");
     quote.chain = chain;
-    for (name, at) in [("quote-signature", 200), ("quote-signature", 640), ("attestation-key", 705)] {
+    for (name, at) in [("quote-signature", 200), ("quote-signature", 640), ("attestation-key", 705)]
+    {
         let mut flipped = quote.encode();
         flipped[at] ^= 1;
         assert_eq!(check(&flipped).err(), Some(name), "byte {at}");

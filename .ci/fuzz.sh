@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# A short run of every fuzz target over its seeds. usage: .ci/fuzz.sh SECONDS_PER_TARGET
+set -euo pipefail
+cd "$(dirname "$0")/.."
+seconds=$1
+
+if ! cargo +nightly --version >/dev/null 2>&1; then
+  echo "SKIPPED fuzz smoke run: no nightly compiler (rustup toolchain install nightly)"
+  exit 0
+fi
+cargo +nightly fuzz --version >/dev/null 2>&1 || cargo +nightly install cargo-fuzz --locked
+for target in fuzz/targets/*.rs; do
+  name=$(basename "$target" .rs)
+  corpus=$(mktemp -d)
+  # The binary is for the host: sanitizers need its C library.
+  cargo +nightly fuzz run --target x86_64-unknown-linux-gnu "$name" "$corpus" "fuzz/seeds/$name" -- \
+    -max_total_time="$seconds" -rss_limit_mb=8192 -timeout=60 -print_final_stats=1 2>&1 |
+    grep -E "stat::number_of_executed_units|ERROR|panicked|Test unit" || true
+  test "${PIPESTATUS[0]}" -eq 0
+  rm -rf "$corpus"
+  echo "fuzz target $name: ran for $seconds s"
+done

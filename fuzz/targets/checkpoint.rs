@@ -1,0 +1,5 @@
+//! Any bytes as a checkpoint; what is asserted stands beside the code that reads it.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hfl::checkpoint::fuzz(data));

@@ -1,0 +1,68 @@
+//! Arguments to stdout, stderr and exit code.
+
+use std::process::{Command, Output};
+
+pub(crate) fn hfl(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hfl"));
+    command.args(args).env_remove("RUST_LOG").output().expect("run hfl")
+}
+
+/// Runs and compares the exit code; stderr must contain every part.
+#[track_caller]
+fn check(args: &[&str], code: i32, parts: &[&str]) {
+    let output = hfl(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "{args:?}: '{part}' not in: {stderr}");
+    }
+}
+
+#[test]
+fn usage_errors_exit_with_2_and_name_the_argument() {
+    check(&["--frobnicate"], 2, &["--frobnicate", "try: hfl --help"]);
+    check(&["--role", "chief0"], 2, &["chief0", "expected ps0"]);
+    check(&["--role", "ps0", "--shard", "2/2"], 2, &["2/2"]);
+    check(&["--role", "ps0", "--ps-hosts", "nowhere"], 2, &["nowhere", "host:port"]);
+    check(&["--role", "ps0", "--isa", "neon"], 2, &["neon", "portable"]);
+    check(&["bench", "--stem", "vgg"], 2, &["vgg", "imagenet or cifar"]);
+}
+
+#[test]
+fn failures_exit_with_1_and_say_what_to_try() {
+    check(&[], 1, &["nothing to do", "try:", "hfl demo"]);
+    let sim = ["--attestation", "sim"];
+    let role = |args: &[&'static str]| [args, &sim].concat();
+    check(&["--role", "ps0"], 1, &["no source of TDX evidence", "--attestation sim"]);
+    check(&role(&["--role", "worker0", "--data", "/nonexistent"]), 1, &["/nonexistent", "--data"]);
+    check(&role(&["--role", "ps0", "--batch-size", "0"]), 1, &["--batch-size is 0"]);
+    check(&role(&["--role", "ps0", "--lr", "NaN"]), 1, &["--lr is NaN"]);
+    check(&role(&["--role", "ps1"]), 1, &["one parameter server"]);
+    check(&["eval", "--model-dir", "/nonexistent"], 1, &["model.ckpt-data", "--model-dir"]);
+}
+
+#[test]
+fn help_and_version_go_to_stdout_with_0() {
+    for (args, part) in [
+        (&["--help"][..], "hfl demo"),
+        (&["demo", "--help"], "--workers"),
+        (&["bench", "--help"], "--steps"),
+        (&["eval", "--help"], "--split"),
+        (&["--version"], concat!("hfl ", env!("CARGO_PKG_VERSION"))),
+    ] {
+        let output = hfl(args);
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stdout.contains(part), "{args:?}: {stdout}");
+    }
+}
+
+#[test]
+fn bench_reports_json() {
+    let output = hfl(&["bench", "--batch", "2", "--steps", "2", "--threads", "1", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for key in ["median_s", "min_s", "images_per_s", "gflops"] {
+        assert!(report[key].as_f64().expect(key) > 0.0);
+    }
+    assert_eq!(report["batch"], 2);
+}

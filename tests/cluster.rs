@@ -1,0 +1,358 @@
+//! Support: a parameter server and workers in memory, on virtual time, over a network that delays,
+//! splits, drops and disconnects as a seed says.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hfl::job::{Augment, Job, Order, Precision, Stem};
+use hfl::params::{Kind, Layout};
+use hfl::rng::Stream;
+use hfl::schedule::Schedule;
+use hfl::server::ParameterServer;
+use hfl::state::{Member, State};
+use hfl::worker::{Push, Work, Worker};
+use kernels::{Isa, Pool};
+use protocol::{Attester, Config, Policy, Role, Session, SimPlatform, Trust, Verifier};
+
+pub(crate) const WORKERS: u16 = 3;
+pub(crate) const STEPS: u64 = 4;
+/// Values in a chunk.
+const CELL: usize = 64;
+/// Virtual milliseconds after which a cluster that is not done has hung.
+const TIME_MAX_MS: u64 = 600_000;
+const CHECKPOINT_EVERY: u64 = 2;
+
+/// How hostile the network and the machines are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Faults {
+    /// Longest delay of a packet.
+    pub(crate) delay_ms_max: u64,
+    /// In a thousand packets, how many connections break.
+    pub(crate) broken_per_mille: u32,
+    /// In a thousand virtual seconds, how often a worker or the server dies.
+    pub(crate) deaths_per_mille: u32,
+}
+
+pub(crate) const QUIET: Faults =
+    Faults { delay_ms_max: 1, broken_per_mille: 0, deaths_per_mille: 0 };
+
+/// What a run ends with.
+#[derive(Debug, PartialEq)]
+pub(crate) struct End {
+    pub(crate) params: Vec<u32>,
+    pub(crate) deaths: u32,
+    pub(crate) broken: u32,
+}
+
+struct Node {
+    worker: Worker,
+    params: Vec<f32>,
+    link: Option<usize>,
+    /// When to connect again, or to come back from the dead.
+    connect_at_ms: u64,
+    finished: bool,
+}
+
+struct Wire {
+    client: Session,
+    server: Session,
+    worker: usize,
+    /// Bytes on their way, each way, with their time of arrival.
+    flights: [VecDeque<(u64, Vec<u8>)>; 2],
+    dead: bool,
+}
+
+/// A whole job in one process.
+pub(crate) struct Cluster {
+    now_ms: u64,
+    random: Stream,
+    draws: u64,
+    faults: Faults,
+    job: Job,
+    layout: Layout,
+    server: ParameterServer,
+    server_up_at_ms: u64,
+    saved: State,
+    nodes: Vec<Node>,
+    wires: BTreeMap<usize, Wire>,
+    next_wire: usize,
+    deaths: u32,
+    broken: u32,
+}
+
+fn layout() -> Layout {
+    Layout::new([
+        ("a.weight".into(), vec![150], Kind::Weight),
+        ("a.bias".into(), vec![30], Kind::Affine),
+        ("a.running_mean".into(), vec![37], Kind::Statistic),
+    ])
+}
+
+fn job() -> Job {
+    Job {
+        stem: Stem::Imagenet,
+        precision: Precision::Fp32,
+        workers: WORKERS,
+        batch_size: 8,
+        epochs: 1,
+        steps: Some(STEPS),
+        schedule: Schedule::Cosine { rate: 0.1 },
+        momentum: 0.9,
+        weight_decay: 5e-4,
+        seed: 1,
+        augment: Augment::None,
+        order: Order::Sequential,
+        init: None,
+    }
+}
+
+fn clock() -> u64 {
+    1_800_000_000
+}
+
+/// One configuration a role: keys and quotes are made once, sessions are new each time.
+fn config(role: Role) -> Arc<Config> {
+    static CONFIGS: OnceLock<Vec<Arc<Config>>> = OnceLock::new();
+    let configs = CONFIGS.get_or_init(|| {
+        let roles = std::iter::once(Role::ParameterServer(0)).chain((0..WORKERS).map(Role::Worker));
+        let platform = Arc::new(SimPlatform::new(clock()));
+        let policy = Policy::same_as(platform.report());
+        let verifier = Verifier { trust: Trust::Simulated, policy };
+        let make = |role| {
+            let attester = Arc::clone(&platform) as Arc<dyn Attester>;
+            Arc::new(Config::new(role, attester, verifier.clone(), clock).expect("config"))
+        };
+        roles.map(make).collect()
+    });
+    let is_role = |config: &&Arc<Config>| config.role == role;
+    Arc::clone(configs.iter().find(is_role).expect("a role of this cluster"))
+}
+
+/// Gradients as a pure function of parameters, worker and step, like a real model's.
+fn gradients(worker: usize, step: u64, params: &[f32]) -> (u32, f32, Vec<f32>) {
+    let stream = Stream::new(worker as u64, "gradient");
+    let values =
+        params.iter().enumerate().map(|(i, &p)| 0.3 * p + stream.normal(step << 20 | i as u64));
+    (3 + worker as u32, 1.0 + worker as f32 / (1.0 + step as f32), values.collect())
+}
+
+impl Cluster {
+    pub(crate) fn new(seed: u64, faults: Faults) -> Self {
+        let (job, layout) = (job(), layout());
+        let stream = Stream::new(7, "start");
+        let params = (0..layout.len as u64).map(|i| stream.normal(i)).collect();
+        let saved = State::new(params, layout.trained, WORKERS);
+        let node = |_| Node {
+            worker: Worker::new(CELL),
+            params: Vec::new(),
+            link: None,
+            connect_at_ms: 0,
+            finished: false,
+        };
+        Self {
+            now_ms: 0,
+            random: Stream::new(seed, "network"),
+            draws: 0,
+            faults,
+            server: server(&job, &layout, &saved),
+            server_up_at_ms: 0,
+            job,
+            layout,
+            saved,
+            nodes: (0..WORKERS).map(node).collect(),
+            wires: BTreeMap::new(),
+            next_wire: 1,
+            deaths: 0,
+            broken: 0,
+        }
+    }
+
+    /// Runs until every worker is done; panics when that takes too long.
+    pub(crate) fn run(mut self) -> End {
+        while !self.nodes.iter().all(|node| node.finished) {
+            self.now_ms += 1;
+            assert!(
+                self.now_ms < TIME_MAX_MS,
+                "the cluster hangs at step {}",
+                self.server.state().step
+            );
+            self.strike();
+            self.connect();
+            self.move_bytes();
+            self.work();
+        }
+        let params = self.server.state().params.iter().map(|p| p.to_bits()).collect();
+        End { params, deaths: self.deaths, broken: self.broken }
+    }
+
+    fn draw(&mut self, below: u64) -> u64 {
+        self.draws += 1;
+        u64::from(self.random.words(self.draws)[0]) % below.max(1)
+    }
+
+    /// Kills the server or a worker now and then.
+    fn strike(&mut self) {
+        let chance = u64::from(self.faults.deaths_per_mille);
+        // A draw each millisecond, of which a thousand seconds have a million.
+        if chance == 0 || self.draw(1_000_000) >= chance {
+            return;
+        }
+        let victim = self.draw(u64::from(WORKERS) + 1) as usize;
+        self.deaths += 1;
+        let back = self.now_ms + 1 + self.draw(200);
+        if victim == usize::from(WORKERS) {
+            self.server = server(&self.job, &self.layout, &self.saved);
+            self.server_up_at_ms = back;
+            self.wires.values_mut().for_each(|wire| wire.dead = true);
+        } else if !self.nodes[victim].finished {
+            let node = &mut self.nodes[victim];
+            (node.worker, node.params, node.connect_at_ms) = (Worker::new(CELL), Vec::new(), back);
+            if let Some(wire) = node.link.take().and_then(|link| self.wires.get_mut(&link)) {
+                wire.dead = true;
+            }
+        }
+    }
+
+    fn connect(&mut self) {
+        for index in 0..self.nodes.len() {
+            let node = &mut self.nodes[index];
+            if node.finished || node.link.is_some() || self.now_ms < node.connect_at_ms {
+                continue;
+            }
+            node.connect_at_ms = self.now_ms + 20;
+            if self.now_ms < self.server_up_at_ms {
+                continue;
+            }
+            let now = Duration::from_millis(self.now_ms);
+            let client = Session::client(config(Role::Worker(index as u16)), "ps0", now);
+            let server = Session::server(config(Role::ParameterServer(0)), self.job.digest(), now);
+            let wire = Wire {
+                client: client.expect("client"),
+                server: server.expect("server"),
+                worker: index,
+                flights: Default::default(),
+                dead: false,
+            };
+            node.link = Some(self.next_wire);
+            self.wires.insert(self.next_wire, wire);
+            self.next_wire += 1;
+        }
+    }
+
+    /// Takes bytes from the sessions and delivers those whose time has come, in pieces.
+    fn move_bytes(&mut self) {
+        let ids: Vec<usize> = self.wires.keys().copied().collect();
+        for id in ids {
+            let draws = [(); 4].map(|()| self.draw(1 << 30));
+            let faults = self.faults;
+            let Some(wire) = self.wires.get_mut(&id) else { continue };
+            if draws[0] % 1000 < u64::from(faults.broken_per_mille)
+                && wire.flights.iter().any(|flight| !flight.is_empty())
+            {
+                wire.dead = true;
+                self.broken += 1;
+            }
+            for side in 0..2 {
+                let mut bytes = Vec::new();
+                let source = if side == 0 { &mut wire.client } else { &mut wire.server };
+                source.output(&mut bytes).expect("memory");
+                if !bytes.is_empty() {
+                    let delay = 1 + draws[1 + side] % faults.delay_ms_max;
+                    let last = wire.flights[side].back().map_or(0, |(at, _)| *at);
+                    wire.flights[side].push_back(((self.now_ms + delay).max(last), bytes));
+                }
+                let target = if side == 0 { &mut wire.server } else { &mut wire.client };
+                while let Some((at, bytes)) = wire.flights[side].front_mut() {
+                    if *at > self.now_ms || !target.wants_input() || wire.dead {
+                        break;
+                    }
+                    let piece = bytes.len().min(1 + draws[3] as usize % 5000);
+                    wire.dead |= target.receive(&bytes[..piece]).is_err();
+                    bytes.drain(..piece);
+                    if bytes.is_empty() {
+                        wire.flights[side].pop_front();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets server and workers act on what they have received.
+    fn work(&mut self) {
+        if self.now_ms >= self.server_up_at_ms {
+            self.serve();
+        }
+        for index in 0..self.nodes.len() {
+            self.compute(index);
+        }
+        let dead: Vec<usize> =
+            self.wires.iter().filter(|(_, wire)| wire.dead).map(|(id, _)| *id).collect();
+        for id in dead {
+            let Some(wire) = self.wires.remove(&id) else { continue };
+            self.server.left(id);
+            let node = &mut self.nodes[wire.worker];
+            if node.link == Some(id) {
+                node.link = None;
+                node.worker.disconnected();
+            }
+        }
+    }
+
+    fn serve(&mut self) {
+        loop {
+            let before = self.server.progress();
+            for (id, wire) in self.wires.iter_mut().filter(|(_, wire)| !wire.dead) {
+                wire.dead |= self.server.pump(*id, &mut wire.server).is_err();
+            }
+            if let Some(closed) = self.server.close_round()
+                && ((closed.step + 1).is_multiple_of(CHECKPOINT_EVERY)
+                    || self.server.state().is_finished())
+            {
+                self.saved = self.server.state().clone();
+            }
+            if self.server.progress() == before {
+                return;
+            }
+        }
+    }
+
+    fn compute(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        let Some(wire) = node.link.and_then(|link| self.wires.get_mut(&link)) else { return };
+        while !wire.dead && !node.finished {
+            let Ok(work) = node.worker.pump(&mut wire.client, &mut node.params) else {
+                wire.dead = true;
+                return;
+            };
+            let result = match work {
+                Work::Wait => return,
+                Work::Prepare(_) => {
+                    node.params = vec![0.0; self.layout.len];
+                    let member = Member { samples: 30 + index as u64, batches: 4 };
+                    node.worker.join(&mut wire.client, member)
+                }
+                Work::Compute { step, .. } => {
+                    let (samples, loss, values) = gradients(index, step, &node.params);
+                    let mut push = Push::new(&node.worker, step, values.len());
+                    let head = (samples, loss);
+                    // In two parts, as a backward pass gives them.
+                    push.advance(&mut wire.client, head, 100..values.len(), &values)
+                        .and_then(|()| push.advance(&mut wire.client, head, 0..100, &values))
+                }
+                Work::Finish { parameters, .. } => {
+                    node.finished = true;
+                    let own = hfl::params::hash(&self.server.state().params);
+                    assert_eq!(parameters, own, "the server says which parameters are final");
+                    Ok(())
+                }
+            };
+            wire.dead |= result.is_err();
+        }
+    }
+}
+
+fn server(job: &Job, layout: &Layout, state: &State) -> ParameterServer {
+    let exec = (Pool::new(1), Isa::detect());
+    ParameterServer::new(job.clone(), layout.clone(), state.clone(), CELL, exec)
+}

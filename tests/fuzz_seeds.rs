@@ -1,0 +1,16 @@
+//! The fuzz targets' seeds through the ordinary test runner; the targets' own checks are the test.
+
+#[test]
+fn seeds_are_there_for_every_target() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz");
+    let mut targets: Vec<String> = std::fs::read_dir(format!("{root}/targets"))
+        .expect("targets")
+        .map(|entry| entry.expect("entry").file_name().to_string_lossy().replace(".rs", ""))
+        .collect();
+    targets.sort();
+    assert_eq!(targets, ["checkpoint", "cifar", "frame", "message", "quote", "session"]);
+    for target in targets {
+        let seeds = std::fs::read_dir(format!("{root}/seeds/{target}")).expect("seeds");
+        assert!(seeds.count() > 0, "{target} has no seed");
+    }
+}

@@ -1,0 +1,296 @@
+//! Real processes on loopback: equal final hash for any threads, slow workers and deaths; clear ends.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
+
+use hfl::drawing;
+
+/// Longest wait for anything; long before that something hangs.
+const PATIENCE: Duration = Duration::from_secs(180);
+const STEPS: u64 = 8;
+
+/// A directory that goes away with the test.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("hfl-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("data")).expect("create");
+        std::fs::write(path.join("data/data_batch_1.bin"), drawing::records(3, 64)).expect("data");
+        std::fs::write(path.join("data/test_batch.bin"), drawing::records(4, 30)).expect("data");
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // A left-over in the temporary directory harms nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A role as a process; ended with the test.
+struct Process {
+    child: Child,
+    lines: Receiver<String>,
+    stderr: Option<ChildStderr>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Already gone is as good as ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    fn next_line(&self) -> Option<String> {
+        match self.lines.recv_timeout(PATIENCE) {
+            Ok(line) => Some(line),
+            Err(RecvTimeoutError::Disconnected) => None,
+            Err(RecvTimeoutError::Timeout) => panic!("a role hangs"),
+        }
+    }
+
+    /// Waits for a line that begins like this.
+    fn wait_for(&self, prefix: &str) -> String {
+        std::iter::from_fn(|| self.next_line())
+            .find(|line| line.starts_with(prefix))
+            .unwrap_or_else(|| panic!("ended without '{prefix}'"))
+    }
+
+    fn kill(mut self) {
+        // SIGKILL on Unix: nothing is flushed, nobody is told.
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+
+    /// Exit code and everything on stderr.
+    fn end(mut self) -> (i32, String) {
+        let start = Instant::now();
+        let mut stderr = String::new();
+        while self.next_line().is_some() {}
+        let mut pipe = self.stderr.take().expect("a pipe");
+        pipe.read_to_string(&mut stderr).expect("UTF-8");
+        let status = self.child.wait().expect("wait");
+        assert!(start.elapsed() < PATIENCE);
+        (status.code().expect("an exit code"), stderr)
+    }
+}
+
+/// A job's processes.
+struct Cast<'a> {
+    dir: &'a Dir,
+    port: u16,
+    model: PathBuf,
+}
+
+impl<'a> Cast<'a> {
+    fn new(dir: &'a Dir, model: &str) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+        let port = listener.local_addr().expect("address").port();
+        Self { dir, port, model: dir.path(model) }
+    }
+
+    /// Starts a role with the usual options, changed by `more`; an empty value makes a switch.
+    fn start(&self, role: &str, more: &[(&'static str, &str)]) -> Process {
+        let path = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
+        let mut options = BTreeMap::from([
+            ("--role", role.to_owned()),
+            ("--attestation", "sim".into()),
+            ("--ps-hosts", format!("localhost:{}", self.port)),
+            ("--steps", STEPS.to_string()),
+            ("--batch-size", "4".into()),
+            ("--lr", "0.01".into()),
+            ("--checkpoint-every", "3".into()),
+            ("--threads", "1".into()),
+            ("--model-dir", path(self.model.clone())),
+            ("--data", path(self.dir.path("data"))),
+        ]);
+        if let Some(index) = role.strip_prefix("worker") {
+            options.insert("--shard", format!("{index}/2"));
+        }
+        options.extend(more.iter().map(|&(name, value)| (name, value.to_owned())));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hfl"));
+        for (name, value) in options {
+            command.arg(name).args((!value.is_empty()).then_some(value));
+        }
+        command.env("RUST_LOG", "warn").stdin(Stdio::null());
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start hfl");
+        let stdout = child.stdout.take().expect("a pipe");
+        let stderr = child.stderr.take();
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Process { child, lines, stderr }
+    }
+
+    /// Runs to the end and returns ps0's hash.
+    fn finish(&self, ps0: &Process, workers: Vec<Process>) -> String {
+        let hash = ps0.wait_for("parameters: sha256:");
+        for worker in workers {
+            worker.wait_for("Optimization finished.");
+            let (code, stderr) = worker.end();
+            assert_eq!(code, 0, "{stderr}");
+        }
+        hash
+    }
+}
+
+/// The hash of an undisturbed run, and what it leaves.
+fn undisturbed(dir: &Dir) -> String {
+    let cast = Cast::new(dir, "model");
+    // The workers come first: any start order will do.
+    let workers = vec![cast.start("worker1", &[]), cast.start("worker0", &[])];
+    let ps0 = cast.start("ps0", &[]);
+    ps0.wait_for("Info: App: Verification completed successfully.");
+    ps0.wait_for("step: 0, loss: ");
+    ps0.wait_for("Optimization finished.");
+    let hash = cast.finish(&ps0, workers);
+    let (code, stderr) = ps0.end();
+    assert_eq!(code, 0, "{stderr}");
+    hash
+}
+
+#[test]
+fn equal_jobs_have_equal_hashes_whatever_happens_on_the_way() {
+    let dir = Dir::new("equal");
+    let calm = undisturbed(&dir);
+
+    let cast = Cast::new(&dir, "threads");
+    let ps0 = cast.start("ps0", &[("--threads", "2")]);
+    let workers = vec![
+        cast.start("worker0", &[("--threads", "2")]),
+        cast.start("worker1", &[("--threads", "3")]),
+    ];
+    assert_eq!(cast.finish(&ps0, workers), calm, "other numbers of threads");
+
+    for (slow, model) in [("worker0", "slow0"), ("worker1", "slow1")] {
+        let cast = Cast::new(&dir, model);
+        let ps0 = cast.start("ps0", &[]);
+        let pause = |role| [("--pause-ms", if role == slow { "120" } else { "0" })];
+        let workers = ["worker0", "worker1"].map(|role| cast.start(role, &pause(role)));
+        assert_eq!(cast.finish(&ps0, workers.into()), calm, "{slow} slowed down");
+    }
+
+    let cast = Cast::new(&dir, "deaths");
+    let pause = [("--pause-ms", "100")];
+    let ps0 = cast.start("ps0", &[]);
+    let worker0 = cast.start("worker0", &pause);
+    let worker1 = cast.start("worker1", &pause);
+    ps0.wait_for("step: 1,");
+    worker1.kill();
+    let worker1 = cast.start("worker1", &pause);
+    ps0.wait_for("step: 4,");
+    ps0.kill();
+    let ps0 = cast.start("ps0", &[]);
+    // The checkpoint is of step 3 (after updates 0, 1 and 2).
+    assert!(ps0.wait_for("step: ").starts_with("step: 3,"));
+    worker0.kill();
+    let worker0 = cast.start("worker0", &pause);
+    assert_eq!(cast.finish(&ps0, vec![worker0, worker1]), calm, "after three deaths");
+}
+
+#[test]
+fn twenty_deaths_at_random_moments_change_nothing() {
+    let dir = Dir::new("deaths");
+    let calm = undisturbed(&dir);
+    let cast = Cast::new(&dir, "mortal");
+    let roles = ["ps0", "worker0", "worker1"];
+    let mut cast_of: Vec<Option<Process>> =
+        roles.iter().map(|role| Some(cast.start(role, &[("--pause-ms", "250")]))).collect();
+    for death in 0..20_u64 {
+        std::thread::sleep(Duration::from_millis(60 + death * 7919 % 300));
+        let victim = (death % 3) as usize;
+        if cast_of[victim].as_mut().is_some_and(|p| p.child.try_wait().expect("wait").is_none()) {
+            cast_of[victim].take().expect("alive").kill();
+            cast_of[victim] = Some(cast.start(roles[victim], &[("--pause-ms", "250")]));
+        }
+    }
+    let mut processes = cast_of.into_iter().flatten();
+    let ps0 = processes.next().expect("ps0");
+    assert_eq!(cast.finish(&ps0, processes.collect()), calm);
+}
+
+#[test]
+fn a_saved_model_is_evaluated_and_another_job_does_not_overwrite_it() {
+    let dir = Dir::new("eval");
+    undisturbed(&dir);
+    let (model, data) = (dir.path("model"), dir.path("data"));
+    let (model, data) = (model.to_str().expect("UTF-8"), data.to_str().expect("UTF-8"));
+    let output = crate::cli::hfl(&["eval", "--model-dir", model, "--data", data, "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((report["images"].as_u64(), report["step"].as_u64()), (Some(30), Some(STEPS)));
+    let meta: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(dir.path("model/model.ckpt-meta")).expect("meta"))
+            .expect("JSON");
+    assert_eq!(meta["parameters"], 23_528_522);
+    assert_eq!(meta["layers"].as_array().expect("layers").len(), 55);
+
+    let (code, stderr) = Cast::new(&dir, "model").start("ps0", &[("--seed", "2")]).end();
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("checkpoint of another job") && stderr.contains("--model-dir"),
+        "{stderr}"
+    );
+
+    let path = dir.path("model/model.ckpt-data");
+    let mut bytes = std::fs::read(&path).expect("checkpoint");
+    let last = bytes.len() - 1;
+    bytes[last - 4_000_000] ^= 1;
+    std::fs::write(&path, &bytes).expect("write");
+    let changed = crate::cli::hfl(&["eval", "--model-dir", model, "--data", data]);
+    bytes.truncate(last);
+    std::fs::write(&path, &bytes).expect("write");
+    let cut = crate::cli::hfl(&["eval", "--model-dir", model, "--data", data]);
+    for output in [changed, cut] {
+        assert_eq!(output.status.code(), Some(1));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("model.ckpt-data"));
+    }
+}
+
+#[test]
+fn a_port_in_use_an_unknown_host_and_a_taken_role_are_clear_ends() {
+    let dir = Dir::new("ends");
+    let cast = Cast::new(&dir, "model");
+    let ps0 = cast.start("ps0", &[("--json", "")]);
+    ps0.wait_for("{\"address\"");
+    let (code, stderr) = cast.start("ps0", &[]).end();
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains(&format!("127.0.0.1:{}", cast.port)) && stderr.contains("in use"),
+        "{stderr}"
+    );
+
+    let (code, stderr) = cast.start("worker0", &[("--ps-hosts", "no.such.host.invalid:1")]).end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("no.such.host.invalid:1"), "{stderr}");
+
+    let (code, stderr) = cast.start("worker7", &[("--shard", "0/1")]).end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("refused us") && stderr.contains("role"), "{stderr}");
+
+    let first = cast.start("worker0", &[]);
+    first.wait_for("Info: App: Verification completed successfully.");
+    let second = cast.start("worker0", &[]);
+    second.wait_for("Info: App: Verification completed successfully.");
+    let (code, stderr) = first.end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("another process has it"), "{stderr}");
+}

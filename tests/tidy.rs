@@ -1,0 +1,155 @@
+//! The rules of this code base as a test: what a reviewer would otherwise have to look for.
+
+use std::path::{Path, PathBuf};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// Files that may hold unsafe code.
+const UNSAFE: [&str; 3] = ["kernels/src/x86_64/", "kernels/src/pool.rs", "kernels/src/arena.rs"];
+/// Names of outside worlds, and the only places (in sources, not tests) that may say them.
+const WORLDS: [(&str, &[&str]); 6] = [
+    ("mio::", &["protocol/src/net.rs"]),
+    ("postcard::", &["protocol/src/message.rs"]),
+    ("rustls::", &["protocol/src/tls.rs", "protocol/src/session.rs", "protocol/src/verify.rs"]),
+    ("std::env::args", &["src/main.rs"]),
+    ("std::arch::", &["kernels/src/x86_64/", "kernels/src/pool.rs"]),
+    ("safetensors::", &["src/checkpoint.rs", "src/demo.rs"]),
+];
+const LINES_MAX: usize = 600;
+const COLUMNS_MAX: usize = 120;
+
+fn sources() -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for folder in ["src", "kernels", "protocol", "luks", "tests", "fuzz/targets"] {
+        collect(&Path::new(ROOT).join(folder), &mut found);
+    }
+    assert!(found.len() > 40, "only {} source files found", found.len());
+    let read = |path: PathBuf| {
+        let name = path.strip_prefix(ROOT).expect("inside").to_string_lossy().into_owned();
+        (name, std::fs::read_to_string(path).expect("UTF-8"))
+    };
+    found.into_iter().map(read).collect()
+}
+
+fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("entry").path();
+        if path.is_dir() {
+            collect(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Fails with every place at once.
+#[track_caller]
+fn none(places: Vec<String>, rule: &str) {
+    assert!(places.is_empty(), "{rule}:\n  {}", places.join("\n  "));
+}
+
+#[test]
+fn every_file_says_first_what_it_owns_and_stays_small() {
+    let mut places = Vec::new();
+    for (name, text) in sources() {
+        if !text.starts_with("//! ") {
+            places.push(format!("{name}:1: no //! line"));
+        }
+        let lines = text.lines().count();
+        if lines > LINES_MAX {
+            places.push(format!("{name}: {lines} lines"));
+        }
+        let stem = Path::new(&name).file_stem().expect("a name").to_string_lossy().into_owned();
+        if ["util", "utils", "helper", "helpers", "common", "misc", "prelude"].contains(&&*stem) {
+            places.push(format!("{name}: a name that owns no concept"));
+        }
+        for (number, line) in text.lines().enumerate() {
+            if line.chars().count() > COLUMNS_MAX {
+                places.push(format!("{name}:{}: longer than {COLUMNS_MAX}", number + 1));
+            }
+        }
+    }
+    none(places, "files");
+}
+
+#[test]
+fn unsafe_code_and_outside_worlds_stay_in_their_places() {
+    let mut places = Vec::new();
+    for (name, text) in sources() {
+        if name.starts_with("tests/") || name.starts_with("fuzz/") || name.contains("tests") {
+            continue;
+        }
+        let inside = |allowed: &[&str]| allowed.iter().any(|place| name.starts_with(place));
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or_default();
+            let place = format!("{name}:{}: {}", number + 1, line.trim());
+            if (code.contains("unsafe {") || code.contains("unsafe fn")) && !inside(&UNSAFE) {
+                places.push(place.clone());
+            }
+            for (world, allowed) in WORLDS {
+                let word = code.match_indices(world).any(|(at, _)| {
+                    !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+                });
+                if word && !inside(allowed) {
+                    places.push(place.clone());
+                }
+            }
+        }
+    }
+    none(places, "code outside its place");
+}
+
+#[test]
+fn nothing_is_left_unfinished() {
+    // In two parts, so that this file does not find itself.
+    let marks =
+        [("TO", "DO"), ("FIX", "ME"), ("db", "g!("), ("to", "do!("), ("unimplemen", "ted!(")];
+    let mut places = Vec::new();
+    for (name, text) in sources() {
+        for (number, line) in text.lines().enumerate() {
+            if marks.iter().any(|(a, b)| line.contains(&format!("{a}{b}"))) {
+                places.push(format!("{name}:{}: {}", number + 1, line.trim()));
+            }
+        }
+    }
+    none(places, "unfinished marks");
+}
+
+#[test]
+fn every_dependency_has_its_reason_and_there_are_few() {
+    let manifest = std::fs::read_to_string(format!("{ROOT}/Cargo.toml")).expect("manifest");
+    let table = manifest.split("[workspace.dependencies]").nth(1).expect("dependencies");
+    let table = table.split("\n[").next().expect("dependencies");
+    let mut places = Vec::new();
+    let mut before = "";
+    for line in table.lines() {
+        let own = line.contains("path =");
+        if !line.is_empty() && !line.starts_with('#') && !own && !before.starts_with("# ") {
+            places.push(format!("no reason above: {line}"));
+        }
+        before = line;
+    }
+    let lock = std::fs::read_to_string(format!("{ROOT}/Cargo.lock")).expect("lock");
+    let crates = lock.matches("[[package]]").count();
+    if crates > 120 {
+        places.push(format!("{crates} crates in Cargo.lock"));
+    }
+    none(places, "dependencies");
+}
+
+#[test]
+fn the_readme_maps_every_source_file() {
+    let readme = std::fs::read_to_string(format!("{ROOT}/README.md")).expect("README.md");
+    assert!(readme.lines().count() <= 200, "README.md is longer than 200 lines");
+    let mut places = Vec::new();
+    for (name, _) in sources() {
+        let shown = name.strip_prefix("src/").unwrap_or(&name);
+        let file = Path::new(shown).file_stem().expect("a name").to_string_lossy().into_owned();
+        let mapped = ["main", "lib", "mod", "tests"].contains(&&*file)
+            || name.starts_with("tests/")
+            || readme.contains(&format!("`{file}`"));
+        if !mapped {
+            places.push(name);
+        }
+    }
+    none(places, "files that README.md does not map");
+}
