@@ -371,3 +371,65 @@ pub fn fuzz(data: &[u8]) {
         hex(&params::hash(&checkpoint.state.params))
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::{Augment, Order, Precision};
+    use crate::schedule::Schedule;
+    use crate::state::Member;
+
+    fn trained() -> (Network, Checkpoint) {
+        let network = Network::resnet50(Stem::Cifar).expect("shapes");
+        let job = Job {
+            stem: Stem::Cifar,
+            precision: Precision::Fp32,
+            workers: 2,
+            batch_size: 8,
+            epochs: 1,
+            steps: None,
+            schedule: Schedule::Cosine { rate: 0.1 },
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            seed: 1,
+            augment: Augment::None,
+            order: Order::Sequential,
+            init: None,
+        };
+        let layout = &network.layout;
+        let params = (0..layout.len).map(|i| i as f32).collect();
+        let mut state = State::new(params, layout.trained, 2);
+        state.velocity.iter_mut().enumerate().for_each(|(i, v)| *v = -(i as f32));
+        (state.step, state.steps) = (7, Some(9));
+        state.members[1] = Some(Member { samples: 9, batches: 2 });
+        (network, Checkpoint { job, state })
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_damage_is_an_error() {
+        let (network, checkpoint) = trained();
+        let directory = std::env::temp_dir().join(format!("hfl-checkpoint-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("create");
+        save(&directory, &network.layout, &checkpoint.job, &checkpoint.state).expect("save");
+        let bytes = read(&directory.join(DATA_FILE)).expect("read").expect("a file");
+        let params = load_params(&directory.join(DATA_FILE), &network.layout).expect("params");
+        fs::remove_dir_all(&directory).expect("remove");
+        assert_eq!(params, checkpoint.state.params);
+        assert!(parse(&bytes).expect("valid").1 == checkpoint);
+        for at in [bytes.len() - 1, bytes.len() / 2, bytes.len() / 4] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            let error = parse(&damaged).map(|_| ()).expect_err("damaged");
+            assert!(matches!(error, CheckpointError::Hash(_)), "byte {at}: {error}");
+        }
+        assert!(parse(&bytes[..bytes.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn seeds_of_the_fuzz_target_replay() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/checkpoint");
+        for entry in fs::read_dir(seeds).expect("seeds") {
+            fuzz(&fs::read(entry.expect("entry").path()).expect("a seed"));
+        }
+    }
+}

@@ -392,6 +392,15 @@ mod tests {
     }
 
     #[test]
+    fn seeds_of_the_fuzz_target_replay() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/cifar");
+        for entry in std::fs::read_dir(seeds).expect("seeds") {
+            fuzz(&std::fs::read(entry.expect("entry").path()).expect("a seed"));
+        }
+        fuzz(&records(4));
+    }
+
+    #[test]
     fn truncated_and_mislabelled_records_are_named_by_offset() {
         let mut bytes = records(3);
         bytes.truncate(2 * RECORD_LEN + 100);

@@ -125,3 +125,69 @@ fn configs() -> (Arc<Config>, Arc<Config>) {
     });
     (Arc::clone(client), Arc::clone(server))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Attester, Refusal};
+    use std::path::PathBuf;
+
+    fn seeds(target: &str) -> PathBuf {
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds")).join(target)
+    }
+
+    #[track_caller]
+    fn replay(target: &str, run: fn(&[u8])) {
+        let mut count = 0;
+        for entry in std::fs::read_dir(seeds(target)).expect("seeds") {
+            run(&std::fs::read(entry.expect("entry").path()).expect("a seed"));
+            count += 1;
+        }
+        assert!(count > 0, "{target} has no seeds");
+    }
+
+    #[test]
+    fn seeds_of_the_fuzz_targets_replay() {
+        replay("frame", frame);
+        replay("message", message);
+        replay("quote", quote);
+        replay("session", session);
+    }
+
+    #[test]
+    #[ignore = "writes fuzz/seeds"]
+    fn write_seeds() {
+        let write = |target: &str, name: &str, bytes: &[u8]| {
+            std::fs::write(seeds(target).join(name), bytes).expect("write");
+        };
+        let chunk = [&frame::chunk_head(3, 4096, 8)[..], &[1; 8]].concat();
+        let messages = [
+            Message::Hello { version: 1, role: Role::Worker(1), nonce: [5; 32], job: [6; 32] },
+            Message::Evidence { quote: vec![1, 2, 3] },
+            Message::Refused(Refusal::Evidence),
+            Message::Job(b"{}".to_vec()),
+            Message::Join { samples: 300, batches: 3 },
+            Message::Parameters { step: 2, steps: 1000 },
+            Message::Gradients { step: 2, samples: 128, loss: 1.5 },
+            Message::Finished { steps: 1000, parameters: [7; 32] },
+        ];
+        let mut stream = chunk;
+        for message in messages {
+            let bytes = message.encode();
+            write("message", message.name(), &bytes);
+            stream.extend(frame::message_head(bytes.len()));
+            stream.extend(bytes);
+        }
+        write("frame", "all-kinds", &stream);
+        write("frame", "cut", &stream[..30]);
+        let bytes = SimPlatform::new(1_800_000_000).quote(&[7; 64]).expect("quote");
+        write("quote", "simulated", &bytes);
+        write("quote", "padded", &[&bytes[..], &[0; 64]].concat());
+        // Operations: output of client (6) and server (7) in turn, then chunks, messages, a flipped bit.
+        let open: Vec<u8> = (0..8).flat_map(|i| [6 | (i & 1), 255, 255]).collect();
+        write("session", "open", &open);
+        write("session", "talk", &[&open[..], &[0, 9, 4, 6, 1, 0, 2, 3, 4, 6, 255, 0]].concat());
+        write("session", "flip", &[&open[..9], &[0x86, 0, 40], &open[9..]].concat());
+        write("session", "late", &[&open[..6], &[4, 31, 0], &open[6..]].concat());
+    }
+}
