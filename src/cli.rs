@@ -21,7 +21,7 @@ use crate::schedule::Schedule;
 /// Run a role of a job (hfl --role ps0, hfl --role worker0, ...) or one of the commands.
 #[derive(FromArgs, Debug)]
 #[argh(
-    example = "hfl demo\nhfl --role ps0 --attestation sim\nhfl --role worker0 --data cifar-10 --shard 0/2 --attestation sim",
+    example = "hfl demo\nhfl --role ps0 --attestation sim\nhfl --role worker0 --data cifar-10 --attestation sim",
     note = "A worker takes what defines the job (from --stem to --order) from ps0.",
     error_code(0, "done"),
     error_code(1, "failed"),
@@ -58,7 +58,7 @@ pub struct Args {
     /// images of one worker in a step [128]
     #[argh(option, default = "128")]
     batch_size: u32,
-    /// largest learning rate [0.05]
+    /// largest learning rate [0.03]
     #[argh(option, default = "DEFAULT_RATE")]
     lr: f32,
     /// cosine (with warm-up) or constant [cosine]
@@ -190,7 +190,7 @@ struct BenchArgs {
 }
 
 /// The rate that gave the best test accuracy on CIFAR-10 after a few epochs.
-const DEFAULT_RATE: f32 = 0.05;
+const DEFAULT_RATE: f32 = 0.03;
 /// Limits of what makes sense: a typing error should not ask for all memory.
 const BATCH_MAX: u32 = 4096;
 const WORKERS_MAX: usize = 64;

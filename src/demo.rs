@@ -39,8 +39,9 @@ pub struct Options {
 const DRAWN: [usize; 2] = [2000, 500];
 /// Passes over drawn images, and over CIFAR-10.
 const EPOCHS: [u32; 2] = [10, 2];
-/// Images of a worker in a step.
+/// Images of a worker in a step, and the learning rate that suits so few.
 const BATCH: usize = 32;
+const RATE: &str = "0.01";
 
 /// A line of a child, or its end.
 enum Heard {
@@ -119,6 +120,7 @@ fn train(options: &Options, data: &Path, model: &Path, epochs: u32) -> Result<Ou
             .args(["--role", &role, "--ps-hosts", &format!("localhost:{port}")])
             .args(["--worker-hosts", &workers.join(","), "--attestation", "sim", "--json"])
             .args(["--epochs", &epochs.to_string(), "--batch-size", &BATCH.to_string()])
+            .args(["--lr", RATE])
             .args(["--stem", &options.stem.to_string(), "--threads", &threads.to_string()])
             .arg("--model-dir")
             .arg(model);

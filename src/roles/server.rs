@@ -50,6 +50,9 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     let report = Report::new(options.json);
     report.listening(local);
     fs::create_dir_all(&options.model_dir).doing(options.model_dir.display())?;
+    if options.init.is_none() && !options.model_dir.join(checkpoint::DATA_FILE).exists() {
+        await_peer(&mut net, &options.job.digest())?;
+    }
     let (network, job, state) = state(options)?;
     log::info!("job {}, step {}", params::hex(&job.digest()), state.step);
     checkpoint::save_meta(&options.model_dir, &job, &network).doing("write model.ckpt-meta")?;
@@ -66,6 +69,14 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     running.serve(options)?;
     running.report.finished();
     running.report.parameters(&params::hash(&running.server.state().params), running.bytes);
+    Ok(())
+}
+
+/// Waits for the first connection: a server that nobody talks to needs no memory for a model.
+fn await_peer(net: &mut Net, job: &[u8; 32]) -> Result<(), Failure> {
+    while net.ids().is_empty() {
+        net.poll(POLL, job).doing("network")?;
+    }
     Ok(())
 }
 
