@@ -38,7 +38,7 @@ pub struct Options {
 /// Drawn images for training and for the test.
 const DRAWN: [usize; 2] = [2000, 500];
 /// Passes over drawn images, and over CIFAR-10.
-const EPOCHS: [u32; 2] = [10, 2];
+const EPOCHS: [u32; 2] = [6, 2];
 /// Images of a worker in a step, and the learning rate that suits so few.
 const BATCH: usize = 32;
 const RATE: &str = "0.01";

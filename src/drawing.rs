@@ -1,4 +1,4 @@
-//! A small image set that the program draws itself: ten shapes in CIFAR-10's format, for the demo.
+//! A small image set that the program draws itself: ten coloured shapes in CIFAR-10's format.
 
 use crate::cifar::{CLASSES, COLOURS, RECORD_LEN, SIDE};
 use crate::rng::Stream;
@@ -15,10 +15,10 @@ fn record(seed: u64, index: u64) -> Vec<u8> {
     let part = |which: u64| shape.uniform(16 * index + which);
     let centre = [0, 1].map(|axis| 16.0 + 10.0 * (part(axis) - 0.5));
     let size = 6.0 + 5.0 * part(2);
-    // Figure and ground differ by at least a quarter of the range in each colour.
-    let ground: [f32; COLOURS] = std::array::from_fn(|c| 150.0 * part(3 + c as u64));
-    let figure: [f32; COLOURS] =
-        std::array::from_fn(|c| ground[c] + 65.0 + 40.0 * part(6 + c as u64));
+    let grey = 100.0 * part(3);
+    let ground: [f32; COLOURS] = std::array::from_fn(|c| grey + 20.0 * part(4 + c as u64));
+    // Each class has its part of the colour circle: shape alone takes hours to learn.
+    let figure = colour((f32::from(class) + 0.6 * (part(7) - 0.5)) / CLASSES as f32, part(8));
     let mut record = vec![0; RECORD_LEN];
     record[0] = class;
     for y in 0..SIDE {
@@ -27,12 +27,21 @@ fn record(seed: u64, index: u64) -> Vec<u8> {
             let inside = is_inside(class, dx / size, dy / size);
             let grain = 40.0 * (noise.uniform((index << 10) + (y * SIDE + x) as u64) - 0.5);
             for c in 0..COLOURS {
-                let colour = if inside { figure[c] } else { ground[c] };
-                record[1 + (c * SIDE + y) * SIDE + x] = (colour + grain).clamp(0.0, 255.0) as u8;
+                let paint = if inside { figure[c] } else { ground[c] };
+                record[1 + (c * SIDE + y) * SIDE + x] = (paint + grain).clamp(0.0, 255.0) as u8;
             }
         }
     }
     record
+}
+
+/// Red, green and blue of a hue in 0..1 (the colour circle), brighter or darker.
+fn colour(hue: f32, brightness: f32) -> [f32; COLOURS] {
+    std::array::from_fn(|c| {
+        let distance = (hue * 6.0 - 2.0 * c as f32).rem_euclid(6.0);
+        let share = (2.0 - distance.min(6.0 - distance)).clamp(0.0, 1.0);
+        (150.0 + 100.0 * brightness) * (0.15 + 0.85 * share)
+    })
 }
 
 /// Whether a point, relative to centre and size, belongs to the class's shape.
