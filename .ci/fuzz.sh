@@ -8,7 +8,8 @@ if ! cargo +nightly --version >/dev/null 2>&1; then
   echo "SKIPPED fuzz smoke run: no nightly compiler (rustup toolchain install nightly)"
   exit 0
 fi
-cargo +nightly fuzz --version >/dev/null 2>&1 || cargo +nightly install cargo-fuzz --locked
+# From the root: this repository's default target is not the host, where the tool has to run.
+cargo +nightly fuzz --version >/dev/null 2>&1 || (cd / && cargo +nightly install cargo-fuzz)
 for target in fuzz/targets/*.rs; do
   name=$(basename "$target" .rs)
   corpus=$(mktemp -d)
