@@ -37,11 +37,18 @@ pub struct Options {
 
 /// Drawn images for training and for the test.
 const DRAWN: [usize; 2] = [2000, 500];
-/// Passes over drawn images, and over CIFAR-10.
-const EPOCHS: [u32; 2] = [6, 2];
-/// Images of a worker in a step, and the learning rate that suits so few.
-const BATCH: usize = 32;
-const RATE: &str = "0.01";
+/// How a job is run: what suits the data.
+struct Course {
+    epochs: u32,
+    /// Images of a worker in a step.
+    batch: u32,
+    rate: &'static str,
+}
+
+/// For the drawn images: few of them, so small steps.
+const DRAWN_COURSE: Course = Course { epochs: 6, batch: 32, rate: "0.01" };
+/// For CIFAR-10: the defaults of a job, but two epochs.
+const CIFAR_COURSE: Course = Course { epochs: 2, batch: 128, rate: "0.03" };
 
 /// A line of a child, or its end.
 enum Heard {
@@ -72,18 +79,18 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             fs::remove_file(&path).doing(format!("remove {} of the last demo", path.display()))?;
         }
     }
-    let (data, epochs) = match &options.data {
-        Some(data) => (data.clone(), EPOCHS[1]),
-        None => (draw(&options.directory)?, EPOCHS[0]),
+    let (data, mut course) = match &options.data {
+        Some(data) => (data.clone(), CIFAR_COURSE),
+        None => (draw(&options.directory)?, DRAWN_COURSE),
     };
-    let epochs = options.epochs.unwrap_or(epochs);
+    course.epochs = options.epochs.unwrap_or(course.epochs);
     say(&format!(
         "ps0 and {} workers on loopback, simulated TDX, {} epochs over {}\n",
         options.workers,
-        epochs,
+        course.epochs,
         data.display()
     ));
-    let outcome = train(options, &data, &model, epochs)?;
+    let outcome = train(options, &data, &model, &course)?;
     let evaluation = eval::run(&model, (&data, Split::Test), options.threads, Isa::detect())?;
     say(&format!("{evaluation}\n"));
     say(&summary(&outcome, evaluation.accuracy, &model));
@@ -103,7 +110,12 @@ fn draw(directory: &Path) -> Result<PathBuf, Failure> {
     Ok(data)
 }
 
-fn train(options: &Options, data: &Path, model: &Path, epochs: u32) -> Result<Outcome, Failure> {
+fn train(
+    options: &Options,
+    data: &Path,
+    model: &Path,
+    course: &Course,
+) -> Result<Outcome, Failure> {
     let start = Instant::now();
     let program = std::env::current_exe().doing("own path")?;
     let port = free_port()?;
@@ -119,8 +131,8 @@ fn train(options: &Options, data: &Path, model: &Path, epochs: u32) -> Result<Ou
         command
             .args(["--role", &role, "--ps-hosts", &format!("localhost:{port}")])
             .args(["--worker-hosts", &workers.join(","), "--attestation", "sim", "--json"])
-            .args(["--epochs", &epochs.to_string(), "--batch-size", &BATCH.to_string()])
-            .args(["--lr", RATE])
+            .args(["--epochs", &course.epochs.to_string()])
+            .args(["--batch-size", &course.batch.to_string(), "--lr", course.rate])
             .args(["--stem", &options.stem.to_string(), "--threads", &threads.to_string()])
             .arg("--model-dir")
             .arg(model);
