@@ -13,11 +13,16 @@ cargo +nightly fuzz --version >/dev/null 2>&1 || (cd / && cargo +nightly install
 for target in fuzz/targets/*.rs; do
   name=$(basename "$target" .rs)
   corpus=$(mktemp -d)
+  log=$corpus.log
   # The binary is for the host: sanitizers need its C library.
-  cargo +nightly fuzz run --target x86_64-unknown-linux-gnu "$name" "$corpus" "fuzz/seeds/$name" -- \
-    -max_total_time="$seconds" -rss_limit_mb=8192 -timeout=60 -print_final_stats=1 2>&1 |
-    grep -E "stat::number_of_executed_units|ERROR|panicked|Test unit" || true
-  test "${PIPESTATUS[0]}" -eq 0
-  rm -rf "$corpus"
+  if ! cargo +nightly fuzz run --target x86_64-unknown-linux-gnu "$name" "$corpus" \
+    "fuzz/seeds/$name" -- -max_total_time="$seconds" -rss_limit_mb=8192 -timeout=60 \
+    -print_final_stats=1 >"$log" 2>&1; then
+    tail -n 60 "$log" >&2
+    echo "fuzz target $name: FAILED" >&2
+    exit 1
+  fi
+  grep "stat::number_of_executed_units" "$log"
+  rm -rf "$corpus" "$log"
   echo "fuzz target $name: ran for $seconds s"
 done

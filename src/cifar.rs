@@ -211,7 +211,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler; which worker it is for is part of the seed's stream names, not of the seed.
+    /// A sampler; workers with equal data need seeds of their own.
     pub fn new(seed: u64, batch_size: usize, order: Order, augment: Augment) -> Self {
         Self { seed, batch_size, order, augment, epoch: None, indexes: Vec::new() }
     }

@@ -12,7 +12,7 @@ use crate::cifar::{Shard, Split};
 use crate::demo;
 use crate::eval;
 use crate::failure::{Doing, Failure};
-use crate::job::{Augment, Job, Order, Precision, Stem};
+use crate::job::{Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
 use crate::roles::{self, Attestation};
 use crate::schedule::Schedule;
 
@@ -191,9 +191,7 @@ struct BenchArgs {
 
 /// 22.7 % of CIFAR-10's test images after one epoch of two workers; 0.1 took PyTorch to 15 %.
 const DEFAULT_RATE: f32 = 0.03;
-/// Limits of what makes sense: a typing error should not ask for all memory.
-const BATCH_MAX: u32 = 4096;
-const WORKERS_MAX: usize = 64;
+/// Most threads: a typing error should not ask for all memory.
 const THREADS_MAX: usize = 256;
 
 /// Comma-separated names.
@@ -287,7 +285,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         }
         Err(Failure::new(format!("{what} is {value}, expected 1 to {max}")))
     };
-    within("the number of --worker-hosts", workers, WORKERS_MAX)?;
+    within("the number of --worker-hosts", workers, WORKERS_MAX.into())?;
     within("--threads", args.threads, THREADS_MAX)?;
     within("--batch-size", args.batch_size as usize, BATCH_MAX as usize)?;
     within("--epochs", args.epochs as usize, u32::MAX as usize)?;
@@ -333,7 +331,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
 }
 
 fn run_demo(args: &DemoArgs) -> Result<(), Failure> {
-    if !(1..=WORKERS_MAX).contains(&usize::from(args.workers)) {
+    if !(1..=WORKERS_MAX).contains(&args.workers) {
         return Err(Failure::new(format!("--workers: expected 1 to {WORKERS_MAX}")));
     }
     demo::run(&demo::Options {

@@ -7,6 +7,7 @@ use crate::schedule::Schedule;
 
 /// The definition of a job. Two parties that know the same digest train the same model the same way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Job {
     /// First layers of the network.
     pub stem: Stem,
@@ -89,9 +90,39 @@ impl Job {
     /// Parses the wire form.
     ///
     /// # Errors
-    /// When the bytes are no job.
-    pub fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(bytes)
+    /// When the bytes are no job, or one whose size no job has.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JobError> {
+        let job: Self = serde_json::from_slice(bytes).map_err(JobError::Format)?;
+        if !(1..=BATCH_MAX).contains(&job.batch_size) {
+            return Err(JobError::OutOfRange("batch_size", job.batch_size.into()));
+        }
+        if !(1..=WORKERS_MAX).contains(&job.workers) {
+            return Err(JobError::OutOfRange("workers", job.workers.into()));
+        }
+        Ok(job)
+    }
+}
+
+/// Most images of one worker in a step: memory is taken for so many.
+pub const BATCH_MAX: u32 = 4096;
+/// Most workers of a job.
+pub const WORKERS_MAX: u16 = 64;
+
+/// Why bytes are no job.
+#[derive(Debug)]
+pub enum JobError {
+    /// They are not its JSON.
+    Format(serde_json::Error),
+    /// A number is zero or too large.
+    OutOfRange(&'static str, u64),
+}
+
+impl std::fmt::Display for JobError {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Self::Format(error) => error.fmt(f),
+            Self::OutOfRange(what, value) => write!(f, "{what} is {value}"),
+        }
     }
 }
 
@@ -120,3 +151,28 @@ names!(Stem { "imagenet" => Imagenet, "cifar" => Cifar });
 names!(Precision { "fp32" => Fp32 });
 names!(Augment { "standard" => Standard, "none" => None });
 names!(Order { "shuffled" => Shuffled, "sequential" => Sequential });
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jobs_out_of_range_or_with_unknown_fields_are_refused() {
+        let text = r#"{"stem":"imagenet","precision":"fp32","workers":2,"batch_size":128,"epochs":1,
+            "steps":null,"schedule":{"cosine":{"rate":0.1}},"momentum":0.9,"weight_decay":0.0005,
+            "seed":1,"augment":"standard","order":"shuffled","init":null}"#;
+        let job = Job::parse(text.as_bytes()).expect("valid");
+        assert_eq!(Job::parse(&job.encode()).expect("own bytes").digest(), job.digest());
+        for (from, to) in [
+            (":128", ":0"),
+            (":128", ":4097"),
+            ("workers\":2", "workers\":0"),
+            ("workers\":2", "workers\":65"),
+            ("\"seed\"", "\"x\":0,\"seed\""),
+        ] {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text);
+            assert!(Job::parse(changed.as_bytes()).is_err(), "{to}");
+        }
+    }
+}

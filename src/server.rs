@@ -178,7 +178,8 @@ impl ParameterServer {
                 let member = Member { samples, batches };
                 let slot = &mut self.state.members[usize::from(link.worker)];
                 let changed = slot.is_some_and(|before| before != member);
-                if changed || samples == 0 || batches == 0 || batches > samples {
+                let expected = samples.div_ceil(u64::from(self.job.batch_size));
+                if changed || samples == 0 || batches != expected {
                     return Err(Refusal::Data);
                 }
                 *slot = Some(member);
