@@ -4,20 +4,19 @@
 //! `torchvision.models.resnet50(num_classes=10)` as they are; velocities stand beside them under
 //! `momentum.NAME`. The header's metadata has the step, the job and hashes of both.
 
-use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use crate::job::{Job, Stem};
 use crate::network::Network;
 use crate::params::{self, Kind, Layout, Tensor, hex};
 use crate::state::State;
+use crate::store::{self, Progress, Store};
 
 /// The file with the values.
 pub const DATA_FILE: &str = "model.ckpt-data";
@@ -27,18 +26,14 @@ pub const META_FILE: &str = "model.ckpt-meta";
 const MOMENTUM: &str = "momentum.";
 /// Suffix of the counters that PyTorch keeps beside running statistics.
 const TRACKED: &str = "num_batches_tracked";
-/// Largest file that is read.
-const FILE_LEN_MAX: u64 = 1 << 30;
 
 /// Why a checkpoint cannot be used.
 #[derive(Debug)]
 pub enum CheckpointError {
     /// The system refused.
-    Io(PathBuf, std::io::Error),
+    Io(std::io::Error),
     /// The bytes are no safetensors file.
     Format(String),
-    /// Larger than any checkpoint of these models.
-    TooLarge(u64),
     /// A tensor is missing, has another shape or type, or does not belong here.
     Tensor(String, &'static str),
     /// A metadata entry is missing or malformed.
@@ -50,9 +45,8 @@ pub enum CheckpointError {
 impl fmt::Display for CheckpointError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Io(path, error) => write!(f, "{}: {error}", path.display()),
+            Self::Io(error) => write!(f, "{error}"),
             Self::Format(why) => write!(f, "no safetensors file: {why}"),
-            Self::TooLarge(len) => write!(f, "{len} bytes, more than {FILE_LEN_MAX}"),
             Self::Tensor(name, why) => write!(f, "tensor '{}' {why}", name.escape_default()),
             Self::Metadata(key) => write!(f, "metadata entry '{key}' is missing or malformed"),
             Self::Hash(what) => write!(f, "the {what} are not what the file was written with"),
@@ -71,32 +65,28 @@ pub struct Checkpoint {
     pub state: State,
 }
 
-/// Writes a checkpoint: to a temporary file, to the disk, then in the place of the last one.
+/// Writes a checkpoint in the place of the last one.
 ///
 /// # Errors
 /// When the system refuses; the last checkpoint stays then.
 pub fn save(
-    directory: &Path,
+    store: &mut Store,
     layout: &Layout,
     job: &Job,
     state: &State,
 ) -> Result<(), CheckpointError> {
-    let path = directory.join(DATA_FILE);
-    let io = |error| CheckpointError::Io(path.clone(), error);
-    let temporary = directory.join(format!("{DATA_FILE}.tmp"));
-    let entries = entries(layout, state);
-    safetensors::serialize_to_file(entries, Some(metadata(job, state)), &temporary)
-        .map_err(|error| io(std::io::Error::other(error)))?;
-    replace(&temporary, &path).map_err(io)
+    let progress = Progress { job: job.digest(), step: state.step };
+    store
+        .save(DATA_FILE, progress, &|out| write(out, layout, job, state))
+        .map_err(CheckpointError::Io)
 }
 
-/// Reads the checkpoint of a directory; `None` when there is none.
+/// Reads the checkpoint of a store; `None` when there is none.
 ///
 /// # Errors
 /// When there is one that is not whole.
-pub fn load(directory: &Path) -> Result<Option<(Network, Checkpoint)>, CheckpointError> {
-    let path = directory.join(DATA_FILE);
-    let Some(bytes) = read(&path)? else { return Ok(None) };
+pub fn load(store: &Store) -> Result<Option<(Network, Checkpoint)>, CheckpointError> {
+    let Some(bytes) = store.read(DATA_FILE).map_err(CheckpointError::Io)? else { return Ok(None) };
     parse(&bytes).map(Some)
 }
 
@@ -105,8 +95,8 @@ pub fn load(directory: &Path) -> Result<Option<(Network, Checkpoint)>, Checkpoin
 /// # Errors
 /// When a tensor is missing or has another shape.
 pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointError> {
-    let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
-    let bytes = read(path)?.ok_or_else(|| CheckpointError::Io(path.into(), missing()))?;
+    let missing = || CheckpointError::Io(std::io::ErrorKind::NotFound.into());
+    let bytes = store::read_bounded(path).map_err(CheckpointError::Io)?.ok_or_else(missing)?;
     let tensors = deserialize(&bytes)?;
     let mut values = vec![0.0; layout.len];
     for tensor in &layout.tensors {
@@ -119,15 +109,42 @@ pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointE
 ///
 /// # Errors
 /// When the system refuses.
-pub fn save_meta(directory: &Path, job: &Job, network: &Network) -> Result<(), CheckpointError> {
-    let path = directory.join(META_FILE);
-    let io = |error| CheckpointError::Io(path.clone(), error);
-    let temporary = directory.join(format!("{META_FILE}.tmp"));
+pub fn save_meta(
+    store: &mut Store,
+    job: &Job,
+    network: &Network,
+    step: u64,
+) -> Result<(), CheckpointError> {
     let mut text = serde_json::to_vec_pretty(&Meta::new(job, network))
         .map_err(|error| CheckpointError::Format(error.to_string()))?;
     text.push(b'\n');
-    File::create(&temporary).and_then(|mut file| file.write_all(&text)).map_err(io)?;
-    replace(&temporary, &path).map_err(io)
+    store
+        .save(META_FILE, Progress { job: job.digest(), step }, &|out| out.write_all(&text))
+        .map_err(CheckpointError::Io)
+}
+
+/// The safetensors format, tensor by tensor, so that no second copy of the state is made: length of the
+/// header, header as JSON filled with spaces to a multiple of 8, then the tensors without gaps.
+fn write(out: &mut dyn Write, layout: &Layout, job: &Job, state: &State) -> std::io::Result<()> {
+    let entries = entries(layout, state);
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), serde_json::to_value(metadata(job, state))?);
+    let mut end = 0;
+    for (name, entry) in &entries {
+        let start = end;
+        end += entry.len();
+        let described = serde_json::json!({
+            "dtype": entry.dtype(),
+            "shape": entry.shape(),
+            "data_offsets": [start, end],
+        });
+        header.insert(name.clone(), described);
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    entries.iter().try_for_each(|(_, entry)| out.write_all(&entry.bytes()))
 }
 
 /// The checkpoint in these bytes and the network that it is of.
@@ -175,21 +192,6 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
     Ok((network, Checkpoint { job, state }))
 }
 
-fn read(path: &Path) -> Result<Option<Vec<u8>>, CheckpointError> {
-    let io = |error| CheckpointError::Io(path.into(), error);
-    let file = match File::open(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(io)?,
-    };
-    let len = file.metadata().map_err(io)?.len();
-    if len > FILE_LEN_MAX {
-        return Err(CheckpointError::TooLarge(len));
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_LEN_MAX).read_to_end(&mut bytes).map_err(io)?;
-    Ok(Some(bytes))
-}
-
 fn deserialize(bytes: &[u8]) -> Result<SafeTensors<'_>, CheckpointError> {
     SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::Format(error.to_string()))
 }
@@ -213,18 +215,10 @@ fn import(
     Ok(())
 }
 
-/// Flushes a temporary file to the disk and gives it its name.
-fn replace(temporary: &Path, path: &Path) -> std::io::Result<()> {
-    File::open(temporary)?.sync_all()?;
-    fs::rename(temporary, path)?;
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-fn metadata(job: &Job, state: &State) -> HashMap<String, String> {
+fn metadata(job: &Job, state: &State) -> BTreeMap<String, String> {
     let json = |bytes: Vec<u8>| String::from_utf8(bytes).expect("JSON is UTF-8");
     let members = serde_json::to_vec(&state.members).expect("plain numbers");
-    let mut metadata = HashMap::from([
+    let mut metadata = BTreeMap::from([
         ("format".into(), "pt".into()),
         ("job".into(), json(job.encode())),
         ("job_digest".into(), hex(&job.digest())),
@@ -255,10 +249,12 @@ fn entries<'a>(layout: &'a Layout, state: &'a State) -> Vec<(String, Entry<'a>)>
             entries.push((format!("{norm}{TRACKED}"), Entry::Counter(state.step)));
         }
     }
+    // Counters first: every tensor is then aligned to its type.
+    entries.sort_by_key(|(_, entry)| matches!(entry, Entry::Values(..)));
     entries
 }
 
-impl View for Entry<'_> {
+impl Entry<'_> {
     fn dtype(&self) -> Dtype {
         match self {
             Self::Counter(_) => Dtype::I64,
@@ -273,17 +269,17 @@ impl View for Entry<'_> {
         }
     }
 
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(match self {
-            Self::Counter(count) => count.to_le_bytes().to_vec(),
-            Self::Values(tensor, values) => bytemuck::cast_slice(&tensor.export(values)).to_vec(),
-        })
-    }
-
-    fn data_len(&self) -> usize {
+    fn len(&self) -> usize {
         match self {
             Self::Counter(_) => 8,
             Self::Values(tensor, _) => tensor.range.len() * size_of::<f32>(),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Counter(count) => count.to_le_bytes().to_vec(),
+            Self::Values(tensor, values) => bytemuck::cast_slice(&tensor.export(values)).to_vec(),
         }
     }
 }
@@ -363,9 +359,9 @@ pub fn fuzz(data: &[u8]) {
     let Ok((network, checkpoint)) = parse(data) else { return };
     assert_eq!(checkpoint.state.params.len(), network.layout.len);
     assert_eq!(checkpoint.state.members.len(), usize::from(checkpoint.job.workers));
-    let metadata = metadata(&checkpoint.job, &checkpoint.state);
-    let bytes = safetensors::serialize(entries(&network.layout, &checkpoint.state), Some(metadata));
-    let again = parse(&bytes.expect("our own tensors")).expect("our own bytes");
+    let mut bytes = Vec::new();
+    write(&mut bytes, &network.layout, &checkpoint.job, &checkpoint.state).expect("memory");
+    let again = parse(&bytes).expect("our own bytes");
     assert_eq!(
         hex(&params::hash(&again.1.state.params)),
         hex(&params::hash(&checkpoint.state.params))
@@ -374,6 +370,8 @@ pub fn fuzz(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::job::{Augment, Order, Precision};
     use crate::schedule::Schedule;
@@ -409,9 +407,9 @@ mod tests {
     fn what_is_saved_is_loaded_and_damage_is_an_error() {
         let (network, checkpoint) = trained();
         let directory = std::env::temp_dir().join(format!("hfl-checkpoint-{}", std::process::id()));
-        fs::create_dir_all(&directory).expect("create");
-        save(&directory, &network.layout, &checkpoint.job, &checkpoint.state).expect("save");
-        let bytes = read(&directory.join(DATA_FILE)).expect("read").expect("a file");
+        let mut store = Store::directory(&directory).expect("create");
+        save(&mut store, &network.layout, &checkpoint.job, &checkpoint.state).expect("save");
+        let bytes = store.read(DATA_FILE).expect("read").expect("a file");
         let params = load_params(&directory.join(DATA_FILE), &network.layout).expect("params");
         fs::remove_dir_all(&directory).expect("remove");
         assert_eq!(params, checkpoint.state.params);

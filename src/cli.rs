@@ -13,8 +13,12 @@ use crate::demo;
 use crate::eval;
 use crate::failure::{Doing, Failure};
 use crate::job::{Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
+use crate::passphrase::KeySource;
+use crate::report::print;
 use crate::roles::{self, Attestation};
 use crate::schedule::Schedule;
+use crate::store::Place;
+use crate::volumes::{self, LuksArgs};
 
 /// Horizontal federated learning of ResNet-50 in attested processes.
 ///
@@ -49,6 +53,15 @@ pub struct Args {
     /// where the model is kept [model]
     #[argh(option, default = "PathBuf::from(\"model\")")]
     model_dir: PathBuf,
+    /// encrypted volume to keep the model in, instead of --model-dir (hfl luks create)
+    #[argh(option)]
+    volume: Option<PathBuf>,
+    /// file whose bytes are the volume's passphrase, - for stdin
+    #[argh(option)]
+    key_file: Option<PathBuf>,
+    /// open file descriptor to read the volume's passphrase from
+    #[argh(option)]
+    key_fd: Option<u32>,
     /// passes over the data [20]
     #[argh(option, default = "20")]
     epochs: u32,
@@ -111,6 +124,7 @@ enum Command {
     Bench(BenchArgs),
     Demo(DemoArgs),
     Eval(EvalArgs),
+    Luks(LuksArgs),
 }
 
 /// Train on this machine: ps0 and workers as processes, then evaluate.
@@ -145,6 +159,15 @@ struct EvalArgs {
     /// directory of the model [model]
     #[argh(option, default = "PathBuf::from(\"model\")")]
     model_dir: PathBuf,
+    /// encrypted volume with the model, instead of --model-dir
+    #[argh(option)]
+    volume: Option<PathBuf>,
+    /// file whose bytes are the volume's passphrase, - for stdin
+    #[argh(option)]
+    key_file: Option<PathBuf>,
+    /// open file descriptor to read the volume's passphrase from
+    #[argh(option)]
+    key_fd: Option<u32>,
     /// directory with CIFAR-10 binary files [data]
     #[argh(option, default = "PathBuf::from(\"data\")")]
     data: PathBuf,
@@ -272,6 +295,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Bench(args)), _) => run_bench(&args),
         (Some(Command::Demo(args)), _) => run_demo(&args),
         (Some(Command::Eval(args)), _) => run_eval(&args),
+        (Some(Command::Luks(args)), _) => volumes::run(args),
         (None, Some(role)) => roles::run(&role_options(args, role)?),
         (None, None) => Err(Failure::new("nothing to do").hint("hfl --help, or hfl demo")),
     }
@@ -319,7 +343,11 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         },
         data: args.data,
         shard: args.shard,
-        model_dir: args.model_dir,
+        place: Place {
+            model_dir: args.model_dir,
+            volume: args.volume,
+            key: KeySource { file: args.key_file, descriptor: args.key_fd },
+        },
         init: args.init,
         checkpoint_every: args.checkpoint_every,
         threads: args.threads,
@@ -346,7 +374,12 @@ fn run_demo(args: &DemoArgs) -> Result<(), Failure> {
 
 fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
     let source = (args.data.as_path(), args.split);
-    let evaluation = eval::run(&args.model_dir, source, args.threads, args.isa.0)?;
+    let place = Place {
+        model_dir: args.model_dir.clone(),
+        volume: args.volume.clone(),
+        key: KeySource { file: args.key_file.clone(), descriptor: args.key_fd },
+    };
+    let evaluation = eval::run(&place, source, args.threads, args.isa.0)?;
     if args.json {
         return print(&serde_json::to_string(&evaluation).doing("report")?);
     }
@@ -382,17 +415,6 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
         report.images_per_s,
         report.gflops
     ))
-}
-
-/// Prints a result; a reader that left is no failure.
-fn print(text: &str) -> Result<(), Failure> {
-    use std::io::Write;
-    match writeln!(std::io::stdout(), "{text}") {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("stdout: {error}")))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn split(text: &str) -> Result<Split, String> {

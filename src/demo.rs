@@ -1,22 +1,28 @@
 //! `hfl demo`: a whole job on one machine, as child processes on loopback, then an evaluation.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use kernels::Isa;
+use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 
-use crate::checkpoint::{DATA_FILE, META_FILE};
+use crate::checkpoint::DATA_FILE;
 use crate::cifar::Split;
 use crate::drawing;
 use crate::eval;
 use crate::failure::{Doing, Failure};
 use crate::job::Stem;
+use crate::params::hex;
+use crate::passphrase::KeySource;
+use crate::store::{DIRECTORY, Place};
+use crate::volumes;
 
 /// What to demonstrate.
 #[derive(Clone, Debug)]
@@ -35,6 +41,8 @@ pub struct Options {
     pub threads: usize,
 }
 
+/// Bytes of the demo's volume: two checkpoints, the old one until the new one is safe. It is sparse.
+const VOLUME_LEN: u64 = 512 << 20;
 /// Drawn images for training and for the test.
 const DRAWN: [usize; 2] = [2000, 500];
 /// How a job is run: what suits the data.
@@ -71,14 +79,7 @@ struct Outcome {
 /// # Errors
 /// When data cannot be written or read, or a role fails.
 pub fn run(options: &Options) -> Result<(), Failure> {
-    let model = options.directory.join("model");
-    fs::create_dir_all(&model).doing(model.display())?;
-    for file in [DATA_FILE, META_FILE] {
-        let path = model.join(file);
-        if path.exists() {
-            fs::remove_file(&path).doing(format!("remove {} of the last demo", path.display()))?;
-        }
-    }
+    let place = seal(&options.directory)?;
     let (data, mut course) = match &options.data {
         Some(data) => (data.clone(), CIFAR_COURSE),
         None => (draw(&options.directory)?, DRAWN_COURSE),
@@ -90,11 +91,27 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         course.epochs,
         data.display()
     ));
-    let outcome = train(options, &data, &model, &course)?;
-    let evaluation = eval::run(&model, (&data, Split::Test), options.threads, Isa::detect())?;
+    let outcome = train(options, &data, &place, &course)?;
+    let evaluation = eval::run(&place, (&data, Split::Test), options.threads, Isa::detect())?;
     say(&format!("{evaluation}\n"));
-    say(&summary(&outcome, evaluation.accuracy, &model));
+    say(&summary(&outcome, evaluation.accuracy, &place));
     Ok(())
+}
+
+/// A new encrypted volume for the model, in the place of the last demo's, and a key file beside it.
+fn seal(directory: &Path) -> Result<Place, Failure> {
+    fs::create_dir_all(directory).doing(directory.display())?;
+    let [volume, key] = ["model.luks", "model.key"].map(|name| directory.join(name));
+    let mut random = [0; 32];
+    SystemRandom::new().fill(&mut random).map_err(|_| Failure::new("no random numbers"))?;
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&key);
+    file.and_then(|mut file| file.write_all(hex(&random).as_bytes())).doing(key.display())?;
+    let key = KeySource { file: Some(key), descriptor: None };
+    let size = luks::Options::new(VOLUME_LEN);
+    volumes::create_volume(&volume, None, &size, &[key.read()?], true, true)
+        .map_err(|error| volumes::explained(&volume, &error))?;
+    Ok(Place { model_dir: directory.join("worker0"), volume: Some(volume), key })
 }
 
 /// Writes the drawn images in CIFAR-10's format.
@@ -113,7 +130,7 @@ fn draw(directory: &Path) -> Result<PathBuf, Failure> {
 fn train(
     options: &Options,
     data: &Path,
-    model: &Path,
+    place: &Place,
     course: &Course,
 ) -> Result<Outcome, Failure> {
     let start = Instant::now();
@@ -135,7 +152,10 @@ fn train(
             .args(["--batch-size", &course.batch.to_string(), "--lr", course.rate])
             .args(["--stem", &options.stem.to_string(), "--threads", &threads.to_string()])
             .arg("--model-dir")
-            .arg(model);
+            .arg(&place.model_dir);
+        if let (true, Some(volume), Some(key)) = (role == "ps0", &place.volume, &place.key.file) {
+            command.arg("--volume").arg(volume).arg("--key-file").arg(key);
+        }
         if let Some(index) = role.strip_prefix("worker") {
             command.arg("--data").arg(data);
             command.args(["--shard", &format!("{index}/{}", options.workers)]);
@@ -190,11 +210,14 @@ impl Outcome {
     }
 }
 
-fn summary(outcome: &Outcome, accuracy: f64, model: &Path) -> String {
+fn summary(outcome: &Outcome, accuracy: f64, place: &Place) -> String {
     let first = outcome.losses.first().copied().unwrap_or(f64::NAN);
     let last = outcome.losses.last().copied().unwrap_or(f64::NAN);
     let megabytes = |bytes: u64| bytes as f64 / 1e6;
-    let file = model.join(DATA_FILE);
+    let shown = |path: &Option<PathBuf>| {
+        path.as_ref().map_or_else(String::new, |p| p.display().to_string())
+    };
+    let (volume, key) = (shown(&place.volume), shown(&place.key.file));
     format!(
         "\nsummary\n\
          steps       {} in {:.0} s, {:.0} images/s with everything attested and encrypted\n\
@@ -202,8 +225,10 @@ fn summary(outcome: &Outcome, accuracy: f64, model: &Path) -> String {
          accuracy    {:.2} % of the test images\n\
          on the wire {:.0} MB gradients in, {:.0} MB parameters out\n\
          parameters  sha256:{}\n\
-         model       {}\n\
-         in PyTorch  weights = safetensors.torch.load_file('{}')\n\
+         model       {volume}, a LUKS2 volume; its key is {key}\n\
+         to open it  hfl luks export {volume} --key-file {key} --files out\n\
+         \x20           or, as root: cryptsetup open --key-file {key} {volume} model && mount /dev/mapper/model /mnt\n\
+         in PyTorch  weights = safetensors.torch.load_file('out/{DIRECTORY}/{DATA_FILE}')\n\
          \x20           model = torchvision.models.resnet50(num_classes=10)\n\
          \x20           model.load_state_dict({{k: v for k, v in weights.items() if not k.startswith('momentum.')}})",
         outcome.losses.len(),
@@ -213,8 +238,6 @@ fn summary(outcome: &Outcome, accuracy: f64, model: &Path) -> String {
         megabytes(outcome.bytes[0]),
         megabytes(outcome.bytes[1]),
         outcome.parameters,
-        file.display(),
-        file.display(),
     )
 }
 

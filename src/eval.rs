@@ -12,6 +12,7 @@ use crate::cifar::{Batch, CLASS_NAMES, CLASSES, Dataset, Split};
 use crate::failure::{Doing, Failure};
 use crate::params::hex;
 use crate::resnet::ResNet;
+use crate::store::Place;
 
 /// What a model does on a set of images.
 #[derive(Clone, Debug, Serialize)]
@@ -33,20 +34,20 @@ pub struct Evaluation {
 /// Images of a batch.
 const BATCH: usize = 128;
 
-/// Evaluates the checkpoint of `model_dir` on a split of `data`.
+/// Evaluates the checkpoint at `place` on a split of `data`.
 ///
 /// # Errors
 /// When model or data cannot be used.
 pub fn run(
-    model_dir: &Path,
+    place: &Place,
     (data, split): (&Path, Split),
     threads: usize,
     isa: Isa,
 ) -> Result<Evaluation, Failure> {
-    let path = model_dir.join(checkpoint::DATA_FILE);
-    let found = checkpoint::load(model_dir).doing(path.display())?;
+    let store = place.open(false)?;
+    let found = checkpoint::load(&store).doing(store.name_of(checkpoint::DATA_FILE))?;
     let (network, checkpoint) = found.ok_or_else(|| {
-        Failure::new(format!("{}: no such file", path.display()))
+        Failure::new(format!("{}: no such file", store.name_of(checkpoint::DATA_FILE)))
             .hint("--model-dir with the directory that ps0 wrote")
     })?;
     let set = Dataset::read(data, split, None).map_err(|error| {

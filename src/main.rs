@@ -6,8 +6,10 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 use hfl::cli::{self, Args};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
 fn main() -> ExitCode {
+    keep_memory_private();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let words: Vec<String> = std::env::args_os()
         .map(|word| word.into_string().unwrap_or_else(|odd| odd.to_string_lossy().into_owned()))
@@ -31,4 +33,12 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// No core files and no debugger of the same user: passphrases and keys pass through this memory.
+fn keep_memory_private() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    // Both can only fail where a sandbox forbids them; the sandbox decides then.
+    let _ = setrlimit(Resource::Core, none);
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
 }

@@ -1,12 +1,13 @@
 //! What a role says on stdout: the reference system's lines, or one JSON object a line; and progress on
 //! a terminal's stderr.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Instant;
 
 use protocol::Role;
 use serde_json::{Value, json};
 
+use crate::failure::Failure;
 use crate::params::hex;
 
 /// The voice of a role.
@@ -98,5 +99,18 @@ impl Report {
         let bar = format!("step {} of {steps}, {rate:.0} images/s, {left:.0} s left", step + 1);
         let _ = write!(std::io::stderr(), "{bar}");
         let _ = std::io::stderr().flush();
+    }
+}
+
+/// Prints the result of a command; a reader that left is no failure.
+///
+/// # Errors
+/// When stdout cannot be written.
+pub fn print(text: &str) -> Result<(), Failure> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("stdout: {error}")))
+        }
+        _ => Ok(()),
     }
 }

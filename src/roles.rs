@@ -14,6 +14,7 @@ use protocol::{CHUNK_LEN_MAX, Config, Policy, Role, SimPlatform, Trust, Verifier
 use crate::cifar::Shard;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
+use crate::store::Place;
 
 /// Values that travel in one chunk.
 const CELL: usize = CHUNK_LEN_MAX / size_of::<f32>();
@@ -32,7 +33,7 @@ pub struct Options {
     /// Part of the data that a worker takes.
     pub shard: Option<Shard>,
     /// Where checkpoints are.
-    pub model_dir: PathBuf,
+    pub place: Place,
     /// Initial parameters of a new job.
     pub init: Option<PathBuf>,
     /// Steps between checkpoints.

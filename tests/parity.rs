@@ -14,6 +14,7 @@ use hfl::resnet::ResNet;
 use hfl::rng::Stream;
 use hfl::schedule::Schedule;
 use hfl::state::State;
+use hfl::store::Store;
 use hfl::{checkpoint, init};
 use kernels::{Isa, Pool, Sgd, momentum_sgd};
 use serde_json::Value;
@@ -105,8 +106,9 @@ fn export_inputs() {
             init: None,
         };
         let state = State::new(params, network.layout.trained, 1);
-        checkpoint::save(&directory, &network.layout, &job, &state).expect("checkpoint");
-        checkpoint::save_meta(&directory, &job, &network).expect("meta");
+        let mut store = Store::directory(&directory).expect("store");
+        checkpoint::save(&mut store, &network.layout, &job, &state).expect("checkpoint");
+        checkpoint::save_meta(&mut store, &job, &network, 0).expect("meta");
         std::fs::write(directory.join("data_batch_1.bin"), case.data().records()).expect("data");
     }
 }

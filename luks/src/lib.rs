@@ -1,37 +1,44 @@
-//! The disk: LUKS2 headers, keyslots and dm-crypt devices.
+//! The disk: LUKS2 volumes, the file system inside them, and dm-crypt devices over them.
 //!
 //! ```text
-//!   file or device --header--> [ binary header | JSON | keyslots ] --passphrase--> volume key
-//!                  --segment-> sectors, AES-XTS --> dm-crypt device, or plaintext in this process
+//!  file ----header---> binary + json -> metadata (allow-list)        one copy in memory, never read again
+//!    |                      passphrase -> keyslot -> volume key -> mac
+//!    '----segment----> cipher (XTS) [+ integrity] -> ext4            in this process, no privileges
+//!                      linux: loop device -> device-mapper -> mount  with root
 //! ```
 //!
 //! Nothing here knows of training. What is read from a volume is hostile until its digest matches: it is
-//! read once, parsed into types with a bound on every length, and checked against an allow-list.
-//! The system calls of device-mapper and loop devices will be the only unsafe code.
+//! read once, parsed into types with a bound on every length, and checked against an allow-list. Nothing
+//! formats, repairs or falls back by itself. System calls without a safe wrapper are in `linux::sys`,
+//! the only unsafe code.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
-/// A number of 512-byte sectors, the unit of offsets and lengths in LUKS2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Sectors(pub u64);
+mod antiforensic;
+mod binary;
+pub mod cipher;
+pub mod disk;
+mod error;
+pub mod ext4;
+mod fuzz;
+mod header;
+pub mod integrity;
+mod json;
+mod kdf;
+mod keyslot;
+pub mod linux;
+mod mac;
+mod metadata;
+mod secret;
+mod volume;
 
-impl Sectors {
-    /// Bytes of a sector.
-    pub const LEN: u64 = 512;
+pub use error::Error;
 
-    /// The same length in bytes, unless that does not fit.
-    pub fn bytes(self) -> Option<u64> {
-        self.0.checked_mul(Self::LEN)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lengths_that_overflow_are_noticed() {
-        assert_eq!(Sectors(8).bytes(), Some(4096));
-        assert_eq!(Sectors(u64::MAX / 256).bytes(), None);
-    }
-}
+pub use fuzz::{fuzz_binary, fuzz_ext4, fuzz_header, fuzz_json};
+pub use header::Header;
+pub use json::Value as Json;
+pub use kdf::{Kdf, KdfCost};
+pub use mac::{HeaderId, ManifestKey};
+pub use metadata::{Hash, Metadata, Policy};
+pub use secret::{Passphrase, Secret};
+pub use volume::{Options, Source, Volume, create};

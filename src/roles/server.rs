@@ -1,7 +1,6 @@
 //! The loop of a parameter server.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use crate::params;
 use crate::report::Report;
 use crate::server::ParameterServer;
 use crate::state::State;
+use crate::store::Store;
 
 /// How long a finished server waits for workers that do not know of it yet.
 const FINISH_WAIT: Duration = Duration::from_secs(60);
@@ -26,6 +26,7 @@ const POLL: Duration = Duration::from_secs(1);
 struct Running {
     server: ParameterServer,
     network: Network,
+    store: Store,
     net: Net,
     report: Report,
     verified: BTreeSet<LinkId>,
@@ -49,17 +50,19 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     })?;
     let report = Report::new(options.json);
     report.listening(local);
-    fs::create_dir_all(&options.model_dir).doing(options.model_dir.display())?;
-    if options.init.is_none() && !options.model_dir.join(checkpoint::DATA_FILE).exists() {
+    let mut store = options.place.open(true)?;
+    let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
+    if options.init.is_none() && !resumes {
         await_peer(&mut net, &options.job.digest())?;
     }
-    let (network, job, state) = state(options)?;
+    let (network, job, state) = state(options, &store)?;
     log::info!("job {}, step {}", params::hex(&job.digest()), state.step);
-    checkpoint::save_meta(&options.model_dir, &job, &network).doing("write model.ckpt-meta")?;
+    checkpoint::save_meta(&mut store, &job, &network, state.step).doing("write model.ckpt-meta")?;
     let server = ParameterServer::new(job, network.layout.clone(), state, CELL, pool(options));
     let mut running = Running {
         server,
         network,
+        store,
         net,
         report,
         verified: BTreeSet::new(),
@@ -69,7 +72,7 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     running.serve(options)?;
     running.report.finished();
     running.report.parameters(&params::hash(&running.server.state().params), running.bytes);
-    Ok(())
+    running.store.close().doing("close the volume")
 }
 
 /// Waits for the first connection: a server that nobody talks to needs no memory for a model.
@@ -135,7 +138,7 @@ impl Running {
         if state.step.is_multiple_of(options.checkpoint_every) || state.is_finished() {
             let start = Instant::now();
             let job = self.server.job();
-            checkpoint::save(&options.model_dir, &self.network.layout, job, state)
+            checkpoint::save(&mut self.store, &self.network.layout, job, state)
                 .doing("write model.ckpt-data")?;
             log::info!("checkpoint after step {} in {:.2?}", closed.step, start.elapsed());
         }
@@ -156,7 +159,7 @@ impl Running {
 }
 
 /// The checkpoint of the model directory, or a new training.
-fn state(options: &Options) -> Result<(Network, Job, State), Failure> {
+fn state(options: &Options, store: &Store) -> Result<(Network, Job, State), Failure> {
     let network = Network::resnet50(options.job.stem).doing("network")?;
     let mut job = options.job.clone();
     let initial = match &options.init {
@@ -168,13 +171,12 @@ fn state(options: &Options) -> Result<(Network, Job, State), Failure> {
             Some(params)
         }
     };
-    let found = checkpoint::load(&options.model_dir)
-        .doing(options.model_dir.join(checkpoint::DATA_FILE).display())?;
+    let found = checkpoint::load(store).doing(store.name_of(checkpoint::DATA_FILE))?;
     if let Some((network, found)) = found {
         if found.job != job {
             return Err(Failure::new(format!(
                 "{}: checkpoint of another job ({}, this one is {})",
-                options.model_dir.display(),
+                store.name_of(checkpoint::DATA_FILE),
                 params::hex(&found.job.digest()),
                 params::hex(&job.digest()),
             ))

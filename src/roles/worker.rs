@@ -1,6 +1,5 @@
 //! The loop of a worker.
 
-use std::fs;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +15,7 @@ use crate::params::hex;
 use crate::report::Report;
 use crate::resnet::ResNet;
 use crate::state::Member;
+use crate::store::Store;
 use crate::worker::{Push, Work, Worker};
 
 /// How long a worker tries to reach its server before it gives up.
@@ -28,6 +28,8 @@ const POLL: Duration = Duration::from_secs(1);
 struct Running<'a> {
     options: &'a Options,
     index: u16,
+    /// Of the first worker, and of every worker that has a volume.
+    store: Option<Store>,
     worker: Worker,
     data: Dataset,
     report: Report,
@@ -50,9 +52,12 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
     })?;
     log::info!("{} samples in {}", data.len(), options.data.display());
+    let keeps = index == 0 || options.place.volume.is_some();
+    let store = keeps.then(|| options.place.open(true)).transpose()?;
     let mut running = Running {
         options,
         index,
+        store,
         worker: Worker::new(CELL),
         data,
         report: Report::new(options.json),
@@ -70,7 +75,7 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         })?;
         let end = running.converse(&mut net, id)?;
         let Lost { why, was_open } = match end {
-            None => return Ok(()),
+            None => return running.store.map_or(Ok(()), Store::close).doing("close the volume"),
             Some(lost) => lost,
         };
         if was_open {
@@ -146,10 +151,8 @@ impl Running<'_> {
         let batch_size = usize::try_from(job.batch_size).doing("batch size")?;
         let batch_max = batch_size.min(self.data.len());
         let network = Network::resnet50(job.stem).doing("network")?;
-        if self.index == 0 {
-            let directory = &self.options.model_dir;
-            fs::create_dir_all(directory).doing(directory.display())?;
-            checkpoint::save_meta(directory, job, &network).doing("write model.ckpt-meta")?;
+        if let Some(store) = &mut self.store {
+            checkpoint::save_meta(store, job, &network, 0).doing("write model.ckpt-meta")?;
         }
         let (pool, isa) = pool(self.options);
         let len = network.layout.len;

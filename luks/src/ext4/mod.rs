@@ -1,0 +1,371 @@
+//! The file system inside a volume: ext4, so that the standard tools mount what this process wrote.
+//!
+//! Reading takes any common ext4. Writing is for the fixed profile of [`FileSystem::format`] (4 KiB
+//! blocks, extents, journal, no checksums, no hashed directories): new files are written to free blocks
+//! first, then one journaled transaction gives them their names and frees what they replace. So a
+//! process that is killed at any moment leaves the last complete state.
+
+mod directory;
+mod extent;
+mod format;
+mod journal;
+mod layout;
+mod write;
+
+use std::collections::BTreeMap;
+
+pub use write::NewFile;
+
+use crate::Error;
+use crate::disk::Disk;
+use extent::Extent;
+use journal::Journal;
+use layout::{
+    Descriptor, FLAG_EXTENTS, Geometry, Inode, JOURNAL, MODE_DIRECTORY, MODE_FILE, ROOT,
+    SUPERBLOCK_AT, SUPERBLOCK_LEN,
+};
+
+/// Largest directory that is read.
+const DIRECTORY_LEN_MAX: u64 = 16 << 20;
+/// Most components of a path.
+const DEPTH_MAX: usize = 64;
+
+/// Blocks of a disk, with changes that are only in memory on top.
+pub(crate) struct Blocks<D> {
+    disk: D,
+    size: usize,
+    count: u64,
+    changes: BTreeMap<u64, Vec<u8>>,
+}
+
+impl<D: Disk> Blocks<D> {
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn check(&self, first: u64, count: u64) -> Result<(), Error> {
+        match first.checked_add(count) {
+            Some(end) if first > 0 && end <= self.count => Ok(()),
+            _ => Err(Error::damaged("a block outside of the file system")),
+        }
+    }
+
+    fn read(&self, block: u64) -> Result<Vec<u8>, Error> {
+        if let Some(changed) = self.changes.get(&block) {
+            return Ok(changed.clone());
+        }
+        let mut bytes = vec![0; self.size];
+        self.disk.read_at(&mut bytes, block * self.size as u64)?;
+        Ok(bytes)
+    }
+
+    /// The bytes of a block, to be changed with the next transaction.
+    fn edit(&mut self, block: u64) -> Result<&mut Vec<u8>, Error> {
+        if !self.changes.contains_key(&block) {
+            let bytes = self.read(block)?;
+            self.changes.insert(block, bytes);
+        }
+        Ok(self.changes.get_mut(&block).expect("inserted"))
+    }
+
+    /// Gives a block new bytes with the next transaction.
+    fn replace(&mut self, block: u64, bytes: Vec<u8>) {
+        self.changes.insert(block, bytes);
+    }
+
+    /// Writes past the journal.
+    fn write_now(&mut self, block: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.disk.write_at(bytes, block * self.size as u64)
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.disk.flush()
+    }
+}
+
+/// What a directory lists.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name, as it is on the disk.
+    pub name: Vec<u8>,
+    /// What it is.
+    pub kind: Kind,
+    /// Bytes of a file.
+    pub len: u64,
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A link, a device, a socket.
+    Other,
+}
+
+/// An open file.
+#[derive(Clone, Debug)]
+pub struct File {
+    extents: Vec<Extent>,
+    len: u64,
+}
+
+impl File {
+    /// Bytes in it.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// An ext4 file system on a disk.
+pub struct FileSystem<D> {
+    blocks: Blocks<D>,
+    geometry: Geometry,
+    /// For writing.
+    journal: Option<Journal>,
+    /// A transaction failed: what is in memory may not be what is on the disk.
+    failed: bool,
+}
+
+impl<D: Disk> FileSystem<D> {
+    /// Opens for reading; a log that a crash left is replayed in memory.
+    ///
+    /// # Errors
+    /// `Damaged` or `Refused` when it is no ext4 file system that this crate reads.
+    pub fn open(disk: D) -> Result<Self, Error> {
+        let (mut opened, journal) = Self::load(disk)?;
+        if let Some(mut journal) = journal.filter(|_| opened.geometry.recover) {
+            opened.blocks.changes = journal.replay(&opened.blocks)?;
+            opened.geometry = opened.read_geometry()?;
+        }
+        Ok(opened)
+    }
+
+    /// Opens for writing; a log that a crash left is replayed onto the disk.
+    ///
+    /// # Errors
+    /// As [`FileSystem::open`], and for a file system of another profile.
+    pub fn open_writable(disk: D) -> Result<Self, Error> {
+        let (mut opened, journal) = Self::load(disk)?;
+        opened.geometry.writable.map_err(Error::refused)?;
+        let mut journal = journal.ok_or_else(|| Error::damaged("no journal"))?;
+        if opened.geometry.recover {
+            let changes = journal.replay(&opened.blocks)?;
+            journal.apply(&mut opened.blocks, &changes)?;
+            opened.geometry = opened.read_geometry()?;
+            opened.geometry.writable.map_err(Error::refused)?;
+        }
+        opened.journal = Some(journal);
+        opened.set_recover(true)?;
+        Ok(opened)
+    }
+
+    fn load(disk: D) -> Result<(Self, Option<Journal>), Error> {
+        let mut bytes = [0; SUPERBLOCK_LEN];
+        disk.read_at(&mut bytes, SUPERBLOCK_AT)?;
+        let geometry = Geometry::parse(&bytes, disk.len())?;
+        let blocks =
+            Blocks { disk, size: geometry.block, count: geometry.blocks, changes: BTreeMap::new() };
+        let opened = Self { blocks, geometry, journal: None, failed: false };
+        let journal = match opened.geometry.has_journal {
+            false => None,
+            true => {
+                let (extents, _) = extent::read(&opened.blocks, &opened.inode(JOURNAL)?)?;
+                Some(Journal::open(&opened.blocks, extents)?)
+            }
+        };
+        Ok((opened, journal))
+    }
+
+    /// The geometry after a replay, which may have changed the superblock, but not its sizes.
+    fn read_geometry(&self) -> Result<Geometry, Error> {
+        let block = self.blocks.read(SUPERBLOCK_AT / self.geometry.block as u64)?;
+        let at = SUPERBLOCK_AT as usize % self.geometry.block;
+        let bytes = block[at..at + SUPERBLOCK_LEN].try_into().expect("a superblock");
+        let found = Geometry::parse(bytes, self.blocks.disk.len())?;
+        match (found.block, found.blocks) == (self.geometry.block, self.geometry.blocks) {
+            true => Ok(found),
+            false => Err(Error::damaged("a journal that changes the size of the file system")),
+        }
+    }
+
+    /// What is in a directory, without `.` and `..`.
+    ///
+    /// # Errors
+    /// `NotFound`, `Damaged`.
+    pub fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
+        let (number, inode) = self.lookup(path)?;
+        if inode.kind() != MODE_DIRECTORY {
+            return Err(Error::refused(format!("inode {number} is no directory")));
+        }
+        let mut listed = Vec::new();
+        for entry in self.directory(&inode)? {
+            let found = self.inode(entry.inode)?;
+            let kind = match found.kind() {
+                MODE_DIRECTORY => Kind::Directory,
+                MODE_FILE => Kind::File,
+                _ => Kind::Other,
+            };
+            listed.push(Entry { name: entry.name, kind, len: found.len() });
+        }
+        Ok(listed)
+    }
+
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    /// `NotFound`; `Refused` for what is no regular file.
+    pub fn file(&self, path: &str) -> Result<File, Error> {
+        let (_, inode) = self.lookup(path)?;
+        if inode.kind() != MODE_FILE {
+            return Err(Error::refused(format!("{} is no regular file", path.escape_default())));
+        }
+        let (extents, _) = extent::read(&self.blocks, &inode)?;
+        Ok(File { extents, len: inode.len() })
+    }
+
+    /// Whether there is a file or a directory of this name.
+    ///
+    /// # Errors
+    /// `Damaged`.
+    pub fn exists(&self, path: &str) -> Result<bool, Error> {
+        match self.lookup(path) {
+            Ok(_) => Ok(true),
+            Err(Error::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Fills `target` with the bytes from `offset` on; holes are zeros.
+    ///
+    /// # Errors
+    /// When the range ends outside of the file.
+    pub fn read_at(&self, file: &File, target: &mut [u8], offset: u64) -> Result<(), Error> {
+        crate::disk::check_range(file.len, target.len(), offset)?;
+        target.fill(0);
+        let block = self.geometry.block as u64;
+        let end = offset + target.len() as u64;
+        let first = file.extents.partition_point(|e| (e.logical + e.len) * block <= offset);
+        for extent in file.extents[first..].iter().take_while(|e| e.logical * block < end) {
+            let start = (extent.logical * block).max(offset);
+            let stop = ((extent.logical + extent.len) * block).min(end);
+            if extent.written {
+                let at = extent.physical * block + (start - extent.logical * block);
+                let part = &mut target[(start - offset) as usize..(stop - offset) as usize];
+                self.read_content(part, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads from the disk what may also be in replayed blocks.
+    fn read_content(&self, target: &mut [u8], at: u64) -> Result<(), Error> {
+        self.blocks.disk.read_at(target, at)?;
+        let size = self.geometry.block as u64;
+        let end = at + target.len() as u64;
+        for (&block, bytes) in self.blocks.changes.range(at / size..end.div_ceil(size)) {
+            let start = (block * size).max(at);
+            let stop = ((block + 1) * size).min(end);
+            target[(start - at) as usize..(stop - at) as usize].copy_from_slice(
+                &bytes[(start - block * size) as usize..(stop - block * size) as usize],
+            );
+        }
+        Ok(())
+    }
+
+    /// The disk below.
+    pub fn into_disk(self) -> D {
+        self.blocks.disk
+    }
+
+    fn lookup(&self, path: &str) -> Result<(u32, Inode), Error> {
+        let mut found = (ROOT, self.inode(ROOT)?);
+        for name in components(path)? {
+            if found.1.kind() != MODE_DIRECTORY {
+                return Err(Error::NotFound(path.into()));
+            }
+            let entries = self.directory(&found.1)?;
+            let entry = entries.into_iter().find(|entry| entry.name == name.as_bytes());
+            let number = entry.ok_or_else(|| Error::NotFound(path.into()))?.inode;
+            found = (number, self.inode(number)?);
+        }
+        Ok(found)
+    }
+
+    /// The live entries of a directory, without `.` and `..`.
+    fn directory(&self, inode: &Inode) -> Result<Vec<directory::Entry>, Error> {
+        let mut entries = Vec::new();
+        for block in self.directory_blocks(inode)? {
+            let live = |entry: &directory::Entry| {
+                entry.inode != 0 && entry.name != b"." && entry.name != b".."
+            };
+            entries.extend(directory::entries(&self.blocks.read(block)?)?.into_iter().filter(live));
+        }
+        Ok(entries)
+    }
+
+    fn directory_blocks(&self, inode: &Inode) -> Result<Vec<u64>, Error> {
+        if inode.len() > DIRECTORY_LEN_MAX {
+            return Err(Error::refused("a directory of more than 16 MiB"));
+        }
+        let (extents, _) = extent::read(&self.blocks, inode)?;
+        let count = inode.len().div_ceil(self.geometry.block as u64);
+        if extents.iter().any(|extent| extent.logical + extent.len > count) {
+            return Err(Error::damaged("a directory longer than it says"));
+        }
+        Ok(extents
+            .iter()
+            .flat_map(|extent| extent.physical..extent.physical + extent.len)
+            .collect())
+    }
+
+    fn descriptor<T>(&self, group: u64, field: impl FnOnce(Descriptor) -> T) -> Result<T, Error> {
+        let (block, at) = self.geometry.descriptor(group);
+        let bytes = self.blocks.read(block)?;
+        Ok(field(Descriptor(&bytes[at..][..self.geometry.descriptor_len])))
+    }
+
+    /// Block of an inode and its offset in there.
+    fn inode_place(&self, number: u32) -> Result<(u64, usize), Error> {
+        if number == 0 || number > self.geometry.inodes {
+            return Err(Error::damaged(format!("inode {number} is not there")));
+        }
+        let index = number - 1;
+        let group = index / self.geometry.inodes_per_group;
+        let table = self.descriptor(group.into(), |descriptor| descriptor.inode_table())?;
+        let at = u64::from(index % self.geometry.inodes_per_group) * self.geometry.inode_len as u64;
+        let block = table.saturating_add(at / self.geometry.block as u64);
+        self.blocks.check(block, 1)?;
+        Ok((block, at as usize % self.geometry.block))
+    }
+
+    fn inode(&self, number: u32) -> Result<Inode, Error> {
+        let (block, at) = self.inode_place(number)?;
+        let bytes = self.blocks.read(block)?[at..][..self.geometry.inode_len].to_vec();
+        Ok(Inode { bytes })
+    }
+}
+
+/// The names of a path, which may not leave its root.
+fn components(path: &str) -> Result<Vec<&str>, Error> {
+    let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
+    let plain = |name: &&str| {
+        !name.contains('\0')
+            && !matches!(*name, "." | "..")
+            && name.len() <= directory::NAME_LEN_MAX
+    };
+    match names.len() <= DEPTH_MAX && names.iter().all(plain) {
+        true => Ok(names),
+        false => Err(Error::refused(format!("the path {}", path.escape_default()))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,72 @@
+//! System calls that have no safe wrapper: ioctls, the kernel keyring, memory locking.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_int, c_long};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// The keyring of the calling thread: gone with it.
+const KEY_SPEC_THREAD_KEYRING: c_long = -1;
+const KEYCTL_UNLINK: c_long = 9;
+
+/// A key in the kernel's thread keyring, unlinked when dropped.
+pub(super) struct KernelKey(c_long);
+
+/// An ioctl that takes an integer.
+pub(super) fn ioctl_integer(file: &File, request: u32, value: c_int) -> io::Result<c_int> {
+    // SAFETY: the requests that this module's users issue take an integer or ignore it; no memory is
+    // handed over.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request as libc::Ioctl, value) };
+    checked(c_long::from(result)).map(|value| value as c_int)
+}
+
+/// An ioctl that reads and writes a structure; `bytes` must be as long as the kernel expects.
+pub(super) fn ioctl_bytes(file: &File, request: u32, bytes: &mut [u8]) -> io::Result<()> {
+    // The size that the request encodes (bits 16 to 29), where it does.
+    let size = (request >> 16 & 0x3fff) as usize;
+    assert!(bytes.len() >= size, "a structure of {size} bytes");
+    // SAFETY: `bytes` is valid for reads and writes of its length. Requests with an encoded size touch
+    // that many bytes (asserted above); device-mapper's touch `data_size` bytes, which its caller sets
+    // to the length of the slice; the loop requests without one are given their whole structures.
+    let result =
+        unsafe { libc::ioctl(file.as_raw_fd(), request as libc::Ioctl, bytes.as_mut_ptr()) };
+    checked(c_long::from(result)).map(drop)
+}
+
+/// Keeps memory out of swap, if the system allows it.
+pub(super) fn lock_memory(bytes: &[u8]) -> bool {
+    // SAFETY: mlock changes no memory; the range is that of a live slice.
+    bytes.is_empty() || unsafe { libc::mlock(bytes.as_ptr().cast(), bytes.len()) } == 0
+}
+
+impl KernelKey {
+    /// Adds a key of type `logon`, which no process can read back.
+    pub(super) fn add(description: &CStr, payload: &[u8]) -> io::Result<Self> {
+        // SAFETY: the strings end in NUL, the payload is valid for its length; the kernel copies all.
+        let serial = unsafe {
+            libc::syscall(
+                libc::SYS_add_key,
+                c"logon".as_ptr(),
+                description.as_ptr(),
+                payload.as_ptr(),
+                payload.len(),
+                KEY_SPEC_THREAD_KEYRING,
+            )
+        };
+        checked(serial).map(Self)
+    }
+}
+
+impl Drop for KernelKey {
+    fn drop(&mut self) {
+        // SAFETY: two integers.
+        unsafe {
+            libc::syscall(libc::SYS_keyctl, KEYCTL_UNLINK, self.0, KEY_SPEC_THREAD_KEYRING);
+        }
+    }
+}
+
+fn checked(result: c_long) -> io::Result<c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
