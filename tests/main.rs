@@ -3,8 +3,10 @@
 mod cli;
 mod cluster;
 mod fuzz_seeds;
+mod guest;
 mod parity;
 mod processes;
 mod static_binary;
 mod tidy;
 mod train;
+mod volumes;

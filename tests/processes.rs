@@ -12,13 +12,13 @@ use hfl::drawing;
 
 /// Longest wait for anything; long before that something hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
-const STEPS: u64 = 8;
+pub(crate) const STEPS: u64 = 8;
 
 /// A directory that goes away with the test.
-struct Dir(PathBuf);
+pub(crate) struct Dir(PathBuf);
 
 impl Dir {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("hfl-{name}-{}", std::process::id()));
         std::fs::create_dir_all(path.join("data")).expect("create");
         std::fs::write(path.join("data/data_batch_1.bin"), drawing::records(3, 64)).expect("data");
@@ -26,7 +26,7 @@ impl Dir {
         Self(path)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -39,7 +39,7 @@ impl Drop for Dir {
 }
 
 /// A role as a process; ended with the test.
-struct Process {
+pub(crate) struct Process {
     child: Child,
     lines: Receiver<String>,
     stderr: Option<ChildStderr>,
@@ -54,7 +54,7 @@ impl Drop for Process {
 }
 
 impl Process {
-    fn next_line(&self) -> Option<String> {
+    pub(crate) fn next_line(&self) -> Option<String> {
         match self.lines.recv_timeout(PATIENCE) {
             Ok(line) => Some(line),
             Err(RecvTimeoutError::Disconnected) => None,
@@ -63,20 +63,20 @@ impl Process {
     }
 
     /// Waits for a line that begins like this.
-    fn wait_for(&self, prefix: &str) -> String {
+    pub(crate) fn wait_for(&self, prefix: &str) -> String {
         std::iter::from_fn(|| self.next_line())
             .find(|line| line.starts_with(prefix))
             .unwrap_or_else(|| panic!("ended without '{prefix}'"))
     }
 
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         // SIGKILL on Unix: nothing is flushed, nobody is told.
         self.child.kill().expect("kill");
         self.child.wait().expect("wait");
     }
 
     /// Exit code and everything on stderr.
-    fn end(mut self) -> (i32, String) {
+    pub(crate) fn end(mut self) -> (i32, String) {
         let start = Instant::now();
         let mut stderr = String::new();
         while self.next_line().is_some() {}
@@ -89,21 +89,21 @@ impl Process {
 }
 
 /// A job's processes.
-struct Cast<'a> {
+pub(crate) struct Cast<'a> {
     dir: &'a Dir,
     port: u16,
     model: PathBuf,
 }
 
 impl<'a> Cast<'a> {
-    fn new(dir: &'a Dir, model: &str) -> Self {
+    pub(crate) fn new(dir: &'a Dir, model: &str) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let port = listener.local_addr().expect("address").port();
         Self { dir, port, model: dir.path(model) }
     }
 
     /// Starts a role with the usual options, changed by `more`; an empty value makes a switch.
-    fn start(&self, role: &str, more: &[(&'static str, &str)]) -> Process {
+    pub(crate) fn start(&self, role: &str, more: &[(&'static str, &str)]) -> Process {
         let path = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
         let mut options = BTreeMap::from([
             ("--role", role.to_owned()),
@@ -142,7 +142,7 @@ impl<'a> Cast<'a> {
     }
 
     /// Runs to the end and returns ps0's hash.
-    fn finish(&self, ps0: &Process, workers: Vec<Process>) -> String {
+    pub(crate) fn finish(&self, ps0: &Process, workers: Vec<Process>) -> String {
         let hash = ps0.wait_for("parameters: sha256:");
         for worker in workers {
             worker.wait_for("Optimization finished.");
@@ -154,7 +154,7 @@ impl<'a> Cast<'a> {
 }
 
 /// The hash of an undisturbed run, and what it leaves.
-fn undisturbed(dir: &Dir) -> String {
+pub(crate) fn undisturbed(dir: &Dir) -> String {
     let cast = Cast::new(dir, "model");
     // The workers come first: any start order will do.
     let workers = vec![cast.start("worker1", &[]), cast.start("worker0", &[])];

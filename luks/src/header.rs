@@ -209,7 +209,11 @@ fn read_copy(disk: &dyn Disk, copy: Copy, offset: u64, policy: Policy) -> Result
     }
     let mut head = [0; binary::LEN];
     disk.read_at(&mut head, offset)?;
-    let binary = Binary::parse(&head, copy, offset)?;
+    let binary = Binary::parse(&head, copy, offset).map_err(|error| match error {
+        // Before its checksum is known to be right, a copy that makes no sense is a damaged one.
+        Error::Refused(what) if policy == Policy::Compat => Error::Damaged(what),
+        error => error,
+    })?;
     if policy == Policy::Strict && binary.checksum != binary::Checksum::Sha256 {
         return Err(Error::refused("a header checksum other than sha256"));
     }

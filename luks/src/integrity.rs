@@ -31,6 +31,8 @@ const TAG: usize = 32;
 /// The only flags that this reader understands: fixed padding, and a fix for HMACs of the journal.
 const FLAGS_KNOWN: u32 = 0x08 | 0x10;
 const FLAG_FIXED_PADDING: u32 = 0x08;
+/// Sector number of a journal entry that holds nothing.
+const UNUSED: u64 = 0xffff_ffff << 32;
 const COMMIT_IDS: [u64; 4] =
     [0x1111_1111_1111_1111, 0x2222_2222_2222_2222, 0x3333_3333_3333_3333, 0x4444_4444_4444_4444];
 /// Bytes of data that are worked on at once.
@@ -133,6 +135,11 @@ impl Layout {
         8 + 8 * self.per_block + TAG as u64
     }
 
+    /// Where an entry is in its section.
+    fn entry_at(&self, entry: u64) -> usize {
+        (entry % ENTRY_SECTORS * SECTOR + entry / ENTRY_SECTORS * self.entry_len()) as usize
+    }
+
     fn section_entries(&self) -> u64 {
         ENTRY_SPACE / self.entry_len() * ENTRY_SECTORS
     }
@@ -198,10 +205,8 @@ impl<D: Disk> Authenticated<D> {
         let layout = Layout::plan(disk.len() / SECTOR, u64::from(sector) / SECTOR)?;
         let mut formatted = Self::with_layout(disk, layout, key, sector);
         let zeros = vec![0; RUN];
-        let end = formatted.layout.initial() * SECTOR;
-        for at in (0..end).step_by(RUN) {
-            formatted.disk.write_at(&zeros[..RUN.min((end - at) as usize)], at)?;
-        }
+        formatted.disk.write_at(&zeros[..(SUPERBLOCK * SECTOR) as usize], 0)?;
+        formatted.write_empty_journal()?;
         for at in (0..formatted.len()).step_by(RUN) {
             let len = RUN.min((formatted.len() - at) as usize);
             formatted.write_at(&zeros[..len], at)?;
@@ -290,8 +295,7 @@ impl<D: Disk> Authenticated<D> {
         for section in 0..self.layout.sections {
             match self.commit_ids(section)? {
                 Some(ids) => states.push(ids),
-                // A journal that was never written, or that this crate has cleared.
-                None => return Ok(()),
+                None => return Err(Error::damaged("the journal of dm-integrity")),
             }
         }
         for section in replay_order(&states) {
@@ -347,7 +351,7 @@ impl<D: Disk> Authenticated<D> {
         Ok(())
     }
 
-    /// Copies the journal's blocks to the data, then makes the journal one that the kernel clears.
+    /// Copies the journal's blocks to the data, then empties the journal.
     fn apply_journal(&mut self) -> Result<(), Error> {
         for (sector, (data, tag)) in std::mem::take(&mut self.journal) {
             let (data_at, tag_at, _) = self.layout.place(sector);
@@ -355,9 +359,23 @@ impl<D: Disk> Authenticated<D> {
             self.disk.write_at(&tag, tag_at)?;
         }
         self.disk.flush()?;
+        self.write_empty_journal()
+    }
+
+    /// Sections without entries, all of one sequence.
+    fn write_empty_journal(&mut self) -> Result<(), Error> {
         for section in 0..self.layout.sections {
-            let at = (SUPERBLOCK + section * self.layout.section_sectors()) * SECTOR;
-            self.disk.write_at(&[0; 8 * SECTOR as usize], at)?;
+            let sectors = self.layout.section_sectors();
+            let mut bytes = vec![0; (sectors * SECTOR) as usize];
+            for entry in 0..self.layout.section_entries() {
+                let at = self.layout.entry_at(entry);
+                bytes[at..at + 8].copy_from_slice(&UNUSED.to_le_bytes());
+            }
+            for (index, sector) in bytes.chunks_mut(SECTOR as usize).enumerate() {
+                let id = COMMIT_IDS[0] ^ (section << 32) ^ index as u64;
+                sector[ENTRY_SPACE as usize..].copy_from_slice(&id.to_le_bytes());
+            }
+            self.disk.write_at(&bytes, (SUPERBLOCK + section * sectors) * SECTOR)?;
         }
         self.disk.flush()
     }

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Boots a kernel of Debian under qemu and runs the tests of tests/guest.rs in it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+place=target/guest
+need=()
+command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
+[ -x /bin/busybox ] && file -L /bin/busybox 2>/dev/null | grep -q static || need+=(busybox-static)
+[ -x /sbin/cryptsetup ] || need+=(cryptsetup-bin)
+if [ ${#need[@]} -gt 0 ] && ! (apt-get update -q && apt-get install -qy --no-install-recommends "${need[@]}") >/dev/null 2>&1; then
+  echo "SKIPPED guest: cannot install ${need[*]} (apt-get as root)"
+  exit 0
+fi
+if [ ! -d "$place/lib/modules" ]; then
+  mkdir -p "$place"
+  package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
+  if ! (cd "$place" && apt-get download -q "$package" >/dev/null 2>&1); then
+    echo "SKIPPED guest: cannot download a kernel (${package:-linux-image-cloud-amd64})"
+    exit 0
+  fi
+  dpkg-deb -x "$place"/linux-image-*.deb "$place"
+fi
+HFL_GUEST_KERNEL=$PWD/$place cargo test --locked --test main guest -- --ignored --nocapture

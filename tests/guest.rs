@@ -1,0 +1,169 @@
+//! Volumes under a real kernel: a guest of qemu with nothing but hfl and busybox, then cryptsetup.
+//!
+//! Ignored by default because it needs a kernel image: `.ci/guest.sh` fetches one and runs it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Kernel modules in the order in which they load.
+const MODULES: [&str; 17] = [
+    "loop",
+    "dm-mod",
+    "dm-crypt",
+    "xor",
+    "dm-bufio",
+    "async_tx",
+    "async_xor",
+    "dm-integrity",
+    "ecb",
+    "xts",
+    "cryptd",
+    "crypto_simd",
+    "aesni-intel",
+    "af_alg",
+    "algif_skcipher",
+    "authenc",
+    "algif_hash",
+];
+/// Programs of the distribution that volumes are crossed with.
+const FOREIGN: [&str; 3] = ["cryptsetup", "mke2fs", "e2fsck"];
+/// Checks that the guest makes; fewer means that it died.
+const CHECKS_MIN: usize = 94;
+const MINUTES_MAX: u32 = 15;
+
+/// A file tree in the format of an initramfs (kernel `buffer-format.rst`, newc).
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn add(&mut self, name: &str, mode: u32, device: (u32, u32), content: &[u8]) {
+        self.entries += 1;
+        let (len, name_len) = (content.len() as u32, name.len() as u32 + 1);
+        let fields = [self.entries, mode, 0, 0, 1, 0, len, 0, 0, device.0, device.1, name_len, 0];
+        self.bytes.extend(b"070701");
+        for field in fields {
+            self.bytes.extend(format!("{field:08x}").bytes());
+        }
+        self.bytes.extend(name.bytes().chain([0]));
+        self.pad();
+        self.bytes.extend(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn directory(&mut self, path: &str) {
+        self.add(path, 0o040_755, (0, 0), &[]);
+    }
+
+    /// A program from this system with the libraries that it loads.
+    fn program(&mut self, source: &Path, target: &str) {
+        self.file(source, target);
+        let Ok(listed) = Command::new("ldd").arg(source).output() else { return };
+        for word in String::from_utf8_lossy(&listed.stdout).split_whitespace() {
+            if word.starts_with('/') {
+                self.file(Path::new(word), word.trim_start_matches('/'));
+            }
+        }
+    }
+
+    fn file(&mut self, source: &Path, target: &str) {
+        let content = fs::read(source).unwrap_or_else(|error| panic!("{source:?}: {error}"));
+        let mut parents: Vec<&Path> = Path::new(target).ancestors().skip(1).collect();
+        parents.reverse();
+        for parent in parents.iter().filter(|parent| !parent.as_os_str().is_empty()) {
+            self.directory(parent.to_str().expect("UTF-8"));
+        }
+        self.add(target, 0o100_755, (0, 0), &content);
+    }
+}
+
+fn find(folder: &Path, name: &str) -> Option<PathBuf> {
+    for entry in fs::read_dir(folder).ok()?.filter_map(Result::ok) {
+        let path = entry.path();
+        let found = match path.is_dir() {
+            true => find(&path, name),
+            false => (entry.file_name().to_str() == Some(name)).then_some(path),
+        };
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+fn initramfs(kernel: &Path) -> Vec<u8> {
+    let mut archive = Archive::default();
+    archive.directory("dev");
+    archive.add("dev/console", 0o020_600, (5, 1), &[]);
+    archive.file(Path::new(env!("CARGO_BIN_EXE_hfl")), "bin/hfl");
+    archive.file(Path::new("/bin/busybox"), "bin/busybox");
+    archive.file(Path::new("/bin/busybox"), "bin/sh");
+    for name in FOREIGN {
+        archive.program(&Path::new("/sbin").join(name), &format!("sbin/{name}"));
+    }
+    archive.directory("modules");
+    for module in MODULES {
+        let file = format!("{module}.ko");
+        let path = find(&kernel.join("lib/modules"), &file)
+            .unwrap_or_else(|| panic!("no module {file} below {kernel:?}"));
+        archive.file(&path, &format!("modules/{file}"));
+    }
+    archive.add("modules/order", 0o100_644, (0, 0), MODULES.join("\n").as_bytes());
+    let records = hfl::drawing::records(1, 8);
+    archive.add("data_batch_1.bin", 0o100_644, (0, 0), &records);
+    let init = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/init.sh");
+    archive.file(Path::new(init), "init");
+    archive.add("TRAILER!!!", 0, (0, 0), &[]);
+    archive.bytes
+}
+
+#[test]
+#[ignore = "needs a kernel image and qemu: .ci/guest.sh"]
+fn volumes_work_under_a_real_kernel_and_leave_nothing_behind() {
+    let kernel = PathBuf::from(std::env::var_os("HFL_GUEST_KERNEL").expect("HFL_GUEST_KERNEL"));
+    let image = fs::read_dir(kernel.join("boot"))
+        .expect("boot")
+        .map(|entry| entry.expect("entry").path())
+        .find(|path| path.to_string_lossy().contains("vmlinuz"))
+        .expect("a kernel");
+    let archive = std::env::temp_dir().join(format!("hfl-guest-{}", std::process::id()));
+    fs::write(&archive, initramfs(&kernel)).expect("write");
+    let output = Command::new("timeout")
+        .arg(format!("{MINUTES_MAX}m"))
+        .arg("qemu-system-x86_64")
+        .args([
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "4096",
+            "-nographic",
+            "-no-reboot",
+        ])
+        .args(["-nic", "none", "-append", "console=ttyS0 panic=-1 quiet loglevel=3"])
+        .arg("-kernel")
+        .arg(image)
+        .arg("-initrd")
+        .arg(&archive)
+        .output()
+        .expect("qemu-system-x86_64");
+    fs::remove_file(&archive).expect("remove");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let count = |prefix: &str| lines.iter().filter(|line| line.contains(prefix)).count();
+    println!("{} checks passed in the guest", count("ok "));
+    let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+    assert_eq!(count("FAILED"), 0, "{}", lines.join("\n"));
+    assert!(lines.contains(&"end"), "the guest ended early:\n{tail}");
+    assert!(count("ok ") >= CHECKS_MIN, "only {} checks:\n{tail}", count("ok "));
+}

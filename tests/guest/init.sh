@@ -1,0 +1,171 @@
+#!/bin/sh
+# What runs as the only process of the guest: a line "ok NAME" or "FAILED NAME" for each check.
+# First with nothing but hfl and busybox, then against the distribution's cryptsetup and e2fsprogs.
+
+export PATH=/bin:/sbin:/usr/sbin:/usr/bin
+busybox mkdir -p /proc /sys /dev /tmp /run /mnt
+
+busybox mount -t proc proc /proc
+busybox --install -s /bin
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev 2>/dev/null
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+for module in $(cat /modules/order); do insmod /modules/$module.ko || echo "FAILED insmod $module"; done
+ip link set lo up
+cd /tmp
+printf 'a key with a newline\n' > key
+printf 'another' > wrong
+fast="--kdf pbkdf2 --kdf-time 1000"
+
+check() {
+    name=$1
+    shift
+    if "$@" > /run/log 2>&1; then echo "ok $name"; else echo "FAILED $name: $(tail -n 3 /run/log)"; fi
+}
+refused() {
+    name=$1 text=$2
+    shift 2
+    if "$@" > /run/log 2>&1; then echo "FAILED $name: accepted"; return; fi
+    if grep -q "$text" /run/log; then echo "ok $name"; else echo "FAILED $name: $(tail -n 3 /run/log)"; fi
+}
+# Nothing may be left: no mapping, no loop device, no node, and no key of ours (cryptsetup 2.6 leaves
+# its own in the keyring of the loop device's thread).
+clean() {
+    left="$(ls /sys/block | grep '^dm-')$(cat /sys/block/loop*/loop/backing_file 2>/dev/null)"
+    left="$left$(ls /dev/mapper | grep -v control)"
+    [ -n "$theirs" ] || left="$left$(grep logon /proc/keys)"
+    if [ -z "$left" ]; then echo "ok $1"; else echo "FAILED $1: left: $left"; fi
+}
+says() { [ "$(cat "$1")" = "$2" ]; }
+
+# --- hfl and busybox alone ---
+check create hfl luks create v --size 40M $fast --key-file key
+check open hfl luks open v vol --key-file key
+check node test -b /dev/mapper/vol
+check status sh -c 'hfl luks status vol | grep -q "kernel keyring"'
+check no-key-in-keyrings sh -c '! grep -q logon /proc/keys'
+refused name-in-use "in use" hfl luks open v vol --key-file key
+refused file-in-use "in use" hfl luks open v vol2 --key-file key
+refused export-for-writing-in-use "in use" hfl --role ps0 --ps-hosts 127.0.0.1:60002 --attestation sim --volume v --key-file key
+check close hfl luks close vol
+clean clean-after-close
+refused wrong-key "no keyslot" hfl luks open v vol --key-file wrong
+clean clean-after-wrong-key
+check mount hfl luks mount v /mnt --name vol --key-file key
+check write sh -c 'mkdir /mnt/model && echo hello > /mnt/model/greeting && seq 1 2000 > /mnt/seq'
+check mount-flags sh -c 'grep " /mnt " /proc/mounts | grep nosuid | grep nodev | grep -q noexec'
+refused close-while-mounted "in use" hfl luks close vol
+check still-there says /mnt/model/greeting hello
+check unmount hfl luks unmount /mnt
+clean clean-after-unmount
+check remount hfl luks mount v /mnt --read-only --key-file key
+check reread says /mnt/model/greeting hello
+refused read-only "Read-only" sh -c 'echo x > /mnt/x'
+check unmount-again hfl luks unmount /mnt
+clean clean-after-read-only
+check export hfl luks export v --files out --key-file key
+check exported says out/model/greeting hello
+check exported-seq sh -c 'seq 1 2000 | cmp - out/seq'
+refused no-such-mapping "vol" hfl luks status vol
+head -c 20971520 /dev/urandom > noise
+refused no-header "no LUKS2" hfl luks open noise vol --key-file key
+check create-empty hfl luks create e --size 24M $fast --no-file-system --key-file key
+refused mount-of-nothing "mount" hfl luks mount e /mnt --name vol --key-file key
+clean clean-after-failed-mount
+check create-detached hfl luks create d --size 24M $fast --header d.header --key-file key
+check mount-detached hfl luks mount d /mnt --header d.header --name vol --key-file key
+check unmount-detached hfl luks unmount /mnt
+clean clean-after-detached
+
+# --- a file system that the kernel did not unmount: its journal is replayed by hfl ---
+check crash-mount hfl luks mount v /mnt --name vol --key-file key
+check crash-write sh -c 'echo crash > /mnt/crash; echo again > /mnt/model/greeting; sync'
+cp v crashed
+check crash-unmount hfl luks unmount /mnt
+check crash-export hfl luks export crashed --files crashed-out --key-file key
+check crash-content says crashed-out/crash crash
+check crash-replaced says crashed-out/model/greeting again
+
+# --- integrity ---
+check integrity-create hfl luks create i --size 32M --integrity $fast --key-file key
+check integrity-mount hfl luks mount i /mnt --name vol --key-file key
+check integrity-write sh -c 'echo tagged > /mnt/greeting; seq 1 20000 > /mnt/seq; sync'
+cp i integrity-crashed
+check integrity-unmount hfl luks unmount /mnt
+clean clean-after-integrity
+check integrity-export hfl luks export i --files i-out --key-file key
+check integrity-exported says i-out/greeting tagged
+check integrity-journal hfl luks export integrity-crashed --files ic-out --key-file key
+check integrity-journal-content sh -c 'seq 1 20000 | cmp - ic-out/seq'
+check integrity-again hfl luks mount i /mnt --key-file key
+check integrity-reread says /mnt/greeting tagged
+check integrity-close hfl luks unmount /mnt
+cp i j
+hfl luks export j --raw /tmp/plain --key-file key > /dev/null 2>&1
+rm plain
+dd if=/dev/urandom of=j bs=1M seek=18 count=10 conv=notrunc 2>/dev/null
+refused integrity-noticed "authentication" hfl luks export j --raw plain --key-file key
+rm -f plain j noise e d d.header integrity-crashed
+
+# --- a role trains into a mounted volume ---
+hfl luks create t --size 480M $fast --key-file key > /dev/null
+check train-mount hfl luks mount t /mnt --name vol --key-file key
+mkdir data
+head -c 24584 /data_batch_1.bin > data/data_batch_1.bin
+job="--attestation sim --worker-hosts 127.0.0.1:1 --ps-hosts 127.0.0.1:60002"
+hfl --role ps0 $job --steps 2 --batch-size 1 --model-dir /mnt/model > ps0.out 2>&1 &
+check train-worker hfl --role worker0 $job --data data --model-dir worker
+wait
+check train-server grep -q '^parameters: sha256:' ps0.out
+check train-unmount hfl luks unmount /mnt
+clean clean-after-training
+check train-export hfl luks export t --files t-out --key-file key
+check train-exported test -s t-out/model/model.ckpt-data
+rm -rf t t-out
+
+# --- crossed with cryptsetup ---
+theirs=yes
+check theirs-opens-ours cryptsetup open --key-file key v vol
+check theirs-mounts-ours mount -t ext4 /dev/mapper/vol /mnt
+check theirs-reads-ours says /mnt/model/greeting again
+echo crossed > /mnt/crossed
+umount /mnt
+check ours-status-of-theirs sh -c 'hfl luks status vol | grep -q aes-xts-plain64'
+check ours-closes-theirs hfl luks close vol
+clean clean-after-crossing
+check ours-reads-theirs hfl luks export v --files v-out --key-file key
+check crossed-content says v-out/crossed crossed
+check ours-opens hfl luks open v vol --key-file key
+check theirs-status-of-ours sh -c 'cryptsetup status vol | grep -q "type:.*LUKS2"'
+check fsck /sbin/e2fsck -fn /dev/mapper/vol
+check theirs-closes-ours cryptsetup close vol
+clean clean-after-their-close
+head -c 33554432 /dev/zero > c
+check theirs-format cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 c key
+check ours-opens-theirs hfl luks open c vol --key-file key
+check mke2fs /sbin/mke2fs -q -t ext4 /dev/mapper/vol
+check ours-closes hfl luks close vol
+check ours-mounts-theirs hfl luks mount c /mnt --key-file key
+echo theirs > /mnt/greeting
+check ours-unmounts-theirs hfl luks unmount /mnt
+check ours-exports-theirs hfl luks export c --files c-out --key-file key
+check theirs-content says c-out/greeting theirs
+check theirs-opens-our-integrity cryptsetup open --key-file key i vol
+check theirs-mounts-our-integrity mount -t ext4 /dev/mapper/vol /mnt
+check theirs-reads-our-integrity says /mnt/greeting tagged
+umount /mnt
+check ours-closes-their-integrity hfl luks close vol
+clean clean-after-their-integrity
+rm -f c
+head -c 33554432 /dev/zero > c
+check theirs-format-integrity cryptsetup luksFormat -q --pbkdf pbkdf2 --pbkdf-force-iterations 1000 \
+    --integrity hmac-sha256 --sector-size 4096 c key
+check ours-opens-their-integrity hfl luks open c vol --key-file key
+check mke2fs-integrity /sbin/mke2fs -q -t ext4 -E lazy_itable_init=0,lazy_journal_init=0 /dev/mapper/vol
+check theirs-closes-our-integrity cryptsetup close vol
+clean clean-after-their-integrity-close
+check ours-reads-their-integrity hfl luks export c --files ci-out --key-file key
+echo "end"
+sync
+reboot -f
