@@ -6,9 +6,10 @@ cd "$(dirname "$0")/.."
 place=target/guest
 need=()
 command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
-[ -x /bin/busybox ] && file -L /bin/busybox 2>/dev/null | grep -q static || need+=(busybox-static)
+dpkg -s busybox-static >/dev/null 2>&1 || need+=(busybox-static)
 [ -x /sbin/cryptsetup ] || need+=(cryptsetup-bin)
-if [ ${#need[@]} -gt 0 ] && ! (apt-get update -q && apt-get install -qy --no-install-recommends "${need[@]}") >/dev/null 2>&1; then
+install() { apt-get update -q && apt-get install -qy --no-install-recommends "$@"; }
+if [ ${#need[@]} -gt 0 ] && ! install "${need[@]}" >/dev/null 2>&1; then
   echo "SKIPPED guest: cannot install ${need[*]} (apt-get as root)"
   exit 0
 fi

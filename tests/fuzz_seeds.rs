@@ -8,7 +8,19 @@ fn seeds_are_there_for_every_target() {
         .map(|entry| entry.expect("entry").file_name().to_string_lossy().replace(".rs", ""))
         .collect();
     targets.sort();
-    assert_eq!(targets, ["checkpoint", "cifar", "frame", "message", "quote", "session"]);
+    let expected = [
+        "checkpoint",
+        "cifar",
+        "frame",
+        "luks_binary",
+        "luks_ext4",
+        "luks_header",
+        "luks_json",
+        "message",
+        "quote",
+        "session",
+    ];
+    assert_eq!(targets, expected);
     for target in targets {
         let seeds = std::fs::read_dir(format!("{root}/seeds/{target}")).expect("seeds");
         assert!(seeds.count() > 0, "{target} has no seed");

@@ -1,6 +1,10 @@
 //! AES-XTS (IEEE 1619) over sectors numbered as dm-crypt's `plain64`, batched for the wide AES units.
 
-use aes::cipher::{Array, BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
+use aes::cipher::consts::U16;
+use aes::cipher::{
+    Array, Block, BlockCipherDecBackend, BlockCipherDecClosure, BlockCipherDecrypt,
+    BlockCipherEncBackend, BlockCipherEncClosure, BlockCipherEncrypt, BlockSizeUser, KeyInit,
+};
 use aes::{Aes128, Aes256};
 
 /// Bytes of an AES block.
@@ -51,68 +55,137 @@ impl Xts {
     /// Encrypts whole sectors in place; `offset` is that of the first byte in the segment.
     pub fn encrypt(&self, data: &mut [u8], offset: u64) {
         match &self.keys {
-            Keys::Aes128(keys) => self.run(data, offset, &keys[1], |b| keys[0].encrypt_blocks(b)),
-            Keys::Aes256(keys) => self.run(data, offset, &keys[1], |b| keys[0].encrypt_blocks(b)),
+            Keys::Aes128(keys) => {
+                self.run(data, offset, &keys[1], |b| keys[0].encrypt_with_backend(b))
+            }
+            Keys::Aes256(keys) => {
+                self.run(data, offset, &keys[1], |b| keys[0].encrypt_with_backend(b))
+            }
         }
     }
 
     /// Decrypts whole sectors in place.
     pub fn decrypt(&self, data: &mut [u8], offset: u64) {
         match &self.keys {
-            Keys::Aes128(keys) => self.run(data, offset, &keys[1], |b| keys[0].decrypt_blocks(b)),
-            Keys::Aes256(keys) => self.run(data, offset, &keys[1], |b| keys[0].decrypt_blocks(b)),
+            Keys::Aes128(keys) => {
+                self.run(data, offset, &keys[1], |b| keys[0].decrypt_with_backend(b))
+            }
+            Keys::Aes256(keys) => {
+                self.run(data, offset, &keys[1], |b| keys[0].decrypt_with_backend(b))
+            }
         }
     }
 
-    /// Tweak, cipher, tweak, in batches of several small sectors or one large one.
-    fn run<T: BlockCipherEncrypt<BlockSize = aes::cipher::consts::U16>>(
+    /// Works in batches of several small sectors or one large one.
+    fn run<T: BlockCipherEncrypt<BlockSize = U16>>(
         &self,
         data: &mut [u8],
         offset: u64,
         tweak_key: &T,
-        cipher: impl Fn(&mut [Array<u8, aes::cipher::consts::U16>]),
+        cipher: impl Fn(Batch),
     ) {
         assert!(data.len().is_multiple_of(self.sector), "part of a sector");
         assert!(offset.is_multiple_of(self.sector as u64), "from within a sector");
-        let per_sector = self.sector / BLOCK;
-        let mut tweaks = [0u128; BATCH];
+        let mut tweaks = [[0; 2]; BATCH];
         let mut offset = offset;
-        for batch in data.chunks_mut(BATCH * BLOCK) {
+        for data in data.chunks_mut(BATCH * BLOCK) {
             let mut first = [Array::from([0; BLOCK]); BATCH * BLOCK / SECTOR as usize];
-            let sectors = &mut first[..batch.len() / self.sector];
-            for (index, start) in sectors.iter_mut().enumerate() {
+            let first = &mut first[..data.len() / self.sector];
+            for (index, start) in first.iter_mut().enumerate() {
                 let number = (offset + (index * self.sector) as u64) / SECTOR;
                 start[..8].copy_from_slice(&number.to_le_bytes());
             }
-            tweak_key.encrypt_blocks(sectors);
-            for (start, tweaks) in sectors.iter().zip(tweaks.chunks_mut(per_sector)) {
-                let mut tweak = u128::from_le_bytes((*start).into());
-                for target in tweaks {
-                    *target = tweak;
-                    tweak = double(tweak);
-                }
-            }
-            let (blocks, _) = batch.as_chunks_mut::<BLOCK>();
-            apply(blocks, &tweaks);
-            cipher(Array::cast_slice_from_core_mut(blocks));
-            apply(blocks, &tweaks);
-            offset += batch.len() as u64;
+            tweak_key.encrypt_blocks(first);
+            offset += data.len() as u64;
+            let (blocks, _) = data.as_chunks_mut::<BLOCK>();
+            cipher(Batch { blocks, first, per_sector: self.sector / BLOCK, tweaks: &mut tweaks });
         }
     }
 }
 
-/// Multiplies by x in GF(2^128) modulo x^128 + x^7 + x^2 + x + 1.
-#[inline(always)]
-fn double(tweak: u128) -> u128 {
-    let carry = ((tweak as i128) >> 127) as u128;
-    (tweak << 1) ^ (carry & 0x87)
+/// A tweak in two halves, the low one first.
+type Tweak = [u64; 2];
+
+/// Whole sectors, and the encrypted sector numbers that their tweaks begin with. As the closure of the
+/// cipher its code is compiled for the CPU's widest instructions, like the cipher's own.
+struct Batch<'a> {
+    blocks: &'a mut [[u8; BLOCK]],
+    first: &'a [Array<u8, U16>],
+    per_sector: usize,
+    tweaks: &'a mut [Tweak; BATCH],
+}
+
+impl BlockSizeUser for Batch<'_> {
+    type BlockSize = U16;
+}
+
+impl BlockCipherEncClosure for Batch<'_> {
+    #[inline(always)]
+    fn call<B: BlockCipherEncBackend<BlockSize = U16>>(mut self, backend: &B) {
+        self.fill();
+        self.apply();
+        let blocks: &mut [Block<B>] = Array::cast_slice_from_core_mut(self.blocks);
+        let (chunks, tail) = Array::slice_as_chunks_mut(blocks);
+        chunks.iter_mut().for_each(|chunk| backend.encrypt_par_blocks_inplace(chunk));
+        backend.encrypt_tail_blocks_inplace(tail);
+        self.apply();
+    }
+}
+
+impl BlockCipherDecClosure for Batch<'_> {
+    #[inline(always)]
+    fn call<B: BlockCipherDecBackend<BlockSize = U16>>(mut self, backend: &B) {
+        self.fill();
+        self.apply();
+        let blocks: &mut [Block<B>] = Array::cast_slice_from_core_mut(self.blocks);
+        let (chunks, tail) = Array::slice_as_chunks_mut(blocks);
+        chunks.iter_mut().for_each(|chunk| backend.decrypt_par_blocks_inplace(chunk));
+        backend.decrypt_tail_blocks_inplace(tail);
+        self.apply();
+    }
+}
+
+/// Chains of tweaks that advance side by side: each step waits for the one before.
+const CHAINS: usize = 8;
+
+impl Batch<'_> {
+    /// The first tweak of each sector and its multiples by x, x^2, ... in GF(2^128) modulo
+    /// x^128 + x^7 + x^2 + x + 1.
+    #[inline(always)]
+    fn fill(&mut self) {
+        for (first, tweaks) in self.first.iter().zip(self.tweaks.chunks_mut(self.per_sector)) {
+            let first = u128::from_le_bytes((*first).into());
+            let (mut low, mut high) = ([first as u64; CHAINS], [(first >> 64) as u64; CHAINS]);
+            for index in 1..CHAINS {
+                [low[index], high[index]] = times_x([low[index - 1], high[index - 1]]);
+            }
+            for group in tweaks.chunks_exact_mut(CHAINS) {
+                for index in 0..CHAINS {
+                    group[index] = [low[index], high[index]];
+                }
+                // All chains times x^8.
+                for index in 0..CHAINS {
+                    let carry = high[index] >> 56;
+                    high[index] = high[index] << 8 | low[index] >> 56;
+                    low[index] = low[index] << 8 ^ carry ^ carry << 1 ^ carry << 2 ^ carry << 7;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn apply(&mut self) {
+        for (block, [low, high]) in self.blocks.iter_mut().zip(self.tweaks.iter()) {
+            let (halves, _) = block.as_chunks_mut::<8>();
+            halves[0] = (u64::from_le_bytes(halves[0]) ^ low).to_le_bytes();
+            halves[1] = (u64::from_le_bytes(halves[1]) ^ high).to_le_bytes();
+        }
+    }
 }
 
 #[inline(always)]
-fn apply(blocks: &mut [[u8; BLOCK]], tweaks: &[u128; BATCH]) {
-    for (block, tweak) in blocks.iter_mut().zip(tweaks) {
-        *block = (u128::from_le_bytes(*block) ^ tweak).to_le_bytes();
-    }
+fn times_x([low, high]: Tweak) -> Tweak {
+    [low << 1 ^ (high >> 63) * 0x87, high << 1 | low >> 63]
 }
 
 #[cfg(test)]

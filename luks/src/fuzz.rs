@@ -93,3 +93,65 @@ fn visit<D: Disk>(fs: &FileSystem<D>, path: &str, seen: &mut usize) -> Result<()
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kdf::KdfCost;
+    use crate::metadata::Hash;
+    use crate::secret::Passphrase;
+    use crate::volume::{Options, create};
+
+    fn seeds(target: &str) -> std::path::PathBuf {
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target)
+    }
+
+    #[test]
+    fn seeds_of_the_fuzz_targets_replay() {
+        let targets: [(&str, fn(&[u8])); 4] = [
+            ("luks_binary", fuzz_binary),
+            ("luks_ext4", fuzz_ext4),
+            ("luks_header", fuzz_header),
+            ("luks_json", fuzz_json),
+        ];
+        for (target, run) in targets {
+            let mut count = 0;
+            for entry in std::fs::read_dir(seeds(target)).expect("seeds") {
+                run(&std::fs::read(entry.expect("entry").path()).expect("a seed"));
+                count += 1;
+            }
+            assert!(count > 0, "{target}");
+        }
+    }
+
+    #[test]
+    #[ignore = "writes fuzz/seeds"]
+    fn write_seeds() {
+        let write = |target: &str, name: &str, bytes: &[u8]| {
+            std::fs::create_dir_all(seeds(target)).expect("create");
+            std::fs::write(seeds(target).join(name), bytes).expect("write");
+        };
+        let argon2 = KdfCost::Argon2 { hybrid: true, time: 4, memory_kib: 32, lanes: 1 };
+        let pbkdf2 = KdfCost::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 };
+        for (name, cost, integrity) in [("argon2", argon2, false), ("integrity", pbkdf2, true)] {
+            let path = std::env::temp_dir().join(format!("hfl-seed-{}", std::process::id()));
+            let mut options = Options { cost, integrity, ..Options::new(24 << 20) };
+            options.label = name.into();
+            let keys = [1, 2].map(|key| Passphrase::from_bytes(&[key]));
+            drop(create(&path, None, &options, &keys, false).expect("create"));
+            let bytes = std::fs::read(&path).expect("read");
+            std::fs::remove_file(&path).expect("remove");
+            write("luks_header", name, &[&[1], &bytes[..32768]].concat());
+            write("luks_binary", name, &bytes[..4096]);
+            let json = bytes[4096..16384].split(|&byte| byte == 0).next().expect("a text");
+            write("luks_json", name, json);
+        }
+        let mut fs = FileSystem::format(vec![0; 8 << 20], "seed", 1).expect("format");
+        fs.make_directory("model", 2).expect("directory");
+        let mut file = NewFile::default();
+        fs.append(&mut file, &[5; 9000]).expect("room");
+        fs.commit(vec![("model/data", file)], 3).expect("commit");
+        // Superblock to journal; the content behind reads as zeros.
+        write("luks_ext4", "model", &fs.into_disk()[..172_032]);
+    }
+}
