@@ -15,7 +15,9 @@ if [ ${#need[@]} -gt 0 ] && ! install "${need[@]}" >/dev/null 2>&1; then
 fi
 if [ ! -d "$place/lib/modules" ]; then
   mkdir -p "$place"
-  package=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image-/ { print $2; exit }')
+  kernel() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }'; }
+  [ -n "$(kernel)" ] || apt-get update -q >/dev/null 2>&1 || true
+  package=$(kernel)
   if ! (cd "$place" && apt-get download -q "$package" >/dev/null 2>&1); then
     echo "SKIPPED guest: cannot download a kernel (${package:-linux-image-cloud-amd64})"
     exit 0
