@@ -8,7 +8,7 @@ use std::io::{self, BufWriter, Write as _};
 use std::path::Path;
 
 use luks::ext4::FileSystem;
-use luks::{Error, Header, KdfCost, Passphrase, Policy, Source, Volume, linux};
+use luks::{Error, Header, KdfCost, Passphrase, Source, Volume, linux};
 use serde_json::{Value, json};
 
 pub use args::LuksArgs;
@@ -115,21 +115,8 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
     ))
 }
 
-/// The volume that options name.
-macro_rules! source {
-    ($args:expr) => {{
-        let mut source = Source::new(&$args.volume);
-        source.header = $args.header.clone();
-        source.policy = if $args.compat { Policy::Compat } else { Policy::Strict };
-        source.expect = $args.expect;
-        source.slot = $args.slot;
-        let key = KeySource { file: $args.key_file.clone(), descriptor: $args.key_fd };
-        (source, key)
-    }};
-}
-
 fn dump(args: &DumpArgs) -> Result<(), Failure> {
-    let (source, key) = source!(args);
+    let (source, key) = args.source();
     let header = source.read_header().map_err(|error| explained(&args.volume, &error))?;
     if args.volume_key {
         let passphrase = key.read()?;
@@ -201,8 +188,7 @@ fn table(header: &Header) -> String {
 }
 
 fn export_volume(args: &ExportArgs) -> Result<(), Failure> {
-    let (mut source, key) = source!(args);
-    source.require_mac = args.require_mac;
+    let (source, key) = args.source();
     if args.raw.is_some() == args.files.is_some() {
         return Err(Failure::new("export needs --raw FILE or --files DIR"));
     }
@@ -239,16 +225,14 @@ fn warn_without_mac(header: &Header) {
 }
 
 fn open(args: &OpenArgs) -> Result<(), Failure> {
-    let (mut source, key) = source!(args);
-    source.require_mac = args.require_mac;
+    let (source, key) = args.source();
     let device = linux::open(&source, &key.read()?, &args.name, args.read_only)
         .map_err(|error| explained(&args.volume, &error))?;
     print(&format!("/dev/mapper/{}", device.name))
 }
 
 fn mount(args: &MountArgs) -> Result<(), Failure> {
-    let (mut source, key) = source!(args);
-    source.require_mac = args.require_mac;
+    let (source, key) = args.source();
     let fail = |error: Error| explained(&args.volume, &error);
     let header = source.read_header().map_err(fail)?;
     let name = args.name.clone().unwrap_or_else(|| format!("hfl-{}", header.uuid()));

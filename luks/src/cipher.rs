@@ -185,7 +185,7 @@ impl Batch<'_> {
 
 #[inline(always)]
 fn times_x([low, high]: Tweak) -> Tweak {
-    [low << 1 ^ (high >> 63) * 0x87, high << 1 | low >> 63]
+    [(low << 1) ^ ((high >> 63) * 0x87), high << 1 | low >> 63]
 }
 
 #[cfg(test)]

@@ -108,20 +108,19 @@ mod tests {
 
     #[test]
     fn seeds_of_the_fuzz_targets_replay() {
-        let targets: [(&str, fn(&[u8])); 4] = [
-            ("luks_binary", fuzz_binary),
-            ("luks_ext4", fuzz_ext4),
-            ("luks_header", fuzz_header),
-            ("luks_json", fuzz_json),
-        ];
-        for (target, run) in targets {
-            let mut count = 0;
-            for entry in std::fs::read_dir(seeds(target)).expect("seeds") {
-                run(&std::fs::read(entry.expect("entry").path()).expect("a seed"));
-                count += 1;
-            }
-            assert!(count > 0, "{target}");
+        replay("luks_binary", fuzz_binary);
+        replay("luks_ext4", fuzz_ext4);
+        replay("luks_header", fuzz_header);
+        replay("luks_json", fuzz_json);
+    }
+
+    fn replay(target: &str, run: impl Fn(&[u8])) {
+        let mut count = 0;
+        for entry in std::fs::read_dir(seeds(target)).expect("seeds") {
+            run(&std::fs::read(entry.expect("entry").path()).expect("a seed"));
+            count += 1;
         }
+        assert!(count > 0, "{target}");
     }
 
     #[test]

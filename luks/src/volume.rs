@@ -117,9 +117,7 @@ impl Source {
     pub fn open(&self, passphrase: &Passphrase, writable: bool) -> Result<Volume, Error> {
         let file = open_file(&self.path, writable)?;
         lock(&file, &self.path, writable)?;
-        if writable && let Some(device) = linux::loop_device_of(&self.path) {
-            return Err(Error::Busy(format!("{} (by {device})", self.path.display())));
-        }
+        linux::refuse_attached(&self.path)?;
         let disk = FileDisk::new(file)?;
         let header = match &self.header {
             Some(path) => self.checked_header(&FileDisk::new(open_file(path, false)?)?)?,
@@ -510,7 +508,7 @@ fn open_file(path: &Path, writable: bool) -> Result<File, Error> {
 }
 
 /// One writer, or several readers.
-fn lock(file: &File, path: &Path, exclusive: bool) -> Result<(), Error> {
+pub(crate) fn lock(file: &File, path: &Path, exclusive: bool) -> Result<(), Error> {
     let operation = match exclusive {
         true => FlockOperation::NonBlockingLockExclusive,
         false => FlockOperation::NonBlockingLockShared,

@@ -81,6 +81,11 @@ fn volumes_of_cryptsetup_open_with_the_right_key_and_plaintext() {
             if let Some(expected) = key["volume_key"].as_str() {
                 assert_eq!(hex(&found), expected, "{name}: slot {number}");
             }
+            if key["kdf"]["type"] != "pbkdf2" {
+                let memory = key["kdf"]["memory"].as_u64().expect("KiB");
+                let tight = header.unlock(&passphrase(key), Some(number), memory - 1);
+                assert!(matches!(tight, Err(Error::Memory(needed, _)) if needed == memory));
+            }
             // Without a number, a slot of priority 0 is not tried.
             let tried = header.unlock(&passphrase(key), None, MEMORY_KIB).is_ok();
             assert_eq!(tried, key["priority"] != 0, "{name}: slot {number}");
@@ -93,7 +98,7 @@ fn volumes_of_cryptsetup_open_with_the_right_key_and_plaintext() {
         }
         opened += 1;
     }
-    assert!(opened >= 8, "only {opened} volumes opened");
+    assert!(opened >= 11, "only {opened} volumes opened");
 }
 
 fn check_plaintext(name: &str, bytes: &[u8], vector: &Value, expected: &str) {

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use argh::FromArgs;
-use luks::HeaderId;
+use luks::{HeaderId, Policy, Source};
+
+use crate::passphrase::KeySource;
 
 /// Encrypted volumes: LUKS2, readable and writable by cryptsetup.
 #[derive(FromArgs, Debug)]
@@ -82,109 +84,112 @@ pub(super) struct CreateArgs {
     pub(super) force: bool,
 }
 
-/// Show what a header says; with --volume-key, the key.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "dump")]
-pub(super) struct DumpArgs {
-    /// file or block device
-    #[argh(positional)]
-    pub(super) volume: PathBuf,
-    /// one JSON object on stdout
-    #[argh(switch)]
-    pub(super) json: bool,
-    /// tolerate one damaged copy of the header, sha512 checksums, sha1 splitters
-    #[argh(switch)]
-    pub(super) compat: bool,
-    /// file with a detached header
-    #[argh(option)]
-    pub(super) header: Option<PathBuf>,
-    /// header id that it must have
-    #[argh(option)]
-    pub(super) expect: Option<HeaderId>,
-    /// print the volume key in hexadecimal
-    #[argh(switch)]
-    pub(super) volume_key: bool,
-    /// file whose bytes are the passphrase, - for stdin
-    #[argh(option)]
-    pub(super) key_file: Option<PathBuf>,
-    /// open file descriptor to read the passphrase from
-    #[argh(option)]
-    pub(super) key_fd: Option<u32>,
-    /// try this keyslot only
-    #[argh(option)]
-    pub(super) slot: Option<u8>,
+/// Options that say which volume is opened and with what; argh cannot share them between commands.
+macro_rules! opening {
+    ($(#[$attribute:meta])* $name:ident { $($own:tt)* }) => {
+        $(#[$attribute])*
+        pub(super) struct $name {
+            /// file or block device
+            #[argh(positional)]
+            pub(super) volume: PathBuf,
+            $($own)*
+            /// tolerate one damaged copy of the header, sha512 checksums, sha1 splitters
+            #[argh(switch)]
+            pub(super) compat: bool,
+            /// file with a detached header
+            #[argh(option)]
+            pub(super) header: Option<PathBuf>,
+            /// header id that it must have
+            #[argh(option)]
+            pub(super) expect: Option<HeaderId>,
+            /// refuse a header without MAC
+            #[argh(switch)]
+            pub(super) require_mac: bool,
+            /// file whose bytes are the passphrase, - for stdin
+            #[argh(option)]
+            pub(super) key_file: Option<PathBuf>,
+            /// open file descriptor to read the passphrase from
+            #[argh(option)]
+            pub(super) key_fd: Option<u32>,
+            /// try this keyslot only
+            #[argh(option)]
+            pub(super) slot: Option<u8>,
+        }
+
+        impl $name {
+            /// The volume, and where its passphrase comes from.
+            pub(super) fn source(&self) -> (Source, KeySource) {
+                let source = Source {
+                    path: self.volume.clone(),
+                    header: self.header.clone(),
+                    policy: if self.compat { Policy::Compat } else { Policy::Strict },
+                    expect: self.expect,
+                    require_mac: self.require_mac,
+                    slot: self.slot,
+                };
+                (source, KeySource { file: self.key_file.clone(), descriptor: self.key_fd })
+            }
+        }
+    };
 }
 
-/// Decrypt without privileges: the whole inside, or its files.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "export", example = "{command_name} model.luks --files out")]
-pub(super) struct ExportArgs {
-    /// file or block device
-    #[argh(positional)]
-    pub(super) volume: PathBuf,
-    /// file for the whole plaintext, - for stdout
-    #[argh(option)]
-    pub(super) raw: Option<PathBuf>,
-    /// directory for the files of the ext4 file system inside
-    #[argh(option)]
-    pub(super) files: Option<PathBuf>,
-    /// tolerate one damaged copy of the header, sha512 checksums, sha1 splitters
-    #[argh(switch)]
-    pub(super) compat: bool,
-    /// file with a detached header
-    #[argh(option)]
-    pub(super) header: Option<PathBuf>,
-    /// header id that it must have
-    #[argh(option)]
-    pub(super) expect: Option<HeaderId>,
-    /// refuse a header without MAC
-    #[argh(switch)]
-    pub(super) require_mac: bool,
-    /// file whose bytes are the passphrase, - for stdin
-    #[argh(option)]
-    pub(super) key_file: Option<PathBuf>,
-    /// open file descriptor to read the passphrase from
-    #[argh(option)]
-    pub(super) key_fd: Option<u32>,
-    /// try this keyslot only
-    #[argh(option)]
-    pub(super) slot: Option<u8>,
+opening! {
+    /// Show what a header says; with --volume-key, the key.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "dump")]
+    DumpArgs {
+        /// one JSON object on stdout
+        #[argh(switch)]
+        pub(super) json: bool,
+        /// print the volume key in hexadecimal
+        #[argh(switch)]
+        pub(super) volume_key: bool,
+    }
 }
 
-/// Open a volume as /dev/mapper/NAME.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "open")]
-pub(super) struct OpenArgs {
-    /// file or block device
-    #[argh(positional)]
-    pub(super) volume: PathBuf,
-    /// name of the mapping
-    #[argh(positional)]
-    pub(super) name: String,
-    /// without writing
-    #[argh(switch)]
-    pub(super) read_only: bool,
-    /// tolerate one damaged copy of the header, sha512 checksums, sha1 splitters
-    #[argh(switch)]
-    pub(super) compat: bool,
-    /// file with a detached header
-    #[argh(option)]
-    pub(super) header: Option<PathBuf>,
-    /// header id that it must have
-    #[argh(option)]
-    pub(super) expect: Option<HeaderId>,
-    /// refuse a header without MAC
-    #[argh(switch)]
-    pub(super) require_mac: bool,
-    /// file whose bytes are the passphrase, - for stdin
-    #[argh(option)]
-    pub(super) key_file: Option<PathBuf>,
-    /// open file descriptor to read the passphrase from
-    #[argh(option)]
-    pub(super) key_fd: Option<u32>,
-    /// try this keyslot only
-    #[argh(option)]
-    pub(super) slot: Option<u8>,
+opening! {
+    /// Decrypt without privileges: the whole inside, or its files.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "export", example = "{command_name} model.luks --files out")]
+    ExportArgs {
+        /// file for the whole plaintext, - for stdout
+        #[argh(option)]
+        pub(super) raw: Option<PathBuf>,
+        /// directory for the files of the ext4 file system inside
+        #[argh(option)]
+        pub(super) files: Option<PathBuf>,
+    }
+}
+
+opening! {
+    /// Open a volume as /dev/mapper/NAME.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "open")]
+    OpenArgs {
+        /// name of the mapping
+        #[argh(positional)]
+        pub(super) name: String,
+        /// without writing
+        #[argh(switch)]
+        pub(super) read_only: bool,
+    }
+}
+
+opening! {
+    /// Open a volume and mount the ext4 file system inside.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "mount")]
+    MountArgs {
+        /// directory, made if it is not there
+        #[argh(positional)]
+        pub(super) directory: PathBuf,
+        /// name of the mapping [hfl-UUID]
+        #[argh(option)]
+        pub(super) name: Option<String>,
+        /// without writing
+        #[argh(switch)]
+        pub(super) read_only: bool,
+    }
 }
 
 /// Remove the mapping /dev/mapper/NAME.
@@ -194,45 +199,6 @@ pub(super) struct CloseArgs {
     /// name of the mapping
     #[argh(positional)]
     pub(super) name: String,
-}
-
-/// Open a volume and mount the ext4 file system inside.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "mount")]
-pub(super) struct MountArgs {
-    /// file or block device
-    #[argh(positional)]
-    pub(super) volume: PathBuf,
-    /// directory, made if it is not there
-    #[argh(positional)]
-    pub(super) directory: PathBuf,
-    /// name of the mapping [hfl-UUID]
-    #[argh(option)]
-    pub(super) name: Option<String>,
-    /// without writing
-    #[argh(switch)]
-    pub(super) read_only: bool,
-    /// tolerate one damaged copy of the header, sha512 checksums, sha1 splitters
-    #[argh(switch)]
-    pub(super) compat: bool,
-    /// file with a detached header
-    #[argh(option)]
-    pub(super) header: Option<PathBuf>,
-    /// header id that it must have
-    #[argh(option)]
-    pub(super) expect: Option<HeaderId>,
-    /// refuse a header without MAC
-    #[argh(switch)]
-    pub(super) require_mac: bool,
-    /// file whose bytes are the passphrase, - for stdin
-    #[argh(option)]
-    pub(super) key_file: Option<PathBuf>,
-    /// open file descriptor to read the passphrase from
-    #[argh(option)]
-    pub(super) key_fd: Option<u32>,
-    /// try this keyslot only
-    #[argh(option)]
-    pub(super) slot: Option<u8>,
 }
 
 /// Unmount a directory and close the mapping under it.

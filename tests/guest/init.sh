@@ -124,8 +124,26 @@ check train-export hfl luks export t --files t-out --key-file key
 check train-exported test -s t-out/model/model.ckpt-data
 rm -rf t t-out
 
-# --- crossed with cryptsetup ---
+# --- a role keeps its model in the volume by itself; the standard tools mount what it wrote ---
+hfl luks create u --size 480M $fast --key-file key > /dev/null
+hfl --role ps0 $job --steps 1 --batch-size 1 --volume u --key-file key > ps0.out 2>&1 &
+until grep -q 'listening\|LISTEN' ps0.out || netstat -ltn | grep -q 60002; do sleep 1; done
+sleep 1
+refused mount-of-a-volume-in-use "in use" hfl luks mount u /mnt --name vol --key-file key
+check volume-worker hfl --role worker0 $job --data data --model-dir worker
+wait
+check volume-server grep -q '^parameters: sha256:' ps0.out
+clean clean-after-volume
 theirs=yes
+check volume-theirs-opens cryptsetup open --key-file key u vol
+check volume-theirs-mounts mount -t ext4 /dev/mapper/vol /mnt
+check volume-theirs-reads test -s /mnt/model/model.ckpt-data
+umount /mnt
+check volume-theirs-fsck /sbin/e2fsck -fn /dev/mapper/vol
+check volume-theirs-closes cryptsetup close vol
+rm -f u
+
+# --- crossed with cryptsetup ---
 check theirs-opens-ours cryptsetup open --key-file key v vol
 check theirs-mounts-ours mount -t ext4 /dev/mapper/vol /mnt
 check theirs-reads-ours says /mnt/model/greeting again

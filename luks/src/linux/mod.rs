@@ -18,7 +18,7 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::mount::{MountFlags, UnmountFlags, mount as mount_system, unmount as unmount_system};
 use zeroize::Zeroizing;
 
@@ -28,7 +28,7 @@ use crate::disk::FileDisk;
 use crate::header::Header;
 use crate::metadata::{CIPHER, memory_limit_kib};
 use crate::secret::{Passphrase, Secret};
-use crate::volume::Source;
+use crate::volume::{Source, lock};
 use crate::{Error, integrity};
 use loop_device::LoopDevice;
 use mapper::{Mapper, Target};
@@ -77,12 +77,12 @@ pub fn open(
     }
     let header = source.read_header()?;
     let (_, key) = header.unlock(passphrase, source.slot, memory_limit_kib())?;
-    if !read_only && let Some(device) = loop_device_of(&source.path) {
-        return Err(Error::Busy(format!("{} (by {device})", source.path.display())));
-    }
+    refuse_attached(&source.path)?;
     let mut options = OpenOptions::new();
     options.read(true).write(!read_only).custom_flags(OFlags::NOFOLLOW.bits() as i32);
     let file = options.open(&source.path).map_err(Error::io(source.path.display().to_string()))?;
+    // A role of this program may have the volume open in its process.
+    lock(&file, &source.path, !read_only)?;
     let sector = header.metadata().segment.sector;
     let metadata = file.metadata().map_err(Error::io("metadata"))?;
     // Held until the mapping uses it; then it goes away with the mapping.
@@ -90,6 +90,8 @@ pub fn open(
         true => (None, node::number_of(&metadata)),
         false => {
             let attached = LoopDevice::attach(&file, sector, read_only)?;
+            // The device shares this open file, and its lock: cryptsetup would wait for it.
+            let _ = flock(&file, FlockOperation::Unlock);
             let number = attached.number;
             (Some(attached), number)
         }
@@ -194,9 +196,12 @@ pub fn unmount(target: &Path) -> Result<(), Error> {
     close(&device.name)
 }
 
-/// The loop device that has this file attached.
-pub(crate) fn loop_device_of(path: &Path) -> Option<String> {
-    loop_device::of_file(path)
+/// Fails if a loop device has this file attached: somebody may change it underneath.
+pub(crate) fn refuse_attached(path: &Path) -> Result<(), Error> {
+    match loop_device::of_file(path) {
+        Some(device) => Err(Error::Busy(format!("{} (by {device})", path.display()))),
+        None => Ok(()),
+    }
 }
 
 /// Asks the system not to swap these bytes out; it may decline.
