@@ -28,6 +28,7 @@
 
 mod binding;
 mod certificate;
+pub mod dcap;
 mod frame;
 mod message;
 mod net;
@@ -44,7 +45,7 @@ pub use frame::CHUNK_LEN_MAX;
 pub use message::{Message, PROTOCOL_VERSION, Refusal, Role};
 pub use net::{LinkId, Net};
 pub use policy::{Policy, Roles};
-pub use quote::{Quote, QuoteError, TdReport};
+pub use quote::{Body, Quote, QuoteError, Td15, TdReport};
 pub use session::{Config, Ended, Event, Session};
 pub use sim::SimPlatform;
 pub use verify::{Rejection, Trust, Verdict, Verifier};

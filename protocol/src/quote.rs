@@ -1,8 +1,8 @@
 //! TDX quote: untrusted bytes to `Quote`, every length exact.
 //!
-//! Intel, "TDX DCAP: Quote Generation Library and Quote Verification Library", quote version 4: a header
-//! of 48 bytes, the TD report of 584, and the signature data with the quoting enclave's report and the
-//! certificate chain of the platform.
+//! Intel, "TDX DCAP: Quote Generation Library and Quote Verification Library": a header of 48 bytes, the
+//! report of a TD (versions 4 and 5) or of an enclave (version 3), and the signature data with the
+//! quoting enclave's report and the certificate chain of the platform.
 
 use std::fmt;
 
@@ -16,12 +16,16 @@ pub(crate) const QE_REPORT_LEN: usize = 384;
 pub(crate) const QUOTE_LEN_MAX: usize = 16 << 10;
 /// Largest authentication data of the quoting enclave.
 const AUTH_LEN_MAX: usize = 1024;
-/// Version of the quotes that are understood.
+/// Bytes of the TD 1.5 report, and of its extended form.
+const REPORT_15_LEN: usize = 648;
+const REPORT_15_EX_LEN: usize = 885;
+/// Version of the quotes that the simulated platform makes.
 const VERSION: u16 = 4;
 /// ECDSA on P-256.
 const KEY_TYPE: u16 = 2;
-/// TDX.
-const TEE_TYPE: u32 = 0x81;
+/// TDX, and SGX.
+const TEE_TDX: u32 = 0x81;
+const TEE_SGX: u32 = 0;
 /// Certification data: the quoting enclave's report, and in it a PEM chain.
 const CERT_QE_REPORT: u16 = 6;
 const CERT_PEM_CHAIN: u16 = 5;
@@ -33,10 +37,12 @@ pub(crate) const VENDOR_ID: [u8; 16] = [
 /// A parsed quote. Nothing is verified yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Quote {
+    /// 3, 4 or 5.
+    pub version: u16,
     /// Header and report: the bytes that the attestation key signed.
     pub(crate) signed: Vec<u8>,
-    /// What the TD is.
-    pub report: TdReport,
+    /// What is attested.
+    pub body: Body,
     /// Signature over `signed`, r and s.
     pub(crate) signature: [u8; 64],
     /// The attestation key, x and y.
@@ -51,7 +57,27 @@ pub struct Quote {
     pub(crate) chain: Vec<u8>,
 }
 
-/// The fields of a TD 1.0 report.
+/// What a quote is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+// One at a time: a box would only add an allocation.
+#[allow(clippy::large_enum_variant)]
+pub enum Body {
+    /// An SGX enclave: its report, of 384 bytes.
+    Enclave([u8; QE_REPORT_LEN]),
+    /// A TD.
+    Td(TdReport),
+}
+
+/// What TDX 1.5 adds to a TD's report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Td15 {
+    /// Security versions that run now; `tee_tcb_svn` has those of the TD's launch.
+    pub tee_tcb_svn_2: [u8; 16],
+    /// Measurement of the service TD, zero if there is none.
+    pub mr_service_td: [u8; 48],
+}
+
+/// The fields of a TD report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TdReport {
     /// Security versions of the TDX module and its loader.
@@ -78,6 +104,8 @@ pub struct TdReport {
     pub rt_mr: [[u8; 48]; 4],
     /// What the TD wanted to be bound to.
     pub report_data: [u8; 64],
+    /// In quotes of version 5.
+    pub v15: Option<Td15>,
 }
 
 /// Why bytes are no quote.
@@ -167,7 +195,8 @@ impl<'a> Reader<'a> {
 }
 
 impl Quote {
-    /// Parses a version 4 TDX quote; zero bytes may follow it, nothing else.
+    /// Parses a quote of a TD (version 4 or 5) or an enclave (version 3); zero bytes may follow it,
+    /// nothing else.
     ///
     /// # Errors
     /// When a field is missing, a length disagrees, or the kind of quote is another one.
@@ -176,10 +205,9 @@ impl Quote {
             return Err(QuoteError::TooLong { len: bytes.len() });
         }
         let mut reader = Reader { rest: bytes };
-        let signed = reader.take(HEADER_LEN + REPORT_LEN, "header and report")?;
-        parse_header(signed)?;
-        let mut report = Reader { rest: signed.get(HEADER_LEN..).unwrap_or_default() };
-        let report = TdReport::parse(&mut report)?;
+        let kind = Kind::parse(&mut reader)?;
+        let body = Body::parse(&mut reader, kind.body_len)?;
+        let signed = bytes[..bytes.len() - reader.rest.len()].to_vec();
         let len = reader.len("signature length")?;
         let mut data = Reader { rest: reader.take(len, "signature data")? };
         if reader.rest.iter().any(|&byte| byte != 0) {
@@ -187,9 +215,15 @@ impl Quote {
         }
         let signature = data.array("signature")?;
         let attestation_key = data.array("attestation key")?;
-        expect(data.u16("certification data type")?, CERT_QE_REPORT, "certification data type")?;
-        let len = data.len("certification data length")?;
-        exact(len, data.rest.len(), "certification data length")?;
+        if kind.version > 3 {
+            expect(
+                data.u16("certification data type")?,
+                CERT_QE_REPORT,
+                "certification data type",
+            )?;
+            let len = data.len("certification data length")?;
+            exact(len, data.rest.len(), "certification data length")?;
+        }
         let qe_report = data.array("QE report")?;
         let qe_signature = data.array("QE report signature")?;
         let auth_len = usize::from(data.u16("QE authentication data length")?);
@@ -201,10 +235,11 @@ impl Quote {
         expect(data.u16("PCK data type")?, CERT_PEM_CHAIN, "PCK data type")?;
         let len = data.len("PCK chain length")?;
         exact(len, data.rest.len(), "PCK chain length")?;
-        let (signed, chain) = (signed.to_vec(), data.rest.to_vec());
+        let chain = data.rest.to_vec();
         Ok(Self {
+            version: kind.version,
             signed,
-            report,
+            body,
             signature,
             attestation_key,
             qe_report,
@@ -212,6 +247,17 @@ impl Quote {
             auth,
             chain,
         })
+    }
+
+    /// The report of a TD.
+    ///
+    /// # Errors
+    /// `Unsupported` for a quote of an enclave.
+    pub fn td(&self) -> Result<&TdReport, QuoteError> {
+        match &self.body {
+            Body::Td(report) => Ok(report),
+            Body::Enclave(_) => Err(QuoteError::Unsupported { field: "TEE type", value: TEE_SGX }),
+        }
     }
 
     /// The bytes of this quote, without padding.
@@ -227,8 +273,10 @@ impl Quote {
         let mut data = Vec::new();
         data.extend(self.signature);
         data.extend(self.attestation_key);
-        data.extend(CERT_QE_REPORT.to_le_bytes());
-        put_len(&mut data, inner.len());
+        if self.version > 3 {
+            data.extend(CERT_QE_REPORT.to_le_bytes());
+            put_len(&mut data, inner.len());
+        }
         data.extend(inner);
         let mut quote = self.signed.clone();
         put_len(&mut quote, data.len());
@@ -242,25 +290,69 @@ pub(crate) fn encode_header() -> [u8; HEADER_LEN] {
     let mut header = [0; HEADER_LEN];
     header[..2].copy_from_slice(&VERSION.to_le_bytes());
     header[2..4].copy_from_slice(&KEY_TYPE.to_le_bytes());
-    header[4..8].copy_from_slice(&TEE_TYPE.to_le_bytes());
+    header[4..8].copy_from_slice(&TEE_TDX.to_le_bytes());
     header[12..28].copy_from_slice(&VENDOR_ID);
     header
 }
 
-fn parse_header(bytes: &[u8]) -> Result<(), QuoteError> {
-    let mut header = Reader { rest: bytes };
-    expect(header.u16("version")?, VERSION, "version")?;
-    expect(header.u16("attestation key type")?, KEY_TYPE, "attestation key type")?;
-    let value = u32::from_le_bytes(header.array("TEE type")?);
-    if value != TEE_TYPE {
-        return Err(QuoteError::Unsupported { field: "TEE type", value });
+/// What the first fields of a quote say of the rest.
+struct Kind {
+    version: u16,
+    body_len: usize,
+}
+
+impl Kind {
+    fn parse(reader: &mut Reader) -> Result<Self, QuoteError> {
+        let mut header = Reader { rest: reader.take(HEADER_LEN, "header")? };
+        let version = header.u16("version")?;
+        expect(header.u16("attestation key type")?, KEY_TYPE, "attestation key type")?;
+        let tee = u32::from_le_bytes(header.array("TEE type")?);
+        header.take(4, "reserved")?;
+        let vendor: [u8; 16] = header.array("QE vendor")?;
+        if vendor != VENDOR_ID {
+            return Err(QuoteError::Unsupported { field: "QE vendor", value: vendor[0].into() });
+        }
+        let body_len = match (version, tee) {
+            (3, TEE_SGX) => QE_REPORT_LEN,
+            (4, TEE_TDX) => REPORT_LEN,
+            (5, TEE_TDX) => {
+                let kind = reader.u16("body type")?;
+                let len = match kind {
+                    2 => REPORT_LEN,
+                    3 => REPORT_15_LEN,
+                    4 => REPORT_15_EX_LEN,
+                    _ => {
+                        let field = "body type";
+                        return Err(QuoteError::Unsupported { field, value: kind.into() });
+                    }
+                };
+                exact(reader.len("body length")?, len, "body length")?;
+                len
+            }
+            (3..=5, _) => return Err(QuoteError::Unsupported { field: "TEE type", value: tee }),
+            _ => {
+                return Err(QuoteError::Unsupported { field: "version", value: version.into() });
+            }
+        };
+        Ok(Self { version, body_len })
     }
-    header.take(4, "reserved")?;
-    let vendor: [u8; 16] = header.array("QE vendor")?;
-    if vendor != VENDOR_ID {
-        return Err(QuoteError::Unsupported { field: "QE vendor", value: u32::from(vendor[0]) });
+}
+
+impl Body {
+    fn parse(reader: &mut Reader, len: usize) -> Result<Self, QuoteError> {
+        if len == QE_REPORT_LEN {
+            return reader.array("enclave report").map(Self::Enclave);
+        }
+        let mut fields = Reader { rest: reader.take(len, "TD report")? };
+        let mut report = TdReport::parse(&mut fields)?;
+        if len >= REPORT_15_LEN {
+            report.v15 = Some(Td15 {
+                tee_tcb_svn_2: fields.array("TEE_TCB_SVN_2")?,
+                mr_service_td: fields.array("MRSERVICETD")?,
+            });
+        }
+        Ok(Self::Td(report))
     }
-    Ok(())
 }
 
 fn expect(value: u16, wanted: u16, field: &'static str) -> Result<(), QuoteError> {
@@ -298,10 +390,11 @@ impl TdReport {
                 reader.array("RTMR3")?,
             ],
             report_data: reader.array("REPORTDATA")?,
+            v15: None,
         })
     }
 
-    /// The report's 584 bytes.
+    /// The 584 bytes of a TD 1.0 report.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(REPORT_LEN);
         bytes.extend(self.tee_tcb_svn);
@@ -334,7 +427,7 @@ mod tests {
     fn every_truncation_is_an_error_and_encoding_is_the_inverse() {
         let bytes = SimPlatform::new(1_800_000_000).quote(&[7; 64]).expect("a simulated quote");
         let quote = Quote::parse(&bytes).expect("our own quote");
-        assert_eq!(quote.report.report_data, [7; 64]);
+        assert_eq!(quote.td().expect("a TD").report_data, [7; 64]);
         assert_eq!(quote.encode(), bytes);
         for len in 0..bytes.len() {
             assert!(Quote::parse(&bytes[..len]).is_err(), "{len} bytes");

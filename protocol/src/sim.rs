@@ -13,7 +13,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 
 use crate::Attester;
-use crate::quote::{QE_REPORT_LEN, Quote, TdReport, encode_header};
+use crate::quote::{Body, QE_REPORT_LEN, Quote, TdReport, encode_header};
 
 /// The test root, valid until 2056.
 pub(crate) const ROOT_CERTIFICATE: &[u8] = include_bytes!("sim_root.der");
@@ -58,6 +58,7 @@ impl SimPlatform {
             mr_owner_config: [0; 48],
             rt_mr: ["firmware", "kernel", "command line", "application"].map(measurement),
             report_data: [0; 64],
+            v15: None,
         };
         report.td_attributes[0] |= u8::from(debug);
         Self { attestation_key: new_key(&random), pck_key, chain, report, random }
@@ -87,8 +88,9 @@ impl Attester for SimPlatform {
         qe_report[320..352].copy_from_slice(vouched.as_ref());
         let quote = Quote {
             signature: self.sign(&self.attestation_key, &signed),
+            version: 4,
             signed,
-            report,
+            body: Body::Td(report),
             attestation_key,
             qe_signature: self.sign(&self.pck_key, &qe_report),
             qe_report,

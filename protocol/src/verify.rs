@@ -148,11 +148,12 @@ impl Verifier {
     ) -> Result<Verdict, Rejection> {
         let quote = Quote::parse(quote).map_err(Rejection::Malformed)?;
         verify_signatures(&quote, self.trust, now)?;
-        self.policy.check(&quote.report, role)?;
-        if quote.report.report_data != *report_data {
+        let report = *quote.td().map_err(Rejection::Malformed)?;
+        self.policy.check(&report, role)?;
+        if report.report_data != *report_data {
             return Err(Rejection::ReportData);
         }
-        Ok(Verdict { report: quote.report })
+        Ok(Verdict { report })
     }
 }
 

@@ -1,0 +1,191 @@
+//! DCAP: is this quote of a genuine, sufficiently patched platform? A pure function of quote, collateral,
+//! time and trust anchor, after Intel's quote verification library, stricter where that is lax.
+//!
+//! ```text
+//!  root (pinned) --> intermediate --> PCK leaf --> QE report --> attestation key --> quote
+//!     |   '-- CRL        '-- CRL      | SVNs, FMSPC    | identity                      | TDX module
+//!     '--> TCB signer --> TCB info ---+----------------+-- QE identity ---------------'--> Verdict
+//! ```
+//!
+//! Every certificate, list and document is dated in both directions; what names itself wrongly, is
+//! signed by somebody else or belongs to another platform is an error of its own, with a stable code.
+
+mod collateral;
+mod fault;
+mod pck;
+mod pki;
+mod rules;
+mod tcb;
+
+pub use collateral::{Collateral, date, parse_timestamp};
+pub use fault::{Fault, Item, Problem};
+pub use pck::Platform;
+pub use rules::{Rules, Shortcoming};
+pub use tcb::{Component, Rating, Shortfall, Status};
+
+use ring::digest::{SHA256, digest};
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+
+use crate::quote::{Body, Quote};
+use collateral::{Identity, TcbInfo};
+use pki::{Certificate, RevocationList};
+
+/// SHA-256 of Intel's SGX Root CA certificate.
+pub const INTEL_ROOT: [u8; 32] = [
+    0x44, 0xa0, 0x19, 0x6b, 0x2b, 0x99, 0xf8, 0x89, 0xb8, 0xe1, 0x49, 0xe9, 0x5b, 0x80, 0x7a, 0x35,
+    0x0e, 0x74, 0x24, 0x96, 0x43, 0x99, 0xe8, 0x85, 0xa7, 0xcb, 0xb8, 0xcc, 0xfa, 0xb6, 0x74, 0xd3,
+];
+
+/// What is found out about a genuine quote; whether it is good enough is a policy's question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Everything together; for TDX 1.5 with the advice to launch the TD again.
+    pub status: Status,
+    /// With the versions that the TD was launched under.
+    pub launch: Status,
+    /// With the versions that run now (TDX 1.5).
+    pub current: Option<Status>,
+    /// CPU, firmware, PCE.
+    pub platform: Rating,
+    /// The TDX module, from version 1 on.
+    pub module: Option<Rating>,
+    /// The quoting enclave.
+    pub qe: Rating,
+    /// The oldest of the dates of these, in seconds since 1970.
+    pub tcb_date: u64,
+    /// Advisories of all of these, each once.
+    pub advisories: Vec<String>,
+    /// The lower evaluation number of TCB info and QE identity.
+    pub evaluation_number: u32,
+    /// From when and until when this collateral is valid, in seconds since 1970.
+    pub valid: [u64; 2],
+    /// What is below the newest patch level, and by how much.
+    pub shortfalls: Vec<Shortfall>,
+    /// Which machine.
+    pub machine: Platform,
+    /// What is attested.
+    pub body: Body,
+}
+
+/// Verifies a quote with its collateral at `now`, in seconds since 1970, for platforms under the root
+/// certificate whose SHA-256 is `root`.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn verify(
+    quote: &Quote,
+    collateral: &Collateral,
+    root: &[u8; 32],
+    now: u64,
+) -> Result<Verdict, Fault> {
+    let chain = Certificate::parse_chain(&quote.chain, Item::PckChain)?;
+    let [leaf, intermediate, anchor] = pki::pck_chain(&chain)?;
+    if anchor.sha256() != *root {
+        return Err(Fault::new(Item::Root, Problem::Untrusted));
+    }
+    anchor.check_dates(now, Item::Root)?;
+    anchor.check_signature(anchor, Item::Root)?;
+    intermediate.check_issued_by(anchor, now, Item::Intermediate)?;
+    leaf.check_issued_by(intermediate, now, Item::Pck)?;
+    let roots = RevocationList::parse(&collateral.root_ca_crl, Item::RootCrl)?;
+    roots.check(anchor, now, Item::RootCrl)?;
+    let leaves = RevocationList::parse(&collateral.pck_crl, Item::PckCrl)?;
+    leaves.check(intermediate, now, Item::PckCrl)?;
+    roots.refuse(intermediate, Item::Intermediate)?;
+    leaves.refuse(leaf, Item::Pck)?;
+    let machine = Platform::parse(leaf)?;
+    verify_signatures(quote, leaf)?;
+
+    let is_tdx = matches!(quote.body, Body::Td(_));
+    let signer = |chain: &[u8]| {
+        let chain = Certificate::parse_chain(chain, Item::TcbSigner)?;
+        let signer = pki::tcb_signer(&chain, root)?.clone();
+        signer.check_issued_by(anchor, now, Item::TcbSigner)?;
+        roots.refuse(&signer, Item::TcbSigner).map(|()| signer)
+    };
+    let info =
+        TcbInfo::parse(collateral, &signer(&collateral.tcb_info_issuer_chain)?, is_tdx, now)?;
+    info.check_platform(&machine)?;
+    let issuers = &collateral.qe_identity_issuer_chain;
+    let identity = Identity::parse(collateral, &signer(issuers)?, is_tdx, now)?;
+    let qe = identity.rate(&quote.qe_report)?;
+    let mut verdict = assess(quote, &info, &qe, &machine)?;
+    verdict.evaluation_number = info.evaluation_number.min(identity.evaluation_number);
+    verdict.valid = [
+        info.valid[0].max(identity.valid[0]),
+        [info.valid[1], identity.valid[1], roots.valid[1], leaves.valid[1]]
+            .into_iter()
+            .min()
+            .unwrap_or(0),
+    ];
+    Ok(verdict)
+}
+
+/// Platform, module and quoting enclave together, at launch and now.
+fn assess(
+    quote: &Quote,
+    info: &TcbInfo,
+    qe: &Rating,
+    machine: &Platform,
+) -> Result<Verdict, Fault> {
+    let (platform, module, current) = match &quote.body {
+        Body::Enclave(_) => (info.rate_platform(machine, None)?, None, None),
+        Body::Td(report) => {
+            info.check_module(report)?;
+            let rated = |svn: &[u8; 16]| {
+                let module = info.rate_module(svn)?;
+                info.rate_platform(machine, Some(svn)).map(|platform| (platform, module))
+            };
+            let (platform, module) = rated(&report.tee_tcb_svn)?;
+            let current = match &report.v15 {
+                None => None,
+                Some(v15) => {
+                    let (platform, module) = rated(&v15.tee_tcb_svn_2)?;
+                    Some(tcb::converge(&platform, module.as_ref(), qe))
+                }
+            };
+            (platform, module, current)
+        }
+    };
+    let launch = tcb::converge(&platform, module.as_ref(), qe);
+    let parts = [Some(&platform), module.as_ref(), Some(qe)];
+    let mut advisories: Vec<String> = Vec::new();
+    for advisory in parts.iter().flatten().flat_map(|rating| &rating.advisories) {
+        if !advisories.contains(advisory) {
+            advisories.push(advisory.clone());
+        }
+    }
+    let shortfalls = info.shortfalls(machine, &quote.body);
+    Ok(Verdict {
+        status: tcb::relaunch(launch, current),
+        launch,
+        current,
+        tcb_date: parts.iter().flatten().map(|rating| rating.date).min().unwrap_or(0),
+        advisories,
+        evaluation_number: 0,
+        valid: [0, 0],
+        shortfalls,
+        machine: machine.clone(),
+        body: quote.body,
+        qe: qe.clone(),
+        platform,
+        module,
+    })
+}
+
+/// The PCK key signed the QE's report, that vouches for the attestation key, and that signed the quote.
+fn verify_signatures(quote: &Quote, leaf: &Certificate) -> Result<(), Fault> {
+    leaf.verify_fixed(&quote.qe_report, &quote.qe_signature, Item::QeReport)?;
+    let vouched = digest(&SHA256, &[quote.attestation_key.as_slice(), &quote.auth].concat());
+    let (hash, tail) = quote.qe_report[320..].split_at(32);
+    if hash != vouched.as_ref() || tail.iter().any(|&byte| byte != 0) {
+        return Err(Fault::new(Item::AttestationKey, Problem::Unbound));
+    }
+    let key = [&[4], quote.attestation_key.as_slice()].concat();
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key)
+        .verify(&quote.signed, &quote.signature)
+        .map_err(|_| Fault::new(Item::Quote, Problem::Signature))
+}
+
+#[cfg(test)]
+mod tests;
