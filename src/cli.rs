@@ -18,6 +18,7 @@ use crate::report::print;
 use crate::roles::{self, Attestation};
 use crate::schedule::Schedule;
 use crate::store::Place;
+use crate::verify::{self, VerifyArgs};
 use crate::volumes::{self, LuksArgs};
 
 /// Horizontal federated learning of ResNet-50 in attested processes.
@@ -125,6 +126,7 @@ enum Command {
     Demo(DemoArgs),
     Eval(EvalArgs),
     Luks(LuksArgs),
+    Verify(VerifyArgs),
 }
 
 /// Train on this machine: ps0 and workers as processes, then evaluate.
@@ -296,6 +298,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Demo(args)), _) => run_demo(&args),
         (Some(Command::Eval(args)), _) => run_eval(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
+        (Some(Command::Verify(args)), _) => verify::run(&args),
         (None, Some(role)) => roles::run(&role_options(args, role)?),
         (None, None) => Err(Failure::new("nothing to do").hint("hfl --help, or hfl demo")),
     }

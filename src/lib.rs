@@ -38,5 +38,6 @@ pub mod schedule;
 pub mod server;
 pub mod state;
 pub mod store;
+pub mod verify;
 pub mod volumes;
 pub mod worker;

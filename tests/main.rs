@@ -9,4 +9,5 @@ mod processes;
 mod static_binary;
 mod tidy;
 mod train;
+mod verify;
 mod volumes;

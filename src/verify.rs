@@ -1,0 +1,310 @@
+//! `hfl verify`: a quote and its collateral, judged offline and explained.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use argh::FromArgs;
+use protocol::dcap::{self, Collateral, Fault, Rating, Rules, Status, Verdict};
+use protocol::{Body, Quote, TdReport};
+use ring::digest::{SHA256, digest};
+use serde_json::{Value, json};
+
+use crate::failure::{Doing, Failure};
+use crate::params::hex;
+use crate::report::print;
+
+/// Judge a quote offline: signatures, certificates, revocation, patch levels, rules.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "verify",
+    example = "{command_name} --quote quote.bin --collateral collateral.json",
+    note = "Exit code 0 when the quote is accepted, 1 when it is refused."
+)]
+pub struct VerifyArgs {
+    /// file with the quote
+    #[argh(option)]
+    quote: PathBuf,
+    /// file with the collateral: one JSON object, as dcap-qvl writes it
+    #[argh(option)]
+    collateral: PathBuf,
+    /// time to judge at, RFC 3339 in UTC or seconds since 1970 [now]
+    #[argh(option, from_str_fn(instant))]
+    at: Option<u64>,
+    /// root certificate in DER, instead of Intel's: for tests only
+    #[argh(option)]
+    root: Option<PathBuf>,
+    /// a status to accept, as often as needed [UpToDate]
+    #[argh(option, from_str_fn(status))]
+    accept: Vec<Status>,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    json: bool,
+    /// every measurement, field by field
+    #[argh(switch)]
+    explain: bool,
+}
+
+/// Largest file that is read.
+const FILE_LEN_MAX: u64 = 8 << 20;
+
+/// What comes of it.
+struct Outcome {
+    verdict: Option<Verdict>,
+    /// Code and text of a refusal, and what to do.
+    refused: Option<(String, String, &'static str)>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When files cannot be read, and when the quote is refused.
+pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
+    let quote = read(&args.quote)?;
+    let collateral = read(&args.collateral)?;
+    let root = match &args.root {
+        None => dcap::INTEL_ROOT,
+        Some(path) => {
+            log::warn!("TEST ROOT {}: says nothing about real platforms", path.display());
+            digest(&SHA256, &read(path)?).as_ref().try_into().expect("32 bytes")
+        }
+    };
+    let now = args.at.unwrap_or_else(now);
+    let outcome = judge(&quote, &collateral, &root, now, args);
+    let text = match args.json {
+        true => as_json(&outcome).to_string(),
+        false => as_text(&outcome, args.explain),
+    };
+    print(text.trim_end())?;
+    match outcome.refused {
+        None => Ok(()),
+        Some((code, ..)) => Err(Failure::new(format!("{}: refused: {code}", args.quote.display()))),
+    }
+}
+
+fn judge(quote: &[u8], collateral: &[u8], root: &[u8; 32], now: u64, args: &VerifyArgs) -> Outcome {
+    let damaged = "the evidence is damaged or forged: get a new quote";
+    let quote = match Quote::parse(quote) {
+        Ok(quote) => quote,
+        Err(error) => {
+            let refused = Some(("quote-malformed".into(), error.to_string(), damaged));
+            return Outcome { verdict: None, refused };
+        }
+    };
+    let verified = Collateral::parse(collateral)
+        .and_then(|collateral| dcap::verify(&quote, &collateral, root, now));
+    match verified {
+        Err(fault) => Outcome { verdict: None, refused: Some(explained(&fault)) },
+        Ok(verdict) => {
+            let mut rules = Rules::default();
+            if !args.accept.is_empty() {
+                rules.accepted.clone_from(&args.accept);
+            }
+            let refused = rules.check(&verdict).err().map(|why| {
+                let advice = match why {
+                    dcap::Shortcoming::Status(
+                        Status::TDRelaunchAdvised | Status::TDRelaunchAdvisedConfigurationNeeded,
+                    ) => "launch the TD again: its platform was patched since",
+                    dcap::Shortcoming::Status(_) => {
+                        "patch the platform, or accept the status with --accept"
+                    }
+                    _ => "launch the TD with other attributes",
+                };
+                (why.code().to_owned(), why.to_string(), advice)
+            });
+            Outcome { verdict: Some(verdict), refused }
+        }
+    }
+}
+
+fn explained(fault: &Fault) -> (String, String, &'static str) {
+    (fault.code(), fault.to_string(), fault.advice())
+}
+
+fn as_json(outcome: &Outcome) -> Value {
+    let mut object = json!({
+        "verdict": if outcome.refused.is_none() { "accepted" } else { "refused" },
+        "code": outcome.refused.as_ref().map(|(code, ..)| code),
+        "reason": outcome.refused.as_ref().map(|(_, text, _)| text),
+        "advice": outcome.refused.as_ref().map(|(.., advice)| advice),
+        "status": outcome.verdict.as_ref().map(|verdict| verdict.status.name()),
+    });
+    if let Some(verdict) = &outcome.verdict {
+        let rating = |rating: &Rating| {
+            json!({
+                "status": rating.status.name(),
+                "date": dcap::date(rating.date),
+                "advisories": rating.advisories,
+            })
+        };
+        let shortfalls = verdict.shortfalls.iter().map(|shortfall| {
+            json!({
+                "component": shortfall.component.to_string(),
+                "category": shortfall.category,
+                "has": shortfall.has,
+                "needs": shortfall.needs,
+            })
+        });
+        let details = json!({
+            "launch": verdict.launch.name(),
+            "current": verdict.current.map(Status::name),
+            "platform": rating(&verdict.platform),
+            "module": verdict.module.as_ref().map(rating),
+            "qe": rating(&verdict.qe),
+            "tcb_date": dcap::date(verdict.tcb_date),
+            "advisories": verdict.advisories,
+            "tcb_evaluation_number": verdict.evaluation_number,
+            "valid_from": dcap::date(verdict.valid[0]),
+            "valid_until": dcap::date(verdict.valid[1]),
+            "shortfalls": shortfalls.collect::<Vec<_>>(),
+            "fmspc": hex(&verdict.machine.fmspc),
+            "pce_id": hex(&verdict.machine.pce_id),
+            "ppid": hex(&verdict.machine.ppid),
+            "platform_instance_id": verdict.machine.instance_id.map(|id| hex(&id)),
+            "measurements": measurements(&verdict.body).into_iter().collect::<serde_json::Map<_, _>>(),
+        });
+        let (Value::Object(object), Value::Object(details)) = (&mut object, details) else {
+            unreachable!("both are objects");
+        };
+        object.extend(details);
+    }
+    object
+}
+
+/// Every field of the report, by name.
+fn measurements(body: &Body) -> Vec<(String, Value)> {
+    let fields: Vec<(&str, Vec<u8>)> = match body {
+        Body::Enclave(report) => vec![
+            ("mr_enclave", report[64..96].to_vec()),
+            ("mr_signer", report[128..160].to_vec()),
+            ("isv_prod_id", report[256..258].to_vec()),
+            ("isv_svn", report[258..260].to_vec()),
+            ("report_data", report[320..384].to_vec()),
+        ],
+        Body::Td(report) => td_fields(report),
+    };
+    fields.into_iter().map(|(name, bytes)| (name.to_owned(), Value::String(hex(&bytes)))).collect()
+}
+
+fn td_fields(report: &TdReport) -> Vec<(&'static str, Vec<u8>)> {
+    let mut fields = vec![
+        ("mr_td", report.mr_td.to_vec()),
+        ("rt_mr0", report.rt_mr[0].to_vec()),
+        ("rt_mr1", report.rt_mr[1].to_vec()),
+        ("rt_mr2", report.rt_mr[2].to_vec()),
+        ("rt_mr3", report.rt_mr[3].to_vec()),
+        ("mr_config_id", report.mr_config_id.to_vec()),
+        ("mr_owner", report.mr_owner.to_vec()),
+        ("mr_owner_config", report.mr_owner_config.to_vec()),
+        ("mr_seam", report.mr_seam.to_vec()),
+        ("mr_signer_seam", report.mr_signer_seam.to_vec()),
+        ("seam_attributes", report.seam_attributes.to_vec()),
+        ("td_attributes", report.td_attributes.to_vec()),
+        ("xfam", report.xfam.to_vec()),
+        ("tee_tcb_svn", report.tee_tcb_svn.to_vec()),
+        ("report_data", report.report_data.to_vec()),
+    ];
+    if let Some(v15) = &report.v15 {
+        fields.push(("tee_tcb_svn_2", v15.tee_tcb_svn_2.to_vec()));
+        fields.push(("mr_service_td", v15.mr_service_td.to_vec()));
+    }
+    fields
+}
+
+fn as_text(outcome: &Outcome, explain: bool) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<11} {value}");
+    };
+    match &outcome.refused {
+        None => line("verdict", "accepted".into()),
+        Some((code, why, advice)) => {
+            line("verdict", format!("refused ({code})"));
+            line("reason", why.clone());
+            line("do", (*advice).into());
+        }
+    }
+    let Some(verdict) = &outcome.verdict else { return text };
+    let rated = |rating: &Rating| {
+        let advisories = match rating.advisories.is_empty() {
+            true => String::new(),
+            false => format!(": {}", escaped(&rating.advisories.join(", "))),
+        };
+        format!("{}, level of {}{advisories}", rating.status, dcap::date(rating.date))
+    };
+    line("status", verdict.status.to_string());
+    if let Some(current) = verdict.current {
+        line("", format!("at launch {}, now {current}", verdict.launch));
+    }
+    line("platform", rated(&verdict.platform));
+    if let Some(module) = &verdict.module {
+        line("TDX module", rated(module));
+    }
+    line("QE", rated(&verdict.qe));
+    for shortfall in &verdict.shortfalls {
+        line(
+            "behind",
+            format!(
+                "{} {}: has {}, the newest level needs {}",
+                shortfall.component,
+                escaped(&shortfall.category),
+                shortfall.has,
+                shortfall.needs
+            ),
+        );
+    }
+    line(
+        "collateral",
+        format!(
+            "evaluation {}, valid {} to {}",
+            verdict.evaluation_number,
+            dcap::date(verdict.valid[0]),
+            dcap::date(verdict.valid[1])
+        ),
+    );
+    line(
+        "machine",
+        format!("FMSPC {}, PPID {}", hex(&verdict.machine.fmspc), hex(&verdict.machine.ppid)),
+    );
+    let shown = measurements(&verdict.body);
+    let count = if explain { shown.len() } else { 5.min(shown.len()) };
+    for (name, value) in shown.into_iter().take(count) {
+        line(&name, value.as_str().unwrap_or_default().to_owned());
+    }
+    text
+}
+
+/// What a document supplied, safe to print.
+fn escaped(text: &str) -> String {
+    text.escape_default().to_string()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).doing(path.display())?;
+    file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).doing(path.display())?;
+    match bytes.len() as u64 > FILE_LEN_MAX {
+        true => Err(Failure::new(format!("{}: more than 8 MiB", path.display()))),
+        false => Ok(bytes),
+    }
+}
+
+fn instant(text: &str) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .or_else(|| dcap::parse_timestamp(text))
+        .ok_or_else(|| "expected 2026-01-31T00:00:00Z or seconds since 1970".into())
+}
+
+fn status(text: &str) -> Result<Status, String> {
+    let names: Vec<&str> = Status::ALL.map(Status::name).into();
+    let found = Status::ALL.into_iter().find(|status| status.name() == text);
+    found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

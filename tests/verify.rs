@@ -1,0 +1,84 @@
+//! `hfl verify` on a real quote: accepted, refused with a code, and explained.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::cli::hfl;
+
+/// A real case as a quote file and a bundle file.
+fn case(index: usize) -> (PathBuf, PathBuf, Value) {
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("protocol/src/dcap/vectors");
+    let read = |file: &str| std::fs::read(vectors.join(file)).expect("a file");
+    let cases = String::from_utf8(read("cases.jsonl")).expect("UTF-8");
+    let case: Value =
+        serde_json::from_str(cases.lines().nth(index).expect("a case")).expect("JSON");
+    let file = |key: &str| case[key].as_str().expect("a file").to_owned();
+    let text = |name: &str| String::from_utf8(read(name)).expect("UTF-8").trim().to_owned();
+    let hex = |name: &str| ::hfl::params::hex(&read(name));
+    let signature = |key: &str| text(&file(key).replace(".json", ".sig"));
+    let document = |key: &str| String::from_utf8(read(&file(key))).expect("UTF-8");
+    let bundle = json!({
+        "tcb_info_issuer_chain": text(&file("signing_chain")),
+        "tcb_info": document("tcb_info"),
+        "tcb_info_signature": signature("tcb_info"),
+        "qe_identity_issuer_chain": text(&file("signing_chain")),
+        "qe_identity": document("qe_identity"),
+        "qe_identity_signature": signature("qe_identity"),
+        "root_ca_crl": hex(&file("root_ca_crl")),
+        "pck_crl": hex(&file("pck_crl")),
+    });
+    let path = std::env::temp_dir().join(format!("hfl-bundle-{index}-{}", std::process::id()));
+    std::fs::write(&path, bundle.to_string()).expect("write");
+    (vectors.join(file("quote")), path, case)
+}
+
+#[test]
+fn a_real_quote_is_accepted_in_its_time_and_refused_outside() {
+    let (quote, bundle, case) = case(1);
+    let at = case["now_unix"].to_string();
+    let words = ["verify", "--quote", quote.to_str().expect("UTF-8"), "--collateral"];
+    let run = |more: &[&str]| hfl(&[&words[..], &[bundle.to_str().expect("UTF-8")], more].concat());
+    let report = |output: &std::process::Output| -> Value {
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    };
+
+    let accepted = run(&["--at", &at, "--json"]);
+    let found = report(&accepted);
+    assert_eq!((accepted.status.code(), &found["verdict"]), (Some(0), &json!("accepted")));
+    assert_eq!(found["status"], "UpToDate");
+    assert_eq!(found["fmspc"], "b0c06f000000");
+    assert_eq!(found["measurements"]["mr_td"].as_str().map(str::len), Some(96));
+    let text = run(&["--at", &at, "--explain"]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("mr_config_id"));
+
+    let late = run(&["--at", "2035-01-01T00:00:00Z", "--json"]);
+    let found = report(&late);
+    assert_eq!((late.status.code(), &found["verdict"]), (Some(1), &json!("refused")));
+    assert!(found["code"].as_str().expect("a code").ends_with("-expired"), "{found}");
+    assert!(found["advice"].is_string());
+
+    let wrong_root = run(&["--at", &at, "--json", "--root", quote.to_str().expect("UTF-8")]);
+    assert_eq!(report(&wrong_root)["code"], "root-untrusted");
+    let swapped =
+        hfl(&["verify", "--quote", bundle.to_str().expect("UTF-8"), "--collateral", "/dev/null"]);
+    assert_eq!(swapped.status.code(), Some(1));
+    assert_eq!(run(&["--at", "yesterday"]).status.code(), Some(2));
+    std::fs::remove_file(&bundle).expect("remove");
+}
+
+#[test]
+fn an_old_platform_is_refused_with_what_it_lacks_unless_its_status_is_accepted() {
+    let (quote, bundle, case) = case(2);
+    let at = case["now_unix"].to_string();
+    let [quote, path] = [&quote, &bundle].map(|path| path.to_str().expect("UTF-8"));
+    let words = ["verify", "--quote", quote, "--collateral", path, "--at", &at];
+    let refused = hfl(&words);
+    let text = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text.contains("tcb-status") && text.contains("needs"), "{text}");
+    assert!(text.contains("INTEL-SA-01192"), "{text}");
+    let accepted = hfl(&[&words[..], &["--accept", "UpToDate", "--accept", "OutOfDate"]].concat());
+    assert!(accepted.status.success());
+    std::fs::remove_file(&bundle).expect("remove");
+}
