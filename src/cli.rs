@@ -63,6 +63,9 @@ pub struct Args {
     /// open file descriptor to read the volume's passphrase from
     #[argh(option)]
     key_fd: Option<u32>,
+    /// refuse to resume from an earlier step: the place was set back [0]
+    #[argh(option, default = "0")]
+    min_step: u64,
     /// passes over the data [20]
     #[argh(option, default = "20")]
     epochs: u32,
@@ -170,6 +173,9 @@ struct EvalArgs {
     /// open file descriptor to read the volume's passphrase from
     #[argh(option)]
     key_fd: Option<u32>,
+    /// refuse a model of an earlier step: the place was set back [0]
+    #[argh(option, default = "0")]
+    min_step: u64,
     /// directory with CIFAR-10 binary files [data]
     #[argh(option, default = "PathBuf::from(\"data\")")]
     data: PathBuf,
@@ -350,6 +356,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
             model_dir: args.model_dir,
             volume: args.volume,
             key: KeySource { file: args.key_file, descriptor: args.key_fd },
+            min_step: args.min_step,
         },
         init: args.init,
         checkpoint_every: args.checkpoint_every,
@@ -381,6 +388,7 @@ fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
         model_dir: args.model_dir.clone(),
         volume: args.volume.clone(),
         key: KeySource { file: args.key_file.clone(), descriptor: args.key_fd },
+        min_step: args.min_step,
     };
     let evaluation = eval::run(&place, source, args.threads, args.isa.0)?;
     if args.json {

@@ -50,6 +50,7 @@ pub fn run(
         Failure::new(format!("{}: no such file", store.name_of(checkpoint::DATA_FILE)))
             .hint("--model-dir with the directory that ps0 wrote")
     })?;
+    place.check_step(checkpoint.state.step)?;
     let set = Dataset::read(data, split, None).map_err(|error| {
         Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
     })?;

@@ -38,9 +38,25 @@ pub struct Place {
     pub volume: Option<PathBuf>,
     /// What opens it.
     pub key: KeySource,
+    /// Refuse a saved model of an earlier step: a host may have set the place back.
+    pub min_step: u64,
 }
 
 impl Place {
+    /// Fails if a saved model is of an earlier step than it must be; no model is of step 0.
+    ///
+    /// # Errors
+    /// With both steps.
+    pub fn check_step(&self, step: u64) -> Result<(), Failure> {
+        match step >= self.min_step {
+            true => Ok(()),
+            false => Err(Failure::new(format!(
+                "the saved model is of step {step}, --min-step asks for {}: it was set back",
+                self.min_step
+            ))),
+        }
+    }
+
     /// Opens the place; a writable directory is made if it is not there, a volume never.
     ///
     /// # Errors

@@ -81,6 +81,11 @@ fn kill_9_leaves_a_volume_with_the_last_complete_checkpoint() {
     let output = hfl(&[&flags[..], &["--data", text(&data)]].concat());
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(report["step"].as_u64(), Some(STEPS));
+    // A volume that was set back as a whole is authentic; who knows its step notices.
+    let more = ["--data", text(&data), "--min-step", "9"];
+    let refused = hfl(&[&flags[..], &more].concat());
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("set back"));
 }
 
 fn progress(step: u64) -> Progress {
@@ -201,6 +206,7 @@ fn passphrases_come_from_files_descriptors_and_pipes_and_failures_say_what_to_tr
         model_dir: dir.path("model"),
         volume: Some(path.clone()),
         key: KeySource { file: Some(file.into()), descriptor: None },
+        min_step: 0,
     };
     place(&key).open(true).expect("opens").close().expect("close");
     fs::write(dir.path("wrong"), b"wrong").expect("write");

@@ -56,6 +56,7 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
         await_peer(&mut net, &options.job.digest())?;
     }
     let (network, job, state) = state(options, &store)?;
+    options.place.check_step(state.step)?;
     log::info!("job {}, step {}", params::hex(&job.digest()), state.step);
     checkpoint::save_meta(&mut store, &job, &network, state.step).doing("write model.ckpt-meta")?;
     let server = ParameterServer::new(job, network.layout.clone(), state, CELL, pool(options));

@@ -124,6 +124,24 @@ check train-export hfl luks export t --files t-out --key-file key
 check train-exported test -s t-out/model/model.ckpt-data
 rm -rf t t-out
 
+# --- without privileges: no root, no device nodes, nothing of the kernel but files ---
+mkdir -p /etc /tmp/nobody
+echo 'nobody:x:65534:65534:nobody:/:/bin/sh' > /etc/passwd
+chown nobody /tmp/nobody key
+chmod 600 /dev/mapper/control /dev/loop*
+nobody() { su nobody -s /bin/sh -c "cd /tmp/nobody && $*"; }
+check nobody-creates nobody hfl luks create w --size 480M $fast --key-file ../key
+nobody hfl --role ps0 $job --steps 1 --batch-size 1 --volume w --key-file ../key > ps0.out 2>&1 &
+check nobody-worker nobody hfl --role worker0 $job --data ../data --model-dir worker
+wait
+check nobody-trained grep -q '^parameters: sha256:' ps0.out
+check nobody-exports nobody hfl luks export w --files out --key-file ../key
+check nobody-exported test -s nobody/out/model/model.ckpt-data
+refused nobody-mounts "Permission denied\|Operation not permitted" nobody hfl luks mount w /tmp/nobody/mnt --key-file ../key
+clean clean-after-nobody
+rm -rf nobody
+chown 0 key
+
 # --- a role keeps its model in the volume by itself; the standard tools mount what it wrote ---
 hfl luks create u --size 480M $fast --key-file key > /dev/null
 hfl --role ps0 $job --steps 1 --batch-size 1 --volume u --key-file key > ps0.out 2>&1 &
