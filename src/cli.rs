@@ -18,7 +18,7 @@ use crate::report::print;
 use crate::roles::{self, Attestation};
 use crate::schedule::Schedule;
 use crate::store::Place;
-use crate::verify::{self, VerifyArgs};
+use crate::verify::{self, QuoteArgs, VerifyArgs};
 use crate::volumes::{self, LuksArgs};
 
 /// Horizontal federated learning of ResNet-50 in attested processes.
@@ -111,6 +111,9 @@ pub struct Args {
     /// source of evidence: auto or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
+    /// policy file that peers must satisfy [the same image as this one]
+    #[argh(option)]
+    policy: Option<PathBuf>,
     /// one JSON object a line on stdout
     #[argh(switch)]
     json: bool,
@@ -129,6 +132,7 @@ enum Command {
     Demo(DemoArgs),
     Eval(EvalArgs),
     Luks(LuksArgs),
+    Quote(QuoteArgs),
     Verify(VerifyArgs),
 }
 
@@ -304,6 +308,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Demo(args)), _) => run_demo(&args),
         (Some(Command::Eval(args)), _) => run_eval(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
+        (Some(Command::Quote(args)), _) => verify::show(&args),
         (Some(Command::Verify(args)), _) => verify::run(&args),
         (None, Some(role)) => roles::run(&role_options(args, role)?),
         (None, None) => Err(Failure::new("nothing to do").hint("hfl --help, or hfl demo")),
@@ -363,6 +368,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         threads: args.threads,
         isa: args.isa.0,
         attestation: args.attestation,
+        policy: args.policy,
         json: args.json,
         pause: Duration::from_millis(args.pause_ms),
     })

@@ -15,6 +15,7 @@ use crate::cifar::Shard;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
 use crate::store::Place;
+use crate::verify;
 
 /// Values that travel in one chunk.
 const CELL: usize = CHUNK_LEN_MAX / size_of::<f32>();
@@ -44,6 +45,8 @@ pub struct Options {
     pub isa: Isa,
     /// Source of evidence.
     pub attestation: Attestation,
+    /// What peers must be, if not the same as this process.
+    pub policy: Option<PathBuf>,
     /// JSON on stdout.
     pub json: bool,
     /// A pause before each step of a worker, for tests of slow workers.
@@ -82,7 +85,11 @@ fn config(options: &Options) -> Result<Arc<Config>, Failure> {
         }
     }
     let platform = SimPlatform::new(clock());
-    let verifier = Verifier { trust: Trust::Simulated, policy: Policy::same_as(platform.report()) };
+    let policy = match &options.policy {
+        Some(path) => verify::policy(path)?,
+        None => Policy::same_as(platform.report()),
+    };
+    let verifier = Verifier { trust: Trust::Simulated, policy };
     Config::new(options.role, Arc::new(platform), verifier, clock)
         .map(Arc::new)
         .doing("evidence of this TD")

@@ -6,8 +6,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
-use protocol::dcap::{self, Collateral, Fault, Rating, Rules, Status, Verdict};
-use protocol::{Body, Quote, TdReport};
+use protocol::dcap::{self, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
+use protocol::{Body, Policy, Quote, Rejection, TdReport};
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
@@ -36,7 +36,10 @@ pub struct VerifyArgs {
     /// root certificate in DER, instead of Intel's: for tests only
     #[argh(option)]
     root: Option<PathBuf>,
-    /// a status to accept, as often as needed [UpToDate]
+    /// policy file that platform and TD must satisfy [up to date, no debug mode, any measurement]
+    #[argh(option)]
+    policy: Option<PathBuf>,
+    /// a status to accept instead of the policy's, as often as needed
     #[argh(option, from_str_fn(status))]
     accept: Vec<Status>,
     /// one JSON object on stdout
@@ -45,6 +48,21 @@ pub struct VerifyArgs {
     /// every measurement, field by field
     #[argh(switch)]
     explain: bool,
+}
+
+/// Show what a quote says, without judging it.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "quote", example = "{command_name} --quote quote.bin --policy-template")]
+pub struct QuoteArgs {
+    /// file with the quote
+    #[argh(option)]
+    quote: PathBuf,
+    /// print a policy file that accepts TDs like this one
+    #[argh(switch)]
+    policy_template: bool,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    json: bool,
 }
 
 /// Largest file that is read.
@@ -72,7 +90,14 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
         }
     };
     let now = args.at.unwrap_or_else(now);
-    let outcome = judge(&quote, &collateral, &root, now, args);
+    let mut policy = match &args.policy {
+        Some(path) => policy(path)?,
+        None => Policy::default(),
+    };
+    if !args.accept.is_empty() {
+        policy.rules.accepted.clone_from(&args.accept);
+    }
+    let outcome = judge(&quote, &collateral, &root, now, &policy);
     let text = match args.json {
         true => as_json(&outcome).to_string(),
         false => as_text(&outcome, args.explain),
@@ -84,7 +109,28 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     }
 }
 
-fn judge(quote: &[u8], collateral: &[u8], root: &[u8; 32], now: u64, args: &VerifyArgs) -> Outcome {
+/// Shows a quote's measurements, or a policy made of them.
+///
+/// # Errors
+/// When the file is no quote.
+pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
+    let quote = Quote::parse(&read(&args.quote)?).doing(args.quote.display())?;
+    if args.policy_template {
+        return print(&Policy::template(quote.td().doing("a policy is for TDs")?));
+    }
+    let fields = measurements(&quote.body);
+    if args.json {
+        let mut object: serde_json::Map<_, _> = fields.into_iter().collect();
+        object.insert("version".into(), quote.version.into());
+        return print(&Value::Object(object).to_string());
+    }
+    let line = |(name, value): &(String, Value)| {
+        format!("{name:<16} {}", value.as_str().unwrap_or_default())
+    };
+    print(&fields.iter().map(line).collect::<Vec<_>>().join("\n"))
+}
+
+fn judge(quote: &[u8], collateral: &[u8], root: &[u8; 32], now: u64, policy: &Policy) -> Outcome {
     let damaged = "the evidence is damaged or forged: get a new quote";
     let quote = match Quote::parse(quote) {
         Ok(quote) => quote,
@@ -98,25 +144,47 @@ fn judge(quote: &[u8], collateral: &[u8], root: &[u8; 32], now: u64, args: &Veri
     match verified {
         Err(fault) => Outcome { verdict: None, refused: Some(explained(&fault)) },
         Ok(verdict) => {
-            let mut rules = Rules::default();
-            if !args.accept.is_empty() {
-                rules.accepted.clone_from(&args.accept);
-            }
-            let refused = rules.check(&verdict).err().map(|why| {
-                let advice = match why {
-                    dcap::Shortcoming::Status(
-                        Status::TDRelaunchAdvised | Status::TDRelaunchAdvisedConfigurationNeeded,
-                    ) => "launch the TD again: its platform was patched since",
-                    dcap::Shortcoming::Status(_) => {
-                        "patch the platform, or accept the status with --accept"
-                    }
-                    _ => "launch the TD with other attributes",
-                };
-                (why.code().to_owned(), why.to_string(), advice)
-            });
+            let td = match &verdict.body {
+                Body::Td(report) => policy.check(report, None),
+                // Measurements of TDs are not those of enclaves.
+                Body::Enclave(_) if policy.accepts_anything() => Ok(()),
+                Body::Enclave(_) => Err(Rejection::MissingEvidence),
+            };
+            let refused = td
+                .and_then(|()| policy.check_platform(&verdict, now))
+                .err()
+                .map(|why| (why.code().to_owned(), why.to_string(), advice(&why)));
             Outcome { verdict: Some(verdict), refused }
         }
     }
+}
+
+fn advice(why: &Rejection) -> &'static str {
+    match why {
+        Rejection::Rules(Shortcoming::Status(
+            Status::TDRelaunchAdvised | Status::TDRelaunchAdvisedConfigurationNeeded,
+        )) => "launch the TD again: its platform was patched since",
+        Rejection::Rules(Shortcoming::Status(_)) => {
+            "patch the platform, or accept the status (tcb_statuses of the policy, --accept)"
+        }
+        Rejection::Rules(_) => "launch the TD with other attributes",
+        Rejection::Measurement { .. } => {
+            "if the new image is meant to run, add it to the policy (hfl quote --policy-template)"
+        }
+        _ => "if that is meant to be, change the policy",
+    }
+}
+
+/// Reads a policy file; says so if it lets any code run.
+///
+/// # Errors
+/// When it cannot be read, or is no policy.
+pub fn policy(path: &Path) -> Result<Policy, Failure> {
+    let policy = Policy::parse(&read(path)?).doing(format!("policy {}", path.display()))?;
+    if policy.accepts_anything() {
+        log::warn!("policy {}: every measurement is off, ANY code is accepted", path.display());
+    }
+    Ok(policy)
 }
 
 fn explained(fault: &Fault) -> (String, String, &'static str) {

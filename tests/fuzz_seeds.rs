@@ -9,14 +9,17 @@ fn seeds_are_there_for_every_target() {
         .collect();
     targets.sort();
     let expected = [
+        "certificates",
         "checkpoint",
         "cifar",
+        "collateral",
         "frame",
         "luks_binary",
         "luks_ext4",
         "luks_header",
         "luks_json",
         "message",
+        "policy",
         "quote",
         "session",
     ];

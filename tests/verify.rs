@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::hfl;
 
 /// A real case as a quote file and a bundle file.
-fn case(index: usize) -> (PathBuf, PathBuf, Value) {
+fn case(index: usize, test: &str) -> (PathBuf, PathBuf, Value) {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("protocol/src/dcap/vectors");
     let read = |file: &str| std::fs::read(vectors.join(file)).expect("a file");
     let cases = String::from_utf8(read("cases.jsonl")).expect("UTF-8");
@@ -28,14 +28,15 @@ fn case(index: usize) -> (PathBuf, PathBuf, Value) {
         "root_ca_crl": hex(&file("root_ca_crl")),
         "pck_crl": hex(&file("pck_crl")),
     });
-    let path = std::env::temp_dir().join(format!("hfl-bundle-{index}-{}", std::process::id()));
+    let path =
+        std::env::temp_dir().join(format!("hfl-bundle-{index}-{}-{}", std::process::id(), test));
     std::fs::write(&path, bundle.to_string()).expect("write");
     (vectors.join(file("quote")), path, case)
 }
 
 #[test]
 fn a_real_quote_is_accepted_in_its_time_and_refused_outside() {
-    let (quote, bundle, case) = case(1);
+    let (quote, bundle, case) = case(1, "times");
     let at = case["now_unix"].to_string();
     let words = ["verify", "--quote", quote.to_str().expect("UTF-8"), "--collateral"];
     let run = |more: &[&str]| hfl(&[&words[..], &[bundle.to_str().expect("UTF-8")], more].concat());
@@ -69,7 +70,7 @@ fn a_real_quote_is_accepted_in_its_time_and_refused_outside() {
 
 #[test]
 fn an_old_platform_is_refused_with_what_it_lacks_unless_its_status_is_accepted() {
-    let (quote, bundle, case) = case(2);
+    let (quote, bundle, case) = case(2, "old");
     let at = case["now_unix"].to_string();
     let [quote, path] = [&quote, &bundle].map(|path| path.to_str().expect("UTF-8"));
     let words = ["verify", "--quote", quote, "--collateral", path, "--at", &at];
@@ -81,4 +82,50 @@ fn an_old_platform_is_refused_with_what_it_lacks_unless_its_status_is_accepted()
     let accepted = hfl(&[&words[..], &["--accept", "UpToDate", "--accept", "OutOfDate"]].concat());
     assert!(accepted.status.success());
     std::fs::remove_file(&bundle).expect("remove");
+}
+
+#[test]
+fn a_policy_made_from_a_quote_accepts_it_and_a_changed_one_refuses_it() {
+    let (quote, bundle, case) = case(1, "policy");
+    let at = case["now_unix"].to_string();
+    let [quote, path] = [&quote, &bundle].map(|path| path.to_str().expect("UTF-8"));
+    let template = hfl(&["quote", "--quote", quote, "--policy-template"]);
+    let template = String::from_utf8(template.stdout).expect("UTF-8");
+    let policy = std::env::temp_dir().join(format!("hfl-policy-{}", std::process::id()));
+    let policy_text = policy.to_str().expect("UTF-8");
+    let words = [
+        "verify",
+        "--quote",
+        quote,
+        "--collateral",
+        path,
+        "--at",
+        &at,
+        "--policy",
+        policy_text,
+        "--json",
+    ];
+    let judge = |text: &str| {
+        std::fs::write(&policy, text).expect("write");
+        let output = hfl(&words);
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (output.status.code(), found["code"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(judge(&template), (Some(0), String::new()));
+    let mut changed: Value = serde_json::from_str(&template).expect("JSON");
+    changed["tdx_mrs"][0]["mr_td"] = "0".repeat(96).into();
+    assert_eq!(judge(&changed.to_string()), (Some(1), "measurement".into()));
+    let mut listed: Value = serde_json::from_str(&template).expect("JSON");
+    listed["platforms"] = json!(["00000000000000000000000000000000"]);
+    assert_eq!(judge(&listed.to_string()), (Some(1), "platform".into()));
+    let mut late: Value = serde_json::from_str(&template).expect("JSON");
+    late["min_evaluation_number"] = 99.into();
+    assert_eq!(judge(&late.to_string()), (Some(1), "platform".into()));
+    assert_eq!(judge(r#"{"verify_mrtd":"on"}"#).0, Some(1));
+    for file in [&policy, &bundle] {
+        std::fs::remove_file(file).expect("remove");
+    }
+    let shown = hfl(&["quote", "--quote", quote, "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!(shown["version"], 4);
 }

@@ -126,6 +126,24 @@ fn configs() -> (Arc<Config>, Arc<Config>) {
     (Arc::clone(client), Arc::clone(server))
 }
 
+/// Collateral: bundles and the documents in them, whose signatures are taken for right.
+pub fn collateral(data: &[u8]) {
+    crate::dcap::fuzz_documents(data);
+}
+
+/// Certificates of platforms with Intel's extension, and revocation lists.
+pub fn certificates(data: &[u8]) {
+    crate::dcap::fuzz_certificates(data);
+}
+
+/// Policy files: what is accepted keeps to its limits.
+pub fn policy(data: &[u8]) {
+    if let Ok(policy) = Policy::parse(data) {
+        assert!(policy.accepted.len() <= 64);
+        assert!(policy.accepted.iter().all(|set| !set.values.is_empty()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,6 +170,9 @@ mod tests {
         replay("message", message);
         replay("quote", quote);
         replay("session", session);
+        replay("collateral", collateral);
+        replay("certificates", certificates);
+        replay("policy", policy);
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub use certificate::Identity;
 pub use frame::CHUNK_LEN_MAX;
 pub use message::{Message, PROTOCOL_VERSION, Refusal, Role};
 pub use net::{LinkId, Net};
-pub use policy::{Policy, Roles};
+pub use policy::{Accepted, Measurement, Policy, PolicyError, Roles};
 pub use quote::{Body, Quote, QuoteError, Td15, TdReport};
 pub use session::{Config, Ended, Event, Session};
 pub use sim::SimPlatform;

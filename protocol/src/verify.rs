@@ -12,6 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
+use crate::dcap::Shortcoming;
 use crate::message::Role;
 use crate::policy::Policy;
 use crate::quote::{Quote, QuoteError, TdReport};
@@ -51,8 +52,10 @@ pub enum Rejection {
     QeSignature,
     /// The platform's certificates do not lead to the trust anchor.
     Chain(String),
-    /// The TD is open to its host.
-    DebugTd,
+    /// The platform is not one that the policy accepts: what is wrong with it.
+    Platform(&'static str),
+    /// The attributes of the TD or the status of its platform.
+    Rules(Shortcoming),
     /// The bytes are no quote.
     Malformed(QuoteError),
     /// The TD runs something else.
@@ -82,7 +85,8 @@ impl Rejection {
             Self::AttestationKey => "attestation-key",
             Self::QeSignature => "qe-signature",
             Self::Chain(_) => "pck-chain",
-            Self::DebugTd => "debug-td",
+            Self::Platform(_) => "platform",
+            Self::Rules(why) => why.code(),
             Self::Malformed(_) => "quote-malformed",
             Self::Measurement { .. } => "measurement",
             Self::MissingEvidence => "evidence-missing",
@@ -103,7 +107,8 @@ impl fmt::Display for Rejection {
             }
             Self::QeSignature => write!(f, "the quoting enclave's report has a wrong signature"),
             Self::Chain(why) => write!(f, "the platform's certificates are not trusted: {why}"),
-            Self::DebugTd => write!(f, "the TD is in debug mode, its host can read its memory"),
+            Self::Platform(what) => write!(f, "the policy refuses the platform: {what}"),
+            Self::Rules(why) => why.fmt(f),
             Self::Malformed(error) => error.fmt(f),
             Self::Measurement { mr_td, expected } => {
                 write!(f, "the TD runs something else: MRTD {}", Hex(mr_td))?;

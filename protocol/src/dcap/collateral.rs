@@ -226,7 +226,11 @@ impl TcbInfo {
         const ITEM: Item = Item::TcbInfo;
         let text = &collateral.tcb_info;
         signer.verify_fixed(text, &collateral.tcb_info_signature, ITEM)?;
-        let raw: RawTcbInfo = document(text, ITEM)?;
+        Self::from_raw(document(text, ITEM)?, is_tdx, now)
+    }
+
+    fn from_raw(raw: RawTcbInfo, is_tdx: bool, now: u64) -> Result<Self, Fault> {
+        const ITEM: Item = Item::TcbInfo;
         if raw.id != if is_tdx { "TDX" } else { "SGX" } {
             return Err(Fault::new(ITEM, Problem::Mismatch("id")));
         }
@@ -325,6 +329,28 @@ impl TcbInfo {
     }
 }
 
+/// Reads documents as if their signatures were right, for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    let _ = Collateral::parse(data);
+    for is_tdx in [true, false] {
+        if let Ok(raw) = document(data, Item::TcbInfo) {
+            let info = TcbInfo::from_raw(raw, is_tdx, u64::MAX >> 20);
+            assert!(info.is_err(), "no document is valid in such a far future");
+        }
+        let _ = document(data, Item::QeIdentity)
+            .and_then(|raw| Identity::from_raw(raw, is_tdx, 1_788_220_800));
+        let info = document(data, Item::TcbInfo)
+            .and_then(|raw| TcbInfo::from_raw(raw, is_tdx, 1_788_220_800));
+        if let Ok(info) = info {
+            let ordered = info
+                .levels
+                .is_sorted_by_key(|level| std::cmp::Reverse((level.sgx, level.pce_svn, level.tdx)));
+            assert!(ordered && info.levels.len() <= LEVELS_MAX);
+        }
+    }
+}
+
 /// The components that are below a level.
 fn shortfalls(
     level: &Level,
@@ -362,7 +388,11 @@ impl Identity {
         const ITEM: Item = Item::QeIdentity;
         let text = &collateral.qe_identity;
         signer.verify_fixed(text, &collateral.qe_identity_signature, ITEM)?;
-        let raw: RawIdentity = document(text, ITEM)?;
+        Self::from_raw(document(text, ITEM)?, is_tdx, now)
+    }
+
+    fn from_raw(raw: RawIdentity, is_tdx: bool, now: u64) -> Result<Self, Fault> {
+        const ITEM: Item = Item::QeIdentity;
         if raw.id != if is_tdx { "TD_QE" } else { "QE" } {
             return Err(Fault::new(ITEM, Problem::Mismatch("id")));
         }

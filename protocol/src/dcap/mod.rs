@@ -187,5 +187,10 @@ fn verify_signatures(quote: &Quote, leaf: &Certificate) -> Result<(), Fault> {
         .map_err(|_| Fault::new(Item::Quote, Problem::Signature))
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use collateral::fuzz as fuzz_documents;
+#[cfg(any(test, fuzzing))]
+pub(crate) use pki::fuzz as fuzz_certificates;
+
 #[cfg(test)]
 mod tests;

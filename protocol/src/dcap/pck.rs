@@ -35,7 +35,8 @@ impl Platform {
         Self::read(bytes.ok_or(Fault::new(Item::Pck, Problem::Missing("Intel's extension")))?)
     }
 
-    fn read(bytes: &[u8]) -> Result<Self, Fault> {
+    /// Reads the content of the extension.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, Fault> {
         let missing = |field| Fault::new(Item::Pck, Problem::Missing(field));
         let fields = fields(bytes, 0)?;
         let find =

@@ -104,7 +104,11 @@ impl Rules {
         }
     }
 
-    fn check_td(&self, report: &TdReport) -> Result<(), Shortcoming> {
+    /// Judges the attributes of a TD.
+    ///
+    /// # Errors
+    /// The first that is not good enough.
+    pub fn check_td(&self, report: &TdReport) -> Result<(), Shortcoming> {
         let attributes = u64::from_le_bytes(report.td_attributes);
         let service = report.v15.is_some_and(|v15| v15.mr_service_td != [0; 48]);
         let refused = [
