@@ -108,9 +108,12 @@ pub struct Args {
     /// instruction set: auto, avx512, avx2 or portable [auto]
     #[argh(option, default = "IsaChoice(Isa::detect())")]
     isa: IsaChoice,
-    /// source of evidence: auto or sim [auto]
+    /// source of evidence: auto, tdx or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
+    /// file with the collateral of a kind of platform, as often as needed
+    #[argh(option)]
+    collateral: Vec<PathBuf>,
     /// policy file that peers must satisfy [the same image as this one]
     #[argh(option)]
     policy: Option<PathBuf>,
@@ -290,7 +293,8 @@ impl std::str::FromStr for Attestation {
         match text {
             "auto" => Ok(Self::Auto),
             "sim" => Ok(Self::Sim),
-            _ => Err("expected auto or sim".into()),
+            "tdx" => Ok(Self::Tdx),
+            _ => Err("expected auto, tdx or sim".into()),
         }
     }
 }
@@ -368,6 +372,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         threads: args.threads,
         isa: args.isa.0,
         attestation: args.attestation,
+        collateral: args.collateral,
         policy: args.policy,
         json: args.json,
         pause: Duration::from_millis(args.pause_ms),

@@ -9,7 +9,11 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kernels::{Isa, Pool};
-use protocol::{CHUNK_LEN_MAX, Config, Policy, Role, SimPlatform, Trust, Verifier};
+use protocol::dcap::Collateral;
+use protocol::{
+    Attester, CHUNK_LEN_MAX, Config, ConfigfsTsm, Policy, Quote, Role, SimPlatform, TdReport,
+    Trust, Verifier,
+};
 
 use crate::cifar::Shard;
 use crate::failure::{Doing, Failure};
@@ -45,6 +49,8 @@ pub struct Options {
     pub isa: Isa,
     /// Source of evidence.
     pub attestation: Attestation,
+    /// Bundles with the collateral of peers' platforms.
+    pub collateral: Vec<PathBuf>,
     /// What peers must be, if not the same as this process.
     pub policy: Option<PathBuf>,
     /// JSON on stdout.
@@ -58,6 +64,8 @@ pub struct Options {
 pub enum Attestation {
     /// What this machine has; never simulated.
     Auto,
+    /// Quotes of this TD from the kernel.
+    Tdx,
     /// Simulated TDs under a public test root.
     Sim,
 }
@@ -75,24 +83,39 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn config(options: &Options) -> Result<Arc<Config>, Failure> {
-    match options.attestation {
-        Attestation::Auto => {
-            return Err(Failure::new("no source of TDX evidence on this machine")
-                .hint("--attestation sim trains with simulated evidence, which protects nothing"));
-        }
+    let policy = |own: &TdReport| match &options.policy {
+        Some(path) => verify::policy(path),
+        None => Ok(Policy::same_as(own)),
+    };
+    let (attester, verifier): (Arc<dyn Attester>, Verifier) = match options.attestation {
         Attestation::Sim => {
             log::warn!("SIMULATED attestation: anybody can forge it; for tests and demos only");
+            let platform = SimPlatform::new(clock());
+            let policy = policy(platform.report())?;
+            (Arc::new(platform), Verifier { trust: Trust::Simulated, policy })
         }
-    }
-    let platform = SimPlatform::new(clock());
-    let policy = match &options.policy {
-        Some(path) => verify::policy(path)?,
-        None => Policy::same_as(platform.report()),
+        Attestation::Auto | Attestation::Tdx => {
+            let tsm = ConfigfsTsm::find().ok_or_else(|| {
+                Failure::new("no source of TDX evidence on this machine (no configfs-tsm)").hint(
+                    "--attestation sim trains with simulated evidence, which protects nothing",
+                )
+            })?;
+            let own = tsm.quote(&[0; 64]).doing("a quote of this TD")?;
+            let own = Quote::parse(&own).doing("the quote of this TD")?;
+            let policy = policy(own.td().doing("the quote of this TD")?)?;
+            let trust = Trust::Hardware(collateral(&options.collateral)?.into());
+            (Arc::new(tsm), Verifier { trust, policy })
+        }
     };
-    let verifier = Verifier { trust: Trust::Simulated, policy };
-    Config::new(options.role, Arc::new(platform), verifier, clock)
-        .map(Arc::new)
-        .doing("evidence of this TD")
+    Config::new(options.role, attester, verifier, clock).map(Arc::new).doing("evidence of this TD")
+}
+
+fn collateral(paths: &[PathBuf]) -> Result<Vec<Collateral>, Failure> {
+    if paths.is_empty() {
+        return Err(Failure::new("no collateral to judge peers with")
+            .hint("--collateral FILE, once for each kind of platform"));
+    }
+    paths.iter().map(|path| verify::collateral(path)).collect()
 }
 
 /// Seconds since 1970.

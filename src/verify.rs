@@ -175,6 +175,14 @@ fn advice(why: &Rejection) -> &'static str {
     }
 }
 
+/// Reads a bundle of collateral.
+///
+/// # Errors
+/// When it cannot be read, or is none.
+pub fn collateral(path: &Path) -> Result<Collateral, Failure> {
+    Collateral::parse(&read(path)?).doing(format!("collateral {}", path.display()))
+}
+
 /// Reads a policy file; says so if it lets any code run.
 ///
 /// # Errors

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use protocol::{Policy, SimPlatform};
 use serde_json::{Value, json};
 
 use crate::cli::hfl;
+use crate::processes::{Cast, Dir};
 
 /// A real case as a quote file and a bundle file.
 fn case(index: usize, test: &str) -> (PathBuf, PathBuf, Value) {
@@ -128,4 +130,29 @@ fn a_policy_made_from_a_quote_accepts_it_and_a_changed_one_refuses_it() {
     let shown = hfl(&["quote", "--quote", quote, "--json"]);
     let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
     assert_eq!(shown["version"], 4);
+}
+
+#[test]
+fn a_role_refuses_peers_that_its_policy_does_not_list() {
+    let dir = Dir::new("refusing");
+    let report = *SimPlatform::new(1_800_000_000).report();
+    let mut other = report;
+    other.mr_td[0] ^= 1;
+    std::fs::write(dir.path("other"), Policy::template(&other)).expect("write");
+    let policy = dir.path("other");
+    let policy = policy.to_str().expect("UTF-8");
+    let cast = Cast::new(&dir, "model");
+    let _ps0 = cast.start("ps0", &[("--policy", policy)]);
+    let (code, stderr) = cast.start("worker0", &[]).end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("refused"), "{stderr}");
+
+    let none = cast.start("worker0", &[("--attestation", "tdx")]);
+    let (code, stderr) = none.end();
+    assert!(code == 1 && stderr.contains("configfs-tsm"), "{stderr}");
+    std::fs::write(dir.path("broken"), r#"{"verify_mrtd":"on"}"#).expect("write");
+    let broken = dir.path("broken");
+    let (code, stderr) =
+        cast.start("worker0", &[("--policy", broken.to_str().expect("UTF-8"))]).end();
+    assert!(code == 1 && stderr.contains("verify_mrtd"), "{stderr}");
 }

@@ -37,6 +37,7 @@ mod quote;
 mod session;
 mod sim;
 mod tls;
+mod tsm;
 mod verify;
 
 pub use binding::Binding;
@@ -48,6 +49,7 @@ pub use policy::{Accepted, Measurement, Policy, PolicyError, Roles};
 pub use quote::{Body, Quote, QuoteError, Td15, TdReport};
 pub use session::{Config, Ended, Event, Session};
 pub use sim::SimPlatform;
+pub use tsm::ConfigfsTsm;
 pub use verify::{Rejection, Trust, Verdict, Verifier};
 
 /// A source of evidence about the TD that this program runs in.

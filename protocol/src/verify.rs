@@ -4,6 +4,7 @@
 //! simulated TDs, which is refused unless asked for.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
@@ -12,15 +13,17 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use crate::dcap::Shortcoming;
+use crate::dcap::{self, Collateral, Fault, Item, Problem, Shortcoming};
 use crate::message::Role;
 use crate::policy::Policy;
 use crate::quote::{Quote, QuoteError, TdReport};
 use crate::sim;
 
 /// Whose signature makes a platform real.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Trust {
+    /// Intel's root, and what Intel publishes about the platforms that may take part.
+    Hardware(Arc<[Collateral]>),
     /// The public test root: anybody can make such quotes.
     Simulated,
 }
@@ -52,6 +55,8 @@ pub enum Rejection {
     QeSignature,
     /// The platform's certificates do not lead to the trust anchor.
     Chain(String),
+    /// The platform is not genuine, or its collateral does not serve.
+    Dcap(Fault),
     /// The platform is not one that the policy accepts: what is wrong with it.
     Platform(&'static str),
     /// The attributes of the TD or the status of its platform.
@@ -85,6 +90,7 @@ impl Rejection {
             Self::AttestationKey => "attestation-key",
             Self::QeSignature => "qe-signature",
             Self::Chain(_) => "pck-chain",
+            Self::Dcap(_) => "platform-evidence",
             Self::Platform(_) => "platform",
             Self::Rules(why) => why.code(),
             Self::Malformed(_) => "quote-malformed",
@@ -107,6 +113,7 @@ impl fmt::Display for Rejection {
             }
             Self::QeSignature => write!(f, "the quoting enclave's report has a wrong signature"),
             Self::Chain(why) => write!(f, "the platform's certificates are not trusted: {why}"),
+            Self::Dcap(fault) => write!(f, "{fault} ({}): {}", fault.code(), fault.advice()),
             Self::Platform(what) => write!(f, "the policy refuses the platform: {what}"),
             Self::Rules(why) => why.fmt(f),
             Self::Malformed(error) => error.fmt(f),
@@ -152,8 +159,14 @@ impl Verifier {
         now: u64,
     ) -> Result<Verdict, Rejection> {
         let quote = Quote::parse(quote).map_err(Rejection::Malformed)?;
-        verify_signatures(&quote, self.trust, now)?;
         let report = *quote.td().map_err(Rejection::Malformed)?;
+        match &self.trust {
+            Trust::Simulated => verify_simulated(&quote, now)?,
+            Trust::Hardware(collateral) => {
+                let verdict = verify_hardware(&quote, collateral, now)?;
+                self.policy.check_platform(&verdict, now)?;
+            }
+        }
         self.policy.check(&report, role)?;
         if report.report_data != *report_data {
             return Err(Rejection::ReportData);
@@ -162,15 +175,37 @@ impl Verifier {
     }
 }
 
+/// The verdict with the collateral that is of this platform.
+fn verify_hardware(
+    quote: &Quote,
+    collateral: &[Collateral],
+    now: u64,
+) -> Result<dcap::Verdict, Rejection> {
+    let of_another = |fault: &Fault| {
+        matches!(fault, Fault { item: Item::TcbInfo, problem: Problem::Mismatch(_) })
+    };
+    let mut refused = None;
+    for collateral in collateral {
+        match dcap::verify(quote, collateral, &dcap::INTEL_ROOT, now) {
+            Ok(verdict) => return Ok(verdict),
+            // A fault of this platform's own collateral says more than that of another's.
+            Err(fault) if refused.as_ref().is_none_or(of_another) => refused = Some(fault),
+            Err(_) => {}
+        }
+    }
+    let missing = || Fault { item: Item::Collateral, problem: Problem::Missing("any platform") };
+    Err(Rejection::Dcap(refused.unwrap_or_else(missing)))
+}
+
 /// Most certificates of a chain.
 const CHAIN_MAX: usize = 4;
 
-fn verify_signatures(quote: &Quote, trust: Trust, now: u64) -> Result<(), Rejection> {
+fn verify_simulated(quote: &Quote, now: u64) -> Result<(), Rejection> {
     let chain = parse_chain(&quote.chain)?;
     let [leaf, intermediates @ ..] = chain.as_slice() else {
         return Err(Rejection::Chain("no certificate".into()));
     };
-    let leaf = verify_chain(leaf, intermediates, trust, now)?;
+    let leaf = verify_chain(leaf, intermediates, now)?;
     // webpki checks ASN.1 signatures; the quote has plain r and s.
     leaf.verify_signature(
         webpki::ring::ECDSA_P256_SHA256,
@@ -209,13 +244,10 @@ fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Rejection> {
 fn verify_chain<'a>(
     leaf: &'a CertificateDer<'a>,
     intermediates: &[CertificateDer],
-    trust: Trust,
     now: u64,
 ) -> Result<EndEntityCert<'a>, Rejection> {
     let untrusted = |error: webpki::Error| Rejection::Chain(error.to_string());
-    let root = match trust {
-        Trust::Simulated => CertificateDer::from(sim::ROOT_CERTIFICATE),
-    };
+    let root = CertificateDer::from(sim::ROOT_CERTIFICATE);
     let anchor = webpki::anchor_from_trusted_cert(&root).map_err(untrusted)?;
     let leaf = EndEntityCert::try_from(leaf).map_err(untrusted)?;
     leaf.verify_for_usage(

@@ -8,6 +8,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use super::*;
+use crate::{Policy, Rejection, Trust, Verifier};
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON")
@@ -241,4 +242,46 @@ fn dates_read_back() {
     for text in ["", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00+00", "2026-01-01 00:00:00Z"] {
         assert_eq!(parse_timestamp(text), None, "{text}");
     }
+}
+
+#[test]
+fn the_verifier_of_sessions_takes_real_quotes_with_the_collateral_of_their_platform() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/dcap/vectors");
+    let cases = std::fs::read_to_string(folder.join("cases.jsonl")).expect("cases");
+    let cases: Vec<Value> =
+        cases.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let (bytes, own) = real(&folder, &cases[1]);
+    let (_, other) = real(&folder, &cases[0]);
+    let now = cases[1]["now_unix"].as_u64().expect("a time");
+    let report = *Quote::parse(&bytes).expect("a quote").td().expect("a TD");
+    let judge = |collateral: &[Collateral], policy: Policy, data: &[u8; 64], now| {
+        let trust = Trust::Hardware(collateral.to_vec().into());
+        Verifier { trust, policy }.verify(&bytes, data, None, now)
+    };
+    let policy = || Policy::same_as(&report);
+    let both = [other.clone(), own.clone()];
+    assert_eq!(judge(&both, policy(), &report.report_data, now).expect("genuine").report, report);
+    let code =
+        |verdict: Result<_, Rejection>| verdict.map(|_: crate::Verdict| ()).expect_err("refused");
+    let stolen = code(judge(&both, policy(), &[1; 64], now));
+    assert_eq!(stolen, Rejection::ReportData);
+    assert!(matches!(
+        code(judge(&[other], policy(), &report.report_data, now)),
+        Rejection::Dcap(_)
+    ));
+    assert!(matches!(code(judge(&[], policy(), &report.report_data, now)), Rejection::Dcap(_)));
+    let late = code(judge(&both, policy(), &report.report_data, now + 10 * 365 * 86400));
+    assert!(matches!(late, Rejection::Dcap(_)), "{late}");
+    let simulated = crate::SimPlatform::new(now);
+    let forged = crate::Attester::quote(&simulated, &[1; 64]).expect("a simulated quote");
+    let verifier =
+        Verifier { trust: Trust::Hardware(both.to_vec().into()), policy: Policy::default() };
+    let forged = verifier.verify(&forged, &[1; 64], None, now).expect_err("another root");
+    assert!(
+        forged.to_string().contains("root-untrusted") || forged.to_string().contains("pck"),
+        "{forged}"
+    );
+    // And a real one is nothing to who trusts simulated platforms.
+    let verifier = Verifier { trust: Trust::Simulated, policy: Policy::default() };
+    assert!(verifier.verify(&bytes, &report.report_data, None, now).is_err());
 }
