@@ -30,6 +30,7 @@ mod binding;
 mod certificate;
 pub mod dcap;
 mod frame;
+mod hex;
 mod message;
 mod net;
 mod policy;

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::dcap::{self, Rules, Status};
+use crate::hex::{self, Hex};
 use crate::message::Role;
 use crate::quote::TdReport;
 use crate::verify::Rejection;
@@ -265,7 +266,7 @@ impl Policy {
                 .ok_or_else(|| wrong("tcb_date_min is no date such as 2026-01-31"))
         });
         let platform =
-            |text: &String| unhex(text).ok_or_else(|| wrong("platforms: 32 digits each"));
+            |text: &String| array(text).ok_or_else(|| wrong("platforms: 32 digits each"));
         let platforms = file.platforms.as_ref();
         let platforms = platforms.map(|list| list.iter().map(platform).collect::<Result<_, _>>());
         Ok(Self {
@@ -284,8 +285,7 @@ impl Policy {
     pub fn template(report: &TdReport) -> String {
         let (mut file, mut set) = (File::default(), Set::default());
         for (measurement, text) in Measurement::ALL.into_iter().zip(set.texts()) {
-            let bytes = measurement.of(report);
-            *text = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            *text = Hex(measurement.of(report)).to_string();
         }
         for (measurement, switch) in Measurement::ALL.into_iter().zip(file.switches()) {
             if matches!(measurement, Measurement::MrTd | Measurement::RtMr(_)) {
@@ -389,7 +389,7 @@ impl Accepted {
         let mut values = Vec::new();
         for (measurement, text) in Measurement::ALL.into_iter().zip(set.texts()) {
             if on.contains(&measurement) {
-                let value = unhex(text).ok_or_else(|| {
+                let value = array(text).ok_or_else(|| {
                     PolicyError(format!("{measurement:?} is switched on: 96 digits in each set"))
                 })?;
                 values.push((measurement, value));
@@ -415,11 +415,8 @@ impl Roles {
     }
 }
 
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    let pair = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
-    let bytes: Option<Vec<u8>> = text.as_bytes().chunks(2).map(pair).collect();
-    bytes?.try_into().ok()
+fn array<const N: usize>(text: &str) -> Option<[u8; N]> {
+    hex::parse(text)?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -455,14 +452,11 @@ mod tests {
     fn one_of_several_sets_must_match_and_may_take_its_roles_only() {
         let (a, mut b) = (report(), report());
         b.mr_td[3] ^= 8;
-        let hex = |report: &TdReport| {
-            report.mr_td.iter().map(|byte| format!("{byte:02x}")).collect::<String>()
-        };
         let text = format!(
             r#"{{"verify_mr_td":"on","tdx_mrs":[{{"mr_td":"{}","roles":["ps"]}},
                 {{"mr_td":"{}","roles":["worker"]}}]}}"#,
-            hex(&a),
-            hex(&b)
+            Hex(&a.mr_td),
+            Hex(&b.mr_td)
         );
         let policy = Policy::parse(text.as_bytes()).expect("valid");
         policy.check(&a, Some(Role::ParameterServer(0))).expect("its role");

@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::dcap::{self, Collateral, Fault, Item, Problem, Shortcoming};
+use crate::hex::Hex;
 use crate::message::Role;
 use crate::policy::Policy;
 use crate::quote::{Quote, QuoteError, TdReport};
@@ -135,15 +136,6 @@ impl fmt::Display for Rejection {
 }
 
 impl std::error::Error for Rejection {}
-
-/// Bytes in lower-case hexadecimal.
-struct Hex<'a>(&'a [u8]);
-
-impl fmt::Display for Hex<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
 
 impl Verifier {
     /// Checks a quote over `report_data` from a peer that claims `role` (if it does already), at

@@ -6,6 +6,7 @@ use super::fault::{Fault, Item, Problem};
 use super::pck::Platform;
 use super::pki::{Certificate, check_dates};
 use super::tcb::{Component, Rating, Shortfall, Status};
+use crate::hex;
 use crate::quote::{Body, QE_REPORT_LEN, TdReport};
 
 /// Largest bundle, and largest document in it.
@@ -61,7 +62,7 @@ impl Collateral {
         }
         let bundle: Bundle =
             serde_json::from_slice(bytes).map_err(|_| malformed("not the JSON of a bundle"))?;
-        let binary = |text: &str| unhex(text).ok_or_else(|| malformed("no hexadecimal"));
+        let binary = |text: &str| hex::parse(text).ok_or_else(|| malformed("no hexadecimal"));
         Ok(Self {
             tcb_info_signature: binary(&bundle.tcb_info_signature)?,
             qe_identity_signature: binary(&bundle.qe_identity_signature)?,
@@ -249,8 +250,8 @@ impl TcbInfo {
         // The order of the file is not relied upon.
         levels.sort_by_key(|level| std::cmp::Reverse((level.sgx, level.pce_svn, level.tdx)));
         Ok(Self {
-            fmspc: hex(&raw.fmspc, ITEM)?,
-            pce_id: hex(&raw.pce_id, ITEM)?,
+            fmspc: array(&raw.fmspc, ITEM)?,
+            pce_id: array(&raw.pce_id, ITEM)?,
             evaluation_number: raw.tcb_evaluation_data_number,
             valid,
             module: raw.tdx_module.as_ref().map(Module::parse).transpose()?,
@@ -401,15 +402,15 @@ impl Identity {
         }
         let valid = [timestamp(&raw.issue_date, ITEM)?, timestamp(&raw.next_update, ITEM)?];
         check_dates(valid, now, ITEM)?;
-        let mut misc_select = [hex(&raw.miscselect, ITEM)?, hex(&raw.miscselect_mask, ITEM)?];
+        let mut misc_select = [array(&raw.miscselect, ITEM)?, array(&raw.miscselect_mask, ITEM)?];
         // A number in the document, bytes in the report.
         misc_select.iter_mut().for_each(|bytes: &mut [u8; 4]| bytes.reverse());
         Ok(Self {
             evaluation_number: raw.tcb_evaluation_data_number,
             valid,
             misc_select,
-            attributes: [hex(&raw.attributes, ITEM)?, hex(&raw.attributes_mask, ITEM)?],
-            mr_signer: hex(&raw.mrsigner, ITEM)?,
+            attributes: [array(&raw.attributes, ITEM)?, array(&raw.attributes_mask, ITEM)?],
+            mr_signer: array(&raw.mrsigner, ITEM)?,
             isv_prod_id: raw.isvprodid,
             levels: isv_levels(raw.tcb_levels, ITEM)?,
         })
@@ -444,9 +445,9 @@ fn masked(bytes: &[u8], mask: &[u8], expected: &[u8]) -> bool {
 impl Module {
     fn parse(raw: &RawModule) -> Result<Self, Fault> {
         Ok(Self {
-            mr_signer: hex(&raw.mrsigner, Item::TcbInfo)?,
-            attributes: hex(&raw.attributes, Item::TcbInfo)?,
-            mask: hex(&raw.attributes_mask, Item::TcbInfo)?,
+            mr_signer: array(&raw.mrsigner, Item::TcbInfo)?,
+            attributes: array(&raw.attributes, Item::TcbInfo)?,
+            mask: array(&raw.attributes_mask, Item::TcbInfo)?,
         })
     }
 }
@@ -511,16 +512,8 @@ fn bounded<T>(items: Vec<T>, item: Item) -> Result<Vec<T>, Fault> {
     }
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    text.as_bytes()
-        .chunks(2)
-        .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
-        .collect()
-}
-
-fn hex<const N: usize>(text: &str, item: Item) -> Result<[u8; N], Fault> {
-    unhex(text)
+fn array<const N: usize>(text: &str, item: Item) -> Result<[u8; N], Fault> {
+    hex::parse(text)
         .and_then(|bytes| bytes.try_into().ok())
         .ok_or(Fault::malformed(item, "a field that is no hexadecimal of the right length"))
 }
