@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 pub use args::LuksArgs;
 
 use args::{Command, CreateArgs, DumpArgs, ExportArgs, MountArgs, OpenArgs, SealArgs, StatusArgs};
-use export::{CHUNK, copy, export_directory, new_file};
+use export::{CHUNK, copy, export_files, new_file};
 
 use crate::failure::{Doing, Failure};
 use crate::passphrase::KeySource;
@@ -206,7 +206,7 @@ fn export_volume(args: &ExportArgs) -> Result<(), Failure> {
             let directory = directory.as_ref().expect("one of the two");
             let files =
                 FileSystem::open(volume).map_err(|error| explained(&args.volume, &error))?;
-            let count = export_directory(&files, "", directory)?;
+            let count = export_files(&files, directory)?;
             print(&format!("{count} files in {}", directory.display()))
         }
     }

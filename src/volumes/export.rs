@@ -25,15 +25,29 @@ pub(super) fn copy(volume: &Volume, out: &mut dyn io::Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies the files of a directory; names that could leave `target` do not exist in ext4 as it is read.
-pub(super) fn export_directory(
+/// Most files and directories that are copied: a damaged directory may contain itself.
+const ENTRIES_MAX: usize = 100_000;
+
+/// Copies the files inside to a directory; how many.
+pub(super) fn export_files(files: &FileSystem<Volume>, target: &Path) -> Result<usize, Failure> {
+    let mut seen = 0;
+    export_directory(files, "", target, &mut seen)
+}
+
+/// Copies a directory; names that could leave `target` do not exist in ext4 as it is read.
+fn export_directory(
     files: &FileSystem<Volume>,
     path: &str,
     target: &Path,
+    seen: &mut usize,
 ) -> Result<usize, Failure> {
     fs::create_dir_all(target).doing(target.display())?;
     let mut count = 0;
     for entry in files.list(path).doing(format!("read /{path}"))? {
+        *seen += 1;
+        if *seen > ENTRIES_MAX {
+            return Err(Failure::new(format!("more than {ENTRIES_MAX} entries in the volume")));
+        }
         let name = String::from_utf8_lossy(&entry.name).into_owned();
         let unsafe_name =
             name.contains(['/', '\0']) || name.is_empty() || name.as_bytes() != entry.name;
@@ -45,7 +59,7 @@ pub(super) fn export_directory(
         let outside = target.join(&name);
         match entry.kind {
             Kind::Directory if inside == "lost+found" => {}
-            Kind::Directory => count += export_directory(files, &inside, &outside)?,
+            Kind::Directory => count += export_directory(files, &inside, &outside, seen)?,
             _ => {
                 export_file(files, &inside, &outside).doing(outside.display())?;
                 count += 1;
@@ -57,6 +71,10 @@ pub(super) fn export_directory(
 
 fn export_file(files: &FileSystem<Volume>, inside: &str, outside: &Path) -> io::Result<()> {
     let file = files.file(inside).map_err(io::Error::other)?;
+    // A damaged length would fill the disk with zeros.
+    if file.len() > files.len() {
+        return Err(io::Error::other("a file that is longer than its volume"));
+    }
     let mut out = new_file(outside)?;
     let mut buffer = vec![0; CHUNK.min(file.len() as usize)];
     for at in (0..file.len()).step_by(CHUNK) {

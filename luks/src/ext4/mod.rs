@@ -280,6 +280,16 @@ impl<D: Disk> FileSystem<D> {
         Ok(())
     }
 
+    /// Bytes of the file system.
+    pub fn len(&self) -> u64 {
+        self.blocks.count * self.geometry.block as u64
+    }
+
+    /// Never: the superblock alone has a block.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
     /// The disk below.
     pub fn into_disk(self) -> D {
         self.blocks.disk
