@@ -262,12 +262,21 @@ fn a_header_with_a_changed_segment_fails_its_mac_even_when_checksums_are_right()
     let mut options = Options::new(24 * MIB);
     options.cost = FAST;
     create(&path, None, &options, &[Passphrase::from_bytes(b"key")], false).expect("create");
-    let mut bytes = std::fs::read(&path).expect("read");
-    // Sectors of 512 instead of 4096, in both copies, as a host could write it.
+    let bytes = std::fs::read(&path).expect("read");
+    // Sectors of 512 instead of 4096, as a host could write it.
+    let changed = rewritten(&bytes, "\"sector_size\":4096", "\"sector_size\":512");
+    std::fs::write(&path, &changed).expect("write");
+    Source::new(&path).read_header().expect("well formed");
+    assert!(matches!(Source::new(&path).open(&key, false), Err(Error::Damaged(_))));
+}
+
+/// The volume with another text in the JSON of both copies, under right checksums.
+fn rewritten(volume: &[u8], from: &str, to: &str) -> Vec<u8> {
+    let mut bytes = volume.to_vec();
     for copy in [0, 16384] {
         let area = copy + 4096;
         let text = String::from_utf8(bytes[area..copy + 16384].to_vec()).expect("text");
-        let changed = text.replace("\"sector_size\":4096", "\"sector_size\":512");
+        let changed = text.replacen(from, to, 1);
         assert_ne!(text, changed);
         let mut changed = changed.into_bytes();
         changed.resize(12288, 0);
@@ -276,7 +285,62 @@ fn a_header_with_a_changed_segment_fails_its_mac_even_when_checksums_are_right()
         let sum = ring::digest::digest(&ring::digest::SHA256, &bytes[copy..copy + 16384]);
         bytes[copy + 448..copy + 480].copy_from_slice(sum.as_ref());
     }
+    bytes
+}
+
+#[test]
+fn requirements_reencryption_flags_and_other_ciphers_are_refused_under_both_policies() {
+    let scratch = Scratch::new("lists");
+    let (_, key) = scratch.key("key", b"key");
+    let path = scratch.path("volume");
+    let options = Options { cost: FAST, ..Options::new(24 * MIB) };
+    create(&path, None, &options, &[Passphrase::from_bytes(b"key")], false).expect("create");
+    let bytes = std::fs::read(&path).expect("read");
+    let config = "\"config\":{";
+    let segment = "\"iv_tweak\":\"0\",";
+    let changes = [
+        (config, "\"config\":{\"requirements\":{\"mandatory\":[\"online-reencrypt\"]},"),
+        (config, "\"config\":{\"requirements\":{\"mandatory\":[]},"),
+        (config, "\"config\":{\"flags\":[\"allow-discards\"],"),
+        (segment, "\"iv_tweak\":\"0\",\"flags\":[\"in-reencryption\"],"),
+        (segment, "\"iv_tweak\":\"8\","),
+        (
+            "\"type\":\"luks2\"",
+            "\"type\":\"reencrypt\",\"mode\":\"decrypt\",\"direction\":\"forward\"",
+        ),
+        ("\"type\":\"crypt\"", "\"type\":\"linear\""),
+        ("\"encryption\":\"aes-xts-plain64\",\"sector", "\"encryption\":\"aes-ecb\",\"sector"),
+        ("\"encryption\":\"aes-xts-plain64\",\"key", "\"encryption\":\"cipher_null-ecb\",\"key"),
+        (segment, "\"iv_tweak\":\"0\",\"iv_tweak\":\"0\","),
+    ];
+    for (from, to) in changes {
+        std::fs::write(&path, rewritten(&bytes, from, to)).expect("write");
+        for policy in [Policy::Strict, Policy::Compat] {
+            let source = Source { policy, ..Source::new(&path) };
+            assert!(source.open(&key, false).is_err(), "{policy:?} accepts {to}");
+        }
+    }
+    std::fs::write(&path, rewritten(&bytes, "\"sector_size\"", "\"sector_size\"  "))
+        .expect("write");
+    Source::new(&path).open(&key, false).expect("the change itself is harmless");
+}
+
+#[test]
+fn what_changes_on_the_disk_after_reading_changes_nothing() {
+    let scratch = Scratch::new("toctou");
+    let (_, key) = scratch.key("key", b"key");
+    let path = scratch.path("volume");
+    let options = Options { cost: FAST, ..Options::new(24 * MIB) };
+    let created = create(&path, None, &options, &[Passphrase::from_bytes(b"key")], false);
+    let expected = hex(created.expect("create").key());
+    let header = Source::new(&path).read_header().expect("a header");
+    // The host wipes header and keyslots: bait for a script that would format.
+    let mut bytes = std::fs::read(&path).expect("read");
+    bytes[..16 << 20].fill(0);
     std::fs::write(&path, &bytes).expect("write");
-    Source::new(&path).read_header().expect("well formed");
-    assert!(matches!(Source::new(&path).open(&key, false), Err(Error::Damaged(_))));
+    let (_, found) = header.unlock(&key, None, 1 << 20).expect("from the copy in memory");
+    assert_eq!(hex(&found), expected);
+    assert!(matches!(Source::new(&path).open(&key, true), Err(Error::NotLuks(_))));
+    assert!(create(&path, None, &options, &[Passphrase::from_bytes(b"key")], false).is_err());
+    assert_eq!(std::fs::read(&path).expect("read"), bytes, "and nothing is written");
 }
