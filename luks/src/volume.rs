@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
@@ -507,11 +508,21 @@ fn open_file(path: &Path, writable: bool) -> Result<File, Error> {
     }
 }
 
+/// How long a lock is waited for: a child process between fork and exec may hold one for a moment.
+const LOCK_ATTEMPTS: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
 /// One writer, or several readers.
 pub(crate) fn lock(file: &File, path: &Path, exclusive: bool) -> Result<(), Error> {
     let operation = match exclusive {
         true => FlockOperation::NonBlockingLockExclusive,
         false => FlockOperation::NonBlockingLockShared,
     };
-    flock(file, operation).map_err(|_| Error::Busy(path.display().to_string()))
+    for _ in 0..LOCK_ATTEMPTS {
+        if flock(file, operation).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(LOCK_PAUSE);
+    }
+    Err(Error::Busy(path.display().to_string()))
 }
