@@ -111,6 +111,14 @@ impl Source {
         Ok(header)
     }
 
+    /// Fails if the header stands where its data would begin: it would be read, and overwritten, as data.
+    pub(crate) fn refuse_detached(&self, header: &Header) -> Result<(), Error> {
+        match self.header.is_none() && header.metadata().segment.offset == 0 {
+            true => Err(Error::refused("a detached header without its data (--header FILE)")),
+            false => Ok(()),
+        }
+    }
+
     /// Opens the volume in this process.
     ///
     /// # Errors
@@ -124,9 +132,7 @@ impl Source {
             Some(path) => self.checked_header(&FileDisk::new(open_file(path, false)?)?)?,
             None => self.checked_header(&disk)?,
         };
-        if self.header.is_none() && header.metadata().segment.offset == 0 {
-            return Err(Error::refused("a detached header in front of data"));
-        }
+        self.refuse_detached(&header)?;
         let (slot, key) = header.unlock(passphrase, self.slot, memory_limit_kib())?;
         Volume::new(header, slot, key, Box::new(disk), writable)
     }
@@ -336,8 +342,12 @@ fn create_files(
     let (header, key) = new_header(options, offset, passphrases)?;
     let mut new_file = |path: &Path, len: u64| {
         let existed = path.exists();
+        if existed {
+            // Not even by force from under somebody who has it mounted.
+            linux::refuse_attached(path)?;
+        }
         let mut opened = OpenOptions::new();
-        opened.read(true).write(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+        opened.read(true).write(true).mode(0o600).custom_flags(exclusive_flags(path).bits() as i32);
         let file = match force {
             true => opened.create(true).truncate(false).open(path),
             false => opened.create_new(true).open(path),
@@ -488,12 +498,10 @@ fn random_uuid() -> Result<String, Error> {
 /// A regular file or a block device, not behind a symbolic link.
 fn open_file(path: &Path, writable: bool) -> Result<File, Error> {
     let name = path.display().to_string();
-    let mut flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file_type = std::fs::symlink_metadata(path).map_err(Error::io(name.clone()))?.file_type();
-    if file_type.is_block_device() && writable {
-        // The kernel then refuses devices that are mounted or mapped.
-        flags |= OFlags::EXCL;
-    }
+    let flags = match writable {
+        true => exclusive_flags(path),
+        false => OFlags::NOFOLLOW,
+    } | OFlags::NONBLOCK;
     let mut options = OpenOptions::new();
     options.read(true).write(writable).custom_flags(flags.bits() as i32);
     let file = options.open(path).map_err(|error| match error.raw_os_error() {
@@ -506,6 +514,12 @@ fn open_file(path: &Path, writable: bool) -> Result<File, Error> {
         true => Ok(file),
         false => Err(Error::refused(format!("{name} is no file and no block device"))),
     }
+}
+
+/// Not through a symbolic link; a block device only if it is neither mounted nor mapped.
+fn exclusive_flags(path: &Path) -> OFlags {
+    let is_device = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_block_device());
+    OFlags::NOFOLLOW | if is_device { OFlags::EXCL } else { OFlags::empty() }
 }
 
 /// How long a lock is waited for: a child process between fork and exec may hold one for a moment.

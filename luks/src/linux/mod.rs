@@ -76,6 +76,7 @@ pub fn open(
         return Err(Error::Busy(format!("the mapping {name}")));
     }
     let header = source.read_header()?;
+    source.refuse_detached(&header)?;
     let (_, key) = header.unlock(passphrase, source.slot, memory_limit_kib())?;
     refuse_attached(&source.path)?;
     let mut options = OpenOptions::new();
@@ -223,10 +224,9 @@ fn activate(
     let offset = segment.offset / SECTOR;
     let sectors = sectors(&segment, crate::disk::Disk::len(&disk))?;
     if !segment.integrity {
-        let target = crypt(header, key, CIPHER, (below, offset), sectors, |key| {
-            create_crypt(mapper, (name, &uuid), key, read_only)
+        return crypt(header, key, CIPHER, (below, offset), sectors, |target| {
+            create_crypt(mapper, (name, &uuid), target, read_only)
         });
-        return target;
     }
     let provided = integrity::provided_sectors(&disk, &segment, sectors)?;
     let between = format!("{name}{INTEGRITY_NAME}");
