@@ -19,6 +19,8 @@ const PROVIDER: &str = "tdx_guest";
 /// The largest answer that the kernel gives.
 const QUOTE_LEN_MAX: u64 = 32 << 10;
 const ATTEMPTS: u32 = 5;
+/// Most left-over requests that are stepped over.
+const NAMES_MAX: usize = 1000;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// The kernel's interface for quotes.
@@ -42,10 +44,7 @@ impl ConfigfsTsm {
     }
 
     fn request(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
-        let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let path = self.folder.join(format!("hfl-{}-{number}", std::process::id()));
-        (self.make)(&path).map_err(|error| explained(&error, "make a request"))?;
-        let request = Request(path);
+        let request = self.new_request()?;
         let provider = request.read("provider", 64)?;
         if provider.trim_ascii() != PROVIDER.as_bytes() {
             let provider = String::from_utf8_lossy(&provider).escape_default().to_string();
@@ -70,6 +69,22 @@ impl ConfigfsTsm {
             ));
         }
         Ok(quote)
+    }
+}
+
+impl ConfigfsTsm {
+    /// A directory of a name that nobody has; a process of our number may have died and left some.
+    fn new_request(&self) -> io::Result<Request> {
+        for _ in 0..NAMES_MAX {
+            let number = self.requests.fetch_add(1, Ordering::Relaxed);
+            let path = self.folder.join(format!("hfl-{}-{number}", std::process::id()));
+            match (self.make)(&path) {
+                Ok(()) => return Ok(Request(path)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(explained(&error, "make a request")),
+            }
+        }
+        Err(io::Error::other("too many requests of dead processes in configfs-tsm"))
     }
 }
 
@@ -199,6 +214,9 @@ mod tests {
         let tsm = ConfigfsTsm::at(kernel.0.clone(), |path| serve(path, PROVIDER, 1, echo));
         assert_eq!(tsm.quote(&[9; 64]).expect("a quote"), echo(&[9; 64]));
         assert_eq!(tsm.quote(&[8; 64]).expect("another"), echo(&[8; 64]));
+        // A process of the same number, as every container has, finds what this one left.
+        let next = ConfigfsTsm::at(kernel.0.clone(), |path| serve(path, PROVIDER, 1, echo));
+        assert_eq!(next.quote(&[7; 64]).expect("past the left-overs"), echo(&[7; 64]));
     }
 
     #[test]
