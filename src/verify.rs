@@ -148,7 +148,7 @@ fn judge(quote: &[u8], collateral: &[u8], root: &[u8; 32], now: u64, policy: &Po
                 Body::Td(report) => policy.check(report, None),
                 // Measurements of TDs are not those of enclaves.
                 Body::Enclave(_) if policy.accepts_anything() => Ok(()),
-                Body::Enclave(_) => Err(Rejection::MissingEvidence),
+                Body::Enclave(_) => Err(Rejection::Platform("an enclave, the policy is for TDs")),
             };
             let refused = td
                 .and_then(|()| policy.check_platform(&verdict, now))

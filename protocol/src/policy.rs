@@ -340,15 +340,16 @@ impl Policy {
     pub fn check_platform(&self, verdict: &dcap::Verdict, now: u64) -> Result<(), Rejection> {
         let out_of_date =
             matches!(verdict.status, Status::OutOfDate | Status::OutOfDateConfigurationNeeded);
-        let in_grace = self.grace.is_some_and(|grace| verdict.tcb_date >= grace);
-        if !(out_of_date && in_grace) {
-            self.rules.check(verdict).map_err(Rejection::Rules)?;
+        let mut rules = self.rules.clone();
+        if out_of_date && self.grace.is_some_and(|grace| verdict.tcb_date >= grace) {
+            rules.accepted.push(verdict.status);
         }
+        rules.check(verdict).map_err(Rejection::Rules)?;
         let refuse = |what: &'static str| Err(Rejection::Platform(what));
         if verdict.evaluation_number < self.min_evaluation_number {
             return refuse("older collateral than min_evaluation_number allows");
         }
-        if self.max_age.is_some_and(|age| now.saturating_sub(verdict.valid[0]) > age) {
+        if self.max_age.is_some_and(|age| now.saturating_sub(verdict.issued) > age) {
             return refuse("collateral of more than max_age_days");
         }
         if let Some(allowed) = &self.advisories

@@ -57,6 +57,9 @@ pub struct Verdict {
     pub advisories: Vec<String>,
     /// The lower evaluation number of TCB info and QE identity.
     pub evaluation_number: u32,
+    /// When the oldest of TCB info, QE identity and revocation list of platforms was issued, in seconds
+    /// since 1970.
+    pub issued: u64,
     /// From when and until when this collateral is valid, in seconds since 1970.
     pub valid: [u64; 2],
     /// What is below the newest patch level, and by how much.
@@ -111,6 +114,7 @@ pub fn verify(
     let qe = identity.rate(&quote.qe_report)?;
     let mut verdict = assess(quote, &info, &qe, &machine)?;
     verdict.evaluation_number = info.evaluation_number.min(identity.evaluation_number);
+    verdict.issued = info.valid[0].min(identity.valid[0]).min(leaves.valid[0]);
     verdict.valid = [
         info.valid[0].max(identity.valid[0]),
         [info.valid[1], identity.valid[1], roots.valid[1], leaves.valid[1]]
@@ -163,6 +167,7 @@ fn assess(
         tcb_date: parts.iter().flatten().map(|rating| rating.date).min().unwrap_or(0),
         advisories,
         evaluation_number: 0,
+        issued: 0,
         valid: [0, 0],
         shortfalls,
         machine: machine.clone(),
