@@ -114,7 +114,7 @@ pub struct Args {
     /// file with the collateral of a kind of platform, as often as needed
     #[argh(option)]
     collateral: Vec<PathBuf>,
-    /// policy file that peers must satisfy [the same image as this one]
+    /// policy file that peers must satisfy; tdx needs one [sim: the same image as this one]
     #[argh(option)]
     policy: Option<PathBuf>,
     /// one JSON object a line on stdout

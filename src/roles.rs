@@ -11,8 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use kernels::{Isa, Pool};
 use protocol::dcap::Collateral;
 use protocol::{
-    Attester, CHUNK_LEN_MAX, Config, ConfigfsTsm, Policy, Quote, Role, SimPlatform, TdReport,
-    Trust, Verifier,
+    Attester, CHUNK_LEN_MAX, Config, ConfigfsTsm, Policy, Role, SimPlatform, Trust, Verifier,
 };
 
 use crate::cifar::Shard;
@@ -51,7 +50,7 @@ pub struct Options {
     pub attestation: Attestation,
     /// Bundles with the collateral of peers' platforms.
     pub collateral: Vec<PathBuf>,
-    /// What peers must be, if not the same as this process.
+    /// What peers must be; simulated TDs without it must be the same as this one.
     pub policy: Option<PathBuf>,
     /// JSON on stdout.
     pub json: bool,
@@ -83,15 +82,14 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 }
 
 fn config(options: &Options) -> Result<Arc<Config>, Failure> {
-    let policy = |own: &TdReport| match &options.policy {
-        Some(path) => verify::policy(path),
-        None => Ok(Policy::same_as(own)),
-    };
     let (attester, verifier): (Arc<dyn Attester>, Verifier) = match options.attestation {
         Attestation::Sim => {
             log::warn!("SIMULATED attestation: anybody can forge it; for tests and demos only");
             let platform = SimPlatform::new(clock());
-            let policy = policy(platform.report())?;
+            let policy = match &options.policy {
+                Some(path) => verify::policy(path)?,
+                None => Policy::same_as(platform.report()),
+            };
             (Arc::new(platform), Verifier { trust: Trust::Simulated, policy })
         }
         Attestation::Auto | Attestation::Tdx => {
@@ -100,11 +98,14 @@ fn config(options: &Options) -> Result<Arc<Config>, Failure> {
                     "--attestation sim trains with simulated evidence, which protects nothing",
                 )
             })?;
-            let own = tsm.quote(&[0; 64]).doing("a quote of this TD")?;
-            let own = Quote::parse(&own).doing("the quote of this TD")?;
-            let policy = policy(own.td().doing("the quote of this TD")?)?;
+            // Not from a quote of this TD: quotes pass through the host, which may answer with another
+            // TD's and so choose whom this one would trust.
+            let policy = options.policy.as_ref().ok_or_else(|| {
+                Failure::new("no policy to judge peers with")
+                    .hint("--policy FILE; hfl quote --policy-template makes one to be checked")
+            })?;
             let trust = Trust::Hardware(collateral(&options.collateral)?.into());
-            (Arc::new(tsm), Verifier { trust, policy })
+            (Arc::new(tsm), Verifier { trust, policy: verify::policy(policy)? })
         }
     };
     Config::new(options.role, attester, verifier, clock).map(Arc::new).doing("evidence of this TD")
