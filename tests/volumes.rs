@@ -72,6 +72,7 @@ fn kill_9_leaves_a_volume_with_the_last_complete_checkpoint() {
         last_step = step;
         fs::remove_dir_all(&out).expect("remove");
     }
+    assert!(last_step > 0, "no death left a checkpoint");
     let ps0 = cast.start("ps0", &options);
     assert_eq!(cast.finish(&ps0, workers.into()), calm);
     let (code, stderr) = ps0.end();

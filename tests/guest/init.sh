@@ -145,7 +145,7 @@ chown 0 key
 # --- a role keeps its model in the volume by itself; the standard tools mount what it wrote ---
 hfl luks create u --size 480M $fast --key-file key > /dev/null
 hfl --role ps0 $job --steps 1 --batch-size 1 --volume u --key-file key > ps0.out 2>&1 &
-until grep -q 'listening\|LISTEN' ps0.out || netstat -ltn | grep -q 60002; do sleep 1; done
+for second in $(seq 60); do netstat -ltn | grep -q 60002 && break; sleep 1; done
 sleep 1
 refused mount-of-a-volume-in-use "in use" hfl luks mount u /mnt --name vol --key-file key
 check volume-worker hfl --role worker0 $job --data data --model-dir worker
