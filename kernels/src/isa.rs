@@ -49,6 +49,18 @@ impl Isa {
         }
     }
 
+    /// Runs `rounds` of multiply-add on registers alone and returns how many operations that was: what
+    /// one core can do at most. `None` where the tier has no instruction for it.
+    pub fn chain(self, rounds: usize) -> Option<f32> {
+        match self {
+            Self::Portable => None,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(token) => Some(token.chain(rounds)),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(token) => Some(token.chain(rounds)),
+        }
+    }
+
     /// Runs an elementwise loop compiled for this tier.
     ///
     /// The body is plain Rust without fused multiply-add, so its results have the same bits on every

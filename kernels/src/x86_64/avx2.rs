@@ -24,6 +24,12 @@ impl Avx2 {
         unsafe { run(body) }
     }
 
+    /// Operations of `rounds` of multiply-add on registers alone.
+    pub(crate) fn chain(self, rounds: usize) -> f32 {
+        // SAFETY: (T).
+        unsafe { chain(rounds) }
+    }
+
     pub(crate) fn multiply(
         self,
         terms: &[Term],
@@ -50,6 +56,11 @@ impl Avx2 {
 #[target_feature(enable = "avx2,fma")]
 fn run<R>(body: impl FnOnce() -> R) -> R {
     body()
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn chain(rounds: usize) -> f32 {
+    super::chain::<__m256>(rounds)
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -29,6 +29,12 @@ impl Avx512 {
         unsafe { run(body) }
     }
 
+    /// Operations of `rounds` of multiply-add on registers alone.
+    pub(crate) fn chain(self, rounds: usize) -> f32 {
+        // SAFETY: (T).
+        unsafe { chain(rounds) }
+    }
+
     pub(crate) fn multiply(
         self,
         terms: &[Term],
@@ -55,6 +61,11 @@ impl Avx512 {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 fn run<R>(body: impl FnOnce() -> R) -> R {
     body()
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+fn chain(rounds: usize) -> f32 {
+    super::chain::<__m512>(rounds)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]

@@ -92,6 +92,28 @@ impl Target {
     }
 }
 
+/// `rounds` of multiply-add on as many registers as a tile has, and nothing else: the CPU's peak.
+#[inline(always)]
+fn chain<V: Lanes>(rounds: usize) -> f32 {
+    const CHAINS: usize = 12;
+    let mut sum = [V::zero(); CHAINS];
+    let (factor, other) = (V::splat(std::hint::black_box(0.5)), V::splat(1.0));
+    for _ in 0..rounds {
+        for sum in &mut sum {
+            *sum = sum.multiply_add(factor, other);
+        }
+    }
+    let mut values = [0.0; 16];
+    let mut total = 0.0;
+    for sum in sum {
+        // SAFETY: no vector has more than 16 values.
+        unsafe { sum.store(values.as_mut_ptr()) };
+        total += values[0];
+    }
+    std::hint::black_box(total);
+    (rounds * CHAINS * V::COUNT * 2) as f32
+}
+
 /// `c[MR][NV vectors] (+)= sum a . b` for one register tile.
 ///
 /// # Safety
