@@ -8,9 +8,9 @@ use serde::Serialize;
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
 use crate::init;
 use crate::job::{Precision, Stem};
+use crate::model::Model;
 use crate::network::Network;
 use crate::params::Kind;
-use crate::resnet::ResNet;
 use crate::rng::Stream;
 
 /// What to time.
@@ -72,7 +72,7 @@ pub fn run(options: Options) -> std::io::Result<Report> {
     let mut velocity = vec![0.0; network.layout.trained];
     let mut gradients = vec![0.0; network.layout.len];
     let batch = random_batch(n);
-    let mut model = ResNet::new(network, n, Pool::new(threads), isa)?;
+    let mut model = Model::new(network, precision, n, (Pool::new(threads), isa))?;
     let mut times = Vec::with_capacity(WARM_UP + steps);
     for _ in 0..WARM_UP + steps {
         let start = Instant::now();
@@ -100,8 +100,8 @@ pub fn run(options: Options) -> std::io::Result<Report> {
 }
 
 /// One SGD step over every trained tensor, as the parameter server does it.
-fn update(model: &ResNet, params: &mut [f32], velocity: &mut [f32], gradients: &[f32]) {
-    for tensor in model.network.layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
+fn update(model: &Model, params: &mut [f32], velocity: &mut [f32], gradients: &[f32]) {
+    for tensor in model.network().layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
         let decay = if tensor.kind == Kind::Weight { 5e-4 } else { 0.0 };
         let step = Sgd { rate: 0.01, momentum: 0.9, decay, scale: 1.0 };
         let range = tensor.range.clone();

@@ -87,7 +87,7 @@ pub struct Args {
     /// first layers: imagenet (fast) or cifar (accurate) [imagenet]
     #[argh(option, default = "Stem::Imagenet")]
     stem: Stem,
-    /// number format: fp32 [fp32]
+    /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
     #[argh(option, default = "Precision::Fp32")]
     precision: Precision,
     /// crop and flip: standard or none [standard]
@@ -207,7 +207,7 @@ struct BenchArgs {
     /// first layers: imagenet or cifar [imagenet]
     #[argh(option, default = "Stem::Imagenet")]
     stem: Stem,
-    /// number format: fp32 [fp32]
+    /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
     #[argh(option, default = "Precision::Fp32")]
     precision: Precision,
     /// images of a step [128]

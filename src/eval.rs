@@ -10,8 +10,8 @@ use serde::Serialize;
 use crate::checkpoint;
 use crate::cifar::{Batch, CLASS_NAMES, CLASSES, Dataset, Split};
 use crate::failure::{Doing, Failure};
+use crate::inference::Inference;
 use crate::params::hex;
-use crate::resnet::ResNet;
 use crate::store::Place;
 
 /// What a model does on a set of images.
@@ -56,15 +56,15 @@ pub fn run(
     })?;
     let params = checkpoint.state.params;
     let parameters = hex(&crate::params::hash(&params));
-    let batch_max = BATCH.min(set.len());
+    let exec = (Pool::new(threads), isa);
     let mut model =
-        ResNet::new(network, batch_max, Pool::new(threads), isa).doing("memory for a batch")?;
+        Inference::new(network, params, BATCH.min(set.len()), exec).doing("memory for a batch")?;
     let mut confusion = [[0; CLASSES]; CLASSES];
     let mut batch = Batch::default();
     let start = Instant::now();
     for first in (0..set.len()).step_by(BATCH) {
         set.batch(first, BATCH.min(set.len() - first), &mut batch);
-        let logits = model.infer(&params, &batch);
+        let logits = model.run(&batch);
         for (row, &label) in logits.chunks_exact(CLASSES).zip(&batch.labels) {
             confusion[usize::from(label)][largest(row)] += 1;
         }

@@ -53,6 +53,8 @@ pub enum Stem {
 pub enum Precision {
     /// Single precision everywhere.
     Fp32,
+    /// Activations and operands of products in bfloat16; sums, weights and statistics in single precision.
+    Bf16,
 }
 
 /// What is done to training images.
@@ -148,7 +150,7 @@ macro_rules! names {
 }
 
 names!(Stem { "imagenet" => Imagenet, "cifar" => Cifar });
-names!(Precision { "fp32" => Fp32 });
+names!(Precision { "fp32" => Fp32, "bf16" => Bf16 });
 names!(Augment { "standard" => Standard, "none" => None });
 names!(Order { "shuffled" => Shuffled, "sequential" => Sequential });
 

@@ -11,8 +11,9 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Folded, Identity, Isa, Linear, Pool, Slope, Statistics, average_backward,
-    average_forward, mask_by_output, softmax_cross_entropy,
+    Arena, BatchNorm, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Slope, Statistics,
+    Sums, Tile, Value, average_backward, average_forward, mask_tile, measure_tile,
+    softmax_cross_entropy, sums_len, visit_tiles,
 };
 
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
@@ -21,17 +22,22 @@ use crate::network::{Block, Network, Unit};
 /// Normalisation constants of torchvision.
 pub const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
 
-/// A network with memory for batches of up to `batch_max` images.
-pub struct ResNet {
+/// A network with memory for training on batches of up to `batch_max` images; activations are stored
+/// as `T`.
+pub struct ResNet<T: Value> {
     /// Its layers.
     pub network: Network,
     pool: Pool,
     isa: Isa,
     batch_max: usize,
-    arena: Arena,
+    images: Vec<f32>,
+    arena: Arena<T>,
     plan: Plan,
     norms: Vec<Norm>,
-    transposed: Vec<f32>,
+    sums: Sums,
+    /// Weights of one layer as the kernels read them.
+    panels: Arena<T>,
+    scratch: Vec<f32>,
     head: Head,
 }
 
@@ -44,7 +50,6 @@ struct Norm {
 
 /// Where things are in the arena, for the largest batch.
 struct Plan {
-    images: Range<usize>,
     /// Output of each unit's convolution.
     z: Vec<Range<usize>>,
     /// Output of the stem, then of each block.
@@ -55,6 +60,7 @@ struct Plan {
     outer: Range<usize>,
     /// Gradients inside a block.
     inner: [Range<usize>; 2],
+    batch_max: usize,
 }
 
 /// Buffers after the last block.
@@ -64,35 +70,39 @@ struct Head {
     logits: Vec<f32>,
 }
 
-/// Which statistics a forward pass normalises with.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Inference,
-    Training,
+/// The parameters of a step and where its gradients go.
+struct Flow<'a> {
+    params: &'a [f32],
+    gradients: &'a mut [f32],
+    n: usize,
 }
 
-impl ResNet {
+impl<T: Value> ResNet<T> {
     /// Memory for batches of up to `batch_max` images.
     ///
     /// # Errors
     /// When the system has not that much memory.
     pub fn new(network: Network, batch_max: usize, pool: Pool, isa: Isa) -> std::io::Result<Self> {
         let plan = Plan::new(&network, batch_max);
-        let mut norms: Vec<Norm> = network.units.iter().map(Norm::new).collect();
-        for (norm, unit) in norms.iter_mut().zip(&network.units) {
-            norm.statistics.reserve(unit.conv.output_len(batch_max) / unit.conv.channels_out);
-        }
-        let largest = network.units.iter().map(|unit| unit.conv.weights()).max().unwrap_or(0);
+        let units = &network.units;
+        let most = |of: &dyn Fn(&Unit) -> usize| units.iter().map(of).max().unwrap_or(0);
+        let sums = Sums::new(
+            most(&|unit| sums_of(unit, batch_max)),
+            most(&|unit| unit.conv.channels_in.max(unit.conv.channels_out)),
+        );
         let head = Head {
             linear: Linear { inputs: network.features, outputs: CLASSES },
             features: vec![0.0; 2 * batch_max * network.features],
             logits: vec![0.0; batch_max * CLASSES],
         };
         Ok(Self {
-            arena: Arena::new(plan.inner[1].end)?,
+            images: vec![0.0; batch_max * SIDE * SIDE * COLOURS],
+            arena: Arena::new(plan.end())?,
+            panels: Arena::new(most(&|unit| unit.conv.weights()))?,
+            scratch: vec![0.0; most(&|unit| unit.conv.scratch_len())],
+            norms: units.iter().map(Norm::new).collect(),
             plan,
-            norms,
-            transposed: vec![0.0; largest],
+            sums,
             head,
             network,
             pool,
@@ -103,7 +113,7 @@ impl ResNet {
 
     /// Bytes of the arena.
     pub fn arena_len(&self) -> usize {
-        self.plan.inner[1].end * size_of::<f32>()
+        self.plan.end() * size_of::<T>()
     }
 
     /// The threads that this network computes with.
@@ -122,38 +132,33 @@ impl ResNet {
         mut done: impl FnMut(f32, Range<usize>, &[f32]),
     ) -> f32 {
         assert_eq!((params.len(), gradients.len()), (self.network.layout.len, params.len()));
-        self.forward(params, batch, Mode::Training);
-        self.update_running(params, gradients);
         let n = batch.len();
-        let loss =
-            softmax_cross_entropy(&mut self.head.logits[..n * CLASSES], &batch.labels, CLASSES);
+        assert!((1..=self.batch_max).contains(&n), "batch of {n}, room for {}", self.batch_max);
+        self.forward(params, batch);
+        self.update_running(params, gradients);
+        let logits = &mut self.head.logits[..n * CLASSES];
+        let loss = softmax_cross_entropy(logits, &batch.labels, CLASSES);
         done(loss, self.network.layout.trained..self.network.layout.len, gradients);
-        self.backward_head(params, n, gradients);
-        done(loss, self.network.classifier[0].start..self.network.classifier[1].end, gradients);
+        let mut flow = Flow { params, gradients, n };
+        self.backward_head(&mut flow);
+        let [weight, bias] = &self.network.classifier;
+        done(loss, weight.start..bias.end, flow.gradients);
         for index in (0..self.network.blocks.len()).rev() {
-            self.backward_block(index, params, n, gradients);
-            done(loss, self.block_range(index), gradients);
+            self.backward_block(index, &mut flow);
+            done(loss, self.block_range(index), flow.gradients);
         }
-        self.backward_stem(params, n, gradients);
-        done(loss, 0..self.network.units[0].affine[1].end, gradients);
+        self.backward_stem(&mut flow);
+        done(loss, 0..self.network.units[0].affine[1].end, flow.gradients);
         loss
     }
 
-    /// Logits of each image with the running statistics.
-    pub fn infer(&mut self, params: &[f32], batch: &Batch) -> &[f32] {
-        self.forward(params, batch, Mode::Inference);
-        &self.head.logits[..batch.len() * CLASSES]
-    }
-
-    fn forward(&mut self, params: &[f32], batch: &Batch, mode: Mode) {
+    fn forward(&mut self, params: &[f32], batch: &Batch) {
         let n = batch.len();
-        assert!((1..=self.batch_max).contains(&n), "batch of {n}, room for {}", self.batch_max);
-        let images = first(&self.plan.images, n * SIDE * SIDE * COLOURS);
-        self.arena.as_mut_slice()[images.clone()].copy_from_slice(&batch.images);
-        self.convolve(0, images, params, n, mode);
+        self.images[..batch.images.len()].copy_from_slice(&batch.images);
+        self.convolve(0, None, params, n);
         self.forward_stem(n);
         for index in 0..self.network.blocks.len() {
-            self.forward_block(index, params, n, mode);
+            self.forward_block(index, params, n);
         }
         let features = n * self.network.features;
         let last = self.y(self.network.blocks.len(), n);
@@ -165,195 +170,237 @@ impl ResNet {
         self.head.linear.forward(exec, pooled, (weight, bias), logits);
     }
 
-    /// `z = conv(x)` of one unit, and its normalisation folded for use.
-    fn convolve(&mut self, u: usize, x: Range<usize>, params: &[f32], n: usize, mode: Mode) {
+    /// `z = conv(x)` of one unit (of the images where `x` is `None`), and its normalisation folded for
+    /// use.
+    fn convolve(&mut self, u: usize, x: Option<Range<usize>>, params: &[f32], n: usize) {
         let exec = (&self.pool, self.isa);
         let unit = &self.network.units[u];
+        let weight = &params[unit.weight.clone()];
+        let [mean, _] = unit.running.clone().map(|range| &params[range]);
+        let sums = self.sums.tiles(output_shape(unit, n));
+        let measure = |tile: Tile<T>| measure_tile(self.isa, mean, tile);
         let z = self.plan.z(u, n, unit);
-        let [x, z] = disjoint(&mut self.arena, [x, z]);
-        unit.conv.forward(exec, n, x, &params[unit.weight.clone()], z);
-        let Norm { statistics, fold, .. } = &mut self.norms[u];
-        let affine = unit.affine.clone().map(|range| &params[range]);
-        let running = unit.running.clone().map(|range| &params[range]);
-        match mode {
-            Mode::Inference => fold.set(NORM, running.into(), affine.into()),
-            Mode::Training => {
-                statistics.measure(exec, z, running[0]);
-                fold.set(NORM, (&statistics.mean, &statistics.variance), affine.into());
+        match x {
+            Some(x) => {
+                let (z, rest) = around(&mut self.arena, z);
+                let weight = T::panels(exec, weight, self.panels.as_mut_slice());
+                unit.conv.forward(exec, n, (rest.get(x), weight), (z, sums), measure);
+            }
+            None => {
+                let images = &self.images[..n * SIDE * SIDE * COLOURS];
+                let z = &mut self.arena.as_mut_slice()[z];
+                unit.conv.forward_images(exec, n, (images, weight), (z, sums), measure);
             }
         }
+        self.sums.add_up(exec);
+        let Norm { statistics, fold, .. } = &mut self.norms[u];
+        let (pixels, ..) = output_shape(unit, n);
+        statistics.set(&self.sums, pixels * n, mean);
+        let affine = unit.affine.clone().map(|range| &params[range]);
+        fold.set(NORM, (&statistics.mean, &statistics.variance), affine.into());
     }
 
     /// The activation after a unit, into the shared buffer.
     fn activate(&mut self, u: usize, n: usize) -> Range<usize> {
         let z = self.z(u, n);
         let target = first(&self.plan.activation, z.len());
-        let [z, y] = disjoint(&mut self.arena, [z, target.clone()]);
-        self.norms[u].fold.activate((&self.pool, self.isa), z, Identity::None, y);
+        let (y, rest) = around(&mut self.arena, target.clone());
+        let exec = (&self.pool, self.isa);
+        self.norms[u].fold.activate(exec, rest.get(z), Identity::None, y);
         target
     }
 
     fn forward_stem(&mut self, n: usize) {
-        let y = self.y(0, n);
+        let target = self.y(0, n);
+        let x = match self.network.max_pool {
+            None => self.z(0, n),
+            Some(_) => self.activate(0, n),
+        };
+        let exec = (&self.pool, self.isa);
+        let (y, rest) = around(&mut self.arena, target);
         match self.network.max_pool {
-            None => {
-                let exec = (&self.pool, self.isa);
-                let z = self.z(0, n);
-                let [z, y] = disjoint(&mut self.arena, [z, y]);
-                self.norms[0].fold.activate(exec, z, Identity::None, y);
-            }
+            None => self.norms[0].fold.activate(exec, rest.get(x), Identity::None, y),
             Some(max_pool) => {
-                let a = self.activate(0, n);
                 let channels = self.network.units[0].conv.channels_out;
-                let [a, y] = disjoint(&mut self.arena, [a, y]);
-                max_pool.forward((&self.pool, self.isa), n * channels, a, y);
+                max_pool.forward(exec, n * channels, rest.get(x), y);
             }
         }
     }
 
-    fn forward_block(&mut self, index: usize, params: &[f32], n: usize, mode: Mode) {
+    fn forward_block(&mut self, index: usize, params: &[f32], n: usize) {
         let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
         let x = self.y(index, n);
-        self.convolve(u1, x.clone(), params, n, mode);
+        self.convolve(u1, Some(x.clone()), params, n);
         let a1 = self.activate(u1, n);
-        self.convolve(u2, a1, params, n, mode);
+        self.convolve(u2, Some(a1), params, n);
         let a2 = self.activate(u2, n);
-        self.convolve(u3, a2, params, n, mode);
+        self.convolve(u3, Some(a2), params, n);
         if let Some(p) = projection {
-            self.convolve(p, x.clone(), params, n, mode);
+            self.convolve(p, Some(x.clone()), params, n);
         }
         let shortcut = projection.map_or(x, |p| self.z(p, n));
         let (z3, y) = (self.z(u3, n), self.y(index + 1, n));
-        let [shortcut, z3, y] = disjoint(&mut self.arena, [shortcut, z3, y]);
+        let (y, rest) = around(&mut self.arena, y);
         let identity = match projection {
-            None => Identity::Plain(shortcut),
-            Some(p) => Identity::Projected(shortcut, &self.norms[p].fold),
+            None => Identity::Plain(rest.get(shortcut)),
+            Some(p) => Identity::Projected(rest.get(shortcut), &self.norms[p].fold),
         };
-        self.norms[u3].fold.activate((&self.pool, self.isa), z3, identity, y);
+        self.norms[u3].fold.activate((&self.pool, self.isa), rest.get(z3), identity, y);
     }
 
-    fn backward_head(&mut self, params: &[f32], n: usize, gradients: &mut [f32]) {
+    /// From the logits' gradient to the masked one at the last block's output, in `outer`.
+    fn backward_head(&mut self, flow: &mut Flow) {
         let exec = (&self.pool, self.isa);
-        let outer = first(&self.plan.outer, self.y(self.network.blocks.len(), n).len());
+        let (n, count) = (flow.n, flow.n * self.network.features);
+        let last = self.network.blocks.len();
+        let outer = first(&self.plan.outer, self.y(last, n).len());
         let Head { linear, features, logits } = &mut self.head;
-        let count = n * self.network.features;
         let (features, gradient) = features.split_at_mut(self.batch_max * self.network.features);
         let (features, gradient) = (&features[..count], &mut gradient[..count]);
         let dlogits = &logits[..n * CLASSES];
         let [weight, bias] = self.network.classifier.clone();
-        linear.backward_input(exec, dlogits, &params[weight.clone()], gradient);
-        let [dw, db] = gradients.get_disjoint_mut([weight, bias]).expect("tensors are disjoint");
+        linear.backward_input(exec, dlogits, &flow.params[weight.clone()], gradient);
+        let tensors = flow.gradients.get_disjoint_mut([weight, bias]);
+        let [dw, db] = tensors.expect("tensors are disjoint");
         linear.backward_weight(exec, (features, dlogits), (dw, db));
-        average_backward(exec, gradient, &mut self.arena.as_mut_slice()[outer]);
+
+        let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+        let (dy, rest) = around(&mut self.arena, outer);
+        average_backward(exec, gradient, dy);
+        let behind = view.behind(Behind::Output(last), &rest);
+        let shape = (dy.len() / count, n, self.network.features);
+        let sums = self.sums.tiles(shape);
+        visit_tiles(exec.0, shape, dy, sums, |tile| behind.mask(exec.1, tile));
+        self.sums.add_up(exec);
     }
 
-    /// From the gradient at the block's output to that at its input, both in `outer`.
-    fn backward_block(&mut self, index: usize, params: &[f32], n: usize, gradients: &mut [f32]) {
+    /// From the masked gradient at the block's output, whose sums are taken, to the same at its input;
+    /// both in `outer`.
+    fn backward_block(&mut self, index: usize, flow: &mut Flow) {
+        let n = flow.n;
         let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
         let (x, y) = (self.y(index, n), self.y(index + 1, n));
         let dy = first(&self.plan.outer, y.len());
-        {
-            let [y, dy] = disjoint(&mut self.arena, [y, dy.clone()]);
-            mask_by_output((&self.pool, self.isa), y, dy);
-        }
         let [inner0, inner1] = self.plan.inner.clone();
-        let dz3 = self.backward_norm(u3, params, n, gradients, dy.clone(), Some(inner0.clone()));
+        self.backward_norm(u3, 1, flow);
+        if let Some(p) = projection {
+            self.backward_norm(p, 2, flow);
+        }
+        let dz3 = self.apply_slope(u3, &dy, &inner0, n);
         let a2 = self.activate(u2, n);
-        let da2 = self.backward_conv(u3, params, n, gradients, (a2, dz3), (&inner1, false));
-        let dz2 = self.backward_norm(u2, params, n, gradients, da2, None);
+        let da2 = self.backward_conv(u3, flow, (a2, dz3), (&inner1, false), Behind::Unit(u2));
+        self.backward_norm(u2, 1, flow);
+        let dz2 = self.apply_slope(u2, &da2, &da2, n);
         let a1 = self.activate(u1, n);
-        let da1 = self.backward_conv(u2, params, n, gradients, (a1, dz2), (&inner0, false));
-        let dz1 = self.backward_norm(u1, params, n, gradients, da1, None);
+        let da1 = self.backward_conv(u2, flow, (a1, dz2), (&inner0, false), Behind::Unit(u1));
+        self.backward_norm(u1, 1, flow);
+        let dz1 = self.apply_slope(u1, &da1, &da1, n);
         let outer = self.plan.outer.clone();
         if let Some(p) = projection {
-            let dzp = self.backward_norm(p, params, n, gradients, dy, Some(inner1));
-            self.backward_conv(p, params, n, gradients, (x.clone(), dzp), (&outer, false));
+            let dzp = self.apply_slope(p, &dy, &inner1, n);
+            self.backward_conv(p, flow, (x.clone(), dzp), (&outer, false), Behind::Nothing);
         }
-        self.backward_conv(u1, params, n, gradients, (x, dz1), (&outer, true));
+        let pooled = index == 0 && self.network.max_pool.is_some();
+        let behind = if pooled { Behind::Nothing } else { Behind::Output(index) };
+        self.backward_conv(u1, flow, (x, dz1), (&outer, true), behind);
     }
 
-    fn backward_stem(&mut self, params: &[f32], n: usize, gradients: &mut [f32]) {
+    fn backward_stem(&mut self, flow: &mut Flow) {
+        let n = flow.n;
         let y = self.y(0, n);
         let dy = first(&self.plan.outer, y.len());
         let da = match self.network.max_pool {
             None => dy,
-            Some(max_pool) => {
-                let a = self.activate(0, n);
-                let da = first(&self.plan.inner[0], a.len());
-                let channels = self.network.units[0].conv.channels_out;
-                let [a, y, dy, target] = disjoint(&mut self.arena, [a, y, dy, da.clone()]);
-                max_pool.backward((&self.pool, self.isa), n * channels, (a, y, dy), target);
-                da
-            }
+            Some(_) => self.backward_pool(y, dy, n),
         };
-        let dz = self.backward_norm(0, params, n, gradients, da, None);
-        let images = first(&self.plan.images, n * SIDE * SIDE * COLOURS);
-        let [x, dz] = disjoint(&mut self.arena, [images, dz]);
+        self.backward_norm(0, 1, flow);
+        let dz = self.apply_slope(0, &da, &da, n);
+        let images = &self.images[..n * SIDE * SIDE * COLOURS];
+        let operands = (images, &self.arena.as_slice()[dz]);
         let unit = &self.network.units[0];
-        let dw = &mut gradients[unit.weight.clone()];
-        unit.conv.backward_weight((&self.pool, self.isa), n, (x, dz), dw);
+        let results = (&mut flow.gradients[unit.weight.clone()], &mut *self.scratch);
+        unit.conv.backward_weight_images((&self.pool, self.isa), n, operands, results);
     }
 
-    /// Gradients by gamma and beta, and by the convolution's output: in place where `target` is `None`
-    /// (through the unit's own ReLU), else into `target` (no ReLU between).
-    fn backward_norm(
+    /// The masked gradient at the stem's activation from that at the pooled one, and its sums.
+    fn backward_pool(&mut self, y: Range<usize>, dy: Range<usize>, n: usize) -> Range<usize> {
+        let Some(max_pool) = self.network.max_pool else { return dy };
+        let a = self.activate(0, n);
+        let exec = (&self.pool, self.isa);
+        let target = first(&self.plan.inner[0], a.len());
+        let shape = output_shape(&self.network.units[0], n);
+        let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+        let (da, rest) = around(&mut self.arena, target.clone());
+        let gradient = (rest.get(a), rest.get(y), rest.get(dy));
+        max_pool.backward(exec, n * shape.2, gradient, da);
+        let behind = view.behind(Behind::Unit(0), &rest);
+        visit_tiles(exec.0, shape, da, self.sums.tiles(shape), |tile| behind.mask(exec.1, tile));
+        self.sums.add_up(exec);
+        target
+    }
+
+    /// Gradients by gamma and beta, and the slope, from the sums that were just taken.
+    fn backward_norm(&mut self, u: usize, which: usize, flow: &mut Flow) {
+        let unit = &self.network.units[u];
+        let Norm { statistics, slope, .. } = &mut self.norms[u];
+        let gamma = &flow.params[unit.affine[0].clone()];
+        let tensors = flow.gradients.get_disjoint_mut(unit.affine.clone());
+        let [dgamma, dbeta] = tensors.expect("tensors are disjoint");
+        statistics.backward(NORM, (&self.sums, which), gamma, (dgamma, dbeta, slope));
+    }
+
+    /// The gradient by a convolution's output from the masked one behind its normalisation.
+    fn apply_slope(
         &mut self,
         u: usize,
-        params: &[f32],
+        g: &Range<usize>,
+        target: &Range<usize>,
         n: usize,
-        gradients: &mut [f32],
-        dy: Range<usize>,
-        target: Option<Range<usize>>,
     ) -> Range<usize> {
         let exec = (&self.pool, self.isa);
-        let unit = &self.network.units[u];
-        let Norm { statistics, fold, slope } = &mut self.norms[u];
-        let mask = target.is_none().then_some(&*fold);
-        let z = self.plan.z(u, n, unit);
-        let gamma = &params[unit.affine[0].clone()];
-        let [dgamma, dbeta] =
-            gradients.get_disjoint_mut(unit.affine.clone()).expect("tensors are disjoint");
-        let dz = target.map_or(dy.clone(), |target| first(&target, dy.len()));
-        let memory = self.arena.as_mut_slice();
-        let sums = (&memory[dy.clone()], &memory[z.clone()], mask);
-        statistics.backward(exec, NORM, sums, gamma, (dgamma, dbeta, slope));
-        if mask.is_some() {
-            let [dy, z] = memory.get_disjoint_mut([dy, z]).expect("buffers are disjoint");
-            slope.apply_in_place(exec, z, mask, dy);
+        let (z, slope) = (self.z(u, n), &self.norms[u].slope);
+        let target = first(target, g.len());
+        let (dz, rest) = around(&mut self.arena, target.clone());
+        if *g == target {
+            slope.apply_in_place(exec, rest.get(z), dz);
         } else {
-            let buffers = memory.get_disjoint_mut([dy, z, dz.clone()]);
-            let [dy, z, dz] = buffers.expect("buffers are disjoint");
-            slope.apply(exec, (dy, z), dz);
+            slope.apply(exec, (rest.get(g.clone()), rest.get(z)), dz);
         }
-        dz
+        target
     }
 
-    /// Gradients by the weights and by the input, the latter into (or added to) `target`.
+    /// Gradients by the weights and by the input, the latter into (or added to) `target`, masked by
+    /// what is behind.
     fn backward_conv(
         &mut self,
         u: usize,
-        params: &[f32],
-        n: usize,
-        gradients: &mut [f32],
+        flow: &mut Flow,
         (x, dz): (Range<usize>, Range<usize>),
         (target, accumulate): (&Range<usize>, bool),
+        behind: Behind,
     ) -> Range<usize> {
-        let exec = (&self.pool, self.isa);
+        let (exec, n) = ((&self.pool, self.isa), flow.n);
         let unit = &self.network.units[u];
         let weight = unit.weight.clone();
-        let dx = first(target, x.len());
-        let memory = self.arena.as_mut_slice();
-        unit.conv.backward_weight(
-            exec,
-            n,
-            (&memory[x], &memory[dz.clone()]),
-            &mut gradients[weight.clone()],
-        );
-        let transposed = &mut self.transposed[..weight.len()];
-        unit.conv.transpose(exec, &params[weight], transposed);
-        let [dz, out] = memory.get_disjoint_mut([dz, dx.clone()]).expect("buffers are disjoint");
-        unit.conv.backward_input(exec, n, dz, transposed, (out, accumulate));
-        dx
+        let target = first(target, x.len());
+        let memory = self.arena.as_slice();
+        let operands = (&memory[x], &memory[dz.clone()]);
+        let results = (&mut flow.gradients[weight.clone()], &mut *self.scratch);
+        unit.conv.backward_weight(exec, n, operands, results);
+
+        let panels = &mut self.panels.as_mut_slice()[..weight.len()];
+        unit.conv.transpose(exec, &flow.params[weight], panels);
+        let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+        let (dx, rest) = around(&mut self.arena, target.clone());
+        let behind = view.behind(behind, &rest);
+        let [h, w] = unit.conv.input;
+        let sums = self.sums.tiles((h * w, n, unit.conv.channels_in));
+        let operands = (rest.get(dz), &*panels);
+        unit.conv.backward_input(exec, n, operands, (dx, sums, accumulate), |tile| {
+            behind.mask(exec.1, tile);
+        });
+        self.sums.add_up(exec);
+        target
     }
 
     fn update_running(&self, params: &[f32], gradients: &mut [f32]) {
@@ -379,7 +426,67 @@ impl ResNet {
     }
 
     fn y(&self, index: usize, n: usize) -> Range<usize> {
-        first(&self.plan.y[index], self.plan.y[index].len() / self.batch_max * n)
+        self.plan.y(index, n)
+    }
+}
+
+/// What a gradient by some convolution's input is the gradient of.
+#[derive(Clone, Copy)]
+enum Behind {
+    /// Nothing that could be masked yet.
+    Nothing,
+    /// A unit's activation.
+    Unit(usize),
+    /// The output of the block before this one, or of the stem.
+    Output(usize),
+}
+
+/// What a masked gradient's sums are taken with.
+enum Source<'a, T> {
+    Nothing,
+    Known(Mask<'a, T>, (Normalised<'a, T>, Option<Normalised<'a, T>>)),
+}
+
+impl<T: Value> Source<'_, T> {
+    fn mask(&self, isa: Isa, mut tile: Tile<T>) {
+        match *self {
+            // The sums are added up all the same.
+            Self::Nothing => tile.sums.fill(0.0),
+            Self::Known(mask, of) => mask_tile(isa, mask, of, tile),
+        }
+    }
+}
+
+/// Everything but the arena.
+struct View<'a> {
+    network: &'a Network,
+    plan: &'a Plan,
+    norms: &'a [Norm],
+    n: usize,
+}
+
+impl<'a> View<'a> {
+    fn behind<T: Value>(&self, behind: Behind, rest: &Rest<'a, T>) -> Source<'a, T> {
+        let norms = self.norms;
+        let of = |u: usize| Normalised {
+            z: rest.get(self.plan.z(u, self.n, &self.network.units[u])),
+            mean: &norms[u].statistics.mean,
+        };
+        match behind {
+            Behind::Nothing => Source::Nothing,
+            Behind::Unit(u) => Source::Known(Mask::Folded(&norms[u].fold), (of(u), None)),
+            Behind::Output(index) => {
+                let (unit, projection) = match index.checked_sub(1) {
+                    None => (0, None),
+                    Some(index) => {
+                        let Block { units, projection } = self.network.blocks[index];
+                        (units[2], projection)
+                    }
+                };
+                let mask = Mask::Output(rest.get(self.plan.y(index, self.n)));
+                Source::Known(mask, (of(unit), projection.map(of)))
+            }
+        }
     }
 }
 
@@ -400,10 +507,9 @@ impl Plan {
         let mut take = |len: usize| {
             // Pieces start at cache lines.
             let start = end;
-            end = (start + len).next_multiple_of(16);
+            end = (start + len).next_multiple_of(32);
             start..start + len
         };
-        let images = take(n * SIDE * SIDE * COLOURS);
         let outputs: Vec<usize> =
             network.units.iter().map(|unit| unit.conv.output_len(n)).collect();
         let z = outputs.iter().map(|&len| take(len)).collect();
@@ -421,18 +527,39 @@ impl Plan {
         let activation = between.chain(stem_activation).max().unwrap_or(0);
         let outer = y.iter().map(Range::len).max().unwrap_or(0);
         Self {
-            images,
             z,
             activation: take(activation),
             outer: take(outer),
             inner: [take(outer.max(activation)), take(outer.max(activation))],
             y,
+            batch_max: n,
         }
+    }
+
+    fn end(&self) -> usize {
+        self.inner[1].end
+    }
+
+    /// Output of the stem (0), then of each block, for `n` images.
+    fn y(&self, index: usize, n: usize) -> Range<usize> {
+        first(&self.y[index], self.y[index].len() / self.batch_max * n)
     }
 
     fn z(&self, u: usize, n: usize, unit: &Unit) -> Range<usize> {
         first(&self.z[u], unit.conv.output_len(n))
     }
+}
+
+/// Pixels, images and channels of a unit's output.
+fn output_shape(unit: &Unit, n: usize) -> (usize, usize, usize) {
+    (unit.conv.output[0] * unit.conv.output[1], n, unit.conv.channels_out)
+}
+
+/// Values of the sums over a unit's output, or over its input.
+fn sums_of(unit: &Unit, n: usize) -> usize {
+    let conv = &unit.conv;
+    let of = |[h, w]: [usize; 2], channels| sums_len(h * w, n, channels);
+    of(conv.output, conv.channels_out).max(of(conv.input, conv.channels_in))
 }
 
 /// The first `len` values of a range.
@@ -441,6 +568,27 @@ fn first(range: &Range<usize>, len: usize) -> Range<usize> {
     range.start..range.start + len
 }
 
-fn disjoint<const N: usize>(arena: &mut Arena, ranges: [Range<usize>; N]) -> [&mut [f32]; N] {
-    arena.as_mut_slice().get_disjoint_mut(ranges).expect("buffers are disjoint")
+/// The arena but for one buffer, to read.
+struct Rest<'a, T> {
+    before: &'a [T],
+    after: &'a [T],
+    offset: usize,
+}
+
+impl<'a, T> Rest<'a, T> {
+    /// A buffer that does not overlap the one left out.
+    fn get(&self, range: Range<usize>) -> &'a [T] {
+        if range.end <= self.before.len() {
+            return &self.before[range];
+        }
+        assert!(range.start >= self.offset, "buffers are disjoint");
+        &self.after[range.start - self.offset..range.end - self.offset]
+    }
+}
+
+/// One buffer of the arena to write, and the others.
+fn around<T: Value>(arena: &mut Arena<T>, hole: Range<usize>) -> (&mut [T], Rest<'_, T>) {
+    let (before, rest) = arena.as_mut_slice().split_at_mut(hole.start);
+    let (inside, after) = rest.split_at_mut(hole.len());
+    (inside, Rest { before, after, offset: hole.end })
 }

@@ -121,7 +121,12 @@ fn sign(vector: u64, index: u64) -> f64 {
     if (z ^ (z >> 31)) & 1 == 1 { 1.0 } else { -1.0 }
 }
 
-fn check_gradients(network: &Network, gradients: &[f32], recorded: &Value) -> f64 {
+/// Gradients of the portable tier agree to rounding. Those of another tier may differ by a flipped ReLU
+/// or two: where one sum rounds to the other side of zero, tensors of the last blocks change by one part
+/// in the square root of their samples, those before by a thousandth. An error in how operations are put
+/// together differs by far more, and each operation is compared with its oracle on every tier.
+fn check_gradients(network: &Network, gradients: &[f32], recorded: &Value, isa: Isa) -> f64 {
+    let bound = if isa == Isa::Portable { 1e-3 } else { 2e-2 };
     let mut worst = 0.0_f64;
     for tensor in network.layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
         let recorded = &recorded["gradients"][&tensor.name];
@@ -139,7 +144,7 @@ fn check_gradients(network: &Network, gradients: &[f32], recorded: &Value) -> f6
         }
         let relative = (squares / SIGNS as f64).sqrt() / norm;
         worst = worst.max(relative);
-        assert!(relative < 1e-3, "{}: gradient differs by {relative:.2e}", tensor.name);
+        assert!(relative < bound, "{}: gradient differs by {relative:.2e}", tensor.name);
     }
     worst
 }
@@ -154,7 +159,7 @@ fn check_case(case: &Case, isa: Isa, steps: usize) {
     let mut velocity = vec![0.0; layout.trained];
     let mut gradients = vec![0.0; layout.len];
     let data = case.data();
-    let mut model = ResNet::new(network, case.batch, Pool::new(2), isa).expect("memory");
+    let mut model = ResNet::<f32>::new(network, case.batch, Pool::new(2), isa).expect("memory");
     let mut batch = Batch::default();
     let mut worst = 0.0_f64;
     for (step, want) in losses.iter().enumerate().take(steps) {
@@ -162,7 +167,7 @@ fn check_case(case: &Case, isa: Isa, steps: usize) {
         let loss = model.step(&params, &batch, &mut gradients, |_, _, _| {});
         let relative = (f64::from(loss) - want).abs() / want;
         if step == 0 {
-            let worst = check_gradients(&model.network, &gradients, &recorded);
+            let worst = check_gradients(&model.network, &gradients, &recorded, isa);
             println!("{} on {}: worst gradient {worst:.2e}", case.stem, isa.name());
         }
         if step < 10 {

@@ -1,9 +1,9 @@
-//! `cargo bench -p kernels [-- STEM [TIER [BATCH [THREADS]]]]`: every convolution of ResNet-50, GFLOP/s a pass
+//! `cargo bench -p kernels [-- STEM [TIER [BATCH [THREADS [LAYER]]]]]`: the convolutions of ResNet-50, GFLOP/s a pass
 //! and its share of the peak that the same run measures; medians, rounds alternating over the layers.
 
 use std::time::Instant;
 
-use kernels::{Arena, Conv, Isa, Pool};
+use kernels::{Arena, Bf16, Conv, Isa, Pool, Value, sums_len};
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
 type Shape = (usize, [usize; 2], [usize; 2], usize);
@@ -16,55 +16,73 @@ fn main() {
     let tier = args.next().unwrap_or_else(|| Isa::detect().name().into());
     let batch = args.next().map_or(128, |text| text.parse().expect("BATCH is a number"));
     let threads = args.next().map_or(1, |text| text.parse().expect("THREADS is a number"));
-    let isa = Isa::named(&tier).expect("TIER is portable, avx2 or avx512, and this CPU has it");
+    let wanted = args.next().unwrap_or_default();
     let pool = Pool::new(threads);
-    let peak = peak(&pool, isa);
-    println!("{stem} stem, {tier}, {batch} images, {threads} threads, peak {peak:.0} GFLOP/s");
-    println!("{:26} {:>3}  {:>25} {:>25} {:>25}", "layer", "n", "forward", "by input", "by weight");
-    let (mut total, mut work) = ([0.0; 3], [0.0; 3]);
-    for shape in shapes(&stem) {
+    if tier == "bf16" {
+        assert!(Isa::detect().has_bf16(), "this CPU has no AVX512-BF16");
+        return table::<Bf16>((&pool, Isa::detect()), (&stem, &tier), batch, &wanted);
+    }
+    let isa = Isa::named(&tier);
+    let isa = isa.expect("TIER is portable, avx2, avx512 or bf16, and this CPU has it");
+    table::<f32>((&pool, isa), (&stem, &tier), batch, &wanted);
+}
+
+fn table<T: Value>(
+    (pool, isa): (&Pool, Isa),
+    (stem, tier): (&str, &str),
+    batch: usize,
+    wanted: &str,
+) {
+    let threads = pool.threads();
+    println!(
+        "{stem} stem, {tier}, {batch} images, {threads} threads; GFLOP/s and share of the peak beside it"
+    );
+    println!(
+        "{:22} {:>2} {:>5}  {:>24} {:>25} {:>25}",
+        "layer", "n", "peak", "forward", "by input", "by weight"
+    );
+    let (mut total, mut work, mut possible) = ([0.0; 3], [0.0; 3], [0.0; 3]);
+    for shape in shapes(stem) {
         let (name, conv, count) = layer(shape);
-        let times = Layer::new(conv, batch).time((&pool, isa));
-        print!("{name:26} {count:>3} ");
+        if !name.contains(wanted) {
+            continue;
+        }
+        let (times, peak) = Layer::<T>::new(conv, batch).time((pool, isa));
+        print!("{name:22} {count:>2} {peak:5.0}");
         for (pass, &(seconds, flops)) in times.iter().enumerate() {
             total[pass] += seconds * count as f64;
             work[pass] += flops * count as f64;
+            possible[pass] += seconds * count as f64 * peak * 1e9;
             let rate = flops / seconds / 1e9;
             print!("  {:7.2} ms {rate:5.0} {:5.1} %", seconds * 1e3, 100.0 * rate / peak);
         }
         println!();
     }
-    print!("{:30} ", "all");
-    for (seconds, flops) in total.into_iter().zip(work) {
-        let rate = flops / seconds / 1e9;
-        print!("  {:7.1} ms {rate:5.0} {:5.1} %", seconds * 1e3, 100.0 * rate / peak);
+    print!("{:31}", "all");
+    for pass in 0..3 {
+        let (seconds, flops) = (total[pass], work[pass]);
+        let share = 100.0 * flops / possible[pass];
+        print!("  {:7.1} ms {:5.0} {share:5.1} %", seconds * 1e3, flops / seconds / 1e9);
     }
-    let (seconds, flops): (f64, f64) = (total.iter().sum(), work.iter().sum());
-    let rate = flops / seconds / 1e9;
+    let sum = |values: [f64; 3]| values.iter().sum::<f64>();
     println!(
-        "\nconvolutions of a step {seconds:.3} s, {rate:.0} GFLOP/s, {:.1} % of peak",
-        100.0 * rate / peak
+        "\nconvolutions of a step {:.3} s, {:.0} GFLOP/s, {:.1} % of peak",
+        sum(total),
+        sum(work) / sum(total) / 1e9,
+        100.0 * sum(work) / sum(possible)
     );
 }
 
 /// GFLOP/s of multiply-adds on registers alone, on all threads.
-fn peak(pool: &Pool, isa: Isa) -> f64 {
-    const ROUNDS: usize = 20_000_000;
-    if isa.chain(1).is_none() {
-        return f64::NAN;
-    }
-    let mut rates: Vec<f64> = (0..3)
-        .map(|_| {
-            let mut sums = vec![0.0_f32; pool.threads()];
-            let start = Instant::now();
-            pool.for_each_chunk(&mut sums, 1, |_, sum| sum[0] = isa.chain(ROUNDS).unwrap_or(0.0));
-            sums.iter().map(|&sum| f64::from(sum)).sum::<f64>()
-                / start.elapsed().as_secs_f64()
-                / 1e9
-        })
-        .collect();
-    rates.sort_by(f64::total_cmp);
-    rates[1]
+fn peak<T: Value>(pool: &Pool, isa: Isa) -> f64 {
+    const ROUNDS: usize = 500_000;
+    let pairs = size_of::<T>() == 2;
+    let mut counts = vec![0; pool.threads()];
+    let start = Instant::now();
+    pool.for_each_chunk(&mut counts, 1, |_, count| {
+        count[0] = isa.chain(ROUNDS, pairs).unwrap_or(0);
+    });
+    counts.iter().sum::<usize>() as f64 / start.elapsed().as_secs_f64() / 1e9
 }
 
 /// The convolutions of ResNet-50 over 32x32 images, equal ones counted together.
@@ -99,35 +117,51 @@ fn layer((side, channels, [kernel, stride], count): Shape) -> (String, Conv, usi
     (format!("{side}x{side} {cin}-{cout} {kernel}x{kernel}/{stride}"), conv, count)
 }
 
-/// A layer with its buffers.
-struct Layer {
-    conv: Conv,
-    n: usize,
-    x: Arena,
-    y: Arena,
-    w: Arena,
-    dw: Arena,
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
-impl Layer {
+/// A layer with its buffers.
+struct Layer<T: Value> {
+    conv: Conv,
+    n: usize,
+    images: Arena,
+    x: Arena<T>,
+    y: Arena<T>,
+    w: Arena,
+    panels: Arena<T>,
+    dw: Arena,
+    scratch: Arena,
+    sums: Vec<f32>,
+}
+
+impl<T: Value> Layer<T> {
     fn new(conv: Conv, n: usize) -> Self {
-        let filled = |len| {
-            let mut arena = Arena::new(len).expect("memory");
-            for (index, value) in arena.as_mut_slice().iter_mut().enumerate() {
-                *value = (index % 251) as f32 / 251.0 - 0.5;
-            }
-            arena
-        };
-        let (x, y) = (filled(conv.input_len(n)), filled(conv.output_len(n)));
-        let (w, dw) = (filled(conv.weights()), filled(conv.weights()));
-        Self { conv, n, x, y, w, dw }
+        let sums = |[h, w]: [usize; 2], channels| sums_len(h * w, n, channels);
+        let inputs = sums(conv.input, conv.channels_in);
+        let sums = vec![0.0; inputs.max(sums(conv.output, conv.channels_out))];
+        Self {
+            images: filled(conv.input_len(n)),
+            x: filled(conv.input_len(n)),
+            y: filled(conv.output_len(n)),
+            w: filled(conv.weights()),
+            panels: filled(conv.weights()),
+            dw: filled(conv.weights()),
+            scratch: filled(conv.scratch_len()),
+            sums,
+            conv,
+            n,
+        }
     }
 
-    /// Seconds and operations of each pass; no gradient by input for the first layer.
-    fn time(mut self, exec: (&Pool, Isa)) -> [(f64, f64); 3] {
+    /// Seconds and operations of each pass, and the peak; no gradient by input for the first layer.
+    fn time(mut self, exec: (&Pool, Isa)) -> ([(f64, f64); 3], f64) {
         let flops = 2.0 * self.conv.multiplications(self.n) as f64;
         let mut seconds: [Vec<f64>; 3] = Default::default();
+        let mut peaks = Vec::new();
         for _ in 0..ROUNDS {
+            peaks.push(peak::<T>(exec.0, exec.1));
             for (pass, seconds) in seconds.iter_mut().enumerate() {
                 let start = Instant::now();
                 self.run(pass, exec);
@@ -135,25 +169,43 @@ impl Layer {
             }
         }
         let first = self.conv.channels_in == 3;
-        [0, 1, 2].map(|pass| {
-            seconds[pass].sort_by(f64::total_cmp);
-            (seconds[pass][ROUNDS / 2], if first && pass == 1 { 0.0 } else { flops })
-        })
+        let passes = seconds.map(median);
+        let flops = [flops, if first { 0.0 } else { flops }, flops];
+        ([0, 1, 2].map(|pass| (passes[pass], flops[pass])), median(peaks))
     }
 
     fn run(&mut self, pass: usize, exec: (&Pool, Isa)) {
-        let Self { conv, n, x, y, w, dw } = self;
+        let Self { conv, n, images, x, y, w, panels, dw, scratch, sums } = self;
+        let gradients = (dw.as_mut_slice(), scratch.as_mut_slice());
+        let first = conv.channels_in == 3;
         match pass {
-            0 => conv.forward(exec, *n, x.as_slice(), w.as_slice(), y.as_mut_slice()),
-            1 if conv.channels_in == 3 => {}
+            0 if first => {
+                let results = (y.as_mut_slice(), &mut **sums);
+                conv.forward_images(exec, *n, (images.as_slice(), w.as_slice()), results, |_| {});
+            }
+            0 => {
+                let results = (y.as_mut_slice(), &mut **sums);
+                conv.forward(exec, *n, (x.as_slice(), panels.as_slice()), results, |_| {});
+            }
+            1 if first => {}
             1 => {
-                let dx = (x.as_mut_slice(), false);
-                conv.backward_input(exec, *n, y.as_slice(), w.as_slice(), dx);
+                let results = (x.as_mut_slice(), &mut **sums, false);
+                let operands = (y.as_slice(), panels.as_slice());
+                conv.backward_input(exec, *n, operands, results, |_| {});
             }
-            _ => {
-                let operands = (x.as_slice(), y.as_slice());
-                conv.backward_weight(exec, *n, operands, dw.as_mut_slice());
+            _ if first => {
+                let operands = (images.as_slice(), y.as_slice());
+                conv.backward_weight_images(exec, *n, operands, gradients);
             }
+            _ => conv.backward_weight(exec, *n, (x.as_slice(), y.as_slice()), gradients),
         }
     }
+}
+
+fn filled<T: Value>(len: usize) -> Arena<T> {
+    let mut arena = Arena::new(len).expect("memory");
+    for (index, value) in arena.as_mut_slice().iter_mut().enumerate() {
+        *value = T::narrow((index % 251) as f32 / 251.0 - 0.5);
+    }
+    arena
 }

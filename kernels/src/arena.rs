@@ -7,16 +7,18 @@ use std::ptr::NonNull;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// A zeroed, page-aligned buffer of `f32`.
-pub struct Arena {
-    start: NonNull<f32>,
+use crate::value::Value;
+
+/// A zeroed, page-aligned buffer.
+pub struct Arena<T: Value = f32> {
+    start: NonNull<T>,
     len: usize,
 }
 
 /// Size of a huge page, in bytes.
 const HUGE: usize = 2 << 20;
 
-impl Arena {
+impl<T: Value> Arena<T> {
     /// Maps room for `len` values and touches every page.
     ///
     /// # Errors
@@ -37,28 +39,28 @@ impl Arena {
         let _ = unsafe { madvise(start, bytes, Advice::LinuxHugepage) };
         let start = NonNull::new(start.cast()).expect("mmap does not return null");
         let mut arena = Self { start, len };
-        arena.as_mut_slice().fill(0.0);
+        arena.as_mut_slice().fill(T::default());
         Ok(arena)
     }
 
     /// The whole buffer.
-    pub fn as_mut_slice(&mut self) -> &mut [f32] {
+    pub fn as_mut_slice(&mut self) -> &mut [T] {
         // SAFETY: `start` points to `len` mapped, initialised values that this arena owns.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 
     /// The whole buffer, to read.
-    pub fn as_slice(&self) -> &[f32] {
+    pub fn as_slice(&self) -> &[T] {
         // SAFETY: as above, shared.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
     fn bytes(len: usize) -> usize {
-        (len.max(1) * size_of::<f32>()).next_multiple_of(HUGE)
+        (len.max(1) * size_of::<T>()).next_multiple_of(HUGE)
     }
 }
 
-impl Drop for Arena {
+impl<T: Value> Drop for Arena<T> {
     fn drop(&mut self) {
         // SAFETY: unmaps exactly what `new` mapped; no borrow outlives `self`.
         let _ = unsafe { munmap(self.start.as_ptr().cast(), Self::bytes(self.len)) };
@@ -66,9 +68,9 @@ impl Drop for Arena {
 }
 
 // SAFETY: an arena owns its mapping like a boxed slice.
-unsafe impl Send for Arena {}
+unsafe impl<T: Value> Send for Arena<T> {}
 // SAFETY: as above; shared access only reads.
-unsafe impl Sync for Arena {}
+unsafe impl<T: Value> Sync for Arena<T> {}
 
 #[cfg(test)]
 mod tests {
@@ -76,7 +78,7 @@ mod tests {
 
     #[test]
     fn an_arena_is_zeroed_and_writable_to_its_end() {
-        let mut arena = Arena::new(1_000_003).expect("4 MB");
+        let mut arena = Arena::<f32>::new(1_000_003).expect("4 MB");
         assert!(arena.as_slice().iter().all(|&value| value == 0.0));
         arena.as_mut_slice()[1_000_002] = 1.0;
         assert_eq!(arena.as_slice()[1_000_002], 1.0);

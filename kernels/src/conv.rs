@@ -11,12 +11,16 @@
 //! shorter.
 
 use std::fmt;
+use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
-use crate::gemm::{Matrix, Term, multiply, multiply_transposed};
+use crate::gemm::{self, Matrix, Next, Term, multiply};
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::taps::{Entry, Table, hits};
+use crate::tile::{IMAGES, Tile, for_each_tile, view4};
+use crate::value::Value;
 
 pub use crate::gemm::PANEL;
 
@@ -122,43 +126,87 @@ impl Conv {
         panel_index(self.taps(), self.channels_in, [k, c, r * self.kernel + s])
     }
 
-    /// `y = x * w`; all of `y` is written.
-    pub fn forward(
+    /// `y = x * w`; all of `y` is written. `finish` is called for each tile of `y` once it is complete;
+    /// `sums` has [`sums_len`](crate::sums_len) values for it.
+    pub fn forward<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
         n: usize,
-        x: &[f32],
-        w: &[f32],
-        y: &mut [f32],
+        (x, w): (&[T], &[T]),
+        (y, sums): (&mut [T], &mut [f32]),
+        finish: impl Fn(Tile<T>) + Sync,
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        let k = self.channels_in;
-        let pass = Pass { table: &self.forward, taps: self.taps(), n, k };
-        pass.run((pool, isa), x, w, view4(y, [1, pass.pixels(), n, self.channels_out]), false);
+        let pass = Pass { table: &self.forward, taps: self.taps(), n, k: self.channels_in };
+        let shape = (pass.table.pixels(), n, self.channels_out);
+        for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
+            let c = tile.values.view_mut();
+            pass.sum((x, w), (pixel, image, tile.channel), |terms, k| {
+                T::multiply(isa, terms, k, c, false);
+            });
+            finish(tile);
+        });
+    }
+
+    /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
+    pub fn forward_images<T: Value>(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        n: usize,
+        (x, w): (&[f32], &[f32]),
+        (y, sums): (&mut [T], &mut [f32]),
+        finish: impl Fn(Tile<T>) + Sync,
+    ) {
+        assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
+        let pass = Pass { table: &self.forward, taps: self.taps(), n, k: self.channels_in };
+        let shape = (pass.table.pixels(), n, self.channels_out);
+        for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
+            let mut sum = [0.0_f32; IMAGES * PANEL];
+            let sum = &mut sum[..tile.values.len()];
+            pass.sum((x, w), (pixel, image, tile.channel), |terms, k| {
+                let rows = (tile.values.nrows(), PANEL);
+                let c = ArrayViewMut2::from_shape(rows, &mut *sum).expect("whole rows");
+                multiply(isa, terms, k, c, false);
+            });
+            for (mut row, sum) in tile.values.rows_mut().into_iter().zip(sum.chunks_exact(PANEL)) {
+                let row = row.as_slice_mut().expect("rows are contiguous");
+                isa.run(
+                    #[inline(always)]
+                    || row.iter_mut().zip(sum).for_each(|(y, &sum)| *y = T::narrow(sum)),
+                );
+            }
+            finish(tile);
+        });
     }
 
     /// `dx = dy * w'`, or `dx +=` where `accumulate` is set. `transposed` holds the weights as
-    /// [`Conv::transpose`] wrote them.
+    /// [`Conv::transpose`] wrote them; `finish` is as in [`Conv::forward`].
     ///
     /// # Panics
     /// If the input channels are no multiple of 64 (the first layer needs no such gradient).
-    pub fn backward_input(
+    pub fn backward_input<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
         n: usize,
-        dy: &[f32],
-        transposed: &[f32],
-        (dx, accumulate): (&mut [f32], bool),
+        (dy, transposed): (&[T], &[T]),
+        (dx, sums, accumulate): (&mut [T], &mut [f32], bool),
+        finish: impl Fn(Tile<T>) + Sync,
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         assert_eq!((dy.len(), transposed.len()), (self.output_len(n), self.weights()));
         let pass = Pass { table: &self.backward, taps: self.taps(), n, k: self.channels_out };
-        let dx = view4(dx, [1, pass.pixels(), n, self.channels_in]);
-        pass.run((pool, isa), dy, transposed, dx, accumulate);
+        let shape = (pass.table.pixels(), n, self.channels_in);
+        for_each_tile(pool, shape, dx, sums, |pixel, image, mut tile| {
+            let c = tile.values.view_mut();
+            pass.sum((dy, transposed), (pixel, image, tile.channel), |terms, k| {
+                T::multiply(isa, terms, k, c, accumulate);
+            });
+            finish(tile);
+        });
     }
 
-    /// Rewrites weights `[Cout/64][taps][Cin][64]` as `[Cin/64][taps][Cout][64]`.
-    pub fn transpose(&self, (pool, isa): (&Pool, Isa), w: &[f32], transposed: &mut [f32]) {
+    /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`.
+    pub fn transpose<T: Value>(&self, (pool, isa): (&Pool, Isa), w: &[f32], transposed: &mut [T]) {
         let taps = self.taps();
         assert_eq!(w.len(), self.weights());
         let turned = [self.channels_in / PANEL, taps, self.channels_out, PANEL];
@@ -174,53 +222,171 @@ impl Conv {
         });
     }
 
-    /// `dw = x' * dy`; all of `dw` is written.
-    pub fn backward_weight(
+    /// `dw = x' * dy`; all of `dw` is written. `scratch` has [`Conv::scratch_len`] values.
+    pub fn backward_weight<T: Value>(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        operands: (&[T], &[T]),
+        results: (&mut [f32], &mut [f32]),
+    ) {
+        self.sum_parts(exec, n, operands, results, |dy, strips| T::strips(exec.1, dy, strips));
+    }
+
+    /// As [`Conv::backward_weight`] for the first layer, whose input is `f32` in every precision.
+    pub fn backward_weight_images<T: Value>(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        operands: (&[f32], &[T]),
+        results: (&mut [f32], &mut [f32]),
+    ) {
+        self.sum_parts(exec, n, operands, results, |dy, strips| {
+            exec.1.run(
+                #[inline(always)]
+                || gemm::strips(dy, strips, T::widen),
+            );
+        });
+    }
+
+    fn sum_parts<X: Value, T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
         n: usize,
-        (x, dy): (&[f32], &[f32]),
-        dw: &mut [f32],
+        (x, dy): (&[X], &[T]),
+        (dw, scratch): (&mut [f32], &mut [f32]),
+        strips: impl Fn(Matrix<T>, &mut [X::Word]) + Sync,
     ) {
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
-        let taps = self.taps();
+        assert_eq!(dw.len(), self.weights());
+        let (taps, splits, panels) = (self.taps(), self.splits(), self.channels_out / PANEL);
+        let pixels = self.forward.pixels();
+        let parts = if splits == 1 { &mut *dw } else { &mut scratch[..splits * self.weights()] };
+        let parts = view4(parts, [splits * panels, taps, self.channels_in, PANEL]);
         let rows = self.weight_rows();
-        let dw = view4(dw, [self.channels_out / PANEL, taps, self.channels_in, PANEL]);
-        pool.for_each_block(dw, [1, taps, rows, PANEL], |[panel, _, c, _], mut block| {
-            block.fill(0.0);
-            let mut block = block.index_axis_move(Axis(0), 0);
-            let mut packed = [0.0_f32; IMAGES * PANEL];
-            let rows = block.len_of(Axis(1));
-            for pixel in 0..self.forward.pixels() {
-                for first in (0..n).step_by(IMAGES) {
-                    let images = IMAGES.min(n - first);
-                    let at = (pixel * n + first) * self.channels_out + panel * PANEL;
-                    let dy = pack(&dy[at..], images, self.channels_out, &mut packed);
-                    for &Entry { tap, pixel } in self.forward.of(pixel) {
-                        let at = (pixel as usize * n + first) * self.channels_in + c;
-                        let x = Matrix {
-                            data: &x[at..],
-                            rows: images,
-                            cols: rows,
-                            stride: self.channels_in,
+        pool.for_each_block(parts, [1, taps, rows, PANEL], |[part, _, c, _], block| {
+            let (split, panel) = (part / panels, part % panels);
+            let range = split * pixels / splits..(split + 1) * pixels / splits;
+            self.sum_weights(isa, n, (x, dy), (range, panel, c), &strips, block);
+        });
+        if splits > 1 {
+            add_up((pool, isa), &scratch[..splits * dw.len()], dw);
+        }
+    }
+
+    /// Values that [`Conv::backward_weight`] needs beside its operands.
+    pub fn scratch_len(&self) -> usize {
+        let splits = self.splits();
+        if splits == 1 { 0 } else { splits * self.weights() }
+    }
+
+    /// One task of the gradient by weight: a range of output pixels, one panel, rows from `c` on.
+    fn sum_weights<X: Value, T: Value>(
+        &self,
+        isa: Isa,
+        n: usize,
+        (x, dy): (&[X], &[T]),
+        (pixels, panel, c): (Range<usize>, usize, usize),
+        strips: impl Fn(Matrix<T>, &mut [X::Word]),
+        block: ArrayViewMut4<f32>,
+    ) {
+        let (k, channels) = (self.channels_out, self.channels_in);
+        let gradient = |pixel: usize, image: usize| &dy[(pixel * n + image) * k + panel * PANEL..];
+        let input = |entry: &Entry, image: usize, c: usize| {
+            &x[(entry.pixel as usize * n + image) * channels + c..]
+        };
+        let mut block = block.index_axis_move(Axis(0), 0);
+        let mut packed = [X::Word::default(); IMAGES * PANEL];
+        let mut columns = [X::Word::default(); IMAGES / 2 * COLUMNS];
+        let mut begun = 0_u64;
+        let last = self.forward.pixels() - 1;
+        for pixel in pixels {
+            for image in (0..n).step_by(IMAGES) {
+                let rows = IMAGES.min(n - image);
+                let dy = Matrix { data: gradient(pixel, image), rows, cols: PANEL, stride: k };
+                strips(dy, &mut packed);
+                // What comes after: the next images of this pixel, or the next pixel.
+                let after = if image + IMAGES < n { image + IMAGES } else { 0 };
+                let pixel_after = if after == 0 { (pixel + 1).min(last) } else { pixel };
+                let entries = self.forward.of(pixel);
+                let ahead = self.forward.of(pixel_after).first();
+                for (index, entry) in entries.iter().enumerate() {
+                    let tap = entry.tap as usize;
+                    let mut tile = block.index_axis_mut(Axis(0), tap);
+                    for (chunk, tile) in tile.axis_chunks_iter_mut(Axis(0), X::CHUNK).enumerate() {
+                        let c = c + chunk * X::CHUNK;
+                        let data = input(entry, image, c);
+                        let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
+                        let next = Next {
+                            a: match entries.get(index + 1) {
+                                Some(entry) => input(entry, image, c),
+                                None => ahead.map_or(data, |entry| input(entry, after, c)),
+                            },
+                            a_stride: channels,
+                            b: gradient(pixel_after, after),
+                            b_stride: k,
+                            rows_at_once: X::WORD,
                         };
-                        let tile = block.index_axis_mut(Axis(0), tap as usize);
-                        multiply_transposed(isa, x, dy, tile);
+                        let x = X::columns(isa, x, &mut columns);
+                        X::multiply_transposed(isa, x, &packed, next, tile, begun >> tap & 1 == 1);
                     }
+                    begun |= 1 << tap;
                 }
             }
-        });
+        }
+        for (tap, mut tile) in block.outer_iter_mut().enumerate() {
+            if begun >> tap & 1 == 0 {
+                tile.fill(0.0);
+            }
+        }
     }
 
     fn taps(&self) -> usize {
         self.kernel * self.kernel
     }
 
-    /// Rows of `dw` that one task computes: enough to pay for packing `dy`, few enough for all threads.
+    /// Rows of `dw` that one task computes: as many as stay in the second-level cache with all taps.
     fn weight_rows(&self) -> usize {
-        let rows = if self.taps() > 1 || self.channels_in <= PANEL { 32 } else { 128 };
-        rows.min(self.channels_in)
+        (TASK_ROWS / self.taps()).next_multiple_of(PANEL).min(self.channels_in)
     }
+
+    /// Into how many ranges of pixels the sum over them is cut: enough for many threads, few enough
+    /// that adding up the parts costs little. A function of the shape alone.
+    fn splits(&self) -> usize {
+        let tasks = self.channels_out / PANEL * self.channels_in.div_ceil(self.weight_rows());
+        let room = PARTS_MAX / self.weights();
+        (TASKS / tasks).min(room).min(self.forward.pixels()).max(1)
+    }
+}
+
+/// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB.
+const TASK_ROWS: usize = 512;
+/// Tasks of a gradient by weight that are enough.
+const TASKS: usize = 32;
+/// Values of all parts of a gradient by weight: 1 MiB.
+const PARTS_MAX: usize = 1 << 18;
+
+/// `dw` = the sum of the parts, in their order.
+fn add_up((pool, isa): (&Pool, Isa), parts: &[f32], dw: &mut [f32]) {
+    const LEN: usize = 1 << 12;
+    let len = dw.len();
+    pool.for_each_chunk(dw, LEN, |index, dw| {
+        isa.run(
+            #[inline(always)]
+            || {
+                for (number, part) in parts.chunks_exact(len).enumerate() {
+                    let part = &part[index * LEN..][..dw.len()];
+                    if number == 0 {
+                        dw.copy_from_slice(part);
+                        continue;
+                    }
+                    for (sum, &value) in dw.iter_mut().zip(part) {
+                        *sum += value;
+                    }
+                }
+            },
+        );
+    });
 }
 
 /// Where the weight (output channel, input channel, tap) is in panels `[Cout/64][taps][Cin][64]`.
@@ -231,37 +397,45 @@ pub fn panel_index(taps: usize, channels_in: usize, [k, c, tap]: [usize; 3]) -> 
 /// Largest side of a filter.
 const KERNEL_MAX: usize = 7;
 
-/// Images whose gradients are packed at a time: 32 KiB, the first-level cache.
-const IMAGES: usize = 128;
+/// Columns that are packed at a time where they have to be: as many as a format's chunk has.
+const COLUMNS: usize = 128;
 
-/// Copies `images` rows of 64 columns next to one another, unless they lie close already.
-fn pack<'a>(
-    dy: &'a [f32],
-    images: usize,
-    stride: usize,
-    packed: &'a mut [f32; IMAGES * PANEL],
-) -> Matrix<'a> {
-    if stride <= 2 * PANEL {
-        return Matrix { data: dy, rows: images, cols: PANEL, stride };
-    }
-    for (target, source) in packed.chunks_exact_mut(PANEL).zip(dy.chunks(stride)).take(images) {
-        target.copy_from_slice(&source[..PANEL]);
-    }
-    Matrix { data: packed, rows: images, cols: PANEL, stride: PANEL }
-}
-
-/// Transposes a 64x64 tile, sixteen columns at a time so that reads stay in a few cache lines.
+/// Transposes a 64x64 tile in blocks of 16x16, and puts it where the kernels look for it.
 #[inline(always)]
-fn turn(source: &[f32], target: &mut [f32]) {
-    const WIDTH: usize = 16;
-    for first in (0..PANEL).step_by(WIDTH) {
-        for (k, row) in target.chunks_exact_mut(PANEL).enumerate() {
-            let row = &mut row[first..first + WIDTH];
-            for (c, value) in row.iter_mut().enumerate() {
-                *value = source[(first + c) * PANEL + k];
+fn turn<T: Value>(source: &[f32], target: &mut [T]) {
+    for c in (0..PANEL).step_by(SIDE) {
+        for k in (0..PANEL).step_by(SIDE) {
+            let mut rows = [[0.0; SIDE]; SIDE];
+            for (row, values) in rows.iter_mut().enumerate() {
+                values.copy_from_slice(&source[(c + row) * PANEL + k..][..SIDE]);
+            }
+            // Four perfect shuffles are a transposition.
+            for _ in 0..4 {
+                rows = shuffle(&rows);
+            }
+            for (pair, [even, odd]) in rows.as_chunks::<2>().0.iter().enumerate() {
+                T::put_rows([even, odd], k + 2 * pair, c, target);
             }
         }
     }
+}
+
+/// Side of a block of a transposition.
+const SIDE: usize = 16;
+
+/// Rows `i` and `i + 8`, element by element in turn, become rows `2i` and `2i + 1`.
+#[inline(always)]
+fn shuffle(rows: &[[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
+    let mut out = [[0.0; SIDE]; SIDE];
+    for row in 0..SIDE / 2 {
+        for i in 0..SIDE / 2 {
+            out[2 * row][2 * i] = rows[row][i];
+            out[2 * row][2 * i + 1] = rows[row + SIDE / 2][i];
+            out[2 * row + 1][2 * i] = rows[row][SIDE / 2 + i];
+            out[2 * row + 1][2 * i + 1] = rows[row + SIDE / 2][SIDE / 2 + i];
+        }
+    }
+    out
 }
 
 /// One pass that writes pixels: forward, or gradient by input.
@@ -274,106 +448,24 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    fn pixels(&self) -> usize {
-        self.table.pixels()
-    }
-
-    fn run(
+    /// Hands the terms of a tile to `product`, with `k` and the distance of rows.
+    fn sum<T: Value>(
         &self,
-        (pool, isa): (&Pool, Isa),
-        source: &[f32],
-        panels: &[f32],
-        target: ArrayViewMut4<f32>,
-        accumulate: bool,
+        (source, panels): (&[T], &[T]),
+        (pixel, image, channel): (usize, usize, usize),
+        product: impl FnOnce(&[Term<T>], (usize, usize)),
     ) {
         let Self { table, taps, n, k } = *self;
-        pool.for_each_block(target, [1, 1, n, PANEL], |[_, pixel, _, column], block| {
-            let panel = column / PANEL * taps;
-            let mut terms = [Term { a: &[], b: &[] }; KERNEL_MAX * KERNEL_MAX];
-            let entries = table.of(pixel);
-            for (term, &Entry { tap, pixel }) in terms.iter_mut().zip(entries) {
-                let (pixel, tap) = (pixel as usize, tap as usize);
-                *term = Term {
-                    a: &source[pixel * n * k..][..n * k],
-                    b: &panels[(panel + tap) * k * PANEL..][..k * PANEL],
-                };
-            }
-            let rows: ArrayViewMut2<f32> =
-                block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-            multiply(isa, &terms[..entries.len()], (k, k), rows, accumulate);
-        });
-    }
-}
-
-/// A tap and the pixel on its other side.
-#[derive(Clone, Copy)]
-struct Entry {
-    pixel: u32,
-    tap: u32,
-}
-
-/// For each pixel of one side, its entries.
-struct Table {
-    starts: Vec<usize>,
-    entries: Vec<Entry>,
-}
-
-impl Table {
-    fn new(pixels: usize, hits: impl Iterator<Item = (u32, u32, u32)>) -> Self {
-        let mut hits: Vec<_> = hits.collect();
-        hits.sort_unstable();
-        let starts = (0..=pixels)
-            .map(|pixel| hits.partition_point(|&(at, _, _)| (at as usize) < pixel))
-            .collect();
-        let entries = hits.iter().map(|&(_, tap, pixel)| Entry { pixel, tap }).collect();
-        Self { starts, entries }
-    }
-
-    fn pixels(&self) -> usize {
-        self.starts.len() - 1
-    }
-
-    fn of(&self, pixel: usize) -> &[Entry] {
-        &self.entries[self.starts[pixel]..self.starts[pixel + 1]]
-    }
-}
-
-/// Input pixel `from` reaches output pixel `to` through `tap`.
-struct Hit {
-    from: u32,
-    to: u32,
-    tap: u32,
-}
-
-fn hits(
-    input: [usize; 2],
-    output: [usize; 2],
-    kernel: usize,
-    stride: usize,
-    pad: usize,
-) -> Vec<Hit> {
-    let along = |axis: usize, q: usize, s: usize| {
-        (q * stride + s).checked_sub(pad).filter(|&at| at < input[axis])
-    };
-    let mut hits = Vec::new();
-    for p in 0..output[0] {
-        for q in 0..output[1] {
-            for r in 0..kernel {
-                for s in 0..kernel {
-                    let (Some(h), Some(w)) = (along(0, p, r), along(1, q, s)) else { continue };
-                    let index = |at: usize| u32::try_from(at).expect("images are small");
-                    hits.push(Hit {
-                        from: index(h * input[1] + w),
-                        to: index(p * output[1] + q),
-                        tap: index(r * kernel + s),
-                    });
-                }
-            }
+        let panel = channel / PANEL * taps;
+        let mut terms = [Term { a: &[][..], b: &[][..] }; KERNEL_MAX * KERNEL_MAX];
+        let entries = table.of(pixel);
+        for (term, &Entry { tap, pixel }) in terms.iter_mut().zip(entries) {
+            let (pixel, tap) = (pixel as usize, tap as usize);
+            *term = Term {
+                a: &source[(pixel * n + image) * k..(pixel + 1) * n * k],
+                b: &panels[(panel + tap) * k * PANEL..][..k * PANEL],
+            };
         }
+        product(&terms[..entries.len()], (k, k));
     }
-    hits
-}
-
-fn view4(data: &mut [f32], shape: [usize; 4]) -> ArrayViewMut4<'_, f32> {
-    ArrayViewMut4::from_shape(shape, data).expect("a buffer of the layer's size")
 }

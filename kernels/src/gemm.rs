@@ -2,53 +2,76 @@
 //!
 //! ```text
 //! multiply             c[n][64] (+)= sum over terms  a[n][k] . b[k][64]
-//! multiply_transposed  c[m][64]  +=  a[n][m]' . b[n][64]
+//! multiply_transposed  c[m][64] (+)= a[n][m]' . b[n][64]
 //! ```
 //!
-//! The vector tiers keep six rows by 64 columns of `c` in registers and walk `k` in groups of at most
-//! [`DEPTH`] rows of `b`, so that the group's panel (128 KiB) stays in the second-level cache while
-//! all rows of `a` pass by; between groups `c` goes through memory. The order of additions of one
-//! element is the order of terms and of `k`, whatever the tier, so AVX2 and AVX-512 agree to the bit.
-//! The portable tier hands each term to matrixmultiply through ndarray.
+//! The vector tiers keep a tile of `c` in registers. Forward that is six rows by 64 columns, and in
+//! `f32` `k` is walked in groups of at most [`DEPTH`] rows of `b`, so that the group's panel stays in
+//! the second-level cache while all rows of `a` pass by; between groups `c` goes through memory. The
+//! order of additions of one element is the order of terms and of `k`, whatever the tier, so AVX2 and
+//! AVX-512 agree to the bit. The portable tier hands each term to matrixmultiply through ndarray.
+//!
+//! In bfloat16 two neighbouring values of `k` make a word: panels are `[k/2][64][2]`, and what is
+//! summed over images is interleaved by pairs of them. Sums stay in registers from the first to the
+//! last term, since `c` could not hold them.
 
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ArrayViewMut2, ShapeBuilder};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, ShapeBuilder};
 
 use crate::isa::Isa;
+use crate::value::{Bf16, Value};
 
 /// Columns of a panel: channels of one block of weights.
 pub const PANEL: usize = 64;
+
+/// Columns of a strip: half a panel, so that 128 rows fill half of a first-level cache.
+pub(crate) const STRIP: usize = 32;
 
 /// Rows of a panel that are worked through before `c` is written back.
 pub(crate) const DEPTH: usize = 512;
 
 /// One product of a sum: `n` rows of `a` by `k` rows of a panel.
 #[derive(Clone, Copy)]
-pub(crate) struct Term<'a> {
+pub struct Term<'a, T> {
     /// `n` rows of `k` values, the row stride given beside.
-    pub(crate) a: &'a [f32],
+    pub(crate) a: &'a [T],
     /// `k` rows of 64 values, contiguous.
-    pub(crate) b: &'a [f32],
+    pub(crate) b: &'a [T],
+}
+
+/// What the next product will read, to be fetched from memory during this one. Only hints.
+#[derive(Clone, Copy, Default)]
+pub struct Next<'a, A, B> {
+    /// Start of the next `a`.
+    pub(crate) a: &'a [A],
+    /// Distance of its rows.
+    pub(crate) a_stride: usize,
+    /// Start of the matrix that the next `b` is copied from.
+    pub(crate) b: &'a [B],
+    /// Distance of its rows.
+    pub(crate) b_stride: usize,
+    /// Rows of both that one word covers.
+    pub(crate) rows_at_once: usize,
 }
 
 /// A matrix inside a slice: `rows` rows of `cols` values, `stride` apart.
 #[derive(Clone, Copy)]
-pub(crate) struct Matrix<'a> {
-    pub(crate) data: &'a [f32],
+pub struct Matrix<'a, T> {
+    pub(crate) data: &'a [T],
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     pub(crate) stride: usize,
 }
 
-impl Matrix<'_> {
-    fn view(&self) -> ArrayView2<'_, f32> {
-        ArrayView2::from_shape((self.rows, self.cols).strides((self.stride, 1)), self.data)
-            .expect("a matrix fits its slice")
-    }
-
+impl<T> Matrix<'_, T> {
     /// Whether every row lies inside the slice.
     pub(crate) fn fits(&self) -> bool {
         self.rows == 0 || (self.rows - 1) * self.stride + self.cols <= self.data.len()
+    }
+
+    fn view(&self) -> ArrayView2<'_, T> {
+        ArrayView2::from_shape((self.rows, self.cols).strides((self.stride, 1)), self.data)
+            .expect("a matrix fits its slice")
     }
 }
 
@@ -57,7 +80,7 @@ impl Matrix<'_> {
 /// Each `a` has `c.nrows()` rows of `k` values, `stride` apart.
 pub(crate) fn multiply(
     isa: Isa,
-    terms: &[Term],
+    terms: &[Term<f32>],
     (k, stride): (usize, usize),
     mut c: ArrayViewMut2<f32>,
     accumulate: bool,
@@ -83,15 +106,142 @@ pub(crate) fn multiply(
     }
 }
 
-/// `c[m][64] += a' . b` for `a` of n rows by m columns and `b` of n rows by 64 columns.
-pub(crate) fn multiply_transposed(isa: Isa, a: Matrix, b: Matrix, mut c: ArrayViewMut2<f32>) {
-    assert_eq!((a.rows, a.cols, b.cols, c.ncols()), (b.rows, c.nrows(), PANEL, PANEL));
+/// As [`multiply`] in bfloat16; `k` is even.
+pub(crate) fn multiply_bf16(
+    isa: Isa,
+    terms: &[Term<Bf16>],
+    (k, stride): (usize, usize),
+    mut c: ArrayViewMut2<Bf16>,
+    accumulate: bool,
+) {
+    assert_eq!((c.ncols(), k % 2, stride % 2), (PANEL, 0, 0));
+    #[cfg(target_arch = "x86_64")]
+    if let Some(token) = isa.bf16() {
+        return token.multiply(terms, (k, stride), c, accumulate);
+    }
+    isa.run(
+        #[inline(always)]
+        || {
+            for (row, mut c) in c.rows_mut().into_iter().enumerate() {
+                let mut sum = [0.0_f32; PANEL];
+                if accumulate {
+                    sum.iter_mut().zip(&c).for_each(|(sum, c)| *sum = c.widen());
+                }
+                for term in terms {
+                    let a = &term.a[row * stride..][..k];
+                    let pairs = a.chunks_exact(2).zip(term.b.chunks_exact(2 * PANEL));
+                    pairs.for_each(|(a, b)| add_pair([a[0], a[1]], b, &mut sum));
+                }
+                c.iter_mut().zip(sum).for_each(|(c, sum)| *c = Bf16::narrow(sum));
+            }
+        },
+    );
+}
+
+/// `sum[j] += a . b[j]` for words `b`.
+#[inline(always)]
+fn add_pair(a: [Bf16; 2], b: &[Bf16], sum: &mut [f32]) {
+    let [first, second] = a.map(Value::widen);
+    for (sum, b) in sum.iter_mut().zip(b.chunks_exact(2)) {
+        *sum += first * b[0].widen() + second * b[1].widen();
+    }
+}
+
+/// `c[m][64] = a' . b`, or `+=` where `accumulate` is set, for `a` of n rows by m columns and `b` of n
+/// rows by 64 columns, as two strips of `[n][32]`.
+pub(crate) fn multiply_transposed(
+    isa: Isa,
+    a: Matrix<f32>,
+    b: &[f32],
+    next: Next<f32, impl Copy>,
+    mut c: ArrayViewMut2<f32>,
+    accumulate: bool,
+) {
+    assert_eq!((a.cols, c.ncols()), (c.nrows(), PANEL));
     match isa {
-        Isa::Portable => general_mat_mul(1.0, &a.view().t(), &b.view(), 1.0, &mut c),
+        Isa::Portable => {
+            let beta = if accumulate { 1.0 } else { 0.0 };
+            for (mut c, b) in c.axis_chunks_iter_mut(Axis(1), STRIP).zip(b.chunks(a.rows * STRIP)) {
+                let b = Matrix { data: b, rows: a.rows, cols: STRIP, stride: STRIP };
+                general_mat_mul(1.0, &a.view().t(), &b.view(), beta, &mut c);
+            }
+        }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.multiply_transposed(a, b, c),
+        Isa::Avx2(token) => token.multiply_transposed(a, b, next, c, accumulate),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.multiply_transposed(a, b, c),
+        Isa::Avx512(token) => token.multiply_transposed(a, b, next, c, accumulate),
+    }
+}
+
+/// As [`multiply_transposed`] over words of two bfloat16 each.
+pub(crate) fn multiply_transposed_bf16(
+    isa: Isa,
+    a: Matrix<u32>,
+    b: &[u32],
+    next: Next<Bf16, impl Copy>,
+    mut c: ArrayViewMut2<f32>,
+    accumulate: bool,
+) {
+    assert_eq!((a.cols, c.ncols()), (c.nrows(), PANEL));
+    #[cfg(target_arch = "x86_64")]
+    if let Some(token) = isa.bf16() {
+        return token.multiply_transposed(a, b, next, c, accumulate);
+    }
+    if !accumulate {
+        c.fill(0.0);
+    }
+    isa.run(
+        #[inline(always)]
+        || {
+            for (m, mut c) in c.rows_mut().into_iter().enumerate() {
+                let c = c.as_slice_mut().expect("rows are contiguous");
+                for (c, strip) in c.chunks_exact_mut(STRIP).zip(b.chunks(a.rows * STRIP)) {
+                    for (n, b) in strip.chunks_exact(STRIP).enumerate() {
+                        let word = halves(a.data[n * a.stride + m]);
+                        add_pair(word, bytemuck::cast_slice(b), c);
+                    }
+                }
+            }
+        },
+    );
+}
+
+fn halves(word: u32) -> [Bf16; 2] {
+    [Bf16(word as u16), Bf16((word >> 16) as u16)]
+}
+
+/// Pairs of rows as words, in strips of `width` columns; zeros under an odd last row.
+pub(crate) fn interleave(isa: Isa, a: Matrix<Bf16>, width: usize, target: &mut [u32]) {
+    let pairs = a.rows.div_ceil(2);
+    assert!(a.fits() && a.cols.is_multiple_of(width) && target.len() == pairs * a.cols);
+    #[cfg(target_arch = "x86_64")]
+    if let Some(token) = isa.bf16()
+        && width.is_multiple_of(STRIP)
+    {
+        return token.interleave(a, width, target);
+    }
+    let value = |row: usize, column: usize| match row < a.rows {
+        true => u32::from(a.data[row * a.stride + column].0),
+        false => 0,
+    };
+    for (strip, target) in target.chunks_exact_mut(pairs * width).enumerate() {
+        for (pair, words) in target.chunks_exact_mut(width).enumerate() {
+            for (column, word) in (strip * width..).zip(words) {
+                *word = value(2 * pair, column) | value(2 * pair + 1, column) << 16;
+            }
+        }
+    }
+}
+
+/// Rows of 64 columns as two strips, each value passed through `convert`.
+#[inline(always)]
+pub(crate) fn strips<T: Copy>(b: Matrix<T>, packed: &mut [f32], convert: impl Fn(T) -> f32) {
+    let (left, right) = packed[..b.rows * PANEL].split_at_mut(b.rows * STRIP);
+    let strips = left.chunks_exact_mut(STRIP).zip(right.chunks_exact_mut(STRIP));
+    for ((left, right), source) in strips.zip(b.data.chunks(b.stride)) {
+        let (first, second) = source[..PANEL].split_at(STRIP);
+        left.iter_mut().zip(first).for_each(|(target, &value)| *target = convert(value));
+        right.iter_mut().zip(second).for_each(|(target, &value)| *target = convert(value));
     }
 }
 
@@ -128,7 +278,7 @@ mod tests {
                     let stride = k + pad;
                     let a = values(n * stride * count, 1);
                     let b = values(k * PANEL * count, 2);
-                    let terms: Vec<Term> = (0..count)
+                    let terms: Vec<Term<f32>> = (0..count)
                         .map(|t| Term { a: &a[t * n * stride..], b: &b[t * k * PANEL..] })
                         .collect();
                     for accumulate in [false, true] {
@@ -159,14 +309,20 @@ mod tests {
                 for m in [1, 3, 6, 32, 35] {
                     let (a, b) = (values(n * (m + 5), 3), values(n * PANEL, 4));
                     let a = Matrix { data: &a, rows: n, cols: m, stride: m + 5 };
-                    let b = Matrix { data: &b, rows: n, cols: PANEL, stride: PANEL };
                     let mut c = Array2::from_elem((m, PANEL), 0.25);
-                    multiply_transposed(isa, a, b, c.view_mut());
+                    multiply_transposed(
+                        isa,
+                        a,
+                        &b,
+                        Next::<f32, f32>::default(),
+                        c.view_mut(),
+                        true,
+                    );
                     let want = Array2::from_shape_fn((m, PANEL), |(row, col)| {
                         let mut sum = 0.25;
                         for i in 0..n {
                             sum += f64::from(a.data[i * a.stride + row])
-                                * f64::from(b.data[i * PANEL + col]);
+                                * f64::from(b[(col / STRIP * n + i) * STRIP + col % STRIP]);
                         }
                         sum
                     });
@@ -182,7 +338,7 @@ mod tests {
         let vector: Vec<Isa> = Isa::available().into_iter().skip(1).collect();
         let (n, k, count) = (13, 300, 5);
         let (a, b) = (values(n * k * count, 5), values(k * PANEL * count, 6));
-        let terms: Vec<Term> =
+        let terms: Vec<Term<f32>> =
             (0..count).map(|t| Term { a: &a[t * n * k..], b: &b[t * k * PANEL..] }).collect();
         let results: Vec<Array2<f32>> = vector
             .iter()

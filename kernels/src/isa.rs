@@ -1,7 +1,7 @@
 //! `Isa`: what this CPU can do, decided once and passed by value.
 
 #[cfg(target_arch = "x86_64")]
-use crate::x86_64::{Avx2, Avx512};
+use crate::x86_64::{Avx2, Avx512, Avx512Bf16};
 
 /// An instruction-set tier. The vector tiers hold a proof that this CPU has the instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,11 +49,27 @@ impl Isa {
         }
     }
 
-    /// Runs `rounds` of multiply-add on registers alone and returns how many operations that was: what
-    /// one core can do at most. `None` where the tier has no instruction for it.
-    pub fn chain(self, rounds: usize) -> Option<f32> {
+    /// Whether products of bfloat16 run in hardware.
+    pub fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.bf16().is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bf16(self) -> Option<Avx512Bf16> {
+        if let Self::Avx512(token) = self { Avx512Bf16::detect(token) } else { None }
+    }
+
+    /// Runs `rounds` of multiply-add (of `f32`, or of pairs of bfloat16) on registers alone and returns
+    /// how many operations that was: what one core can do at most. `None` where the tier has no
+    /// instruction for it.
+    pub fn chain(self, rounds: usize, pairs: bool) -> Option<usize> {
         match self {
             Self::Portable => None,
+            #[cfg(target_arch = "x86_64")]
+            _ if pairs => self.bf16().map(|token| token.chain(rounds)),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(token) => Some(token.chain(rounds)),
             #[cfg(target_arch = "x86_64")]

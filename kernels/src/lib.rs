@@ -43,6 +43,9 @@ mod pool;
 mod pooling;
 pub mod scalar;
 mod sgd;
+mod taps;
+mod tile;
+mod value;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86_64;
@@ -52,7 +55,11 @@ pub use conv::{Conv, PANEL, ShapeError, panel_index};
 pub use isa::Isa;
 pub use linear::Linear;
 pub use loss::softmax_cross_entropy;
-pub use norm::{BatchNorm, Folded, Identity, Slope, Statistics, mask_by_output};
+pub use norm::{
+    BatchNorm, Folded, Identity, Mask, Normalised, Slope, Statistics, Sums, mask_tile, measure_tile,
+};
 pub use pool::Pool;
 pub use pooling::{MaxPool, average_backward, average_forward};
 pub use sgd::{Sgd, momentum_sgd};
+pub use tile::{SUMS, Tile, sums_len, visit_tiles};
+pub use value::{Bf16, Value};

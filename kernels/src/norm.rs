@@ -1,4 +1,4 @@
-//! Batch normalisation with ReLU and residual add, forward and backward, a pass over memory each.
+//! Batch normalisation with ReLU and residual add, forward and backward.
 //!
 //! ```text
 //! forward   y  = max(0, z*scale + shift (+ identity))      scale = gamma/sqrt(var+eps), shift = beta - mean*scale
@@ -7,11 +7,18 @@
 //!           dz = scale*(g - s1/m - (z-mean)*s2/(m*(var+eps)))
 //! ```
 //!
-//! Ioffe and Szegedy, "Batch Normalization" (2015). Sums are taken in `f32` over a fixed number of
-//! rows, relative to a pivot so that a large mean costs no digits, and merged in `f64` in a fixed order.
+//! Ioffe and Szegedy, "Batch Normalization" (2015). The sums belong to the convolutions' epilogues: they
+//! are taken tile by tile while it is in the cache ([`measure_tile`], [`mask_tile`]), in `f32` over the
+//! images of a tile, relative to a pivot so that a large mean costs no digits, and merged in `f64` in a
+//! fixed order ([`Sums`]). What is left is one pass forward and one backward.
 
+use ndarray::ArrayViewMut2;
+
+use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::tile::{SUMS, Tile, sums_len};
+use crate::value::Value;
 
 /// The constants of a normalisation.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +29,7 @@ pub struct BatchNorm {
     pub momentum: f32,
 }
 
-/// Mean and (biased) variance of each channel over a batch, and what the backward pass needs.
+/// Mean and (biased) variance of each channel over a batch.
 #[derive(Clone, Debug)]
 pub struct Statistics {
     /// Mean of each channel.
@@ -31,7 +38,6 @@ pub struct Statistics {
     pub variance: Vec<f32>,
     /// Rows (pixels times images) behind them.
     pub rows: usize,
-    partial: Vec<f32>,
 }
 
 /// A normalisation as one multiplication and one addition a channel.
@@ -45,13 +51,13 @@ pub struct Folded {
 
 /// What is added before the ReLU.
 #[derive(Clone, Copy)]
-pub enum Identity<'a> {
+pub enum Identity<'a, T> {
     /// Nothing.
     None,
     /// The block's input.
-    Plain(&'a [f32]),
-    /// The normalised output of the projection.
-    Projected(&'a [f32], &'a Folded),
+    Plain(&'a [T]),
+    /// The projection, yet to be normalised.
+    Projected(&'a [T], &'a Folded),
 }
 
 /// The gradient by a normalisation's output as `a*g + b*z + c` a channel: the gradient by its input.
@@ -62,45 +68,116 @@ pub struct Slope {
     c: Vec<f32>,
 }
 
+/// Sums over the tiles of an activation, and their totals.
+pub struct Sums {
+    tiles: Vec<f32>,
+    totals: Vec<[f64; PANEL]>,
+    used: usize,
+    channels: usize,
+}
+
+/// What a normalisation's backward sums need of its forward pass.
+#[derive(Clone, Copy)]
+pub struct Normalised<'a, T> {
+    /// What was normalised.
+    pub z: &'a [T],
+    /// The mean that was subtracted.
+    pub mean: &'a [f32],
+}
+
+/// Where a gradient passed the ReLU.
+#[derive(Clone, Copy)]
+pub enum Mask<'a, T> {
+    /// Where the normalisation of this sum's `z` is positive.
+    Folded(&'a Folded),
+    /// Where the output is.
+    Output(&'a [T]),
+}
+
+impl Sums {
+    /// Room for the sums of `len` values (see [`sums_len`]) and for `channels` totals.
+    pub fn new(len: usize, channels: usize) -> Self {
+        let totals = vec![[0.0; PANEL]; SUMS * channels.div_ceil(PANEL)];
+        Self { tiles: vec![0.0; len], totals, used: 0, channels: 0 }
+    }
+
+    /// The sums of the tiles of an activation `[pixels][n][channels]`, to be written.
+    pub fn tiles(&mut self, (pixels, n, channels): (usize, usize, usize)) -> &mut [f32] {
+        (self.used, self.channels) = (sums_len(pixels, n, channels), channels);
+        &mut self.tiles[..self.used]
+    }
+
+    /// Adds up the tiles.
+    pub fn add_up(&mut self, (pool, isa): (&Pool, Isa)) {
+        let (channels, tiles) = (self.channels, &self.tiles[..self.used]);
+        let totals = &mut self.totals[..SUMS * channels / PANEL];
+        pool.for_each_chunk(totals, SUMS, |panel, totals| {
+            isa.run(
+                #[inline(always)]
+                || {
+                    for (which, total) in totals.iter_mut().enumerate() {
+                        let mut sum = [0.0_f64; PANEL];
+                        let from = which * channels + panel * PANEL;
+                        for tile in tiles.chunks_exact(SUMS * channels) {
+                            for (sum, &value) in sum.iter_mut().zip(&tile[from..from + PANEL]) {
+                                *sum += f64::from(value);
+                            }
+                        }
+                        *total = sum;
+                    }
+                },
+            );
+        });
+    }
+
+    /// A sum of channel `c` over all tiles.
+    fn total(&self, which: usize, c: usize) -> f64 {
+        self.totals[c / PANEL * SUMS + which][c % PANEL]
+    }
+}
+
+/// Sums of `z - pivot` and of its square over a tile of `z`; `pivot` is near the mean (the running one
+/// serves).
+pub fn measure_tile<T: Value>(isa: Isa, pivot: &[f32], tile: Tile<T>) {
+    let Tile { channel, values, sums, .. } = tile;
+    let pivot: &[f32; PANEL] = array(pivot, channel);
+    isa.run(
+        #[inline(always)]
+        || deviations(values, pivot, sums),
+    );
+}
+
+/// Clears a tile of a gradient where the ReLU did, and takes its sums: of `g`, and of `g*(z-mean)` for
+/// one normalisation or two.
+pub fn mask_tile<T: Value>(
+    isa: Isa,
+    mask: Mask<T>,
+    (first, second): (Normalised<T>, Option<Normalised<T>>),
+    tile: Tile<T>,
+) {
+    isa.run(
+        #[inline(always)]
+        || match (mask, second) {
+            (Mask::Folded(fold), _) => mask_folded(fold, first, tile),
+            (Mask::Output(y), None) => mask_output(y, [first], tile),
+            (Mask::Output(y), Some(second)) => mask_output(y, [first, second], tile),
+        },
+    );
+}
+
 impl Statistics {
     /// Room for `channels` channels.
     pub fn new(channels: usize) -> Self {
-        Self {
-            mean: vec![0.0; channels],
-            variance: vec![0.0; channels],
-            rows: 0,
-            partial: Vec::new(),
-        }
+        Self { mean: vec![0.0; channels], variance: vec![0.0; channels], rows: 0 }
     }
 
-    /// Room for the sums of up to `rows` rows, so that no later call allocates.
-    pub fn reserve(&mut self, rows: usize) {
-        let channels = self.mean.len();
-        self.partial.reserve(rows.div_ceil(SUM_ROWS) * 2 * channels);
-    }
-
-    /// Mean and variance of `z`, rows of as many values as there are channels. `pivot` is near the
-    /// mean (the running one serves).
-    pub fn measure(&mut self, (pool, isa): (&Pool, Isa), z: &[f32], pivot: &[f32]) {
-        let channels = self.mean.len();
-        assert_eq!((z.len() % channels, pivot.len()), (0, channels));
-        self.rows = z.len() / channels;
-        let len = SUM_ROWS * channels;
-        self.partial.resize(z.len().div_ceil(len) * 2 * channels, 0.0);
-        pool.for_each_chunk(&mut self.partial, 2 * channels, |index, sums| {
-            let z = &z[index * len..z.len().min((index + 1) * len)];
-            let (first, second) = sums.split_at_mut(channels);
-            isa.run(
-                #[inline(always)]
-                || sum_deviations(z, pivot, first, second),
-            );
-        });
-        let count = self.rows as f64;
+    /// Takes mean and variance from the sums of [`measure_tile`] over `rows` rows.
+    pub fn set(&mut self, sums: &Sums, rows: usize, pivot: &[f32]) {
+        self.rows = rows;
         for (c, &pivot) in pivot.iter().enumerate() {
-            let [first, second] = merge(&self.partial, channels, c);
-            let shift = first / count;
+            let shift = sums.total(0, c) / rows as f64;
             self.mean[c] = (f64::from(pivot) + shift) as f32;
-            self.variance[c] = (second / count - shift * shift).max(0.0) as f32;
+            self.variance[c] = (sums.total(1, c) / rows as f64 - shift * shift).max(0.0) as f32;
         }
     }
 
@@ -114,39 +191,18 @@ impl Statistics {
         }
     }
 
-    /// Sums of the masked gradient `dy`, which give the gradients by gamma and beta and the slope of
-    /// the normalisation. `mask` says where the ReLU after it let values through.
+    /// Gradients by gamma and beta and the slope of the normalisation, from the sums of [`mask_tile`];
+    /// `which` of its normalisations (1 or 2) is this.
     pub fn backward(
-        &mut self,
-        (pool, isa): (&Pool, Isa),
+        &self,
         norm: BatchNorm,
-        (dy, z, mask): (&[f32], &[f32], Option<&Folded>),
+        (sums, which): (&Sums, usize),
         gamma: &[f32],
         (dgamma, dbeta, slope): (&mut [f32], &mut [f32], &mut Slope),
     ) {
-        let channels = self.mean.len();
-        assert_eq!(dy.len(), z.len());
-        let len = SUM_ROWS * channels;
-        self.partial.resize(z.len().div_ceil(len) * 2 * channels, 0.0);
-        let mean = &self.mean;
-        pool.for_each_chunk(&mut self.partial, 2 * channels, |index, sums| {
-            let range = index * len..z.len().min((index + 1) * len);
-            let (first, second) = sums.split_at_mut(channels);
-            isa.run(
-                #[inline(always)]
-                || {
-                    sum_gradients(
-                        (&dy[range.clone()], &z[range.clone()], mask),
-                        mean,
-                        first,
-                        second,
-                    )
-                },
-            );
-        });
         let count = self.rows as f64;
-        for c in 0..channels {
-            let [s1, s2] = merge(&self.partial, channels, c);
+        for c in 0..self.mean.len() {
+            let (s1, s2) = (sums.total(0, c), sums.total(which, c));
             let inverse = 1.0 / (f64::from(self.variance[c]) + f64::from(norm.epsilon)).sqrt();
             let scale = f64::from(gamma[c]) * inverse;
             let b = -scale * inverse * inverse * s2 / count;
@@ -179,12 +235,12 @@ impl Folded {
     }
 
     /// `y = max(0, z*scale + shift + identity)`.
-    pub fn activate(
+    pub fn activate<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
-        z: &[f32],
-        identity: Identity,
-        y: &mut [f32],
+        z: &[T],
+        identity: Identity<T>,
+        y: &mut [T],
     ) {
         let channels = self.scale.len();
         assert_eq!(z.len(), y.len());
@@ -204,6 +260,35 @@ impl Folded {
             );
         });
     }
+
+    /// A tile of `z` becomes `z*scale + shift`, plus `identity`, and at least 0 where `relu` is set.
+    pub fn finish_tile<T: Value>(
+        &self,
+        isa: Isa,
+        (identity, relu): (Option<&[T]>, bool),
+        tile: Tile<T>,
+    ) {
+        let Tile { row, channel, mut values, .. } = tile;
+        let (scale, shift) = (array(&self.scale, channel), array(&self.shift, channel));
+        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        let channels = self.scale.len();
+        isa.run(
+            #[inline(always)]
+            || {
+                for (index, mut values) in values.rows_mut().into_iter().enumerate() {
+                    let values = values.as_slice_mut().expect("rows are contiguous");
+                    let values = values.first_chunk_mut::<PANEL>().expect("64 channels");
+                    match identity {
+                        None => finish(values, (scale, shift), [0.0; PANEL], floor),
+                        Some(x) => {
+                            let x: &[T; PANEL] = array(&x[(row + index) * channels..], channel);
+                            finish(values, (scale, shift), x.map(T::widen), floor);
+                        }
+                    }
+                }
+            },
+        );
+    }
 }
 
 impl Slope {
@@ -212,182 +297,193 @@ impl Slope {
         Self { a: vec![0.0; channels], b: vec![0.0; channels], c: vec![0.0; channels] }
     }
 
-    /// `dz = a*g + b*z + c` over `dy` itself, `g` being `dy` where `mask` lets it through.
-    pub fn apply_in_place(
-        &self,
-        (pool, isa): (&Pool, Isa),
-        z: &[f32],
-        mask: Option<&Folded>,
-        dy: &mut [f32],
-    ) {
+    /// `dz = a*g + b*z + c` over `g` itself.
+    pub fn apply_in_place<T: Value>(&self, (pool, isa): (&Pool, Isa), z: &[T], g: &mut [T]) {
         let len = chunk_rows(self.a.len()) * self.a.len();
-        assert_eq!(z.len(), dy.len());
-        pool.for_each_chunk(dy, len, |index, dy| {
-            let z = &z[index * len..index * len + dy.len()];
+        assert_eq!(z.len(), g.len());
+        pool.for_each_chunk(g, len, |index, g| {
+            let z = &z[index * len..index * len + g.len()];
             isa.run(
                 #[inline(always)]
-                || slope_in_place(self, z, mask, dy),
+                || slope_in_place(self, z, g),
             );
         });
     }
 
-    /// `dz = a*dy + b*z + c` into another buffer.
-    pub fn apply(&self, (pool, isa): (&Pool, Isa), (dy, z): (&[f32], &[f32]), dz: &mut [f32]) {
+    /// `dz = a*g + b*z + c` into another buffer.
+    pub fn apply<T: Value>(&self, (pool, isa): (&Pool, Isa), (g, z): (&[T], &[T]), dz: &mut [T]) {
         let len = chunk_rows(self.a.len()) * self.a.len();
-        assert_eq!((dy.len(), z.len()), (dz.len(), dz.len()));
+        assert_eq!((g.len(), z.len()), (dz.len(), dz.len()));
         pool.for_each_chunk(dz, len, |index, dz| {
             let range = index * len..index * len + dz.len();
             isa.run(
                 #[inline(always)]
-                || {
-                    dz.copy_from_slice(&dy[range.clone()]);
-                    slope_in_place(self, &z[range.clone()], None, dz);
-                },
+                || slope_into(self, (&g[range.clone()], &z[range.clone()]), dz),
             );
         });
     }
 }
-
-/// Clears `dy` where the block's output `y` was cut off by the ReLU.
-pub fn mask_by_output((pool, isa): (&Pool, Isa), y: &[f32], dy: &mut [f32]) {
-    const LEN: usize = 1 << 15;
-    assert_eq!(y.len(), dy.len());
-    pool.for_each_chunk(dy, LEN, |index, dy| {
-        let y = &y[index * LEN..index * LEN + dy.len()];
-        isa.run(
-            #[inline(always)]
-            || {
-                for (dy, &y) in dy.iter_mut().zip(y) {
-                    *dy = if y > 0.0 { *dy } else { 0.0 };
-                }
-            },
-        );
-    });
-}
-
-/// Rows that are summed in `f32` before sums go on in `f64`: short chains of additions lose few digits,
-/// and since it is no function of the threads, neither are the sums.
-const SUM_ROWS: usize = 64;
 
 /// Rows that one task of an elementwise pass works on.
 fn chunk_rows(channels: usize) -> usize {
     ((1 << 15) / channels).max(64)
 }
 
-/// First and second sum of channel `c` over all chunks.
-fn merge(partial: &[f32], channels: usize, c: usize) -> [f64; 2] {
-    partial.chunks_exact(2 * channels).fold([0.0; 2], |[first, second], sums| {
-        [first + f64::from(sums[c]), second + f64::from(sums[channels + c])]
-    })
+/// 64 values from `from` on.
+#[inline(always)]
+fn array<T>(values: &[T], from: usize) -> &[T; PANEL] {
+    values[from..].first_chunk().expect("channels come in panels")
 }
 
 #[inline(always)]
-fn sum_deviations(z: &[f32], pivot: &[f32], first: &mut [f32], second: &mut [f32]) {
-    let channels = pivot.len();
-    let (first, second) = (&mut first[..channels], &mut second[..channels]);
-    first.fill(0.0);
-    second.fill(0.0);
-    for row in z.chunks_exact(channels) {
-        for c in 0..channels {
-            let deviation = row[c] - pivot[c];
+fn store(sums: &mut ArrayViewMut2<f32>, which: usize, values: [f32; PANEL]) {
+    let mut row = sums.row_mut(which);
+    row.as_slice_mut().expect("rows are contiguous").copy_from_slice(&values);
+}
+
+#[inline(always)]
+fn deviations<T: Value>(
+    values: ArrayViewMut2<T>,
+    pivot: &[f32; PANEL],
+    mut sums: ArrayViewMut2<f32>,
+) {
+    let (mut first, mut second) = ([0.0; PANEL], [0.0; PANEL]);
+    for row in values.rows() {
+        let row: &[T; PANEL] = array(row.to_slice().expect("rows are contiguous"), 0);
+        for c in 0..PANEL {
+            let deviation = row[c].widen() - pivot[c];
             first[c] += deviation;
             second[c] += deviation * deviation;
         }
     }
+    store(&mut sums, 0, first);
+    store(&mut sums, 1, second);
 }
 
 #[inline(always)]
-fn sum_gradients(
-    (dy, z, mask): (&[f32], &[f32], Option<&Folded>),
-    mean: &[f32],
-    first: &mut [f32],
-    second: &mut [f32],
-) {
-    let channels = mean.len();
-    let (first, second) = (&mut first[..channels], &mut second[..channels]);
-    first.fill(0.0);
-    second.fill(0.0);
-    let rows = dy.chunks_exact(channels).zip(z.chunks_exact(channels));
-    match mask {
-        None => {
-            for (dy, z) in rows {
-                for c in 0..channels {
-                    first[c] += dy[c];
-                    second[c] += dy[c] * (z[c] - mean[c]);
-                }
+fn mask_folded<T: Value>(fold: &Folded, of: Normalised<T>, tile: Tile<T>) {
+    let Tile { row, channel, mut values, mut sums } = tile;
+    let (scale, shift) = (array(&fold.scale, channel), array(&fold.shift, channel));
+    let (mean, channels) = (array(of.mean, channel), of.mean.len());
+    let (mut first, mut second) = ([0.0; PANEL], [0.0; PANEL]);
+    for (index, mut g) in values.rows_mut().into_iter().enumerate() {
+        let g = g.as_slice_mut().expect("rows are contiguous");
+        let g = g.first_chunk_mut::<PANEL>().expect("64 channels");
+        let z: &[T; PANEL] = array(&of.z[(row + index) * channels..], channel);
+        for c in 0..PANEL {
+            let z = z[c].widen();
+            let kept = if z * scale[c] + shift[c] > 0.0 { g[c].widen() } else { 0.0 };
+            g[c] = T::narrow(kept);
+            first[c] += kept;
+            second[c] += kept * (z - mean[c]);
+        }
+    }
+    store(&mut sums, 0, first);
+    store(&mut sums, 1, second);
+}
+
+#[inline(always)]
+fn mask_output<T: Value, const N: usize>(y: &[T], of: [Normalised<T>; N], tile: Tile<T>) {
+    let Tile { row, channel, mut values, mut sums } = tile;
+    let channels = of[0].mean.len();
+    let means = of.map(|of| array(of.mean, channel));
+    let (mut first, mut others) = ([0.0; PANEL], [[0.0; PANEL]; N]);
+    for (index, mut g) in values.rows_mut().into_iter().enumerate() {
+        let g = g.as_slice_mut().expect("rows are contiguous");
+        let g = g.first_chunk_mut::<PANEL>().expect("64 channels");
+        let at = (row + index) * channels;
+        let y: &[T; PANEL] = array(&y[at..], channel);
+        let z: [&[T; PANEL]; N] = of.map(|of| array(&of.z[at..], channel));
+        for c in 0..PANEL {
+            let kept = if y[c].widen() > 0.0 { g[c].widen() } else { 0.0 };
+            g[c] = T::narrow(kept);
+            first[c] += kept;
+            for i in 0..N {
+                others[i][c] += kept * (z[i][c].widen() - means[i][c]);
             }
         }
-        Some(fold) => {
-            let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
-            for (dy, z) in rows {
-                for c in 0..channels {
-                    let g = if z[c] * scale[c] + shift[c] > 0.0 { dy[c] } else { 0.0 };
-                    first[c] += g;
-                    second[c] += g * (z[c] - mean[c]);
-                }
-            }
-        }
+    }
+    store(&mut sums, 0, first);
+    for (i, other) in others.into_iter().enumerate() {
+        store(&mut sums, 1 + i, other);
     }
 }
 
 #[inline(always)]
-fn activate(fold: &Folded, z: &[f32], y: &mut [f32]) {
+fn finish<T: Value>(
+    values: &mut [T; PANEL],
+    (scale, shift): (&[f32; PANEL], &[f32; PANEL]),
+    identity: [f32; PANEL],
+    floor: f32,
+) {
+    for c in 0..PANEL {
+        let value = values[c].widen() * scale[c] + shift[c] + identity[c];
+        values[c] = T::narrow(value.max(floor));
+    }
+}
+
+#[inline(always)]
+fn activate<T: Value>(fold: &Folded, z: &[T], y: &mut [T]) {
     let channels = fold.scale.len();
     let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
     for (z, y) in z.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
         for c in 0..channels {
-            y[c] = (z[c] * scale[c] + shift[c]).max(0.0);
+            y[c] = T::narrow((z[c].widen() * scale[c] + shift[c]).max(0.0));
         }
     }
 }
 
 #[inline(always)]
-fn activate_add(fold: &Folded, (z, x): (&[f32], &[f32]), y: &mut [f32]) {
+fn activate_add<T: Value>(fold: &Folded, (z, x): (&[T], &[T]), y: &mut [T]) {
     let channels = fold.scale.len();
     let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
     let rows = z.chunks_exact(channels).zip(x.chunks_exact(channels));
     for ((z, x), y) in rows.zip(y.chunks_exact_mut(channels)) {
         for c in 0..channels {
-            y[c] = (z[c] * scale[c] + shift[c] + x[c]).max(0.0);
+            let value = z[c].widen() * scale[c] + shift[c] + x[c].widen();
+            y[c] = T::narrow(value.max(0.0));
         }
     }
 }
 
 #[inline(always)]
-fn activate_projected((fold, other): (&Folded, &Folded), (z, x): (&[f32], &[f32]), y: &mut [f32]) {
+fn activate_projected<T: Value>(
+    (fold, other): (&Folded, &Folded),
+    (z, x): (&[T], &[T]),
+    y: &mut [T],
+) {
     let channels = fold.scale.len();
     let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
     let (scale2, shift2) = (&other.scale[..channels], &other.shift[..channels]);
     let rows = z.chunks_exact(channels).zip(x.chunks_exact(channels));
     for ((z, x), y) in rows.zip(y.chunks_exact_mut(channels)) {
         for c in 0..channels {
-            let identity = x[c] * scale2[c] + shift2[c];
-            y[c] = (z[c] * scale[c] + shift[c] + identity).max(0.0);
+            let identity = x[c].widen() * scale2[c] + shift2[c];
+            let value = z[c].widen() * scale[c] + shift[c] + identity;
+            y[c] = T::narrow(value.max(0.0));
         }
     }
 }
 
 #[inline(always)]
-fn slope_in_place(slope: &Slope, z: &[f32], mask: Option<&Folded>, dy: &mut [f32]) {
+fn slope_in_place<T: Value>(slope: &Slope, z: &[T], g: &mut [T]) {
     let channels = slope.a.len();
     let (a, b, c) = (&slope.a[..channels], &slope.b[..channels], &slope.c[..channels]);
-    let rows = z.chunks_exact(channels).zip(dy.chunks_exact_mut(channels));
-    match mask {
-        None => {
-            for (z, dy) in rows {
-                for i in 0..channels {
-                    dy[i] = a[i] * dy[i] + b[i] * z[i] + c[i];
-                }
-            }
+    for (z, g) in z.chunks_exact(channels).zip(g.chunks_exact_mut(channels)) {
+        for i in 0..channels {
+            g[i] = T::narrow(a[i] * g[i].widen() + b[i] * z[i].widen() + c[i]);
         }
-        Some(fold) => {
-            let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
-            for (z, dy) in rows {
-                for i in 0..channels {
-                    let g = if z[i] * scale[i] + shift[i] > 0.0 { dy[i] } else { 0.0 };
-                    dy[i] = a[i] * g + b[i] * z[i] + c[i];
-                }
-            }
+    }
+}
+
+#[inline(always)]
+fn slope_into<T: Value>(slope: &Slope, (g, z): (&[T], &[T]), dz: &mut [T]) {
+    let channels = slope.a.len();
+    let (a, b, c) = (&slope.a[..channels], &slope.b[..channels], &slope.c[..channels]);
+    let rows = g.chunks_exact(channels).zip(z.chunks_exact(channels));
+    for ((g, z), dz) in rows.zip(dz.chunks_exact_mut(channels)) {
+        for i in 0..channels {
+            dz[i] = T::narrow(a[i] * g[i].widen() + b[i] * z[i].widen() + c[i]);
         }
     }
 }

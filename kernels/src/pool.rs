@@ -98,17 +98,35 @@ impl Pool {
 
     /// Cuts `data` into blocks of shape `block` (smaller at the far edges) and calls
     /// `task(origin, block)` with the index of each block's first element.
-    pub fn for_each_block(
+    pub fn for_each_block<T: Send>(
         &self,
-        data: ArrayViewMut4<f32>,
+        data: ArrayViewMut4<T>,
         block: [usize; 4],
-        task: impl Fn([usize; 4], ArrayViewMut4<f32>) + Sync,
+        task: impl Fn([usize; 4], ArrayViewMut4<T>) + Sync,
     ) {
         let blocks = Blocks::new(data, block);
         self.run(blocks.count(), |index| {
             let origin = blocks.origin(index);
             // SAFETY: `run` calls each index once, so each block is borrowed once.
             task(origin, unsafe { blocks.piece(origin) });
+        });
+    }
+
+    /// As [`Pool::for_each_block`] over two arrays that are cut into the same grid; the origin is the
+    /// first one's.
+    pub fn for_each_block2<T: Send, U: Send>(
+        &self,
+        first: (ArrayViewMut4<T>, [usize; 4]),
+        second: (ArrayViewMut4<U>, [usize; 4]),
+        task: impl Fn([usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>) + Sync,
+    ) {
+        let (first, second) = (Blocks::new(first.0, first.1), Blocks::new(second.0, second.1));
+        assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
+        self.run(first.count(), |index| {
+            let origin = first.origin(index);
+            // SAFETY: `run` calls each index once, so each block is borrowed once.
+            let (a, b) = unsafe { (first.piece(origin), second.piece(second.origin(index))) };
+            task(origin, a, b);
         });
     }
 }
@@ -250,30 +268,22 @@ impl<T> Chunks<T> {
 }
 
 /// A view as a grid of blocks that tasks borrow by origin.
-struct Blocks {
-    start: *mut f32,
+struct Blocks<T> {
+    start: *mut T,
     shape: [usize; 4],
     strides: [usize; 4],
     block: [usize; 4],
 }
 
-// SAFETY: a `Blocks` only hands out disjoint mutable views of `f32`.
-unsafe impl Sync for Blocks {}
+// SAFETY: a `Blocks` only hands out disjoint mutable views, which may cross threads when `T: Send`.
+unsafe impl<T: Send> Sync for Blocks<T> {}
 
-impl Blocks {
-    fn new(mut data: ArrayViewMut4<f32>, block: [usize; 4]) -> Self {
+impl<T> Blocks<T> {
+    fn new(mut data: ArrayViewMut4<T>, block: [usize; 4]) -> Self {
         assert!(block.iter().all(|&len| len > 0), "blocks of nothing");
-        let strides: Vec<usize> = data
-            .strides()
-            .iter()
-            .map(|&stride| usize::try_from(stride).expect("strides are not negative"))
-            .collect();
-        Self {
-            start: data.as_mut_ptr(),
-            shape: data.dim().into(),
-            strides: [strides[0], strides[1], strides[2], strides[3]],
-            block,
-        }
+        let strides = [0, 1, 2, 3]
+            .map(|axis| usize::try_from(data.strides()[axis]).expect("strides are not negative"));
+        Self { start: data.as_mut_ptr(), shape: data.dim().into(), strides, block }
     }
 
     fn grid(&self, axis: usize) -> usize {
@@ -296,7 +306,7 @@ impl Blocks {
 
     /// # Safety
     /// Each origin at most once while the pieces live, and only origins of this grid.
-    unsafe fn piece(&self, origin: [usize; 4]) -> ArrayViewMut4<'_, f32> {
+    unsafe fn piece(&self, origin: [usize; 4]) -> ArrayViewMut4<'_, T> {
         let mut offset = 0;
         let mut shape = [0; 4];
         for axis in 0..4 {

@@ -2,6 +2,7 @@
 
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::value::Value;
 
 /// Max pooling with a 3x3 window, stride 2 and padding 1 over square maps.
 #[derive(Clone, Copy, Debug)]
@@ -19,16 +20,16 @@ impl MaxPool {
     }
 
     /// `y` = the largest value of each window; `row` is images times channels.
-    pub fn forward(self, (pool, isa): (&Pool, Isa), row: usize, x: &[f32], y: &mut [f32]) {
+    pub fn forward<T: Value>(self, (pool, isa): (&Pool, Isa), row: usize, x: &[T], y: &mut [T]) {
         assert_eq!((x.len(), y.len()), (self.input.pow(2) * row, self.output.pow(2) * row));
         pool.for_each_chunk(y, row, |o, y| {
             isa.run(
                 #[inline(always)]
                 || {
-                    y.fill(f32::NEG_INFINITY);
+                    y.fill(T::narrow(f32::NEG_INFINITY));
                     for i in self.window(o) {
                         for (y, &x) in y.iter_mut().zip(&x[i * row..][..row]) {
-                            *y = if x > *y { x } else { *y };
+                            *y = if x.widen() > y.widen() { x } else { *y };
                         }
                     }
                 },
@@ -37,12 +38,12 @@ impl MaxPool {
     }
 
     /// Hands each window's gradient to the first of its largest values, in reading order.
-    pub fn backward(
+    pub fn backward<T: Value>(
         self,
         (pool, isa): (&Pool, Isa),
         row: usize,
-        (x, y, dy): (&[f32], &[f32], &[f32]),
-        dx: &mut [f32],
+        (x, y, dy): (&[T], &[T], &[T]),
+        dx: &mut [T],
     ) {
         assert_eq!((x.len(), y.len()), (self.input.pow(2) * row, self.output.pow(2) * row));
         assert_eq!((dx.len(), dy.len()), (x.len(), y.len()));
@@ -50,14 +51,17 @@ impl MaxPool {
             isa.run(
                 #[inline(always)]
                 || {
-                    dx.fill(0.0);
+                    dx.fill(T::narrow(0.0));
                     for o in self.windows_over(i) {
                         let (y, dy) = (&y[o * row..][..row], &dy[o * row..][..row]);
                         let x_i = &x[i * row..][..row];
                         for (at, dx) in dx.iter_mut().enumerate() {
-                            if x_i[at] == y[at] {
-                                let first = self.window(o).find(|&j| x[j * row + at] == y[at]);
-                                *dx += if first == Some(i) { dy[at] } else { 0.0 };
+                            if x_i[at].widen() == y[at].widen() {
+                                let is_largest =
+                                    |&j: &usize| x[j * row + at].widen() == y[at].widen();
+                                if self.window(o).find(is_largest) == Some(i) {
+                                    *dx = T::narrow(dx.widen() + dy[at].widen());
+                                }
                             }
                         }
                     }
@@ -84,7 +88,7 @@ impl MaxPool {
 }
 
 /// `y[n][c]` = mean of `x[pixel][n][c]` over the pixels.
-pub fn average_forward((pool, isa): (&Pool, Isa), x: &[f32], y: &mut [f32]) {
+pub fn average_forward<T: Value>((pool, isa): (&Pool, Isa), x: &[T], y: &mut [f32]) {
     assert!(!y.is_empty() && x.len().is_multiple_of(y.len()));
     let (total, pixels) = (y.len(), x.len() / y.len());
     pool.for_each_chunk(y, AVERAGE_LEN, |index, y| {
@@ -95,7 +99,7 @@ pub fn average_forward((pool, isa): (&Pool, Isa), x: &[f32], y: &mut [f32]) {
                 y.fill(0.0);
                 for pixel in 0..pixels {
                     for (y, &x) in y.iter_mut().zip(&x[pixel * total + start..]) {
-                        *y += x;
+                        *y += x.widen();
                     }
                 }
                 for y in y.iter_mut() {
@@ -107,7 +111,7 @@ pub fn average_forward((pool, isa): (&Pool, Isa), x: &[f32], y: &mut [f32]) {
 }
 
 /// `dx[pixel][n][c] = dy[n][c] / pixels`.
-pub fn average_backward((pool, isa): (&Pool, Isa), dy: &[f32], dx: &mut [f32]) {
+pub fn average_backward<T: Value>((pool, isa): (&Pool, Isa), dy: &[f32], dx: &mut [T]) {
     assert!(!dy.is_empty() && dx.len().is_multiple_of(dy.len()));
     let pixels = dx.len() / dy.len();
     pool.for_each_chunk(dx, dy.len(), |_, dx| {
@@ -115,7 +119,7 @@ pub fn average_backward((pool, isa): (&Pool, Isa), dy: &[f32], dx: &mut [f32]) {
             #[inline(always)]
             || {
                 for (dx, &dy) in dx.iter_mut().zip(dy) {
-                    *dx = dy / pixels as f32;
+                    *dx = T::narrow(dy / pixels as f32);
                 }
             },
         );

@@ -3,8 +3,9 @@
 
 use kernels::scalar::{self, Window};
 use kernels::{
-    BatchNorm, Conv, Folded, Identity, Isa, Linear, MaxPool, PANEL, Pool, Slope, Statistics,
-    average_backward, average_forward, mask_by_output, softmax_cross_entropy,
+    BatchNorm, Bf16, Conv, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised, PANEL, Pool,
+    Slope, Statistics, Sums, Value, average_backward, average_forward, mask_tile, measure_tile,
+    softmax_cross_entropy, sums_len, visit_tiles,
 };
 use ndarray::{Array1, Array2, Array4, ArrayView4};
 
@@ -69,46 +70,88 @@ fn filter(conv: &Conv, panels: &[f32]) -> Array4<f64> {
     Array4::from_shape_fn(shape, |(r, s, c, k)| f64::from(panels[conv.weight_index(k, c, r, s)]))
 }
 
+/// Values as they are stored, and what they are then.
+fn stored<T: Value>(len: usize, seed: u64) -> (Vec<T>, Vec<f32>) {
+    let stored: Vec<T> = values(len, seed).into_iter().map(T::narrow).collect();
+    let plain = widened(&stored);
+    (stored, plain)
+}
+
+fn widened<T: Value>(values: &[T]) -> Vec<f32> {
+    values.iter().map(|value| value.widen()).collect()
+}
+
 #[test]
 fn convolutions_match_the_oracle_on_every_tier() {
-    let pool = Pool::new(2);
     for case in &CASES {
-        let Case { side, channels, kernel, stride, n } = *case;
-        let window = Window { stride, pad: kernel / 2 };
-        let conv = Conv::new([side, side], channels, kernel, stride, kernel / 2).expect("shape");
-        let [h, w] = conv.output;
-        let x = values(conv.input_len(n), 1);
-        let panels = values(conv.weights(), 2);
-        let dy = values(conv.output_len(n), 3);
-        let x4 = array4((side, side, n, channels[0]), &x);
-        let dy4 = array4((h, w, n, channels[1]), &dy);
-        let filter = filter(&conv, &panels);
-        let y4 = scalar::conv_forward(x4.view(), filter.view(), window);
-        let dw4 = scalar::conv_backward_weight(x4.view(), dy4.view(), kernel, window);
-        for isa in Isa::available() {
-            let what = format!("{} {side}x{side} {channels:?} k{kernel}/{stride} n{n}", isa.name());
-            let exec = (&pool, isa);
-            let mut y = vec![f32::NAN; conv.output_len(n)];
-            conv.forward(exec, n, &x, &panels, &mut y);
-            check(&y, y4.iter().copied(), bound(kernel * kernel * channels[0]), &what);
+        convolution_case::<f32>(case, 0.0);
+    }
+}
 
-            let mut dw = vec![f32::NAN; conv.weights()];
-            conv.backward_weight(exec, n, (&x, &dy), &mut dw);
-            let got = self::filter(&conv, &dw).mapv(|v| v as f32);
-            let got: Vec<f32> = got.iter().copied().collect();
-            check(&got, dw4.iter().copied(), bound(h * w * n), &what);
+#[test]
+fn bfloat16_convolutions_match_the_oracle_over_rounded_operands() {
+    for case in &CASES {
+        // Results are rounded to 8 bits.
+        convolution_case::<Bf16>(case, 2e-3);
+    }
+}
 
-            if channels[0] % PANEL != 0 {
-                continue;
-            }
-            let dx4 = scalar::conv_backward_input(x4.dim(), filter.view(), dy4.view(), window);
-            let mut transposed = vec![f32::NAN; conv.weights()];
-            conv.transpose(exec, &panels, &mut transposed);
-            let mut dx = vec![f32::NAN; x.len()];
-            conv.backward_input(exec, n, &dy, &transposed, (&mut dx, false));
-            check(&dx, dx4.iter().copied(), bound(kernel * kernel * channels[1]), &what);
-            conv.backward_input(exec, n, &dy, &transposed, (&mut dx, true));
-            check(&dx, dx4.iter().map(|v| 2.0 * v), bound(kernel * kernel * channels[1]), &what);
+fn convolution_case<T: Value>(case: &Case, rounding: f64) {
+    let pool = Pool::new(2);
+    let Case { side, channels, kernel, stride, n } = *case;
+    let window = Window { stride, pad: kernel / 2 };
+    let conv = Conv::new([side, side], channels, kernel, stride, kernel / 2).expect("shape");
+    let [h, w] = conv.output;
+    let first = channels[0] % PANEL != 0;
+    let (x, mut x_plain) = stored::<T>(conv.input_len(n), 1);
+    let (_, mut weights) = stored::<T>(conv.weights(), 2);
+    if first {
+        (x_plain, weights) = (values(x.len(), 1), values(weights.len(), 2));
+    }
+    let (dy, dy_plain) = stored::<T>(conv.output_len(n), 3);
+    let x4 = array4((side, side, n, channels[0]), &x_plain);
+    let dy4 = array4((h, w, n, channels[1]), &dy_plain);
+    let filter = filter(&conv, &weights);
+    let y4 = scalar::conv_forward(x4.view(), filter.view(), window);
+    let dw4 = scalar::conv_backward_weight(x4.view(), dy4.view(), kernel, window);
+    let mut sums =
+        vec![0.0; sums_len(h * w, n, channels[1]).max(sums_len(side * side, n, channels[0]))];
+    for isa in Isa::available() {
+        let what = format!("{} {side}x{side} {channels:?} k{kernel}/{stride} n{n}", isa.name());
+        let exec = (&pool, isa);
+        let nan = T::narrow(f32::NAN);
+        let mut y = vec![nan; conv.output_len(n)];
+        let mut dw = vec![f32::NAN; conv.weights()];
+        let mut scratch = vec![f32::NAN; conv.scratch_len()];
+        if first {
+            let results = (&mut *y, &mut *sums);
+            conv.forward_images(exec, n, (&x_plain, &weights), results, |_| {});
+            let results = (&mut *dw, &mut *scratch);
+            conv.backward_weight_images(exec, n, (&x_plain, &dy), results);
+        } else {
+            let mut packed = vec![nan; conv.weights()];
+            let panels = T::panels(exec, &weights, &mut packed);
+            conv.forward(exec, n, (&x, panels), (&mut y, &mut sums), |_| {});
+            conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
+        }
+        let y_bound = bound(kernel * kernel * channels[0]) + rounding;
+        check(&widened(&y), y4.iter().copied(), y_bound, &what);
+        let got = self::filter(&conv, &dw).mapv(|v| v as f32);
+        let got: Vec<f32> = got.iter().copied().collect();
+        check(&got, dw4.iter().copied(), bound(h * w * n), &what);
+
+        if first {
+            continue;
+        }
+        let dx4 = scalar::conv_backward_input(x4.dim(), filter.view(), dy4.view(), window);
+        let mut transposed = vec![nan; conv.weights()];
+        conv.transpose(exec, &weights, &mut transposed);
+        let mut dx = vec![nan; x.len()];
+        let dx_bound = bound(kernel * kernel * channels[1]) + rounding;
+        for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
+            let results = (&mut *dx, &mut *sums, accumulate);
+            conv.backward_input(exec, n, (&dy, &transposed), results, |_| {});
+            check(&widened(&dx), dx4.iter().map(|v| times * v), dx_bound, &what);
         }
     }
 }
@@ -131,11 +174,29 @@ const NEAR: f64 = 5e-5;
 
 const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
 
+/// Statistics of `z` as a convolution's epilogue takes them.
+fn measured(
+    exec: (&Pool, Isa),
+    shape: (usize, usize, usize),
+    z: &[f32],
+    pivot: &[f32],
+) -> Statistics {
+    let (pixels, n, channels) = shape;
+    let mut sums = Sums::new(sums_len(pixels, n, channels), channels);
+    let mut z = z.to_vec();
+    visit_tiles(exec.0, shape, &mut z, sums.tiles(shape), |tile| measure_tile(exec.1, pivot, tile));
+    sums.add_up(exec);
+    let mut statistics = Statistics::new(channels);
+    statistics.set(&sums, pixels * n, pivot);
+    statistics
+}
+
 #[test]
 fn normalisation_matches_the_oracle_on_every_tier() {
     let pool = Pool::new(2);
-    for (side, n, channels) in [(1, 6, 64), (3, 7, 64), (2, 33, 256), (8, 16, 128), (1, 5, 2048)] {
+    for (side, n, channels) in [(1, 6, 64), (3, 7, 64), (2, 133, 256), (8, 16, 128), (1, 5, 2048)] {
         let shape = (side, side, n, channels);
+        let flat = (side * side, n, channels);
         let len = side * side * n * channels;
         // A mean far from zero: sums of squares without a pivot would lose it.
         let z: Vec<f32> = values(len, 1).iter().map(|v| v + 30.0).collect();
@@ -150,8 +211,7 @@ fn normalisation_matches_the_oracle_on_every_tier() {
         for isa in Isa::available() {
             let what = format!("{} {shape:?}", isa.name());
             let exec = (&pool, isa);
-            let mut statistics = Statistics::new(channels);
-            statistics.measure(exec, &z, &vec![29.5; channels]);
+            let statistics = measured(exec, flat, &z, &vec![29.5; channels]);
             let mut fold = Folded::new(channels);
             fold.set(NORM, (&statistics.mean, &statistics.variance), (&gamma, &beta));
             let mut y = vec![f32::NAN; len];
@@ -160,70 +220,76 @@ fn normalisation_matches_the_oracle_on_every_tier() {
             let one = Folded { scale: vec![1.0; channels], shift: vec![0.0; channels] };
             fold.activate(exec, &z, Identity::Projected(&identity, &one), &mut y);
             check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
+            let mut finished = z.clone();
+            let mut unused = vec![0.0; sums_len(flat.0, n, channels)];
+            visit_tiles(&pool, flat, &mut finished, &mut unused, |tile| {
+                fold.finish_tile(isa, (Some(&identity), true), tile);
+            });
+            check(&finished, scalar::relu_forward(summed.view()), NEAR, &what);
 
-            let mut masked = dy.clone();
-            mask_by_output(exec, &y, &mut masked);
+            let of = Normalised { z: &z, mean: &statistics.mean };
+            let case = Backward { exec, shape: flat, z: (&z, &z4), gamma: (&gamma, &gamma1) };
             let masked4 = scalar::relu_backward(summed.view(), array4(shape, &dy).view());
-            check(&masked, masked4.iter().copied(), 1e-3, &what);
-            backward_case(
-                exec,
-                &mut statistics,
-                (&masked, &z, None),
-                &gamma,
-                (&z4, &gamma1),
-                &what,
-            );
+            case.check(&statistics, (Mask::Output(&y), (of, Some(of))), (&dy, &masked4), &what);
 
             fold.activate(exec, &z, Identity::None, &mut y);
-            let relu = array4(shape, &y);
-            let plain = scalar::relu_backward(relu.view(), array4(shape, &dy).view());
-            let plain: Vec<f32> = plain.iter().map(|&v| v as f32).collect();
-            let mut in_place = dy.clone();
-            let slope = backward_case(
-                exec,
-                &mut statistics,
-                (&plain, &z, None),
-                &gamma,
-                (&z4, &gamma1),
-                &what,
-            );
-            slope.apply_in_place(exec, &z, Some(&fold), &mut in_place);
-            let mut out = vec![f32::NAN; len];
-            slope.apply(exec, (&plain, &z), &mut out);
-            assert_eq!(in_place, out, "{what}: the mask is recomputed as it was");
+            let masked4 =
+                scalar::relu_backward(array4(shape, &y).view(), array4(shape, &dy).view());
+            case.check(&statistics, (Mask::Folded(&fold), (of, None)), (&dy, &masked4), &what);
         }
     }
 }
 
-fn backward_case(
-    exec: (&Pool, Isa),
-    statistics: &mut Statistics,
-    input: (&[f32], &[f32], Option<&Folded>),
-    gamma: &[f32],
-    (z4, gamma1): (&Array4<f64>, &Array1<f64>),
-    what: &str,
-) -> Slope {
-    let (dy, z, _) = input;
-    let channels = gamma.len();
-    let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
-    let mut slope = Slope::new(channels);
-    statistics.backward(exec, NORM, input, gamma, (&mut dgamma, &mut dbeta, &mut slope));
-    let mut dz = vec![f32::NAN; z.len()];
-    slope.apply(exec, (dy, z), &mut dz);
-    let dy4 = array4(z4.dim(), dy);
-    let (dz4, dgamma1, dbeta1) = scalar::norm_backward(z4.view(), dy4.view(), gamma1, 1e-5);
-    check(&dgamma, dgamma1, 1e-4, what);
-    check(&dbeta, dbeta1, 1e-4, what);
-    check(&dz, dz4, 2e-4, what);
-    slope
+struct Backward<'a> {
+    exec: (&'a Pool, Isa),
+    shape: (usize, usize, usize),
+    z: (&'a [f32], &'a Array4<f64>),
+    gamma: (&'a [f32], &'a Array1<f64>),
+}
+
+type Masking<'a> = (Mask<'a, f32>, (Normalised<'a, f32>, Option<Normalised<'a, f32>>));
+
+impl Backward<'_> {
+    fn check(
+        &self,
+        statistics: &Statistics,
+        (mask, of): Masking,
+        (dy, masked4): (&[f32], &Array4<f64>),
+        what: &str,
+    ) {
+        let (pixels, n, channels) = self.shape;
+        let mut sums = Sums::new(sums_len(pixels, n, channels), channels);
+        let mut g = dy.to_vec();
+        visit_tiles(self.exec.0, self.shape, &mut g, sums.tiles(self.shape), |tile| {
+            mask_tile(self.exec.1, mask, of, tile);
+        });
+        sums.add_up(self.exec);
+        check(&g, masked4.iter().copied(), 1e-3, what);
+        let g4 = array4(masked4.dim(), &g);
+        let (dz4, dgamma1, dbeta1) =
+            scalar::norm_backward(self.z.1.view(), g4.view(), self.gamma.1, 1e-5);
+        for which in 1..=1 + usize::from(of.1.is_some()) {
+            let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
+            let mut slope = Slope::new(channels);
+            let results = (&mut *dgamma, &mut *dbeta, &mut slope);
+            statistics.backward(NORM, (&sums, which), self.gamma.0, results);
+            let mut dz = vec![f32::NAN; g.len()];
+            slope.apply(self.exec, (&g, self.z.0), &mut dz);
+            check(&dgamma, dgamma1.iter().copied(), 1e-4, what);
+            check(&dbeta, dbeta1.iter().copied(), 1e-4, what);
+            check(&dz, dz4.iter().copied(), 2e-4, what);
+            let mut in_place = g.clone();
+            slope.apply_in_place(self.exec, self.z.0, &mut in_place);
+            assert_eq!(in_place, dz, "{what}");
+        }
+    }
 }
 
 #[test]
 fn running_statistics_move_by_the_momentum_and_the_unbiased_variance() {
     let pool = Pool::new(1);
     let z = values(64 * 10, 1);
-    let mut statistics = Statistics::new(64);
-    statistics.measure((&pool, Isa::Portable), &z, &[0.0; 64]);
+    let statistics = measured((&pool, Isa::Portable), (1, 10, 64), &z, &[0.0; 64]);
     let (mut mean, mut variance) = (vec![1.0; 64], vec![2.0; 64]);
     statistics.update_running(NORM, &mut mean, &mut variance);
     assert!((mean[3] - (0.9 + 0.1 * statistics.mean[3])).abs() < 1e-6);
@@ -343,16 +409,24 @@ fn bits_do_not_depend_on_threads_or_vector_tier() {
     let run = |isa: Isa, threads: usize| {
         let pool = Pool::new(threads);
         let exec = (&pool, isa);
+        let (pixels, inputs) = (conv.output[0] * conv.output[1], conv.input[0] * conv.input[1]);
+        let shape = (pixels, n, 128);
+        let mut sums = Sums::new(sums_len(inputs, n, 64).max(sums_len(pixels, n, 128)), 128);
         let mut all = vec![0.0; conv.output_len(n)];
-        conv.forward(exec, n, &x, &w, &mut all);
+        conv.forward(exec, n, (&x, &w), (&mut all, sums.tiles(shape)), |tile| {
+            measure_tile(isa, &[0.0; 128], tile);
+        });
+        sums.add_up(exec);
         let mut statistics = Statistics::new(128);
-        statistics.measure(exec, &all, &[0.0; 128]);
+        statistics.set(&sums, pixels * n, &[0.0; 128]);
         let mut transposed = vec![0.0; conv.weights()];
         conv.transpose(exec, &w, &mut transposed);
         let mut dx = vec![0.0; x.len()];
-        conv.backward_input(exec, n, &dy, &transposed, (&mut dx, false));
+        let results = (&mut *dx, sums.tiles((inputs, n, 64)), false);
+        conv.backward_input(exec, n, (&dy, &transposed), results, |_| {});
         let mut dw = vec![0.0; w.len()];
-        conv.backward_weight(exec, n, (&x, &dy), &mut dw);
+        let mut scratch = vec![0.0; conv.scratch_len()];
+        conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         all.extend(statistics.mean.iter().chain(&statistics.variance));
         all.extend(dx);
         all.extend(dw);

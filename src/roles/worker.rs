@@ -10,10 +10,10 @@ use crate::checkpoint;
 use crate::cifar::{Batch, Dataset, Sampler, Split};
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
+use crate::model::Model;
 use crate::network::Network;
 use crate::params::hex;
 use crate::report::Report;
-use crate::resnet::ResNet;
 use crate::state::Member;
 use crate::store::Store;
 use crate::worker::{Push, Work, Worker};
@@ -34,14 +34,14 @@ struct Running<'a> {
     data: Dataset,
     report: Report,
     /// Present once the job is known.
-    model: Option<Model>,
+    training: Option<Training>,
     params: Vec<f32>,
     last: Option<Instant>,
 }
 
 /// What a job needs to compute steps.
-struct Model {
-    resnet: ResNet,
+struct Training {
+    network: Model,
     sampler: Sampler,
     batch: Batch,
     gradients: Vec<f32>,
@@ -61,7 +61,7 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         worker: Worker::new(CELL),
         data,
         report: Report::new(options.json),
-        model: None,
+        training: None,
         params: Vec::new(),
         last: None,
     };
@@ -134,11 +134,11 @@ impl Running<'_> {
 
     /// Makes the model for a job, and tells the server that we are ready.
     fn prepare(&mut self, net: &mut Net, id: LinkId, job: &Job) -> Result<(), Failure> {
-        if self.model.is_none() {
+        if self.training.is_none() {
             log::info!("job {}", hex(&job.digest()));
-            self.model = Some(self.model(job)?);
+            self.training = Some(self.prepared(job)?);
         }
-        let Some(model) = &self.model else { return Ok(()) };
+        let Some(model) = &self.training else { return Ok(()) };
         let member = Member {
             samples: self.data.len() as u64,
             batches: model.sampler.batches(self.data.len()),
@@ -147,18 +147,18 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn model(&mut self, job: &Job) -> Result<Model, Failure> {
+    fn prepared(&mut self, job: &Job) -> Result<Training, Failure> {
         let batch_size = usize::try_from(job.batch_size).doing("batch size")?;
         let batch_max = batch_size.min(self.data.len());
         let network = Network::resnet50(job.stem).doing("network")?;
         if let Some(store) = &mut self.store {
             checkpoint::save_meta(store, job, &network, 0).doing("write model.ckpt-meta")?;
         }
-        let (pool, isa) = pool(self.options);
         let len = network.layout.len;
         self.params = vec![0.0; len];
-        Ok(Model {
-            resnet: ResNet::new(network, batch_max, pool, isa).doing("memory for a step")?,
+        Ok(Training {
+            network: Model::new(network, job.precision, batch_max, pool(self.options))
+                .doing("memory for a step")?,
             // Each worker draws from its own streams: equal data would be augmented differently.
             sampler: Sampler::new(
                 job.seed.wrapping_add(u64::from(self.index) << 32),
@@ -173,13 +173,13 @@ impl Running<'_> {
 
     /// Computes a step and pushes gradients while the backward pass runs.
     fn compute(&mut self, net: &mut Net, id: LinkId, (step, steps): (u64, u64)) {
-        let Some(model) = &mut self.model else { return };
+        let Some(model) = &mut self.training else { return };
         std::thread::sleep(self.options.pause);
         let start = Instant::now();
         model.sampler.fill(&self.data, step, &mut model.batch);
         let samples = model.batch.len() as u32;
         let mut push = Push::new(&self.worker, step, self.params.len());
-        let loss = model.resnet.step(
+        let loss = model.network.step(
             &self.params,
             &model.batch,
             &mut model.gradients,

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use ndarray::ArrayViewMut2;
 
-use super::{Lanes, Piece, Target, for_each_group};
-use crate::gemm::{Matrix, Term};
+use super::{Ahead, Arithmetic, Piece, Target, for_each_group};
+use crate::gemm::{DEPTH, Matrix, Next, PANEL, Term};
 
 /// Proof that this CPU has AVX-512 (F, BW, DQ, VL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,31 +30,37 @@ impl Avx512 {
     }
 
     /// Operations of `rounds` of multiply-add on registers alone.
-    pub(crate) fn chain(self, rounds: usize) -> f32 {
+    pub(crate) fn chain(self, rounds: usize) -> usize {
         // SAFETY: (T).
-        unsafe { chain(rounds) }
+        2 * Single::COUNT * unsafe { chain(rounds) }
     }
 
     pub(crate) fn multiply(
         self,
-        terms: &[Term],
-        k_and_stride: (usize, usize),
+        terms: &[Term<f32>],
+        (k, stride): (usize, usize),
         mut c: ArrayViewMut2<f32>,
         accumulate: bool,
     ) {
-        let (target, (k, stride)) = (Target::new(&mut c), k_and_stride);
-        for_each_group(terms, (target.rows, k, stride), accumulate, |pieces, accumulate| {
+        let target = Target::new(&mut c);
+        let shape = (target.rows, k, stride);
+        for_each_group(terms, shape, DEPTH, accumulate, |pieces, accumulate| {
             // SAFETY: (T), (B).
             unsafe { tiles(pieces, stride, target, accumulate) }
         });
     }
 
-    pub(crate) fn multiply_transposed(self, a: Matrix, b: Matrix, mut c: ArrayViewMut2<f32>) {
-        assert!(a.fits() && b.fits());
-        if a.rows > 0 {
-            // SAFETY: (T), (B).
-            unsafe { tiles_transposed(a, b, Target::new(&mut c)) }
-        }
+    pub(crate) fn multiply_transposed(
+        self,
+        a: Matrix<f32>,
+        b: &[f32],
+        next: Next<f32, impl Copy>,
+        mut c: ArrayViewMut2<f32>,
+        accumulate: bool,
+    ) {
+        assert!(a.fits() && b.len() >= a.rows * PANEL);
+        // SAFETY: (T), (B).
+        unsafe { tiles_transposed(a, b, next.into(), Target::new(&mut c), accumulate) }
     }
 }
 
@@ -64,53 +70,77 @@ fn run<R>(body: impl FnOnce() -> R) -> R {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-fn chain(rounds: usize) -> f32 {
-    super::chain::<__m512>(rounds)
+fn chain(rounds: usize) -> usize {
+    super::chain::<Single>(rounds, 0.5)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn tiles(pieces: &[Piece], stride: usize, c: Target, accumulate: bool) {
+unsafe fn tiles(pieces: &[Piece<f32>], stride: usize, c: Target<f32>, accumulate: bool) {
     // SAFETY: passed on.
-    unsafe { super::tiles::<__m512, 4>(pieces, stride, c, accumulate) }
+    unsafe { super::tiles::<Single, 4>(pieces, stride, c, accumulate) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn tiles_transposed(a: Matrix, b: Matrix, c: Target) {
+unsafe fn tiles_transposed(
+    a: Matrix<f32>,
+    b: &[f32],
+    next: Ahead,
+    c: Target<f32>,
+    accumulate: bool,
+) {
     // SAFETY: passed on.
-    unsafe { super::tiles_transposed::<__m512, 4>(a, b, c) }
+    unsafe { super::tiles_transposed::<Single, 12, 2>(a, b, next, c, accumulate) }
 }
 
-// Only the entry points above use these, so the features are there: (T) holds in every method.
-impl Lanes for __m512 {
+/// `f32` in, `f32` out. Only the entry points above use it, so the features are there: (T) holds in
+/// every method.
+struct Single;
+
+impl Arithmetic for Single {
+    type Lanes = __m512;
+    type Word = f32;
+    type Out = f32;
     const COUNT: usize = 16;
 
     #[inline(always)]
-    fn zero() -> Self {
+    fn zero() -> __m512 {
         // SAFETY: (T).
         unsafe { _mm512_setzero_ps() }
     }
 
     #[inline(always)]
-    fn splat(value: f32) -> Self {
+    fn splat(word: f32) -> __m512 {
         // SAFETY: (T).
-        unsafe { _mm512_set1_ps(value) }
+        unsafe { _mm512_set1_ps(word) }
     }
 
     #[inline(always)]
-    unsafe fn load(source: *const f32) -> Self {
+    unsafe fn load(source: *const f32) -> __m512 {
         // SAFETY: (T), and the caller vouches for the memory.
         unsafe { _mm512_loadu_ps(source) }
     }
 
     #[inline(always)]
-    unsafe fn store(self, target: *mut f32) {
+    unsafe fn load_sums(source: *const f32) -> __m512 {
         // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm512_storeu_ps(target, self) }
+        unsafe { _mm512_loadu_ps(source) }
     }
 
     #[inline(always)]
-    fn multiply_add(self, factor: Self, sum: Self) -> Self {
+    unsafe fn store_sums(sums: __m512, target: *mut f32) {
+        // SAFETY: (T), and the caller vouches for the memory.
+        unsafe { _mm512_storeu_ps(target, sums) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(words: __m512, factor: __m512, sum: __m512) -> __m512 {
         // SAFETY: (T).
-        unsafe { _mm512_fmadd_ps(self, factor, sum) }
+        unsafe { _mm512_fmadd_ps(words, factor, sum) }
+    }
+
+    #[inline(always)]
+    fn prefetch(source: *const u8) {
+        // SAFETY: a hint; it reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(source.cast()) }
     }
 }

@@ -1,72 +1,93 @@
 //! The vector kernels: register tiles over raw pointers, behind tokens that prove the instructions.
 //!
-//! Pattern: the bodies are generic over [`Lanes`], whose methods carry no target feature and are
+//! Pattern: the bodies are generic over [`Arithmetic`], whose methods carry no target feature and are
 //! always inlined; each token has entry functions that do (`#[target_feature]`), so one source gives
-//! both tiers. No closure may stand between an entry and the intrinsics: it would be compiled without
-//! the features, one call an instruction. All lengths are checked before an entry is called:
+//! every tier and format. No closure may stand between an entry and the intrinsics: it would be
+//! compiled without the features, one call an instruction. All lengths are checked before an entry is
+//! called:
 //!
 //! * (T) the token exists only if the CPU has the features its entry functions enable;
 //! * (B) all rows, columns and strides were asserted to lie inside the slices.
 
 mod avx2;
 mod avx512;
+mod avx512_bf16;
 
 use ndarray::ArrayViewMut2;
 
-use crate::gemm::{DEPTH, Matrix, PANEL, Term};
+use crate::gemm::{Matrix, Next, PANEL, STRIP, Term};
 
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
+pub(crate) use avx512_bf16::Avx512Bf16;
 
 /// Rows of a register tile: 6 x 64 columns fill 24 of 32 AVX-512 registers.
 const ROWS: usize = 6;
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Most pieces of one sum: the 49 taps of a 7x7 filter.
 const PIECES_MAX: usize = 64;
 
-/// A vector of `f32`.
-trait Lanes: Copy {
+/// Vectors of `f32` sums, and the words that are multiplied into them.
+trait Arithmetic {
+    type Lanes: Copy;
+    /// What is multiplied at a time: an `f32`, or two neighbouring bfloat16.
+    type Word: Copy;
+    /// What sums are stored as.
+    type Out: Copy;
+    /// Sums of a vector.
     const COUNT: usize;
-    fn zero() -> Self;
-    fn splat(value: f32) -> Self;
+
+    fn zero() -> Self::Lanes;
+    fn splat(word: Self::Word) -> Self::Lanes;
     /// # Safety
-    /// `COUNT` values are readable at `source`.
-    unsafe fn load(source: *const f32) -> Self;
+    /// `COUNT` words are readable at `source`.
+    unsafe fn load(source: *const Self::Word) -> Self::Lanes;
     /// # Safety
-    /// `COUNT` values are writable at `target`.
-    unsafe fn store(self, target: *mut f32);
-    /// `self * factor + sum`, rounded once.
-    fn multiply_add(self, factor: Self, sum: Self) -> Self;
+    /// `COUNT` sums are readable at `source`.
+    unsafe fn load_sums(source: *const Self::Out) -> Self::Lanes;
+    /// # Safety
+    /// `COUNT` sums are writable at `target`.
+    unsafe fn store_sums(sums: Self::Lanes, target: *mut Self::Out);
+    /// `sum + words . factor`.
+    fn multiply_add(words: Self::Lanes, factor: Self::Lanes, sum: Self::Lanes) -> Self::Lanes;
+    /// Asks for the cache line of `source`, which may be anywhere.
+    fn prefetch(source: *const u8);
 }
 
-/// A run of `k` consecutive rows of one term.
+/// A run of `k` consecutive rows of words of one term.
 #[derive(Clone, Copy)]
-struct Piece {
-    a: *const f32,
-    b: *const f32,
+struct Piece<W> {
+    a: *const W,
+    b: *const W,
     k: usize,
 }
 
-/// Splits the terms into groups of at most [`DEPTH`] rows and calls `group(pieces, accumulate)`.
+/// Splits the terms into groups of at most `depth_max` rows and calls `group(pieces, accumulate)`.
+/// `k` and `stride` count values; words have `size_of::<W>() / size_of::<T>()` of them.
 ///
 /// The pieces' pointers stay inside the terms' slices: `k` is cut, never extended.
-fn for_each_group(
-    terms: &[Term],
+fn for_each_group<T, W: Copy>(
+    terms: &[Term<T>],
     (rows, k, stride): (usize, usize, usize),
+    depth_max: usize,
     mut accumulate: bool,
-    mut group: impl FnMut(&[Piece], bool),
+    mut group: impl FnMut(&[Piece<W>], bool),
 ) {
+    let word = size_of::<W>() / size_of::<T>();
     let mut pieces = [Piece { a: std::ptr::null(), b: std::ptr::null(), k: 0 }; PIECES_MAX];
     let (mut count, mut depth) = (0, 0);
     for term in terms {
         assert!(Matrix { data: term.a, rows, cols: k, stride }.fits() && term.b.len() >= k * PANEL);
         let mut from = 0;
         while from < k {
-            let len = (k - from).min(DEPTH - depth);
-            pieces[count] =
-                Piece { a: term.a[from..].as_ptr(), b: term.b[from * PANEL..].as_ptr(), k: len };
+            let len = (k - from).min(depth_max - depth);
+            let (a, b) = (term.a[from..].as_ptr(), term.b[from * PANEL..].as_ptr());
+            pieces[count] = Piece { a: a.cast(), b: b.cast(), k: len / word };
             (count, depth, from) = (count + 1, depth + len, from + len);
-            if depth == DEPTH || count == PIECES_MAX {
+            if depth == depth_max || count == PIECES_MAX {
                 group(&pieces[..count], accumulate);
                 (count, depth, accumulate) = (0, 0, true);
             }
@@ -78,62 +99,64 @@ fn for_each_group(
 }
 
 /// Where a block of `c` starts and how far its rows are apart.
-#[derive(Clone, Copy)]
-struct Target {
-    start: *mut f32,
+struct Target<T> {
+    start: *mut T,
     rows: usize,
     stride: usize,
 }
 
-impl Target {
-    fn new(c: &mut ArrayViewMut2<f32>) -> Self {
+impl<T> Clone for Target<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Target<T> {}
+
+impl<T> Target<T> {
+    fn new(c: &mut ArrayViewMut2<T>) -> Self {
         assert!(c.ncols() == PANEL && c.strides()[1] == 1 && c.strides()[0] >= 0);
         Self { start: c.as_mut_ptr(), rows: c.nrows(), stride: c.strides()[0].unsigned_abs() }
     }
 }
 
 /// `rounds` of multiply-add on as many registers as a tile has, and nothing else: the CPU's peak.
+///
+/// Returns how many vectors were multiplied.
 #[inline(always)]
-fn chain<V: Lanes>(rounds: usize) -> f32 {
+fn chain<A: Arithmetic>(rounds: usize, word: A::Word) -> usize {
     const CHAINS: usize = 12;
-    let mut sum = [V::zero(); CHAINS];
-    let (factor, other) = (V::splat(std::hint::black_box(0.5)), V::splat(1.0));
+    let mut sum = [A::zero(); CHAINS];
+    let (factor, other) = (A::splat(std::hint::black_box(word)), A::splat(word));
     for _ in 0..rounds {
         for sum in &mut sum {
-            *sum = sum.multiply_add(factor, other);
+            *sum = A::multiply_add(other, factor, *sum);
         }
     }
-    let mut values = [0.0; 16];
-    let mut total = 0.0;
-    for sum in sum {
-        // SAFETY: no vector has more than 16 values.
-        unsafe { sum.store(values.as_mut_ptr()) };
-        total += values[0];
-    }
-    std::hint::black_box(total);
-    (rounds * CHAINS * V::COUNT * 2) as f32
+    std::hint::black_box(&sum);
+    rounds * CHAINS
 }
 
 /// `c[MR][NV vectors] (+)= sum a . b` for one register tile.
 ///
 /// # Safety
-/// `MR` rows of each piece's `a` (`stride` apart, `k` values) and `k` rows of its `b` (64 apart) are
+/// `MR` rows of each piece's `a` (`stride` apart, `k` words) and `k` rows of its `b` (64 apart) are
 /// readable, and `MR` rows of `c` are writable, all from the given pointers on.
 #[inline(always)]
-unsafe fn tile<V: Lanes, const MR: usize, const NV: usize>(
-    pieces: &[Piece],
+unsafe fn tile<A: Arithmetic, const MR: usize, const NV: usize>(
+    pieces: &[Piece<A::Word>],
     (row, column, stride): (usize, usize, usize),
-    c: *mut f32,
+    c: *mut A::Out,
     c_stride: usize,
     accumulate: bool,
 ) {
-    let mut sum = [[V::zero(); NV]; MR];
+    let mut sum = [[A::zero(); NV]; MR];
     // SAFETY: every access below stays in the rows and columns that the caller vouches for.
     unsafe {
         if accumulate {
             for i in 0..MR {
                 for j in 0..NV {
-                    sum[i][j] = V::load(c.add(i * c_stride + j * V::COUNT));
+                    sum[i][j] = A::load_sums(c.add(i * c_stride + j * A::COUNT));
                 }
             }
         }
@@ -141,14 +164,14 @@ unsafe fn tile<V: Lanes, const MR: usize, const NV: usize>(
             let mut a = piece.a.add(row * stride);
             let mut b = piece.b.add(column);
             for _ in 0..piece.k {
-                let mut panel = [V::zero(); NV];
+                let mut panel = [A::zero(); NV];
                 for j in 0..NV {
-                    panel[j] = V::load(b.add(j * V::COUNT));
+                    panel[j] = A::load(b.add(j * A::COUNT));
                 }
                 for i in 0..MR {
-                    let value = V::splat(*a.add(i * stride));
+                    let word = A::splat(a.add(i * stride).read_unaligned());
                     for j in 0..NV {
-                        sum[i][j] = value.multiply_add(panel[j], sum[i][j]);
+                        sum[i][j] = A::multiply_add(panel[j], word, sum[i][j]);
                     }
                 }
                 a = a.add(1);
@@ -157,49 +180,7 @@ unsafe fn tile<V: Lanes, const MR: usize, const NV: usize>(
         }
         for i in 0..MR {
             for j in 0..NV {
-                sum[i][j].store(c.add(i * c_stride + j * V::COUNT));
-            }
-        }
-    }
-}
-
-/// `c[MR][NV vectors] += a' . b` for one register tile over `n` rows of `a` and `b`.
-///
-/// # Safety
-/// `n` rows of `MR` values of `a` and of `NV` vectors of `b` are readable, `MR` rows of `c` writable.
-#[inline(always)]
-unsafe fn tile_transposed<V: Lanes, const MR: usize, const NV: usize>(
-    (mut a, a_stride): (*const f32, usize),
-    (mut b, b_stride): (*const f32, usize),
-    n: usize,
-    c: *mut f32,
-    c_stride: usize,
-) {
-    let mut sum = [[V::zero(); NV]; MR];
-    // SAFETY: every access below stays in the rows and columns that the caller vouches for.
-    unsafe {
-        for i in 0..MR {
-            for j in 0..NV {
-                sum[i][j] = V::load(c.add(i * c_stride + j * V::COUNT));
-            }
-        }
-        for _ in 0..n {
-            let mut panel = [V::zero(); NV];
-            for j in 0..NV {
-                panel[j] = V::load(b.add(j * V::COUNT));
-            }
-            for i in 0..MR {
-                let value = V::splat(*a.add(i));
-                for j in 0..NV {
-                    sum[i][j] = value.multiply_add(panel[j], sum[i][j]);
-                }
-            }
-            a = a.wrapping_add(a_stride);
-            b = b.wrapping_add(b_stride);
-        }
-        for i in 0..MR {
-            for j in 0..NV {
-                sum[i][j].store(c.add(i * c_stride + j * V::COUNT));
+                A::store_sums(sum[i][j], c.add(i * c_stride + j * A::COUNT));
             }
         }
     }
@@ -211,54 +192,181 @@ unsafe fn tile_transposed<V: Lanes, const MR: usize, const NV: usize>(
 /// `c.rows` rows of every piece's `a` are readable (`stride` apart), all `k` rows of its `b`, and
 /// `c.rows` rows of 64 values of `c` are writable.
 #[inline(always)]
-unsafe fn tiles<V: Lanes, const NV: usize>(
-    pieces: &[Piece],
+unsafe fn tiles<A: Arithmetic, const NV: usize>(
+    pieces: &[Piece<A::Word>],
     stride: usize,
-    c: Target,
+    c: Target<A::Out>,
     accumulate: bool,
 ) {
-    for column in (0..PANEL).step_by(NV * V::COUNT) {
+    for column in (0..PANEL).step_by(NV * A::COUNT) {
         for row in (0..c.rows).step_by(ROWS) {
             let at = (row, column, stride);
             // SAFETY: the caller's promise; the arms take no more rows than are left.
             unsafe {
                 let target = c.start.add(row * c.stride + column);
                 match c.rows - row {
-                    1 => tile::<V, 1, NV>(pieces, at, target, c.stride, accumulate),
-                    2 => tile::<V, 2, NV>(pieces, at, target, c.stride, accumulate),
-                    3 => tile::<V, 3, NV>(pieces, at, target, c.stride, accumulate),
-                    4 => tile::<V, 4, NV>(pieces, at, target, c.stride, accumulate),
-                    5 => tile::<V, 5, NV>(pieces, at, target, c.stride, accumulate),
-                    _ => tile::<V, ROWS, NV>(pieces, at, target, c.stride, accumulate),
+                    1 => tile::<A, 1, NV>(pieces, at, target, c.stride, accumulate),
+                    2 => tile::<A, 2, NV>(pieces, at, target, c.stride, accumulate),
+                    3 => tile::<A, 3, NV>(pieces, at, target, c.stride, accumulate),
+                    4 => tile::<A, 4, NV>(pieces, at, target, c.stride, accumulate),
+                    5 => tile::<A, 5, NV>(pieces, at, target, c.stride, accumulate),
+                    _ => tile::<A, ROWS, NV>(pieces, at, target, c.stride, accumulate),
                 }
             }
         }
     }
 }
 
-/// `c += a' . b` in tiles.
+/// Rows of bytes that will be read soon, as many of them as a word covers at a time.
+#[derive(Clone, Copy)]
+struct Rows {
+    start: *const u8,
+    /// Bytes from row to row.
+    stride: usize,
+    at_once: usize,
+}
+
+impl Rows {
+    fn new<T>(data: &[T], stride: usize, at_once: usize) -> Self {
+        Self { start: data.as_ptr().cast(), stride: stride * size_of::<T>(), at_once }
+    }
+
+    /// From another of the rows at once on, and `bytes` further right.
+    fn from(self, row: usize, bytes: usize) -> Self {
+        let offset = row % self.at_once * self.stride + bytes;
+        Self { start: self.start.wrapping_add(offset), ..self }
+    }
+
+    fn next(self) -> Self {
+        Self { start: self.start.wrapping_add(self.stride * self.at_once), ..self }
+    }
+}
+
+/// What the next product will read.
+#[derive(Clone, Copy)]
+struct Ahead {
+    a: Rows,
+    /// Bytes of a value of `a`.
+    a_size: usize,
+    b: Rows,
+    /// Cache lines of a row of `b`.
+    b_lines: usize,
+}
+
+impl<A, B> From<Next<'_, A, B>> for Ahead {
+    fn from(next: Next<'_, A, B>) -> Self {
+        let at_once = next.rows_at_once.max(1);
+        Self {
+            a: Rows::new(next.a, next.a_stride, at_once),
+            a_size: size_of::<A>(),
+            b: Rows::new(next.b, next.b_stride, at_once),
+            b_lines: PANEL * size_of::<B>() / LINE,
+        }
+    }
+}
+
+/// Of a transposed product: `a` and its stride, a strip of `b`, and how many rows; and what comes next.
+type Operands<W> = ((*const W, usize), *const W, usize, [Rows; 2]);
+
+/// `c[MR][NV vectors] (+)= a' . b` for one register tile over `n` rows of `a` and `b`.
 ///
 /// # Safety
-/// `a` has `c.rows` columns, `b` has 64, both have `a.rows` rows inside their slices, and `c.rows` rows
-/// of 64 values of `c` are writable.
+/// `n` rows of `MR` words of `a` and of `NV` vectors of `b` are readable, `MR` rows of `c` writable.
 #[inline(always)]
-unsafe fn tiles_transposed<V: Lanes, const NV: usize>(a: Matrix, b: Matrix, c: Target) {
-    for column in (0..PANEL).step_by(NV * V::COUNT) {
-        for row in (0..c.rows).step_by(ROWS) {
-            // SAFETY: the caller's promise; the arms take no more rows of `c` than are left.
-            unsafe {
-                let left = (a.data.as_ptr().add(row), a.stride);
-                let right = (b.data.as_ptr().add(column), b.stride);
-                let target = c.start.add(row * c.stride + column);
-                match c.rows - row {
-                    1 => tile_transposed::<V, 1, NV>(left, right, a.rows, target, c.stride),
-                    2 => tile_transposed::<V, 2, NV>(left, right, a.rows, target, c.stride),
-                    3 => tile_transposed::<V, 3, NV>(left, right, a.rows, target, c.stride),
-                    4 => tile_transposed::<V, 4, NV>(left, right, a.rows, target, c.stride),
-                    5 => tile_transposed::<V, 5, NV>(left, right, a.rows, target, c.stride),
-                    _ => tile_transposed::<V, ROWS, NV>(left, right, a.rows, target, c.stride),
+unsafe fn tile_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
+    ((mut a, a_stride), mut b, n, [mut next_a, mut next_b]): Operands<A::Word>,
+    (c, c_stride): (*mut A::Out, usize),
+    accumulate: bool,
+) {
+    let mut sum = [[A::zero(); NV]; MR];
+    // SAFETY: every access below stays in the rows and columns that the caller vouches for.
+    unsafe {
+        if accumulate {
+            for i in 0..MR {
+                for j in 0..NV {
+                    sum[i][j] = A::load_sums(c.add(i * c_stride + j * A::COUNT));
                 }
             }
         }
+        for _ in 0..n {
+            A::prefetch(next_a.start);
+            A::prefetch(next_b.start);
+            (next_a, next_b) = (next_a.next(), next_b.next());
+            let mut panel = [A::zero(); NV];
+            for j in 0..NV {
+                panel[j] = A::load(b.add(j * A::COUNT));
+            }
+            for i in 0..MR {
+                let word = A::splat(*a.add(i));
+                for j in 0..NV {
+                    sum[i][j] = A::multiply_add(panel[j], word, sum[i][j]);
+                }
+            }
+            a = a.wrapping_add(a_stride);
+            b = b.wrapping_add(STRIP);
+        }
+        for i in 0..MR {
+            for j in 0..NV {
+                A::store_sums(sum[i][j], c.add(i * c_stride + j * A::COUNT));
+            }
+        }
     }
+}
+
+/// `c (+)= a' . b` in tiles of at most `MR` rows by `NV` vectors.
+///
+/// # Safety
+/// `a` has `c.rows` columns, both have `a.rows` rows inside their slices, `b` as strips of 64 columns
+/// in all, and `c.rows` rows of 64 values of `c` are writable.
+#[inline(always)]
+unsafe fn tiles_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
+    a: Matrix<A::Word>,
+    b: &[A::Word],
+    next: Ahead,
+    c: Target<A::Out>,
+    accumulate: bool,
+) {
+    let mut count = 0;
+    for column in (0..PANEL).step_by(NV * A::COUNT) {
+        let strip = column / STRIP * STRIP;
+        for row in (0..c.rows).step_by(MR) {
+            // SAFETY: the caller's promise; no more rows of `c` are taken than are left.
+            unsafe {
+                let left = (a.data.as_ptr().add(row), a.stride);
+                let right = b.as_ptr().add(strip * a.rows + column - strip);
+                let target = (c.start.add(row * c.stride + column), c.stride);
+                // Tile by tile another cache line of each row, strip by strip another row.
+                let next_a = next.a.from(column / STRIP, row * next.a_size);
+                let next_b = next.b.from(count / next.b_lines, count % next.b_lines * LINE);
+                let operands = (left, right, a.rows, [next_a, next_b]);
+                rows_transposed::<A, MR, NV>(c.rows - row, operands, target, accumulate);
+            }
+            count += 1;
+        }
+    }
+}
+
+/// One register tile of `min(left, MR)` rows.
+///
+/// # Safety
+/// As [`tile_transposed`].
+#[inline(always)]
+unsafe fn rows_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
+    left: usize,
+    operands: Operands<A::Word>,
+    target: (*mut A::Out, usize),
+    accumulate: bool,
+) {
+    macro_rules! arms {
+        ($($rows:literal)*) => {
+            match left {
+                $($rows if $rows < MR => {
+                    tile_transposed::<A, $rows, NV>(operands, target, accumulate)
+                })*
+                _ => tile_transposed::<A, MR, NV>(operands, target, accumulate),
+            }
+        };
+    }
+    // SAFETY: passed on.
+    unsafe { arms!(1 2 3 4 5 6 7 8 9 10 11) }
 }

@@ -1,0 +1,74 @@
+//! Tiles of an activation, one task each: up to 128 images of one pixel by 64 channels, with room for
+//! sums over them.
+//!
+//! What is done to a tile right after it was computed finds it in the first- or second-level cache, and
+//! costs no pass over memory: statistics, the mask of a ReLU, a bias.
+
+use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
+
+use crate::gemm::PANEL;
+use crate::pool::Pool;
+
+/// Images of a tile: short enough that sums over them in `f32` lose few digits, and no function of the
+/// threads, so that neither are the sums.
+pub(crate) const IMAGES: usize = 128;
+
+/// Sums of a channel that a tile has room for.
+pub const SUMS: usize = 3;
+
+/// A tile and where it is.
+pub struct Tile<'a, T> {
+    /// Row of its first image: pixel times images of the batch, plus image.
+    pub row: usize,
+    /// Its first channel.
+    pub channel: usize,
+    /// Images by 64 channels.
+    pub values: ArrayViewMut2<'a, T>,
+    /// Three sums by 64 channels, to be written.
+    pub sums: ArrayViewMut2<'a, f32>,
+}
+
+/// Values of the sums of all tiles of an activation.
+pub fn sums_len(pixels: usize, n: usize, channels: usize) -> usize {
+    pixels * n.div_ceil(IMAGES) * SUMS * channels
+}
+
+/// Calls `task(pixel, image, tile)` for each tile of an activation `[pixels][n][channels]`.
+pub(crate) fn for_each_tile<T: Send>(
+    pool: &Pool,
+    (pixels, n, channels): (usize, usize, usize),
+    values: &mut [T],
+    sums: &mut [f32],
+    task: impl Fn(usize, usize, Tile<T>) + Sync,
+) {
+    let chunks = n.div_ceil(IMAGES);
+    let sums = &mut sums[..sums_len(pixels, n, channels)];
+    let values = view4(values, [1, pixels, n, channels]);
+    let sums = view4(sums, [1, pixels, chunks * SUMS, channels]);
+    let blocks = ([1, 1, IMAGES, PANEL], [1, 1, SUMS, PANEL]);
+    pool.for_each_block2((values, blocks.0), (sums, blocks.1), |at, values, sums| {
+        let [_, pixel, image, channel] = at;
+        let (values, sums) = (flat(values), flat(sums));
+        task(pixel, image, Tile { row: pixel * n + image, channel, values, sums });
+    });
+}
+
+/// Calls `task` for each tile of an activation that is already there.
+pub fn visit_tiles<T: Send>(
+    pool: &Pool,
+    shape: (usize, usize, usize),
+    values: &mut [T],
+    sums: &mut [f32],
+    task: impl Fn(Tile<T>) + Sync,
+) {
+    for_each_tile(pool, shape, values, sums, |_, _, tile| task(tile));
+}
+
+fn flat<T>(view: ArrayViewMut4<T>) -> ArrayViewMut2<T> {
+    view.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0)
+}
+
+/// A buffer as an array of four dimensions.
+pub(crate) fn view4<T>(data: &mut [T], shape: [usize; 4]) -> ArrayViewMut4<'_, T> {
+    ArrayViewMut4::from_shape(shape, data).expect("a buffer of the layer's size")
+}
