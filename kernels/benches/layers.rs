@@ -3,7 +3,10 @@
 
 use std::time::Instant;
 
-use kernels::{Arena, Bf16, Conv, Isa, Pool, Value, sums_len};
+use kernels::{
+    Arena, Bf16, Conv, Folded, Identity, Isa, Mask, Normalised, Pool, Slope, Sums, Tile, Value,
+    mask_tile, measure_tile, sums_len,
+};
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
 type Shape = (usize, [usize; 2], [usize; 2], usize);
@@ -27,6 +30,9 @@ fn main() {
     table::<f32>((&pool, isa), (&stem, &tier), batch, &wanted);
 }
 
+/// Passes of a layer: three convolutions, with what is done to their tiles, and three over memory.
+const PASSES: usize = 6;
+
 fn table<T: Value>(
     (pool, isa): (&Pool, Isa),
     (stem, tier): (&str, &str),
@@ -34,42 +40,52 @@ fn table<T: Value>(
     wanted: &str,
 ) {
     let threads = pool.threads();
+    println!("{stem} stem, {tier}, {batch} images, {threads} threads");
     println!(
-        "{stem} stem, {tier}, {batch} images, {threads} threads; GFLOP/s and share of the peak beside it"
+        "GFLOP/s, and share of the peak that is measured beside; the passes include the sums for"
     );
+    println!("normalisation; activate, slope (its gradient) and turn (of the weights) in ms");
     println!(
-        "{:22} {:>2} {:>5}  {:>24} {:>25} {:>25}",
-        "layer", "n", "peak", "forward", "by input", "by weight"
+        "{:22} {:>2} {:>5} {:>23} {:>23} {:>23} {:>8} {:>6} {:>5}",
+        "layer", "n", "peak", "forward", "by input", "by weight", "activate", "slope", "turn"
     );
-    let (mut total, mut work, mut possible) = ([0.0; 3], [0.0; 3], [0.0; 3]);
+    let (mut total, mut work, mut possible) = ([0.0; PASSES], [0.0; 3], [0.0; 3]);
     for shape in shapes(stem) {
         let (name, conv, count) = layer(shape);
         if !name.contains(wanted) {
             continue;
         }
-        let (times, peak) = Layer::<T>::new(conv, batch).time((pool, isa));
+        let flops = 2.0 * conv.multiplications(batch) as f64;
+        let flops = [flops, if conv.channels_in == 3 { 0.0 } else { flops }, flops];
+        let (seconds, peak) = Layer::<T>::new(conv, batch).time((pool, isa));
         print!("{name:22} {count:>2} {peak:5.0}");
-        for (pass, &(seconds, flops)) in times.iter().enumerate() {
-            total[pass] += seconds * count as f64;
-            work[pass] += flops * count as f64;
-            possible[pass] += seconds * count as f64 * peak * 1e9;
-            let rate = flops / seconds / 1e9;
-            print!("  {:7.2} ms {rate:5.0} {:5.1} %", seconds * 1e3, 100.0 * rate / peak);
+        for pass in 0..PASSES {
+            total[pass] += seconds[pass] * count as f64;
         }
-        println!();
+        for pass in 0..3 {
+            work[pass] += flops[pass] * count as f64;
+            possible[pass] += seconds[pass] * count as f64 * peak * 1e9;
+            let rate = flops[pass] / seconds[pass] / 1e9;
+            print!(" {:7.2} ms {rate:4.0} {:5.1} %", seconds[pass] * 1e3, 100.0 * rate / peak);
+        }
+        let [.., activate, slope, turn] = seconds.map(|seconds| seconds * 1e3);
+        println!(" {activate:8.2} {slope:6.2} {turn:5.2}");
     }
     print!("{:31}", "all");
     for pass in 0..3 {
         let (seconds, flops) = (total[pass], work[pass]);
         let share = 100.0 * flops / possible[pass];
-        print!("  {:7.1} ms {:5.0} {share:5.1} %", seconds * 1e3, flops / seconds / 1e9);
+        print!(" {:7.1} ms {:4.0} {share:5.1} %", seconds * 1e3, flops / seconds / 1e9);
     }
-    let sum = |values: [f64; 3]| values.iter().sum::<f64>();
+    let [.., activate, slope, turn] = total.map(|seconds| seconds * 1e3);
+    println!(" {activate:8.1} {slope:6.1} {turn:5.1}");
+    let sum = |values: &[f64]| values.iter().sum::<f64>();
     println!(
-        "\nconvolutions of a step {:.3} s, {:.0} GFLOP/s, {:.1} % of peak",
-        sum(total),
-        sum(work) / sum(total) / 1e9,
-        100.0 * sum(work) / sum(possible)
+        "convolutions of a step {:.3} s, {:.0} GFLOP/s, {:.1} % of peak; the rest of the table {:.3} s",
+        sum(&total[..3]),
+        sum(&work) / sum(&total[..3]) / 1e9,
+        100.0 * sum(&work) / sum(&possible),
+        sum(&total[3..])
     );
 }
 
@@ -128,37 +144,46 @@ struct Layer<T: Value> {
     n: usize,
     images: Arena,
     x: Arena<T>,
+    dx: Arena<T>,
     y: Arena<T>,
+    dy: Arena<T>,
     w: Arena,
     panels: Arena<T>,
     dw: Arena,
     scratch: Arena,
-    sums: Vec<f32>,
+    sums: Sums,
+    mean: Vec<f32>,
+    fold: Folded,
+    slope: Slope,
 }
 
 impl<T: Value> Layer<T> {
     fn new(conv: Conv, n: usize) -> Self {
         let sums = |[h, w]: [usize; 2], channels| sums_len(h * w, n, channels);
         let inputs = sums(conv.input, conv.channels_in);
-        let sums = vec![0.0; inputs.max(sums(conv.output, conv.channels_out))];
+        let channels = conv.channels_in.max(conv.channels_out);
         Self {
             images: filled(conv.input_len(n)),
             x: filled(conv.input_len(n)),
+            dx: filled(conv.input_len(n)),
             y: filled(conv.output_len(n)),
+            dy: filled(conv.output_len(n)),
             w: filled(conv.weights()),
             panels: filled(conv.weights()),
             dw: filled(conv.weights()),
             scratch: filled(conv.scratch_len()),
-            sums,
+            sums: Sums::new(inputs.max(sums(conv.output, conv.channels_out)), channels),
+            mean: vec![0.0; channels],
+            fold: Folded::new(conv.channels_out),
+            slope: Slope::new(conv.channels_out),
             conv,
             n,
         }
     }
 
-    /// Seconds and operations of each pass, and the peak; no gradient by input for the first layer.
-    fn time(mut self, exec: (&Pool, Isa)) -> ([(f64, f64); 3], f64) {
-        let flops = 2.0 * self.conv.multiplications(self.n) as f64;
-        let mut seconds: [Vec<f64>; 3] = Default::default();
+    /// Seconds of each pass, and the peak.
+    fn time(mut self, exec: (&Pool, Isa)) -> ([f64; PASSES], f64) {
+        let mut seconds: [Vec<f64>; PASSES] = Default::default();
         let mut peaks = Vec::new();
         for _ in 0..ROUNDS {
             peaks.push(peak::<T>(exec.0, exec.1));
@@ -168,36 +193,61 @@ impl<T: Value> Layer<T> {
                 seconds.push(start.elapsed().as_secs_f64());
             }
         }
-        let first = self.conv.channels_in == 3;
-        let passes = seconds.map(median);
-        let flops = [flops, if first { 0.0 } else { flops }, flops];
-        ([0, 1, 2].map(|pass| (passes[pass], flops[pass])), median(peaks))
+        (seconds.map(median), median(peaks))
     }
 
     fn run(&mut self, pass: usize, exec: (&Pool, Isa)) {
-        let Self { conv, n, images, x, y, w, panels, dw, scratch, sums } = self;
-        let gradients = (dw.as_mut_slice(), scratch.as_mut_slice());
-        let first = conv.channels_in == 3;
         match pass {
-            0 if first => {
-                let results = (y.as_mut_slice(), &mut **sums);
-                conv.forward_images(exec, *n, (images.as_slice(), w.as_slice()), results, |_| {});
+            0 => self.forward(exec),
+            1 => self.backward_input(exec),
+            2 => self.backward_weight(exec),
+            3 => {
+                let (y, dy) = (self.y.as_slice(), self.dy.as_mut_slice());
+                self.fold.activate(exec, y, Identity::None, dy);
             }
-            0 => {
-                let results = (y.as_mut_slice(), &mut **sums);
-                conv.forward(exec, *n, (x.as_slice(), panels.as_slice()), results, |_| {});
-            }
-            1 if first => {}
-            1 => {
-                let results = (x.as_mut_slice(), &mut **sums, false);
-                let operands = (y.as_slice(), panels.as_slice());
-                conv.backward_input(exec, *n, operands, results, |_| {});
-            }
-            _ if first => {
-                let operands = (images.as_slice(), y.as_slice());
-                conv.backward_weight_images(exec, *n, operands, gradients);
-            }
-            _ => conv.backward_weight(exec, *n, (x.as_slice(), y.as_slice()), gradients),
+            4 => self.slope.apply_in_place(exec, self.y.as_slice(), self.dy.as_mut_slice()),
+            _ if self.conv.channels_in == 3 => {}
+            _ => self.conv.transpose(exec, self.w.as_slice(), self.panels.as_mut_slice()),
+        }
+    }
+
+    fn forward(&mut self, exec: (&Pool, Isa)) {
+        let (conv, n) = (&self.conv, self.n);
+        let shape = (conv.output[0] * conv.output[1], n, conv.channels_out);
+        let results = (self.y.as_mut_slice(), self.sums.tiles(shape));
+        let finish = |tile: Tile<T>| measure_tile(exec.1, &self.mean, tile);
+        if conv.channels_in == 3 {
+            let operands = (self.images.as_slice(), self.w.as_slice());
+            conv.forward_images(exec, n, operands, results, finish);
+        } else {
+            let panels = T::panels(exec, self.w.as_slice(), self.panels.as_mut_slice());
+            conv.forward(exec, n, (self.x.as_slice(), panels), results, finish);
+        }
+        self.sums.add_up(exec);
+    }
+
+    fn backward_input(&mut self, exec: (&Pool, Isa)) {
+        let (conv, n) = (&self.conv, self.n);
+        if conv.channels_in == 3 {
+            return;
+        }
+        let shape = (conv.input[0] * conv.input[1], n, conv.channels_in);
+        let results = (self.dx.as_mut_slice(), self.sums.tiles(shape), false);
+        let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };
+        let operands = (self.dy.as_slice(), self.panels.as_slice());
+        conv.backward_input(exec, n, operands, results, |tile| {
+            mask_tile(exec.1, Mask::Output(of.z), (of, None), tile);
+        });
+        self.sums.add_up(exec);
+    }
+
+    fn backward_weight(&mut self, exec: (&Pool, Isa)) {
+        let (conv, n, dy) = (&self.conv, self.n, self.dy.as_slice());
+        let results = (self.dw.as_mut_slice(), self.scratch.as_mut_slice());
+        if conv.channels_in == 3 {
+            conv.backward_weight_images(exec, n, (self.images.as_slice(), dy), results);
+        } else {
+            conv.backward_weight(exec, n, (self.x.as_slice(), dy), results);
         }
     }
 }

@@ -40,6 +40,8 @@ pub struct Conv {
     forward: Table,
     /// For each input pixel, the taps that reach it and from which output pixel.
     backward: Table,
+    /// Bits of the taps that hit any pixel.
+    used: u64,
 }
 
 /// Why a layer cannot be built.
@@ -98,7 +100,8 @@ impl Conv {
         let hits = hits(input, output, kernel, stride, pad);
         let forward = Table::new(output[0] * output[1], hits.iter().map(|h| (h.to, h.tap, h.from)));
         let backward = Table::new(input[0] * input[1], hits.iter().map(|h| (h.from, h.tap, h.to)));
-        Ok(Self { input, output, channels_in, channels_out, kernel, forward, backward })
+        let used = hits.iter().fold(0, |used, hit| used | 1 << hit.tap);
+        Ok(Self { input, output, channels_in, channels_out, kernel, forward, backward, used })
     }
 
     /// Number of weights.
@@ -205,20 +208,19 @@ impl Conv {
         });
     }
 
-    /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`.
+    /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`; those of
+    /// taps that hit no pixel are left out.
     pub fn transpose<T: Value>(&self, (pool, isa): (&Pool, Isa), w: &[f32], transposed: &mut [T]) {
         let taps = self.taps();
         assert_eq!(w.len(), self.weights());
         let turned = [self.channels_in / PANEL, taps, self.channels_out, PANEL];
         let target = view4(transposed, turned);
         pool.for_each_block(target, [1, 1, PANEL, PANEL], |[ci, tap, co, _], mut block| {
-            let at = ((co / PANEL * taps + tap) * self.channels_in + ci * PANEL) * PANEL;
-            let source = &w[at..][..PANEL * PANEL];
-            let target = block.as_slice_mut().expect("64 whole rows are contiguous");
-            isa.run(
-                #[inline(always)]
-                || turn(source, target),
-            );
+            if self.used >> tap & 1 == 1 {
+                let at = ((co / PANEL * taps + tap) * self.channels_in + ci * PANEL) * PANEL;
+                let panel = block.as_slice_mut().expect("64 whole rows are contiguous");
+                T::turn(isa, &w[at..][..PANEL * PANEL], panel);
+            }
         });
     }
 
@@ -399,44 +401,6 @@ const KERNEL_MAX: usize = 7;
 
 /// Columns that are packed at a time where they have to be: as many as a format's chunk has.
 const COLUMNS: usize = 128;
-
-/// Transposes a 64x64 tile in blocks of 16x16, and puts it where the kernels look for it.
-#[inline(always)]
-fn turn<T: Value>(source: &[f32], target: &mut [T]) {
-    for c in (0..PANEL).step_by(SIDE) {
-        for k in (0..PANEL).step_by(SIDE) {
-            let mut rows = [[0.0; SIDE]; SIDE];
-            for (row, values) in rows.iter_mut().enumerate() {
-                values.copy_from_slice(&source[(c + row) * PANEL + k..][..SIDE]);
-            }
-            // Four perfect shuffles are a transposition.
-            for _ in 0..4 {
-                rows = shuffle(&rows);
-            }
-            for (pair, [even, odd]) in rows.as_chunks::<2>().0.iter().enumerate() {
-                T::put_rows([even, odd], k + 2 * pair, c, target);
-            }
-        }
-    }
-}
-
-/// Side of a block of a transposition.
-const SIDE: usize = 16;
-
-/// Rows `i` and `i + 8`, element by element in turn, become rows `2i` and `2i + 1`.
-#[inline(always)]
-fn shuffle(rows: &[[f32; SIDE]; SIDE]) -> [[f32; SIDE]; SIDE] {
-    let mut out = [[0.0; SIDE]; SIDE];
-    for row in 0..SIDE / 2 {
-        for i in 0..SIDE / 2 {
-            out[2 * row][2 * i] = rows[row][i];
-            out[2 * row][2 * i + 1] = rows[row + SIDE / 2][i];
-            out[2 * row + 1][2 * i] = rows[row][SIDE / 2 + i];
-            out[2 * row + 1][2 * i + 1] = rows[row + SIDE / 2][SIDE / 2 + i];
-        }
-    }
-    out
-}
 
 /// One pass that writes pixels: forward, or gradient by input.
 struct Pass<'a> {

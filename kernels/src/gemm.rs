@@ -233,6 +233,40 @@ pub(crate) fn interleave(isa: Isa, a: Matrix<Bf16>, width: usize, target: &mut [
     }
 }
 
+/// Rows of 64 columns, two by two, as rows of 64 words.
+pub(crate) fn pair_rows(isa: Isa, rows: &[f32], words: &mut [Bf16]) {
+    assert!(rows.len() == words.len() && rows.len().is_multiple_of(2 * PANEL));
+    #[cfg(target_arch = "x86_64")]
+    if let Some(token) = isa.bf16() {
+        return token.pair_rows(rows, words);
+    }
+    for (rows, words) in rows.chunks_exact(2 * PANEL).zip(words.chunks_exact_mut(2 * PANEL)) {
+        let (even, odd) = rows.split_at(PANEL);
+        for ((word, &even), &odd) in words.chunks_exact_mut(2).zip(even).zip(odd) {
+            word.copy_from_slice(&[Bf16::narrow(even), Bf16::narrow(odd)]);
+        }
+    }
+}
+
+/// Transposes 64 rows of 64 columns.
+pub(crate) fn turn(isa: Isa, source: &[f32], target: &mut [f32]) {
+    assert_eq!((source.len(), target.len()), (PANEL * PANEL, PANEL * PANEL));
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => token.turn(source, target),
+        _ => {
+            // Sixteen columns at a time, so that reads stay in a few cache lines.
+            for first in (0..PANEL).step_by(16) {
+                for (k, row) in target.chunks_exact_mut(PANEL).enumerate() {
+                    for (c, value) in (first..first + 16).zip(&mut row[first..]) {
+                        *value = source[c * PANEL + k];
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// Rows of 64 columns as two strips, each value passed through `convert`.
 #[inline(always)]
 pub(crate) fn strips<T: Copy>(b: Matrix<T>, packed: &mut [f32], convert: impl Fn(T) -> f32) {

@@ -12,12 +12,10 @@
 //! images of a tile, relative to a pivot so that a large mean costs no digits, and merged in `f64` in a
 //! fixed order ([`Sums`]). What is left is one pass forward and one backward.
 
-use ndarray::ArrayViewMut2;
-
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::tile::{SUMS, Tile, sums_len};
+use crate::tile::{Gate, SUMS, Tile, sums_len};
 use crate::value::Value;
 
 /// The constants of a normalisation.
@@ -71,7 +69,7 @@ pub struct Slope {
 /// Sums over the tiles of an activation, and their totals.
 pub struct Sums {
     tiles: Vec<f32>,
-    totals: Vec<[f64; PANEL]>,
+    totals: Vec<f64>,
     used: usize,
     channels: usize,
 }
@@ -97,8 +95,7 @@ pub enum Mask<'a, T> {
 impl Sums {
     /// Room for the sums of `len` values (see [`sums_len`]) and for `channels` totals.
     pub fn new(len: usize, channels: usize) -> Self {
-        let totals = vec![[0.0; PANEL]; SUMS * channels.div_ceil(PANEL)];
-        Self { tiles: vec![0.0; len], totals, used: 0, channels: 0 }
+        Self { tiles: vec![0.0; len], totals: vec![0.0; SUMS * channels], used: 0, channels: 0 }
     }
 
     /// The sums of the tiles of an activation `[pixels][n][channels]`, to be written.
@@ -110,20 +107,17 @@ impl Sums {
     /// Adds up the tiles.
     pub fn add_up(&mut self, (pool, isa): (&Pool, Isa)) {
         let (channels, tiles) = (self.channels, &self.tiles[..self.used]);
-        let totals = &mut self.totals[..SUMS * channels / PANEL];
-        pool.for_each_chunk(totals, SUMS, |panel, totals| {
+        let totals = &mut self.totals[..SUMS * channels];
+        pool.for_each_chunk(totals, SUMS * PANEL, |panel, totals| {
             isa.run(
                 #[inline(always)]
                 || {
-                    for (which, total) in totals.iter_mut().enumerate() {
-                        let mut sum = [0.0_f64; PANEL];
+                    for (which, total) in totals.chunks_exact_mut(PANEL).enumerate() {
+                        total.fill(0.0);
                         let from = which * channels + panel * PANEL;
                         for tile in tiles.chunks_exact(SUMS * channels) {
-                            for (sum, &value) in sum.iter_mut().zip(&tile[from..from + PANEL]) {
-                                *sum += f64::from(value);
-                            }
+                            add(total, &tile[from..]);
                         }
-                        *total = sum;
                     }
                 },
             );
@@ -132,19 +126,20 @@ impl Sums {
 
     /// A sum of channel `c` over all tiles.
     fn total(&self, which: usize, c: usize) -> f64 {
-        self.totals[c / PANEL * SUMS + which][c % PANEL]
+        self.totals[(c / PANEL * SUMS + which) * PANEL + c % PANEL]
     }
 }
 
 /// Sums of `z - pivot` and of its square over a tile of `z`; `pivot` is near the mean (the running one
 /// serves).
 pub fn measure_tile<T: Value>(isa: Isa, pivot: &[f32], tile: Tile<T>) {
-    let Tile { channel, values, sums, .. } = tile;
-    let pivot: &[f32; PANEL] = array(pivot, channel);
-    isa.run(
-        #[inline(always)]
-        || deviations(values, pivot, sums),
-    );
+    match isa {
+        Isa::Portable => deviations(pivot, tile),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(token) => token.measure(pivot, tile),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => token.measure(pivot, tile),
+    }
 }
 
 /// Clears a tile of a gradient where the ReLU did, and takes its sums: of `g`, and of `g*(z-mean)` for
@@ -153,16 +148,23 @@ pub fn mask_tile<T: Value>(
     isa: Isa,
     mask: Mask<T>,
     (first, second): (Normalised<T>, Option<Normalised<T>>),
-    tile: Tile<T>,
+    mut tile: Tile<T>,
 ) {
-    isa.run(
-        #[inline(always)]
-        || match (mask, second) {
-            (Mask::Folded(fold), _) => mask_folded(fold, first, tile),
-            (Mask::Output(y), None) => mask_output(y, [first], tile),
-            (Mask::Output(y), Some(second)) => mask_output(y, [first, second], tile),
-        },
-    );
+    let gate = match mask {
+        Mask::Folded(fold) => Gate::Folded(&fold.scale, &fold.shift),
+        Mask::Output(y) => Gate::Output(y),
+    };
+    let sums = [(Some(first), gate, (true, 1)), (second, Gate::Open, (false, 2))];
+    for (of, gate, which) in sums {
+        let Some(of) = of else { continue };
+        match isa {
+            Isa::Portable => mask_plainly(gate, of, which, &mut tile),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(token) => token.mask(gate, of, which, &mut tile),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(token) => token.mask(gate, of, which, &mut tile),
+        }
+    }
 }
 
 impl Statistics {
@@ -268,24 +270,12 @@ impl Folded {
         (identity, relu): (Option<&[T]>, bool),
         tile: Tile<T>,
     ) {
-        let Tile { row, channel, mut values, .. } = tile;
-        let (scale, shift) = (array(&self.scale, channel), array(&self.shift, channel));
         let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
-        let channels = self.scale.len();
         isa.run(
             #[inline(always)]
-            || {
-                for (index, mut values) in values.rows_mut().into_iter().enumerate() {
-                    let values = values.as_slice_mut().expect("rows are contiguous");
-                    let values = values.first_chunk_mut::<PANEL>().expect("64 channels");
-                    match identity {
-                        None => finish(values, (scale, shift), [0.0; PANEL], floor),
-                        Some(x) => {
-                            let x: &[T; PANEL] = array(&x[(row + index) * channels..], channel);
-                            finish(values, (scale, shift), x.map(T::widen), floor);
-                        }
-                    }
-                }
+            || match identity {
+                None => finish(self, floor, tile),
+                Some(x) => finish_add(self, x, floor, tile),
             },
         );
     }
@@ -329,96 +319,85 @@ fn chunk_rows(channels: usize) -> usize {
     ((1 << 15) / channels).max(64)
 }
 
-/// 64 values from `from` on.
-#[inline(always)]
-fn array<T>(values: &[T], from: usize) -> &[T; PANEL] {
-    values[from..].first_chunk().expect("channels come in panels")
+fn deviations<T: Value>(pivot: &[f32], tile: Tile<T>) {
+    let Tile { channel, values, mut sums, .. } = tile;
+    for (c, z) in values.columns().into_iter().enumerate() {
+        let (mut first, mut second) = (0.0, 0.0);
+        for z in z {
+            let deviation = z.widen() - pivot[channel + c];
+            first += deviation;
+            second += deviation * deviation;
+        }
+        (sums[[0, c]], sums[[1, c]]) = (first, second);
+    }
 }
 
-#[inline(always)]
-fn store(sums: &mut ArrayViewMut2<f32>, which: usize, values: [f32; PANEL]) {
-    let mut row = sums.row_mut(which);
-    row.as_slice_mut().expect("rows are contiguous").copy_from_slice(&values);
-}
-
-#[inline(always)]
-fn deviations<T: Value>(
-    values: ArrayViewMut2<T>,
-    pivot: &[f32; PANEL],
-    mut sums: ArrayViewMut2<f32>,
+/// Clears what the gate stops, and sums `g` (where `is_first`) and `g*(z-mean)` as number `which`.
+fn mask_plainly<T: Value>(
+    gate: Gate<T>,
+    of: Normalised<T>,
+    (is_first, which): (bool, usize),
+    tile: &mut Tile<T>,
 ) {
-    let (mut first, mut second) = ([0.0; PANEL], [0.0; PANEL]);
-    for row in values.rows() {
-        let row: &[T; PANEL] = array(row.to_slice().expect("rows are contiguous"), 0);
-        for c in 0..PANEL {
-            let deviation = row[c].widen() - pivot[c];
-            first[c] += deviation;
-            second[c] += deviation * deviation;
+    let channels = of.mean.len();
+    for (c, column) in tile.values.columns_mut().into_iter().enumerate() {
+        let channel = tile.channel + c;
+        let (mut first, mut second) = (0.0, 0.0);
+        for (index, g) in column.into_iter().enumerate() {
+            let at = (tile.row + index) * channels + channel;
+            let z = of.z[at].widen();
+            let passes = match gate {
+                Gate::Output(y) => y[at].widen() > 0.0,
+                Gate::Folded(scale, shift) => z * scale[channel] + shift[channel] > 0.0,
+                Gate::Open => true,
+            };
+            let kept = if passes { g.widen() } else { 0.0 };
+            *g = T::narrow(kept);
+            first += kept;
+            second += kept * (z - of.mean[channel]);
         }
-    }
-    store(&mut sums, 0, first);
-    store(&mut sums, 1, second);
-}
-
-#[inline(always)]
-fn mask_folded<T: Value>(fold: &Folded, of: Normalised<T>, tile: Tile<T>) {
-    let Tile { row, channel, mut values, mut sums } = tile;
-    let (scale, shift) = (array(&fold.scale, channel), array(&fold.shift, channel));
-    let (mean, channels) = (array(of.mean, channel), of.mean.len());
-    let (mut first, mut second) = ([0.0; PANEL], [0.0; PANEL]);
-    for (index, mut g) in values.rows_mut().into_iter().enumerate() {
-        let g = g.as_slice_mut().expect("rows are contiguous");
-        let g = g.first_chunk_mut::<PANEL>().expect("64 channels");
-        let z: &[T; PANEL] = array(&of.z[(row + index) * channels..], channel);
-        for c in 0..PANEL {
-            let z = z[c].widen();
-            let kept = if z * scale[c] + shift[c] > 0.0 { g[c].widen() } else { 0.0 };
-            g[c] = T::narrow(kept);
-            first[c] += kept;
-            second[c] += kept * (z - mean[c]);
+        if is_first {
+            tile.sums[[0, c]] = first;
         }
-    }
-    store(&mut sums, 0, first);
-    store(&mut sums, 1, second);
-}
-
-#[inline(always)]
-fn mask_output<T: Value, const N: usize>(y: &[T], of: [Normalised<T>; N], tile: Tile<T>) {
-    let Tile { row, channel, mut values, mut sums } = tile;
-    let channels = of[0].mean.len();
-    let means = of.map(|of| array(of.mean, channel));
-    let (mut first, mut others) = ([0.0; PANEL], [[0.0; PANEL]; N]);
-    for (index, mut g) in values.rows_mut().into_iter().enumerate() {
-        let g = g.as_slice_mut().expect("rows are contiguous");
-        let g = g.first_chunk_mut::<PANEL>().expect("64 channels");
-        let at = (row + index) * channels;
-        let y: &[T; PANEL] = array(&y[at..], channel);
-        let z: [&[T; PANEL]; N] = of.map(|of| array(&of.z[at..], channel));
-        for c in 0..PANEL {
-            let kept = if y[c].widen() > 0.0 { g[c].widen() } else { 0.0 };
-            g[c] = T::narrow(kept);
-            first[c] += kept;
-            for i in 0..N {
-                others[i][c] += kept * (z[i][c].widen() - means[i][c]);
-            }
-        }
-    }
-    store(&mut sums, 0, first);
-    for (i, other) in others.into_iter().enumerate() {
-        store(&mut sums, 1 + i, other);
+        tile.sums[[which, c]] = second;
     }
 }
 
 #[inline(always)]
-fn finish<T: Value>(
-    values: &mut [T; PANEL],
-    (scale, shift): (&[f32; PANEL], &[f32; PANEL]),
-    identity: [f32; PANEL],
-    floor: f32,
-) {
-    for c in 0..PANEL {
-        let value = values[c].widen() * scale[c] + shift[c] + identity[c];
-        values[c] = T::narrow(value.max(floor));
+fn add(total: &mut [f64], values: &[f32]) {
+    for (total, &value) in total.iter_mut().zip(values) {
+        *total += f64::from(value);
+    }
+}
+
+// The number of columns is read from the tile: loops of a constant length would be unrolled into single
+// steps before the compiler comes to make vectors of them.
+
+#[inline(always)]
+fn finish<T: Value>(fold: &Folded, floor: f32, tile: Tile<T>) {
+    let Tile { channel, mut values, .. } = tile;
+    let width = values.ncols();
+    let (scale, shift) = (&fold.scale[channel..][..width], &fold.shift[channel..][..width]);
+    for values in values.rows_mut() {
+        let values = &mut values.into_slice().expect("rows are contiguous")[..width];
+        for c in 0..width {
+            values[c] = T::narrow((values[c].widen() * scale[c] + shift[c]).max(floor));
+        }
+    }
+}
+
+#[inline(always)]
+fn finish_add<T: Value>(fold: &Folded, x: &[T], floor: f32, tile: Tile<T>) {
+    let Tile { row, channel, mut values, .. } = tile;
+    let (width, channels) = (values.ncols(), fold.scale.len());
+    let (scale, shift) = (&fold.scale[channel..][..width], &fold.shift[channel..][..width]);
+    for (index, values) in values.rows_mut().into_iter().enumerate() {
+        let values = &mut values.into_slice().expect("rows are contiguous")[..width];
+        let x = &x[(row + index) * channels + channel..][..width];
+        for c in 0..width {
+            let value = values[c].widen() * scale[c] + shift[c] + x[c].widen();
+            values[c] = T::narrow(value.max(floor));
+        }
     }
 }
 

@@ -28,6 +28,17 @@ pub struct Tile<'a, T> {
     pub sums: ArrayViewMut2<'a, f32>,
 }
 
+/// Where a gradient passed.
+#[derive(Clone, Copy)]
+pub(crate) enum Gate<'a, T> {
+    /// Where this is positive.
+    Output(&'a [T]),
+    /// Where `z*scale + shift` is.
+    Folded(&'a [f32], &'a [f32]),
+    /// Everywhere.
+    Open,
+}
+
 /// Values of the sums of all tiles of an activation.
 pub fn sums_len(pixels: usize, n: usize, channels: usize) -> usize {
     pixels * n.div_ceil(IMAGES) * SUMS * channels

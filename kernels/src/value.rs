@@ -65,9 +65,9 @@ pub trait Product: Pod + Default + Send + Sync {
     #[doc(hidden)]
     fn strips(isa: Isa, b: Matrix<Self>, packed: &mut [Self::Word]);
 
-    /// Puts rows `k` (even) and `k + 1` of a panel, from `column` on, where the kernels look for them.
+    /// Transposes a 64x64 tile of weights into a panel.
     #[doc(hidden)]
-    fn put_rows(rows: [&[f32]; 2], k: usize, column: usize, panel: &mut [Self]);
+    fn turn(isa: Isa, source: &[f32], panel: &mut [Self]);
 
     /// Weights `[..][Cin][64]` as the kernels read them, in `scratch` where that is another format.
     #[doc(hidden)]
@@ -134,12 +134,8 @@ impl Product for f32 {
         gemm::strips(b, packed, |value| value);
     }
 
-    #[inline(always)]
-    fn put_rows(rows: [&[f32]; 2], k: usize, column: usize, panel: &mut [f32]) {
-        for (row, values) in rows.into_iter().enumerate() {
-            let at = (k + row) * gemm::PANEL + column;
-            panel[at..at + values.len()].copy_from_slice(values);
-        }
+    fn turn(isa: Isa, source: &[f32], panel: &mut [f32]) {
+        gemm::turn(isa, source, panel);
     }
 
     fn panels<'a>(_: (&Pool, Isa), weights: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
@@ -183,13 +179,10 @@ impl Product for Bf16 {
         gemm::interleave(isa, b, gemm::STRIP, &mut packed[..b.rows.div_ceil(2) * b.cols]);
     }
 
-    #[inline(always)]
-    fn put_rows([even, odd]: [&[f32]; 2], k: usize, column: usize, panel: &mut [Bf16]) {
-        let words = &mut panel[k * gemm::PANEL + 2 * column..][..2 * even.len()];
-        for ((word, &even), &odd) in words.chunks_exact_mut(2).zip(even).zip(odd) {
-            word[0] = Bf16::narrow(even);
-            word[1] = Bf16::narrow(odd);
-        }
+    fn turn(isa: Isa, source: &[f32], panel: &mut [Bf16]) {
+        let mut turned = [0.0; gemm::PANEL * gemm::PANEL];
+        gemm::turn(isa, source, &mut turned);
+        gemm::pair_rows(isa, &turned, panel);
     }
 
     fn panels<'a>(
@@ -197,21 +190,10 @@ impl Product for Bf16 {
         weights: &'a [f32],
         scratch: &'a mut [Bf16],
     ) -> &'a [Bf16] {
-        const PAIR: usize = 2 * gemm::PANEL;
-        const LEN: usize = 64 * PAIR;
+        const LEN: usize = 128 * gemm::PANEL;
         let panels = &mut scratch[..weights.len()];
         pool.for_each_chunk(panels, LEN, |index, panels| {
-            let weights = &weights[index * LEN..][..panels.len()];
-            isa.run(
-                #[inline(always)]
-                || {
-                    let pairs = panels.chunks_exact_mut(PAIR).zip(weights.chunks_exact(PAIR));
-                    pairs.for_each(|(panel, rows)| {
-                        let (even, odd) = rows.split_at(gemm::PANEL);
-                        Self::put_rows([even, odd], 0, 0, panel);
-                    });
-                },
-            );
+            gemm::pair_rows(isa, &weights[index * LEN..][..panels.len()], panels);
         });
         panels
     }

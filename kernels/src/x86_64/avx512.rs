@@ -50,6 +50,13 @@ impl Avx512 {
         });
     }
 
+    /// Transposes 64 rows of 64 columns.
+    pub(crate) fn turn(self, source: &[f32], target: &mut [f32]) {
+        assert_eq!((source.len(), target.len()), (PANEL * PANEL, PANEL * PANEL));
+        // SAFETY: (T), (B).
+        unsafe { turn(source, target) }
+    }
+
     pub(crate) fn multiply_transposed(
         self,
         a: Matrix<f32>,
@@ -90,6 +97,66 @@ unsafe fn tiles_transposed(
 ) {
     // SAFETY: passed on.
     unsafe { super::tiles_transposed::<Single, 12, 2>(a, b, next, c, accumulate) }
+}
+
+/// # Safety
+/// Both are 64 rows of 64 columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn turn(source: &[f32], target: &mut [f32]) {
+    for row in (0..PANEL).step_by(16) {
+        for column in (0..PANEL).step_by(16) {
+            // SAFETY: sixteen rows of sixteen columns inside both.
+            unsafe {
+                let source = source.as_ptr().add(row * PANEL + column);
+                let target = target.as_mut_ptr().add(column * PANEL + row);
+                turn_block(source, target);
+            }
+        }
+    }
+}
+
+/// Transposes 16 rows of 16 columns, both 64 apart.
+///
+/// # Safety
+/// The rows are readable at `source` and writable at `target`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+unsafe fn turn_block(source: *const f32, target: *mut f32) {
+    let mut a = [_mm512_setzero_ps(); 16];
+    let mut b = a;
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        for (i, a) in a.iter_mut().enumerate() {
+            *a = _mm512_loadu_ps(source.add(i * PANEL));
+        }
+        // Pairs of rows, then fours: within each quarter of a vector.
+        for i in (0..16).step_by(2) {
+            b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+        }
+        for i in (0..16).step_by(4) {
+            for half in 0..2 {
+                let [low, high] = [b[i + half], b[i + half + 2]].map(|b| _mm512_castps_pd(b));
+                a[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+                a[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+            }
+        }
+        // Quarters of rows 4 apart, then of rows 8 apart.
+        for i in 0..4 {
+            b[i] = _mm512_shuffle_f32x4::<0x88>(a[i], a[i + 4]);
+            b[i + 4] = _mm512_shuffle_f32x4::<0xDD>(a[i], a[i + 4]);
+            b[i + 8] = _mm512_shuffle_f32x4::<0x88>(a[i + 8], a[i + 12]);
+            b[i + 12] = _mm512_shuffle_f32x4::<0xDD>(a[i + 8], a[i + 12]);
+        }
+        for i in 0..4 {
+            a[i] = _mm512_shuffle_f32x4::<0x88>(b[i], b[i + 8]);
+            a[i + 8] = _mm512_shuffle_f32x4::<0xDD>(b[i], b[i + 8]);
+            a[i + 4] = _mm512_shuffle_f32x4::<0x88>(b[i + 4], b[i + 12]);
+            a[i + 12] = _mm512_shuffle_f32x4::<0xDD>(b[i + 4], b[i + 12]);
+        }
+        for (i, a) in a.into_iter().enumerate() {
+            _mm512_storeu_ps(target.add(i * PANEL), a);
+        }
+    }
 }
 
 /// `f32` in, `f32` out. Only the entry points above use it, so the features are there: (T) holds in

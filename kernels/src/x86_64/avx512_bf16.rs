@@ -50,6 +50,13 @@ impl Avx512Bf16 {
         unsafe { interleave(a, width, target) }
     }
 
+    /// Rows of 64 columns, two by two, as rows of 64 words.
+    pub(crate) fn pair_rows(self, rows: &[f32], words: &mut [Bf16]) {
+        assert!(rows.len() == words.len() && rows.len().is_multiple_of(2 * PANEL));
+        // SAFETY: (T), (B).
+        unsafe { pair_rows(rows, words) }
+    }
+
     pub(crate) fn multiply_transposed(
         self,
         a: Matrix<u32>,
@@ -119,6 +126,26 @@ unsafe fn interleave(a: Matrix<Bf16>, width: usize, target: &mut [u32]) {
                 let high = _mm512_permutex2var_epi16(even, order[1], odd);
                 _mm512_storeu_si512(words.cast(), low);
                 _mm512_storeu_si512(words.add(WORDS / 2).cast(), high);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Both have as many whole pairs of rows of 64 columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn pair_rows(rows: &[f32], words: &mut [Bf16]) {
+    for at in (0..rows.len()).step_by(2 * PANEL) {
+        for column in (0..PANEL).step_by(16) {
+            // SAFETY: sixteen columns of a pair of rows; the two vector types have 32 bytes.
+            unsafe {
+                let even = rows.as_ptr().add(at + column);
+                let [even, odd] = [even, even.add(PANEL)].map(|row| {
+                    let rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(row));
+                    _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(rounded))
+                });
+                let pairs = _mm512_or_si512(even, _mm512_slli_epi32::<16>(odd));
+                _mm512_storeu_si512(words.as_mut_ptr().add(at + 2 * column).cast(), pairs);
             }
         }
     }

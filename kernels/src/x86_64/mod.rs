@@ -12,6 +12,7 @@
 mod avx2;
 mod avx512;
 mod avx512_bf16;
+mod tile;
 
 use ndarray::ArrayViewMut2;
 
