@@ -22,6 +22,7 @@ pub struct Inference {
     shortcut: Arena,
     /// Not used here, but every tile has room for sums.
     sums: Vec<f32>,
+    scratch: Vec<f32>,
     features: Vec<f32>,
     logits: Vec<f32>,
 }
@@ -53,6 +54,8 @@ impl Inference {
         let inner = most(&mut blocks.iter().flat_map(|b| [b.units[0], b.units[1]]));
         // Where the stem is pooled, its activation is the shortcut's buffer.
         let outer = most(&mut std::iter::once(0).chain(blocks.iter().map(|b| b.units[2])));
+        let scratch = network.units.iter().map(|unit| unit.conv.scratch_len(batch_max));
+        let scratch = scratch.max().unwrap_or(0);
         let sums = network.units.iter().map(|unit| sums_of(unit, batch_max)).max().unwrap_or(0);
         Ok(Self {
             folds,
@@ -60,6 +63,7 @@ impl Inference {
             inner: [Arena::new(inner)?, Arena::new(inner)?],
             shortcut: Arena::new(outer)?,
             sums: vec![0.0; sums],
+            scratch: vec![0.0; scratch],
             features: vec![0.0; batch_max * network.features],
             logits: vec![0.0; batch_max * CLASSES],
             params,
@@ -121,7 +125,8 @@ impl Inference {
             let y = &mut y.as_mut_slice()[..unit.conv.output_len(n)];
             let add = add.map(Arena::as_slice);
             let finish = |tile: Tile<f32>| fold.finish_tile(exec.1, (add, relu), tile);
-            unit.conv.forward(exec, n, operands, (y, &mut self.sums), finish);
+            let results = (y, &mut *self.sums, &mut *self.scratch);
+            unit.conv.forward(exec, n, operands, results, finish);
         };
         convolve(u1, x, a1, None, true);
         convolve(u2, a1, a2, None, true);

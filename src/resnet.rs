@@ -99,7 +99,7 @@ impl<T: Value> ResNet<T> {
             images: vec![0.0; batch_max * SIDE * SIDE * COLOURS],
             arena: Arena::new(plan.end())?,
             panels: Arena::new(most(&|unit| unit.conv.weights()))?,
-            scratch: vec![0.0; most(&|unit| unit.conv.scratch_len())],
+            scratch: vec![0.0; most(&|unit| unit.conv.scratch_len(batch_max))],
             norms: units.iter().map(Norm::new).collect(),
             plan,
             sums,
@@ -184,7 +184,8 @@ impl<T: Value> ResNet<T> {
             Some(x) => {
                 let (z, rest) = around(&mut self.arena, z);
                 let weight = T::panels(exec, weight, self.panels.as_mut_slice());
-                unit.conv.forward(exec, n, (rest.get(x), weight), (z, sums), measure);
+                let results = (z, sums, &mut *self.scratch);
+                unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
             }
             None => {
                 let images = &self.images[..n * SIDE * SIDE * COLOURS];
@@ -396,7 +397,8 @@ impl<T: Value> ResNet<T> {
         let [h, w] = unit.conv.input;
         let sums = self.sums.tiles((h * w, n, unit.conv.channels_in));
         let operands = (rest.get(dz), &*panels);
-        unit.conv.backward_input(exec, n, operands, (dx, sums, accumulate), |tile| {
+        let results = (dx, sums, &mut *self.scratch);
+        unit.conv.backward_input(exec, n, operands, results, accumulate, |tile| {
             behind.mask(exec.1, tile);
         });
         self.sums.add_up(exec);

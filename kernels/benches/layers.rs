@@ -21,13 +21,15 @@ fn main() {
     let threads = args.next().map_or(1, |text| text.parse().expect("THREADS is a number"));
     let wanted = args.next().unwrap_or_default();
     let pool = Pool::new(threads);
+    let winograd = tier.ends_with("+winograd");
+    let tier = tier.trim_end_matches("+winograd").to_owned();
     if tier == "bf16" {
         assert!(Isa::detect().has_bf16(), "this CPU has no AVX512-BF16");
-        return table::<Bf16>((&pool, Isa::detect()), (&stem, &tier), batch, &wanted);
+        return table::<Bf16>((&pool, Isa::detect()), (&stem, &tier, winograd), batch, &wanted);
     }
     let isa = Isa::named(&tier);
     let isa = isa.expect("TIER is portable, avx2, avx512 or bf16, and this CPU has it");
-    table::<f32>((&pool, isa), (&stem, &tier), batch, &wanted);
+    table::<f32>((&pool, isa), (&stem, &tier, winograd), batch, &wanted);
 }
 
 /// Passes of a layer: three convolutions, with what is done to their tiles, and three over memory.
@@ -35,12 +37,15 @@ const PASSES: usize = 6;
 
 fn table<T: Value>(
     (pool, isa): (&Pool, Isa),
-    (stem, tier): (&str, &str),
+    (stem, tier, winograd): (&str, &str, bool),
     batch: usize,
     wanted: &str,
 ) {
     let threads = pool.threads();
-    println!("{stem} stem, {tier}, {batch} images, {threads} threads");
+    println!(
+        "{stem} stem, {tier}{}, {batch} images, {threads} threads",
+        if winograd { " with Winograd's convolution" } else { "" }
+    );
     println!(
         "GFLOP/s, and share of the peak that is measured beside; the passes include the sums for"
     );
@@ -55,6 +60,7 @@ fn table<T: Value>(
         if !name.contains(wanted) {
             continue;
         }
+        let conv = if winograd { conv.with_winograd() } else { conv };
         let flops = 2.0 * conv.multiplications(batch) as f64;
         let flops = [flops, if conv.channels_in == 3 { 0.0 } else { flops }, flops];
         let (seconds, peak) = Layer::<T>::new(conv, batch).time((pool, isa));
@@ -171,7 +177,7 @@ impl<T: Value> Layer<T> {
             w: filled(conv.weights()),
             panels: filled(conv.weights()),
             dw: filled(conv.weights()),
-            scratch: filled(conv.scratch_len()),
+            scratch: filled(conv.scratch_len(n)),
             sums: Sums::new(inputs.max(sums(conv.output, conv.channels_out)), channels),
             mean: vec![0.0; channels],
             fold: Folded::new(conv.channels_out),
@@ -214,13 +220,14 @@ impl<T: Value> Layer<T> {
     fn forward(&mut self, exec: (&Pool, Isa)) {
         let (conv, n) = (&self.conv, self.n);
         let shape = (conv.output[0] * conv.output[1], n, conv.channels_out);
-        let results = (self.y.as_mut_slice(), self.sums.tiles(shape));
+        let (y, sums) = (self.y.as_mut_slice(), self.sums.tiles(shape));
         let finish = |tile: Tile<T>| measure_tile(exec.1, &self.mean, tile);
         if conv.channels_in == 3 {
             let operands = (self.images.as_slice(), self.w.as_slice());
-            conv.forward_images(exec, n, operands, results, finish);
+            conv.forward_images(exec, n, operands, (y, sums), finish);
         } else {
             let panels = T::panels(exec, self.w.as_slice(), self.panels.as_mut_slice());
+            let results = (y, sums, self.scratch.as_mut_slice());
             conv.forward(exec, n, (self.x.as_slice(), panels), results, finish);
         }
         self.sums.add_up(exec);
@@ -232,10 +239,11 @@ impl<T: Value> Layer<T> {
             return;
         }
         let shape = (conv.input[0] * conv.input[1], n, conv.channels_in);
-        let results = (self.dx.as_mut_slice(), self.sums.tiles(shape), false);
+        let scratch = self.scratch.as_mut_slice();
+        let results = (self.dx.as_mut_slice(), self.sums.tiles(shape), scratch);
         let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };
         let operands = (self.dy.as_slice(), self.panels.as_slice());
-        conv.backward_input(exec, n, operands, results, |tile| {
+        conv.backward_input(exec, n, operands, results, false, |tile| {
             mask_tile(exec.1, Mask::Output(of.z), (of, None), tile);
         });
         self.sums.add_up(exec);

@@ -46,6 +46,7 @@ mod sgd;
 mod taps;
 mod tile;
 mod value;
+mod winograd;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86_64;

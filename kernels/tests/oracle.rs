@@ -50,6 +50,13 @@ struct Case {
     n: usize,
 }
 
+impl Case {
+    fn conv(&self) -> Conv {
+        let side = [self.side, self.side];
+        Conv::new(side, self.channels, self.kernel, self.stride, self.kernel / 2).expect("shape")
+    }
+}
+
 const CASES: [Case; 11] = [
     Case { side: 8, channels: [64, 64], kernel: 3, stride: 1, n: 5 },
     Case { side: 5, channels: [64, 128], kernel: 3, stride: 2, n: 7 },
@@ -89,6 +96,27 @@ fn convolutions_match_the_oracle_on_every_tier() {
 }
 
 #[test]
+fn winograd_convolutions_match_the_oracle() {
+    for (side, channels, n) in [
+        (4, [64, 64], 3),
+        (8, [64, 128], 5),
+        (4, [128, 64], 131),
+        (12, [64, 64], 2),
+        (8, [192, 64], 1),
+    ] {
+        let case = Case { side, channels, kernel: 3, stride: 1, n };
+        assert!(case.conv().with_winograd().is_winograd());
+        // The direct convolution's bound, and ten times its rounding error.
+        convolution_case_by::<f32>(&case, 1e-5, Conv::with_winograd);
+    }
+    let refused = |case: Case| !case.conv().with_winograd().is_winograd();
+    assert!(refused(Case { side: 6, channels: [64, 64], kernel: 3, stride: 1, n: 1 }));
+    assert!(refused(Case { side: 8, channels: [64, 64], kernel: 3, stride: 2, n: 1 }));
+    assert!(refused(Case { side: 8, channels: [64, 64], kernel: 1, stride: 1, n: 1 }));
+    assert!(refused(Case { side: 8, channels: [3, 64], kernel: 3, stride: 1, n: 1 }));
+}
+
+#[test]
 fn bfloat16_convolutions_match_the_oracle_over_rounded_operands() {
     for case in &CASES {
         // Results are rounded to 8 bits.
@@ -97,10 +125,14 @@ fn bfloat16_convolutions_match_the_oracle_over_rounded_operands() {
 }
 
 fn convolution_case<T: Value>(case: &Case, rounding: f64) {
+    convolution_case_by::<T>(case, rounding, |conv| conv);
+}
+
+fn convolution_case_by<T: Value>(case: &Case, rounding: f64, way: fn(Conv) -> Conv) {
     let pool = Pool::new(2);
     let Case { side, channels, kernel, stride, n } = *case;
     let window = Window { stride, pad: kernel / 2 };
-    let conv = Conv::new([side, side], channels, kernel, stride, kernel / 2).expect("shape");
+    let conv = way(case.conv());
     let [h, w] = conv.output;
     let first = channels[0] % PANEL != 0;
     let (x, mut x_plain) = stored::<T>(conv.input_len(n), 1);
@@ -122,7 +154,7 @@ fn convolution_case<T: Value>(case: &Case, rounding: f64) {
         let nan = T::narrow(f32::NAN);
         let mut y = vec![nan; conv.output_len(n)];
         let mut dw = vec![f32::NAN; conv.weights()];
-        let mut scratch = vec![f32::NAN; conv.scratch_len()];
+        let mut scratch = vec![f32::NAN; conv.scratch_len(n)];
         if first {
             let results = (&mut *y, &mut *sums);
             conv.forward_images(exec, n, (&x_plain, &weights), results, |_| {});
@@ -131,14 +163,15 @@ fn convolution_case<T: Value>(case: &Case, rounding: f64) {
         } else {
             let mut packed = vec![nan; conv.weights()];
             let panels = T::panels(exec, &weights, &mut packed);
-            conv.forward(exec, n, (&x, panels), (&mut y, &mut sums), |_| {});
+            conv.forward(exec, n, (&x, panels), (&mut y, &mut sums, &mut scratch), |_| {});
             conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         }
         let y_bound = bound(kernel * kernel * channels[0]) + rounding;
         check(&widened(&y), y4.iter().copied(), y_bound, &what);
         let got = self::filter(&conv, &dw).mapv(|v| v as f32);
         let got: Vec<f32> = got.iter().copied().collect();
-        check(&got, dw4.iter().copied(), bound(h * w * n), &what);
+        let dw_bound = bound(h * w * n) + if T::WORD == 1 { rounding } else { 0.0 };
+        check(&got, dw4.iter().copied(), dw_bound, &what);
 
         if first {
             continue;
@@ -149,8 +182,8 @@ fn convolution_case<T: Value>(case: &Case, rounding: f64) {
         let mut dx = vec![nan; x.len()];
         let dx_bound = bound(kernel * kernel * channels[1]) + rounding;
         for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
-            let results = (&mut *dx, &mut *sums, accumulate);
-            conv.backward_input(exec, n, (&dy, &transposed), results, |_| {});
+            let results = (&mut *dx, &mut *sums, &mut *scratch);
+            conv.backward_input(exec, n, (&dy, &transposed), results, accumulate, |_| {});
             check(&widened(&dx), dx4.iter().map(|v| times * v), dx_bound, &what);
         }
     }
@@ -402,7 +435,11 @@ fn plain_gradients_match_finite_differences() {
 
 #[test]
 fn bits_do_not_depend_on_threads_or_vector_tier() {
-    let conv = Conv::new([6, 6], [64, 128], 3, 2, 1).expect("shape");
+    bits_agree(&Conv::new([6, 6], [64, 128], 3, 2, 1).expect("shape"));
+    bits_agree(&Conv::new([8, 8], [64, 128], 3, 1, 1).expect("shape").with_winograd());
+}
+
+fn bits_agree(conv: &Conv) {
     let n = 11;
     let (x, dy) = (values(conv.input_len(n), 1), values(conv.output_len(n), 2));
     let w = values(conv.weights(), 3);
@@ -413,7 +450,8 @@ fn bits_do_not_depend_on_threads_or_vector_tier() {
         let shape = (pixels, n, 128);
         let mut sums = Sums::new(sums_len(inputs, n, 64).max(sums_len(pixels, n, 128)), 128);
         let mut all = vec![0.0; conv.output_len(n)];
-        conv.forward(exec, n, (&x, &w), (&mut all, sums.tiles(shape)), |tile| {
+        let mut scratch = vec![0.0; conv.scratch_len(n)];
+        conv.forward(exec, n, (&x, &w), (&mut all, sums.tiles(shape), &mut scratch), |tile| {
             measure_tile(isa, &[0.0; 128], tile);
         });
         sums.add_up(exec);
@@ -422,10 +460,9 @@ fn bits_do_not_depend_on_threads_or_vector_tier() {
         let mut transposed = vec![0.0; conv.weights()];
         conv.transpose(exec, &w, &mut transposed);
         let mut dx = vec![0.0; x.len()];
-        let results = (&mut *dx, sums.tiles((inputs, n, 64)), false);
-        conv.backward_input(exec, n, (&dy, &transposed), results, |_| {});
+        let results = (&mut *dx, sums.tiles((inputs, n, 64)), &mut *scratch);
+        conv.backward_input(exec, n, (&dy, &transposed), results, false, |_| {});
         let mut dw = vec![0.0; w.len()];
-        let mut scratch = vec![0.0; conv.scratch_len()];
         conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         all.extend(statistics.mean.iter().chain(&statistics.variance));
         all.extend(dx);

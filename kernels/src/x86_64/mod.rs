@@ -13,6 +13,7 @@ mod avx2;
 mod avx512;
 mod avx512_bf16;
 mod tile;
+mod transform;
 
 use ndarray::ArrayViewMut2;
 

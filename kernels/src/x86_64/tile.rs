@@ -14,9 +14,10 @@ use crate::value::Value;
 const AHEAD: usize = 16;
 
 /// Vectors of `f32`.
-trait Vector: Copy {
+pub(super) trait Vector: Copy {
     const COUNT: usize;
     fn zero() -> Self;
+    fn splat(value: f32) -> Self;
     fn add(self, other: Self) -> Self;
     fn subtract(self, other: Self) -> Self;
     fn multiply(self, other: Self) -> Self;
@@ -247,6 +248,12 @@ impl Vector for __m512 {
     }
 
     #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: (T).
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
     fn add(self, other: Self) -> Self {
         // SAFETY: (T).
         unsafe { _mm512_add_ps(self, other) }
@@ -309,6 +316,12 @@ impl Vector for __m256 {
     fn zero() -> Self {
         // SAFETY: (T).
         unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    fn splat(value: f32) -> Self {
+        // SAFETY: (T).
+        unsafe { _mm256_set1_ps(value) }
     }
 
     #[inline(always)]
