@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
 use crate::init;
-use crate::job::{Precision, Stem};
+use crate::job::{Algorithm, Precision, Stem};
 use crate::model::Model;
 use crate::network::Network;
 use crate::params::Kind;
@@ -20,6 +20,8 @@ pub struct Options {
     pub stem: Stem,
     /// Number format.
     pub precision: Precision,
+    /// How convolutions are computed.
+    pub conv: Algorithm,
     /// Images of a step.
     pub batch: usize,
     /// Threads.
@@ -39,6 +41,8 @@ pub struct Report {
     pub stem: Stem,
     /// Number format.
     pub precision: Precision,
+    /// How convolutions are computed.
+    pub conv: Algorithm,
     /// Instruction-set tier.
     pub isa: &'static str,
     /// Images of a step.
@@ -51,7 +55,8 @@ pub struct Report {
     pub min_s: f64,
     /// Images a second at the median.
     pub images_per_s: f64,
-    /// Useful arithmetic (no products with padding) a second at the median, in units of 10^9.
+    /// Arithmetic of the direct convolution (no products with padding) a second at the median, in units
+    /// of 10^9.
     pub gflops: f64,
     /// Bytes of activations and gradients inside the network.
     pub arena_bytes: usize,
@@ -65,14 +70,14 @@ const WARM_UP: usize = 3;
 /// # Errors
 /// When the system has not enough memory.
 pub fn run(options: Options) -> std::io::Result<Report> {
-    let Options { stem, batch: n, threads, steps, isa, precision } = options;
+    let Options { stem, batch: n, threads, steps, isa, precision, conv } = options;
     let network = Network::resnet50(stem).map_err(std::io::Error::other)?;
     let multiplications = network.multiplications();
     let mut params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
     let mut velocity = vec![0.0; network.layout.trained];
     let mut gradients = vec![0.0; network.layout.len];
     let batch = random_batch(n);
-    let mut model = Model::new(network, precision, n, (Pool::new(threads), isa))?;
+    let mut model = Model::new(network, (precision, conv), n, (Pool::new(threads), isa))?;
     let mut times = Vec::with_capacity(WARM_UP + steps);
     for _ in 0..WARM_UP + steps {
         let start = Instant::now();
@@ -87,6 +92,7 @@ pub fn run(options: Options) -> std::io::Result<Report> {
         what: "hfl training step",
         stem,
         precision,
+        conv,
         isa: isa.name(),
         batch: n,
         threads,

@@ -373,7 +373,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::job::{Augment, Order, Precision};
+    use crate::job::{Algorithm, Augment, Order, Precision};
     use crate::schedule::Schedule;
     use crate::state::Member;
 
@@ -382,6 +382,7 @@ mod tests {
         let job = Job {
             stem: Stem::Cifar,
             precision: Precision::Fp32,
+            conv: Algorithm::Direct,
             workers: 2,
             batch_size: 8,
             epochs: 1,

@@ -12,7 +12,7 @@ use crate::cifar::{Shard, Split};
 use crate::demo;
 use crate::eval;
 use crate::failure::{Doing, Failure};
-use crate::job::{Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
+use crate::job::{Algorithm, Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
 use crate::passphrase::KeySource;
 use crate::report::print;
 use crate::roles::{self, Attestation};
@@ -90,6 +90,9 @@ pub struct Args {
     /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
     #[argh(option, default = "Precision::Fp32")]
     precision: Precision,
+    /// convolutions in fp32: auto (Winograd's where faster) or direct [auto]
+    #[argh(option, default = "Algorithm::Auto")]
+    conv: Algorithm,
     /// crop and flip: standard or none [standard]
     #[argh(option, default = "Augment::Standard")]
     augment: Augment,
@@ -210,6 +213,9 @@ struct BenchArgs {
     /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
     #[argh(option, default = "Precision::Fp32")]
     precision: Precision,
+    /// convolutions in fp32: auto (Winograd's where faster) or direct [auto]
+    #[argh(option, default = "Algorithm::Auto")]
+    conv: Algorithm,
     /// images of a step [128]
     #[argh(option, default = "128")]
     batch: usize,
@@ -344,6 +350,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         job: Job {
             stem: args.stem,
             precision: args.precision,
+            conv: args.conv,
             workers: u16::try_from(workers).doing("--worker-hosts")?,
             batch_size: args.batch_size,
             epochs: args.epochs,
@@ -415,20 +422,22 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     let report = bench::run(bench::Options {
         stem: args.stem,
         precision: args.precision,
+        conv: args.conv,
         batch: args.batch,
         threads: args.threads,
         steps: args.steps,
         isa: args.isa.0,
     })
-    .doing("memory for a step")?;
+    .doing("memory or instructions for a step")?;
     if args.json {
         return print(&serde_json::to_string(&report).doing("report")?);
     }
     print(&format!(
-        "{} stem, {}, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
+        "{} stem, {}, {} convolutions, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
          {:.1} images/s, {:.1} GFLOP/s",
         report.stem,
         report.precision,
+        report.conv,
         report.batch,
         report.threads,
         report.isa,

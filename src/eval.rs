@@ -57,8 +57,8 @@ pub fn run(
     let params = checkpoint.state.params;
     let parameters = hex(&crate::params::hash(&params));
     let exec = (Pool::new(threads), isa);
-    let mut model =
-        Inference::new(network, params, BATCH.min(set.len()), exec).doing("memory for a batch")?;
+    let mut model = Inference::new(network.with_winograd(), params, BATCH.min(set.len()), exec)
+        .doing("memory for a batch")?;
     let mut confusion = [[0; CLASSES]; CLASSES];
     let mut batch = Batch::default();
     let start = Instant::now();

@@ -13,6 +13,8 @@ pub struct Job {
     pub stem: Stem,
     /// Number format of activations and products.
     pub precision: Precision,
+    /// How convolutions are computed.
+    pub conv: Algorithm,
     /// Number of workers, `worker0` to `worker{n-1}`.
     pub workers: u16,
     /// Images of one worker in a step.
@@ -55,6 +57,16 @@ pub enum Precision {
     Fp32,
     /// Activations and operands of products in bfloat16; sums, weights and statistics in single precision.
     Bf16,
+}
+
+/// How convolutions are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Algorithm {
+    /// By Winograd's minimal filtering where it is faster, at some more rounding error.
+    Auto,
+    /// By the definition.
+    Direct,
 }
 
 /// What is done to training images.
@@ -151,6 +163,7 @@ macro_rules! names {
 
 names!(Stem { "imagenet" => Imagenet, "cifar" => Cifar });
 names!(Precision { "fp32" => Fp32, "bf16" => Bf16 });
+names!(Algorithm { "auto" => Auto, "direct" => Direct });
 names!(Augment { "standard" => Standard, "none" => None });
 names!(Order { "shuffled" => Shuffled, "sequential" => Sequential });
 
@@ -160,7 +173,7 @@ mod tests {
 
     #[test]
     fn jobs_out_of_range_or_with_unknown_fields_are_refused() {
-        let text = r#"{"stem":"imagenet","precision":"fp32","workers":2,"batch_size":128,"epochs":1,
+        let text = r#"{"stem":"imagenet","precision":"fp32","conv":"auto","workers":2,"batch_size":128,"epochs":1,
             "steps":null,"schedule":{"cosine":{"rate":0.1}},"momentum":0.9,"weight_decay":0.0005,
             "seed":1,"augment":"standard","order":"shuffled","init":null}"#;
         let job = Job::parse(text.as_bytes()).expect("valid");

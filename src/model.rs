@@ -5,7 +5,7 @@ use std::ops::Range;
 use kernels::{Bf16, Isa, Pool};
 
 use crate::cifar::Batch;
-use crate::job::Precision;
+use crate::job::{Algorithm, Precision};
 use crate::network::Network;
 use crate::resnet::ResNet;
 
@@ -24,7 +24,7 @@ impl Model {
     /// When the system has not that much memory, or the CPU not the instructions for `precision`.
     pub fn new(
         network: Network,
-        precision: Precision,
+        (precision, conv): (Precision, Algorithm),
         batch_max: usize,
         (pool, isa): (Pool, Isa),
     ) -> std::io::Result<Self> {
@@ -38,6 +38,10 @@ impl Model {
                 ),
             ));
         }
+        let network = match conv {
+            Algorithm::Auto => network.with_winograd(),
+            Algorithm::Direct => network,
+        };
         Ok(match precision {
             Precision::Fp32 => Self::Single(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
             Precision::Bf16 => Self::Half(Box::new(ResNet::new(network, batch_max, pool, isa)?)),

@@ -91,6 +91,15 @@ impl Network {
         Ok(builder.finish(stem, max_pool, blocks, channels))
     }
 
+    /// Computes by Winograd's convolution where there is one: it pays for every such layer.
+    #[must_use]
+    pub fn with_winograd(mut self) -> Self {
+        for unit in &mut self.units {
+            unit.conv.use_winograd();
+        }
+        self
+    }
+
     /// Multiplications of one forward pass over an image, without those by zero padding.
     pub fn multiplications(&self) -> usize {
         self.units.iter().map(|unit| unit.conv.multiplications(1)).sum::<usize>()

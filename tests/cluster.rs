@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hfl::job::{Augment, Job, Order, Precision, Stem};
+use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem};
 use hfl::params::{Kind, Layout};
 use hfl::rng::Stream;
 use hfl::schedule::Schedule;
@@ -93,6 +93,7 @@ fn job() -> Job {
     Job {
         stem: Stem::Imagenet,
         precision: Precision::Fp32,
+        conv: Algorithm::Direct,
         workers: WORKERS,
         batch_size: 8,
         epochs: 1,

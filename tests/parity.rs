@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use hfl::cifar::{Batch, COLOURS, Dataset, SIDE};
-use hfl::job::{Augment, Job, Order, Precision, Stem};
+use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem};
 use hfl::network::Network;
 use hfl::params::Kind;
 use hfl::resnet::ResNet;
@@ -93,6 +93,7 @@ fn export_inputs() {
         let job = Job {
             stem: case.stem,
             precision: Precision::Fp32,
+            conv: Algorithm::Direct,
             workers: 1,
             batch_size: case.batch as u32,
             epochs: 1,

@@ -122,10 +122,15 @@ impl Conv {
     /// times fewer multiplications for about ten times the rounding error.
     #[must_use]
     pub fn with_winograd(mut self) -> Self {
+        self.use_winograd();
+        self
+    }
+
+    /// As [`Conv::with_winograd`], in place.
+    pub fn use_winograd(&mut self) {
         if self.kernel == 3 && self.input == self.output {
             self.winograd = Winograd::new(self.input, [self.channels_in, self.channels_out]);
         }
-        self
     }
 
     /// Whether [`Conv::with_winograd`] had an effect.

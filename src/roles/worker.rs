@@ -157,7 +157,7 @@ impl Running<'_> {
         let len = network.layout.len;
         self.params = vec![0.0; len];
         Ok(Training {
-            network: Model::new(network, job.precision, batch_max, pool(self.options))
+            network: Model::new(network, (job.precision, job.conv), batch_max, pool(self.options))
                 .doing("memory for a step")?,
             // Each worker draws from its own streams: equal data would be augmented differently.
             sampler: Sampler::new(
