@@ -398,9 +398,18 @@ impl<T: Value> ResNet<T> {
         let sums = self.sums.tiles((h * w, n, unit.conv.channels_in));
         let operands = (rest.get(dz), &*panels);
         let results = (dx, sums, &mut *self.scratch);
-        unit.conv.backward_input(exec, n, operands, results, accumulate, |tile| {
-            behind.mask(exec.1, tile);
-        });
+        let beside = behind.reads();
+        let beside = &beside[..beside.iter().take_while(|data| !data.is_empty()).count()];
+        unit.conv.backward_input(
+            exec,
+            n,
+            operands,
+            results,
+            accumulate,
+            (beside, |tile: Tile<T>| {
+                behind.mask(exec.1, tile);
+            }),
+        );
         self.sums.add_up(exec);
         target
     }
@@ -449,7 +458,16 @@ enum Source<'a, T> {
     Known(Mask<'a, T>, (Normalised<'a, T>, Option<Normalised<'a, T>>)),
 }
 
-impl<T: Value> Source<'_, T> {
+impl<'a, T: Value> Source<'a, T> {
+    /// What masking a gradient will read; empty slices at the end.
+    fn reads(&self) -> [&'a [T]; 3] {
+        match *self {
+            Self::Nothing => [&[]; 3],
+            Self::Known(Mask::Folded(_), (of, _)) => [of.z, &[], &[]],
+            Self::Known(Mask::Output(y), (of, other)) => [y, of.z, other.map_or(&[], |of| of.z)],
+        }
+    }
+
     fn mask(&self, isa: Isa, mut tile: Tile<T>) {
         match *self {
             // The sums are added up all the same.

@@ -150,6 +150,7 @@ struct Layer<T: Value> {
     n: usize,
     images: Arena,
     x: Arena<T>,
+    other: Arena<T>,
     dx: Arena<T>,
     y: Arena<T>,
     dy: Arena<T>,
@@ -171,6 +172,7 @@ impl<T: Value> Layer<T> {
         Self {
             images: filled(conv.input_len(n)),
             x: filled(conv.input_len(n)),
+            other: filled(conv.input_len(n)),
             dx: filled(conv.input_len(n)),
             y: filled(conv.output_len(n)),
             dy: filled(conv.output_len(n)),
@@ -243,9 +245,11 @@ impl<T: Value> Layer<T> {
         let results = (self.dx.as_mut_slice(), self.sums.tiles(shape), scratch);
         let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };
         let operands = (self.dy.as_slice(), self.panels.as_slice());
-        conv.backward_input(exec, n, operands, results, false, |tile| {
-            mask_tile(exec.1, Mask::Output(of.z), (of, None), tile);
-        });
+        let beside = &[self.other.as_slice(), of.z][..];
+        let finish = |tile: Tile<T>| {
+            mask_tile(exec.1, Mask::Output(self.other.as_slice()), (of, None), tile);
+        };
+        conv.backward_input(exec, n, operands, results, false, (beside, finish));
         self.sums.add_up(exec);
     }
 

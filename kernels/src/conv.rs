@@ -16,7 +16,7 @@ use std::ops::Range;
 use bytemuck::{cast_slice, cast_slice_mut};
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
-use crate::gemm::{self, Matrix, Next, Term, multiply};
+use crate::gemm::{self, Beside, Matrix, Next, Term, multiply};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::taps::{Entry, Table, hits};
@@ -190,7 +190,7 @@ impl Conv {
         for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
             let c = tile.values.view_mut();
             pass.sum((x, w), (pixel, image, tile.channel), |terms, k| {
-                T::multiply(isa, terms, k, c, false);
+                T::multiply(isa, terms, k, c, false, Beside::NOTHING);
             });
             finish(tile);
         });
@@ -214,7 +214,7 @@ impl Conv {
             pass.sum((x, w), (pixel, image, tile.channel), |terms, k| {
                 let rows = (tile.values.nrows(), PANEL);
                 let c = ArrayViewMut2::from_shape(rows, &mut *sum).expect("whole rows");
-                multiply(isa, terms, k, c, false);
+                multiply(isa, terms, k, c, false, Beside::NOTHING);
             });
             for (mut row, sum) in tile.values.rows_mut().into_iter().zip(sum.chunks_exact(PANEL)) {
                 let row = row.as_slice_mut().expect("rows are contiguous");
@@ -228,7 +228,8 @@ impl Conv {
     }
 
     /// `dx = dy * w'`, or `dx +=` where `accumulate` is set. `transposed` holds the weights as
-    /// [`Conv::transpose`] wrote them; `finish` is as in [`Conv::forward`].
+    /// [`Conv::transpose`] wrote them; `finish` is as in [`Conv::forward`], and `beside` is what it reads of
+    /// the size of `dx`, up to three slices.
     ///
     /// # Panics
     /// If the input channels are no multiple of 64 (the first layer needs no such gradient).
@@ -239,7 +240,7 @@ impl Conv {
         (dy, transposed): (&[T], &[T]),
         (dx, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
         accumulate: bool,
-        finish: impl Fn(Tile<T>) + Sync,
+        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         assert_eq!((dy.len(), transposed.len()), (self.output_len(n), self.weights()));
@@ -251,9 +252,14 @@ impl Conv {
         }
         let pass = Pass { table: &self.backward, taps: self.taps(), n, k: self.channels_out };
         for_each_tile(pool, shape, dx, sums, |pixel, image, mut tile| {
+            let at = tile.row * self.channels_in + tile.channel;
+            let mut ahead = Beside { stride: self.channels_in, ..Beside::NOTHING };
+            for (start, data) in ahead.starts.iter_mut().zip(beside) {
+                *start = &data[at..];
+            }
             let c = tile.values.view_mut();
             pass.sum((dy, transposed), (pixel, image, tile.channel), |terms, k| {
-                T::multiply(isa, terms, k, c, accumulate);
+                T::multiply(isa, terms, k, c, accumulate, ahead);
             });
             finish(tile);
         });

@@ -39,6 +39,20 @@ pub struct Term<'a, T> {
     pub(crate) b: &'a [T],
 }
 
+/// What will be read next to the rows of `c`, to be fetched from memory meanwhile. Only hints.
+#[derive(Clone, Copy)]
+pub struct Beside<'a, T> {
+    /// Starts of up to three matrices of 64 columns; empty ones are none.
+    pub(crate) starts: [&'a [T]; 3],
+    /// Distance of their rows.
+    pub(crate) stride: usize,
+}
+
+impl<T> Beside<'_, T> {
+    /// Nothing.
+    pub(crate) const NOTHING: Self = Self { starts: [&[]; 3], stride: 0 };
+}
+
 /// What the next product will read, to be fetched from memory during this one. Only hints.
 #[derive(Clone, Copy, Default)]
 pub struct Next<'a, A, B> {
@@ -84,6 +98,7 @@ pub(crate) fn multiply(
     (k, stride): (usize, usize),
     mut c: ArrayViewMut2<f32>,
     accumulate: bool,
+    beside: Beside<f32>,
 ) {
     assert_eq!(c.ncols(), PANEL);
     match isa {
@@ -100,9 +115,9 @@ pub(crate) fn multiply(
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.multiply(terms, (k, stride), c, accumulate),
+        Isa::Avx2(token) => token.multiply(terms, (k, stride), c, accumulate, beside),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.multiply(terms, (k, stride), c, accumulate),
+        Isa::Avx512(token) => token.multiply(terms, (k, stride), c, accumulate, beside),
     }
 }
 
@@ -113,11 +128,12 @@ pub(crate) fn multiply_bf16(
     (k, stride): (usize, usize),
     mut c: ArrayViewMut2<Bf16>,
     accumulate: bool,
+    beside: Beside<Bf16>,
 ) {
     assert_eq!((c.ncols(), k % 2, stride % 2), (PANEL, 0, 0));
     #[cfg(target_arch = "x86_64")]
     if let Some(token) = isa.bf16() {
-        return token.multiply(terms, (k, stride), c, accumulate);
+        return token.multiply(terms, (k, stride), c, accumulate, beside);
     }
     isa.run(
         #[inline(always)]
@@ -318,7 +334,14 @@ mod tests {
                     for accumulate in [false, true] {
                         let start = if accumulate { 0.5 } else { f32::NAN };
                         let mut c = Array2::from_elem((n, PANEL), start);
-                        multiply(isa, &terms, (k, stride), c.view_mut(), accumulate);
+                        multiply(
+                            isa,
+                            &terms,
+                            (k, stride),
+                            c.view_mut(),
+                            accumulate,
+                            Beside::NOTHING,
+                        );
                         let want = Array2::from_shape_fn((n, PANEL), |(row, col)| {
                             let mut sum = if accumulate { 0.5_f64 } else { 0.0 };
                             for term in &terms {
@@ -378,7 +401,7 @@ mod tests {
             .iter()
             .map(|&isa| {
                 let mut c = Array2::zeros((n, PANEL));
-                multiply(isa, &terms, (k, k), c.view_mut(), false);
+                multiply(isa, &terms, (k, k), c.view_mut(), false, Beside::NOTHING);
                 c
             })
             .collect();

@@ -6,7 +6,7 @@
 use bytemuck::{Pod, Zeroable};
 use ndarray::ArrayViewMut2;
 
-use crate::gemm::{self, Matrix, Next, Term};
+use crate::gemm::{self, Beside, Matrix, Next, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
 
@@ -40,6 +40,7 @@ pub trait Product: Pod + Default + Send + Sync {
         k_and_stride: (usize, usize),
         c: ArrayViewMut2<Self>,
         accumulate: bool,
+        beside: Beside<Self>,
     );
 
     /// See [`gemm::multiply_transposed`].
@@ -111,8 +112,9 @@ impl Product for f32 {
         k_and_stride: (usize, usize),
         c: ArrayViewMut2<f32>,
         accumulate: bool,
+        beside: Beside<f32>,
     ) {
-        gemm::multiply(isa, terms, k_and_stride, c, accumulate);
+        gemm::multiply(isa, terms, k_and_stride, c, accumulate, beside);
     }
 
     fn multiply_transposed(
@@ -153,8 +155,9 @@ impl Product for Bf16 {
         k_and_stride: (usize, usize),
         c: ArrayViewMut2<Bf16>,
         accumulate: bool,
+        beside: Beside<Bf16>,
     ) {
-        gemm::multiply_bf16(isa, terms, k_and_stride, c, accumulate);
+        gemm::multiply_bf16(isa, terms, k_and_stride, c, accumulate, beside);
     }
 
     fn multiply_transposed(

@@ -14,7 +14,7 @@
 
 use ndarray::{ArrayViewMut4, Axis, s};
 
-use crate::gemm::{self, Matrix, Next, PANEL, Term};
+use crate::gemm::{self, Beside, Matrix, Next, PANEL, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::tile::{IMAGES, view4};
@@ -304,7 +304,7 @@ fn multiply(
             b: &weights[panel * c * PANEL..][..c * PANEL],
         };
         let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-        gemm::multiply(isa, &[term], (c, c), block, false);
+        gemm::multiply(isa, &[term], (c, c), block, false, Beside::NOTHING);
     });
 }
 

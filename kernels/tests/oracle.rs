@@ -183,7 +183,7 @@ fn convolution_case_by<T: Value>(case: &Case, rounding: f64, way: fn(Conv) -> Co
         let dx_bound = bound(kernel * kernel * channels[1]) + rounding;
         for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
             let results = (&mut *dx, &mut *sums, &mut *scratch);
-            conv.backward_input(exec, n, (&dy, &transposed), results, accumulate, |_| {});
+            conv.backward_input(exec, n, (&dy, &transposed), results, accumulate, (&[&x], |_| {}));
             check(&widened(&dx), dx4.iter().map(|v| times * v), dx_bound, &what);
         }
     }
@@ -461,7 +461,7 @@ fn bits_agree(conv: &Conv) {
         conv.transpose(exec, &w, &mut transposed);
         let mut dx = vec![0.0; x.len()];
         let results = (&mut *dx, sums.tiles((inputs, n, 64)), &mut *scratch);
-        conv.backward_input(exec, n, (&dy, &transposed), results, false, |_| {});
+        conv.backward_input(exec, n, (&dy, &transposed), results, false, (&[], |_| {}));
         let mut dw = vec![0.0; w.len()];
         conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         all.extend(statistics.mean.iter().chain(&statistics.variance));

@@ -4,8 +4,8 @@ use std::arch::x86_64::*;
 
 use ndarray::ArrayViewMut2;
 
-use super::{Ahead, Arithmetic, Piece, Target, for_each_group};
-use crate::gemm::{DEPTH, Matrix, Next, PANEL, Term};
+use super::{Ahead, Arithmetic, Columns, Piece, Target, for_each_group};
+use crate::gemm::{Beside, DEPTH, Matrix, Next, PANEL, Term};
 
 /// Proof that this CPU has AVX-512 (F, BW, DQ, VL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,12 +41,13 @@ impl Avx512 {
         (k, stride): (usize, usize),
         mut c: ArrayViewMut2<f32>,
         accumulate: bool,
+        beside: Beside<f32>,
     ) {
         let target = Target::new(&mut c);
-        let shape = (target.rows, k, stride);
+        let (shape, beside) = ((target.rows, k, stride), beside.into());
         for_each_group(terms, shape, DEPTH, accumulate, |pieces, accumulate| {
             // SAFETY: (T), (B).
-            unsafe { tiles(pieces, stride, target, accumulate) }
+            unsafe { tiles(pieces, stride, target, accumulate, beside) }
         });
     }
 
@@ -82,9 +83,15 @@ fn chain(rounds: usize) -> usize {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn tiles(pieces: &[Piece<f32>], stride: usize, c: Target<f32>, accumulate: bool) {
+unsafe fn tiles(
+    pieces: &[Piece<f32>],
+    stride: usize,
+    c: Target<f32>,
+    accumulate: bool,
+    beside: Columns,
+) {
     // SAFETY: passed on.
-    unsafe { super::tiles::<Single, 4>(pieces, stride, c, accumulate) }
+    unsafe { super::tiles::<Single, 4>(pieces, stride, c, accumulate, beside) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 
 use ndarray::ArrayViewMut2;
 
-use super::{Ahead, Arithmetic, Avx512, Piece, Target, for_each_group};
-use crate::gemm::{Matrix, Next, PANEL, Term};
+use super::{Ahead, Arithmetic, Avx512, Columns, Piece, Target, for_each_group};
+use crate::gemm::{Beside, Matrix, Next, PANEL, Term};
 use crate::value::{Bf16, Product};
 
 /// Proof that this CPU has AVX512-BF16 besides AVX-512.
@@ -31,14 +31,15 @@ impl Avx512Bf16 {
         (k, stride): (usize, usize),
         mut c: ArrayViewMut2<Bf16>,
         accumulate: bool,
+        beside: Beside<Bf16>,
     ) {
         let target = Target::new(&mut c);
-        let shape = (target.rows, k, stride);
+        let (shape, beside) = ((target.rows, k, stride), beside.into());
         // One group: the sums of several could not be kept in `c`.
         assert!(terms.len() <= super::PIECES_MAX);
         for_each_group(terms, shape, usize::MAX, accumulate, |pieces, accumulate| {
             // SAFETY: (T), (B).
-            unsafe { tiles(pieces, stride / Bf16::WORD, target, accumulate) }
+            unsafe { tiles(pieces, stride / Bf16::WORD, target, accumulate, beside) }
         });
     }
 
@@ -77,9 +78,15 @@ fn chain(rounds: usize) -> usize {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn tiles(pieces: &[Piece<u32>], stride: usize, c: Target<Bf16>, accumulate: bool) {
+unsafe fn tiles(
+    pieces: &[Piece<u32>],
+    stride: usize,
+    c: Target<Bf16>,
+    accumulate: bool,
+    beside: Columns,
+) {
     // SAFETY: passed on.
-    unsafe { super::tiles::<Pairs<Bf16>, 4>(pieces, stride, c, accumulate) }
+    unsafe { super::tiles::<Pairs<Bf16>, 4>(pieces, stride, c, accumulate, beside) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]

@@ -17,7 +17,7 @@ mod transform;
 
 use ndarray::ArrayViewMut2;
 
-use crate::gemm::{Matrix, Next, PANEL, STRIP, Term};
+use crate::gemm::{Beside, Matrix, Next, PANEL, STRIP, Term};
 
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
@@ -199,10 +199,14 @@ unsafe fn tiles<A: Arithmetic, const NV: usize>(
     stride: usize,
     c: Target<A::Out>,
     accumulate: bool,
+    beside: Columns,
 ) {
     for column in (0..PANEL).step_by(NV * A::COUNT) {
         for row in (0..c.rows).step_by(ROWS) {
             let at = (row, column, stride);
+            if column == 0 {
+                beside.prefetch::<A>(row);
+            }
             // SAFETY: the caller's promise; the arms take no more rows than are left.
             unsafe {
                 let target = c.start.add(row * c.stride + column);
@@ -213,6 +217,37 @@ unsafe fn tiles<A: Arithmetic, const NV: usize>(
                     4 => tile::<A, 4, NV>(pieces, at, target, c.stride, accumulate),
                     5 => tile::<A, 5, NV>(pieces, at, target, c.stride, accumulate),
                     _ => tile::<A, ROWS, NV>(pieces, at, target, c.stride, accumulate),
+                }
+            }
+        }
+    }
+}
+
+/// Columns of matrices that will be read next to those of `c`.
+#[derive(Clone, Copy)]
+struct Columns {
+    starts: [Option<*const u8>; 3],
+    /// Bytes from row to row, and of a row.
+    stride: usize,
+    width: usize,
+}
+
+impl<T> From<Beside<'_, T>> for Columns {
+    fn from(beside: Beside<'_, T>) -> Self {
+        let starts = beside.starts.map(|data| (!data.is_empty()).then_some(data.as_ptr().cast()));
+        let size = size_of::<T>();
+        Self { starts, stride: beside.stride * size, width: PANEL * size }
+    }
+}
+
+impl Columns {
+    /// Asks for the rows of a register tile.
+    #[inline(always)]
+    fn prefetch<A: Arithmetic>(&self, first: usize) {
+        for start in self.starts.iter().flatten() {
+            for row in first..first + ROWS {
+                for line in (0..self.width).step_by(LINE) {
+                    A::prefetch(start.wrapping_add(row * self.stride + line));
                 }
             }
         }
