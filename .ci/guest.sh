@@ -24,4 +24,4 @@ if [ ! -d "$place/lib/modules" ]; then
   fi
   dpkg-deb -x "$place"/linux-image-*.deb "$place"
 fi
-HFL_GUEST_KERNEL=$PWD/$place cargo test --locked --test main guest -- --ignored --nocapture
+HFL_GUEST_KERNEL=$PWD/$place cargo test --locked --test main guest -- --ignored --nocapture --test-threads 2

@@ -7,6 +7,7 @@ mod guest;
 mod parity;
 mod processes;
 mod static_binary;
+mod step;
 mod tidy;
 mod train;
 mod verify;

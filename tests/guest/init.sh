@@ -11,7 +11,6 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs dev /dev 2>/dev/null
 mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
-for module in $(cat /modules/order); do insmod /modules/$module.ko || echo "FAILED insmod $module"; done
 ip link set lo up
 cd /tmp
 printf 'a key with a newline\n' > key
@@ -38,6 +37,20 @@ clean() {
     if [ -z "$left" ]; then echo "ok $1"; else echo "FAILED $1: left: $left"; fi
 }
 says() { [ "$(cat "$1")" = "$2" ]; }
+
+# --- only whether the binary runs on this CPU, and on which tier ---
+case "$(cat /proc/cmdline)" in *hfl.tier=*)
+    tier=$(sed 's/.*hfl.tier=\([a-z0-9]*\).*/\1/' /proc/cmdline)
+    check step hfl bench --batch 1 --steps 1 --threads 1 --json
+    cp /run/log /run/step
+    check tier grep -q "\"isa\":\"$tier\"" /run/step
+    refused bf16 AVX512-BF16 hfl bench --batch 1 --steps 1 --precision bf16
+    echo "end"
+    sync
+    reboot -f
+esac
+
+for module in $(cat /modules/order); do insmod /modules/$module.ko || echo "FAILED insmod $module"; done
 
 # --- hfl and busybox alone ---
 check create hfl luks create v --size 40M $fast --key-file key

@@ -1,0 +1,70 @@
+//! A training step takes no memory: everything is there before the first one.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use hfl::cifar::{Batch, COLOURS, SIDE};
+use hfl::init;
+use hfl::job::{Algorithm, Precision, Stem};
+use hfl::model::Model;
+use hfl::network::Network;
+use kernels::{Isa, Pool};
+
+/// The system's allocator, counted.
+struct Counting;
+
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: every call is passed on as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        TAKEN.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn batch(n: usize) -> Batch {
+    let images = (0..n * SIDE * SIDE * COLOURS).map(|i| (i % 255) as f32 / 255.0 - 0.5).collect();
+    Batch { images, labels: (0..n).map(|i| (i % 10) as u8).collect() }
+}
+
+/// One test, so that no other one allocates beside it.
+#[test]
+fn a_steady_step_takes_no_memory() {
+    let before = TAKEN.load(Ordering::Relaxed);
+    drop(std::hint::black_box(vec![1_u8; 100]));
+    assert!(TAKEN.load(Ordering::Relaxed) > before, "the count works");
+
+    let isa = Isa::detect();
+    let mut ways = vec![(Precision::Fp32, Algorithm::Direct), (Precision::Fp32, Algorithm::Auto)];
+    if isa.has_bf16() {
+        ways.push((Precision::Bf16, Algorithm::Auto));
+    }
+    for way in ways {
+        for stem in [Stem::Imagenet, Stem::Cifar] {
+            let network = Network::resnet50(stem).expect("shapes");
+            let params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
+            let mut gradients = vec![0.0; params.len()];
+            // The last batch of an epoch is shorter.
+            let batches = [batch(3), batch(2), batch(3)];
+            let mut model = Model::new(network, way, 3, (Pool::new(2), isa)).expect("memory");
+            model.step(&params, &batches[0], &mut gradients, |_, _, _| {});
+            let before = TAKEN.load(Ordering::Relaxed);
+            for batch in &batches {
+                model.step(&params, batch, &mut gradients, |_, _, _| {});
+            }
+            assert_eq!(TAKEN.load(Ordering::Relaxed), before, "{way:?}, {stem} stem");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! A whole step: the same bits for any number of threads and on both vector tiers; formats and ways of
+//! convolution that agree within their rounding.
+
+use hfl::cifar::Batch;
+use hfl::drawing;
+use hfl::init;
+use hfl::job::{Algorithm, Precision, Stem};
+use hfl::model::Model;
+use hfl::network::Network;
+use kernels::{Isa, Pool};
+
+const IMAGES: usize = 5;
+
+fn batch() -> Batch {
+    let mut batch = Batch::default();
+    let data = hfl::cifar::Dataset::from_records(drawing::records(3, IMAGES)).expect("records");
+    data.batch(0, IMAGES, &mut batch);
+    batch
+}
+
+/// Loss and gradients.
+fn step(stem: Stem, way: (Precision, Algorithm), exec: (usize, Isa)) -> (f32, Vec<f32>) {
+    let network = Network::resnet50(stem).expect("shapes");
+    let params = init::initialise(&network.layout, 1, 0.5);
+    let mut gradients = vec![f32::NAN; params.len()];
+    let (threads, isa) = exec;
+    let mut model = Model::new(network, way, IMAGES, (Pool::new(threads), isa)).expect("memory");
+    let loss = model.step(&params, &batch(), &mut gradients, |_, _, _| {});
+    (loss, gradients)
+}
+
+/// Distance of two vectors over the length of the second.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    let squares = |values: &mut dyn Iterator<Item = f32>| {
+        values.map(|value| f64::from(value).powi(2)).sum::<f64>()
+    };
+    let difference = squares(&mut a.iter().zip(b).map(|(a, b)| a - b));
+    (difference / squares(&mut b.iter().copied())).sqrt()
+}
+
+#[test]
+fn bits_depend_neither_on_threads_nor_on_the_vector_tier() {
+    let tiers: Vec<Isa> = Isa::available().into_iter().skip(1).collect();
+    for stem in [Stem::Imagenet, Stem::Cifar] {
+        for conv in [Algorithm::Direct, Algorithm::Auto] {
+            let mut bits = Vec::new();
+            for &isa in &tiers {
+                for threads in [1, 3] {
+                    let (loss, gradients) = step(stem, (Precision::Fp32, conv), (threads, isa));
+                    assert!(loss.is_finite() && gradients.iter().all(|g| g.is_finite()));
+                    bits.push(gradients.iter().map(|g| g.to_bits()).collect::<Vec<u32>>());
+                }
+            }
+            assert!(bits.windows(2).all(|pair| pair[0] == pair[1]), "{stem} stem, {conv}");
+        }
+    }
+}
+
+#[test]
+fn every_tier_way_and_format_computes_the_same_step() {
+    let (loss, gradients) =
+        step(Stem::Cifar, (Precision::Fp32, Algorithm::Direct), (2, Isa::Portable));
+    let check = |way, isa: Isa, bound: f64| {
+        let (other_loss, other) = step(Stem::Cifar, way, (2, isa));
+        let far = distance(&other, &gradients);
+        println!("{way:?} on {}: loss {other_loss}, gradients {far:.2e}", isa.name());
+        assert!((other_loss - loss).abs() < loss * bound as f32, "{way:?} on {}", isa.name());
+        assert!(far < bound, "{way:?} on {}: {far:.2e}", isa.name());
+    };
+    for isa in Isa::available() {
+        // One ReLU on the other side of zero makes about a thousandth.
+        check((Precision::Fp32, Algorithm::Direct), isa, 1e-2);
+        check((Precision::Fp32, Algorithm::Auto), isa, 1e-2);
+        if isa.has_bf16() {
+            check((Precision::Bf16, Algorithm::Auto), isa, 0.3);
+        }
+    }
+}
+
+#[test]
+fn bfloat16_is_refused_where_the_cpu_has_no_instructions_for_it() {
+    let network = Network::resnet50(Stem::Imagenet).expect("shapes");
+    let way = (Precision::Bf16, Algorithm::Auto);
+    let refused = Model::new(network, way, 1, (Pool::new(1), Isa::Portable)).err();
+    let text = refused.expect("refused").to_string();
+    assert!(text.contains("AVX512-BF16") && text.contains("--precision fp32"), "{text}");
+}
