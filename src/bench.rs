@@ -6,6 +6,7 @@ use kernels::{Isa, Pool, Sgd, momentum_sgd};
 use serde::Serialize;
 
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
+use crate::inference::Inference;
 use crate::init;
 use crate::job::{Algorithm, Precision, Stem};
 use crate::model::Model;
@@ -30,12 +31,14 @@ pub struct Options {
     pub steps: usize,
     /// Instruction-set tier.
     pub isa: Isa,
+    /// Forward passes with running statistics instead of training steps; always `f32`.
+    pub inference: bool,
 }
 
 /// What was measured.
 #[derive(Debug, Serialize)]
 pub struct Report {
-    /// Always "hfl training step".
+    /// "hfl training step" or "hfl inference".
     pub what: &'static str,
     /// First layers of the network.
     pub stem: Stem,
@@ -65,31 +68,25 @@ pub struct Report {
 /// Steps before the timed ones.
 const WARM_UP: usize = 3;
 
-/// Times whole training steps on random images.
+/// Times whole training steps, or forward passes, on random images.
 ///
 /// # Errors
-/// When the system has not enough memory.
+/// When the system has not enough memory, or the CPU not the instructions.
 pub fn run(options: Options) -> std::io::Result<Report> {
-    let Options { stem, batch: n, threads, steps, isa, precision, conv } = options;
+    let Options { stem, batch: n, threads, steps, isa, precision, conv, inference } = options;
     let network = Network::resnet50(stem).map_err(std::io::Error::other)?;
-    let multiplications = network.multiplications();
-    let mut params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
-    let mut velocity = vec![0.0; network.layout.trained];
-    let mut gradients = vec![0.0; network.layout.len];
-    let batch = random_batch(n);
-    let mut model = Model::new(network, (precision, conv), n, (Pool::new(threads), isa))?;
-    let mut times = Vec::with_capacity(WARM_UP + steps);
-    for _ in 0..WARM_UP + steps {
-        let start = Instant::now();
-        model.step(&params, &batch, &mut gradients, |_, _, _| {});
-        update(&model, &mut params, &mut velocity, &gradients);
-        times.push(start.elapsed().as_secs_f64());
-    }
+    // Two operations a multiplication; forward, gradient by input and gradient by weight.
+    let passes = if inference { 1 } else { 3 };
+    let operations = 2 * passes * network.multiplications() * n;
+    let (mut times, arena_bytes) = match inference {
+        true => infer(options, network)?,
+        false => train(options, network)?,
+    };
     let kept = &mut times[WARM_UP..];
     kept.sort_by(f64::total_cmp);
     let median = (kept[(steps - 1) / 2] + kept[steps / 2]) / 2.0;
     Ok(Report {
-        what: "hfl training step",
+        what: if inference { "hfl inference" } else { "hfl training step" },
         stem,
         precision,
         conv,
@@ -99,10 +96,51 @@ pub fn run(options: Options) -> std::io::Result<Report> {
         median_s: median,
         min_s: kept[0],
         images_per_s: n as f64 / median,
-        // Two operations a multiplication; forward, gradient by input and gradient by weight.
-        gflops: 6.0 * (multiplications * n) as f64 / median / 1e9,
-        arena_bytes: model.arena_len(),
+        gflops: operations as f64 / median / 1e9,
+        arena_bytes,
     })
+}
+
+/// Seconds of each step, and the arena's bytes.
+fn train(options: Options, network: Network) -> std::io::Result<(Vec<f64>, usize)> {
+    let way = (options.precision, options.conv);
+    let mut params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
+    let mut velocity = vec![0.0; network.layout.trained];
+    let mut gradients = vec![0.0; network.layout.len];
+    let batch = random_batch(options.batch);
+    let exec = (Pool::new(options.threads), options.isa);
+    let mut model = Model::new(network, way, options.batch, exec)?;
+    let times = timed(options.steps, || {
+        model.step(&params, &batch, &mut gradients, |_, _, _| {});
+        update(&model, &mut params, &mut velocity, &gradients);
+    });
+    Ok((times, model.arena_len()))
+}
+
+/// Seconds of each forward pass, and the arenas' bytes.
+fn infer(options: Options, network: Network) -> std::io::Result<(Vec<f64>, usize)> {
+    if options.precision != Precision::Fp32 {
+        return Err(std::io::Error::other("inference is in fp32"));
+    }
+    let params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
+    let network = if options.conv == Algorithm::Auto { network.with_winograd() } else { network };
+    let exec = (Pool::new(options.threads), options.isa);
+    let mut model = Inference::new(network, params, options.batch, exec)?;
+    let batch = random_batch(options.batch);
+    let times = timed(options.steps, || {
+        std::hint::black_box(model.run(&batch));
+    });
+    Ok((times, model.arena_len()))
+}
+
+/// Seconds of each call, those for warming up included.
+fn timed(steps: usize, mut step: impl FnMut()) -> Vec<f64> {
+    let time = |_| {
+        let start = Instant::now();
+        step();
+        start.elapsed().as_secs_f64()
+    };
+    (0..WARM_UP + steps).map(time).collect()
 }
 
 /// One SGD step over every trained tensor, as the parameter server does it.

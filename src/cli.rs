@@ -228,6 +228,9 @@ struct BenchArgs {
     /// instruction set: auto, avx512, avx2 or portable [auto]
     #[argh(option, default = "IsaChoice(Isa::detect())")]
     isa: IsaChoice,
+    /// forward passes as hfl eval runs them, not training steps
+    #[argh(switch)]
+    inference: bool,
     /// one JSON object on stdout
     #[argh(switch)]
     json: bool,
@@ -427,6 +430,7 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
         threads: args.threads,
         steps: args.steps,
         isa: args.isa.0,
+        inference: args.inference,
     })
     .doing("memory or instructions for a step")?;
     if args.json {

@@ -74,6 +74,12 @@ impl Inference {
         })
     }
 
+    /// Bytes of activations.
+    pub fn arena_len(&self) -> usize {
+        let arenas = self.outer.iter().chain(&self.inner).chain([&self.shortcut]);
+        arenas.map(|arena| size_of_val(arena.as_slice())).sum()
+    }
+
     /// Logits of each image.
     pub fn run(&mut self, batch: &Batch) -> &[f32] {
         let n = batch.len();

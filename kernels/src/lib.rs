@@ -13,7 +13,9 @@
 //!   dw                <-backward_weight-  x, dy                 dw[t] = sum x[i(o,t)]' . dy[o]
 //! ```
 //!
-//! Weights are panels `[Cout/64][KH][KW][Cin][64]`: what the inner kernel reads is contiguous.
+//! Weights are panels `[Cout/64][KH][KW][Cin][64]`: what the inner kernel reads is contiguous. A
+//! convolution hands each finished [`Tile`] of its result to a closure, which takes the sums for
+//! normalisation or masks it while it is in the cache.
 //!
 //! | letter | meaning |
 //! |---|---|
@@ -26,7 +28,9 @@
 //!
 //! * Which instructions run is [`Isa`], decided once and passed by value.
 //! * Every output element is computed by one task in a fixed order, and every reduction is split by
-//!   shape alone: results have the same bits for any number of threads.
+//!   shape alone: results have the same bits for any number of threads, and in `f32` on both vector
+//!   tiers.
+//! * No operation allocates; the caller brings all memory.
 //! * Nothing here knows a file, a socket, a clock or a model.
 //! * `unsafe` lives in [`x86_64`](self), the thread pool and the arena.
 

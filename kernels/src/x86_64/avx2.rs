@@ -1,10 +1,10 @@
 //! The entry points of AVX2 and FMA.
 
-use std::arch::x86_64::*;
+use std::arch::x86_64::__m256;
 
 use ndarray::ArrayViewMut2;
 
-use super::{Ahead, Arithmetic, Columns, Piece, Target, for_each_group};
+use super::{Ahead, Arithmetic, Columns, Piece, Single, Target, for_each_group};
 use crate::gemm::{Beside, DEPTH, Matrix, Next, PANEL, Term};
 
 /// Proof that this CPU has AVX2 and FMA.
@@ -27,7 +27,7 @@ impl Avx2 {
     /// Operations of `rounds` of multiply-add on registers alone.
     pub(crate) fn chain(self, rounds: usize) -> usize {
         // SAFETY: (T).
-        2 * Single::COUNT * unsafe { chain(rounds) }
+        2 * Single::<__m256>::COUNT * unsafe { chain(rounds) }
     }
 
     pub(crate) fn multiply(
@@ -67,7 +67,7 @@ fn run<R>(body: impl FnOnce() -> R) -> R {
 
 #[target_feature(enable = "avx2,fma")]
 fn chain(rounds: usize) -> usize {
-    super::chain::<Single>(rounds, 0.5)
+    super::chain::<Single<__m256>>(rounds, 0.5)
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -79,7 +79,7 @@ unsafe fn tiles(
     beside: Columns,
 ) {
     // SAFETY: passed on.
-    unsafe { super::tiles::<Single, 2>(pieces, stride, c, accumulate, beside) }
+    unsafe { super::tiles::<Single<__m256>, 2>(pieces, stride, c, accumulate, beside) }
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -91,58 +91,5 @@ unsafe fn tiles_transposed(
     accumulate: bool,
 ) {
     // SAFETY: passed on.
-    unsafe { super::tiles_transposed::<Single, 6, 2>(a, b, next, c, accumulate) }
-}
-
-/// `f32` in, `f32` out. Only the entry points above use it, so the features are there: (T) holds in
-/// every method.
-struct Single;
-
-impl Arithmetic for Single {
-    type Lanes = __m256;
-    type Word = f32;
-    type Out = f32;
-    const COUNT: usize = 8;
-
-    #[inline(always)]
-    fn zero() -> __m256 {
-        // SAFETY: (T).
-        unsafe { _mm256_setzero_ps() }
-    }
-
-    #[inline(always)]
-    fn splat(word: f32) -> __m256 {
-        // SAFETY: (T).
-        unsafe { _mm256_set1_ps(word) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(source: *const f32) -> __m256 {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm256_loadu_ps(source) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_sums(source: *const f32) -> __m256 {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm256_loadu_ps(source) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_sums(sums: __m256, target: *mut f32) {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm256_storeu_ps(target, sums) }
-    }
-
-    #[inline(always)]
-    fn multiply_add(words: __m256, factor: __m256, sum: __m256) -> __m256 {
-        // SAFETY: (T).
-        unsafe { _mm256_fmadd_ps(words, factor, sum) }
-    }
-
-    #[inline(always)]
-    fn prefetch(source: *const u8) {
-        // SAFETY: a hint; it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(source.cast()) }
-    }
+    unsafe { super::tiles_transposed::<Single<__m256>, 6, 2>(a, b, next, c, accumulate) }
 }

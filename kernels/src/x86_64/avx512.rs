@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use ndarray::ArrayViewMut2;
 
-use super::{Ahead, Arithmetic, Columns, Piece, Target, for_each_group};
+use super::{Ahead, Arithmetic, Columns, Piece, Single, Target, for_each_group};
 use crate::gemm::{Beside, DEPTH, Matrix, Next, PANEL, Term};
 
 /// Proof that this CPU has AVX-512 (F, BW, DQ, VL).
@@ -32,7 +32,7 @@ impl Avx512 {
     /// Operations of `rounds` of multiply-add on registers alone.
     pub(crate) fn chain(self, rounds: usize) -> usize {
         // SAFETY: (T).
-        2 * Single::COUNT * unsafe { chain(rounds) }
+        2 * Single::<__m512>::COUNT * unsafe { chain(rounds) }
     }
 
     pub(crate) fn multiply(
@@ -79,7 +79,7 @@ fn run<R>(body: impl FnOnce() -> R) -> R {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
 fn chain(rounds: usize) -> usize {
-    super::chain::<Single>(rounds, 0.5)
+    super::chain::<Single<__m512>>(rounds, 0.5)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
@@ -91,7 +91,7 @@ unsafe fn tiles(
     beside: Columns,
 ) {
     // SAFETY: passed on.
-    unsafe { super::tiles::<Single, 4>(pieces, stride, c, accumulate, beside) }
+    unsafe { super::tiles::<Single<__m512>, 4>(pieces, stride, c, accumulate, beside) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
@@ -103,7 +103,7 @@ unsafe fn tiles_transposed(
     accumulate: bool,
 ) {
     // SAFETY: passed on.
-    unsafe { super::tiles_transposed::<Single, 12, 2>(a, b, next, c, accumulate) }
+    unsafe { super::tiles_transposed::<Single<__m512>, 12, 2>(a, b, next, c, accumulate) }
 }
 
 /// # Safety
@@ -163,58 +163,5 @@ unsafe fn turn_block(source: *const f32, target: *mut f32) {
         for (i, a) in a.into_iter().enumerate() {
             _mm512_storeu_ps(target.add(i * PANEL), a);
         }
-    }
-}
-
-/// `f32` in, `f32` out. Only the entry points above use it, so the features are there: (T) holds in
-/// every method.
-struct Single;
-
-impl Arithmetic for Single {
-    type Lanes = __m512;
-    type Word = f32;
-    type Out = f32;
-    const COUNT: usize = 16;
-
-    #[inline(always)]
-    fn zero() -> __m512 {
-        // SAFETY: (T).
-        unsafe { _mm512_setzero_ps() }
-    }
-
-    #[inline(always)]
-    fn splat(word: f32) -> __m512 {
-        // SAFETY: (T).
-        unsafe { _mm512_set1_ps(word) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(source: *const f32) -> __m512 {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm512_loadu_ps(source) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_sums(source: *const f32) -> __m512 {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm512_loadu_ps(source) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_sums(sums: __m512, target: *mut f32) {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm512_storeu_ps(target, sums) }
-    }
-
-    #[inline(always)]
-    fn multiply_add(words: __m512, factor: __m512, sum: __m512) -> __m512 {
-        // SAFETY: (T).
-        unsafe { _mm512_fmadd_ps(words, factor, sum) }
-    }
-
-    #[inline(always)]
-    fn prefetch(source: *const u8) {
-        // SAFETY: a hint; it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(source.cast()) }
     }
 }

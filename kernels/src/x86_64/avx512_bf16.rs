@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 
 use ndarray::ArrayViewMut2;
 
+use super::vector::widen_512;
 use super::{Ahead, Arithmetic, Avx512, Columns, Piece, Target, for_each_group};
 use crate::gemm::{Beside, Matrix, Next, PANEL, Term};
 use crate::value::{Bf16, Product};
@@ -185,11 +186,8 @@ impl Stored for f32 {
 impl Stored for Bf16 {
     #[inline(always)]
     unsafe fn load(source: *const Bf16) -> __m512 {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe {
-            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
-        }
+        // SAFETY: passed on.
+        unsafe { widen_512(source.cast()) }
     }
 
     #[inline(always)]

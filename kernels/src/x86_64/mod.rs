@@ -14,10 +14,15 @@ mod avx512;
 mod avx512_bf16;
 mod tile;
 mod transform;
+mod vector;
+
+use std::marker::PhantomData;
 
 use ndarray::ArrayViewMut2;
 
 use crate::gemm::{Beside, Matrix, Next, PANEL, STRIP, Term};
+
+use vector::Vector;
 
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
@@ -57,6 +62,54 @@ trait Arithmetic {
     fn multiply_add(words: Self::Lanes, factor: Self::Lanes, sum: Self::Lanes) -> Self::Lanes;
     /// Asks for the cache line of `source`, which may be anywhere.
     fn prefetch(source: *const u8);
+}
+
+/// `f32` in, `f32` out.
+struct Single<V>(PhantomData<V>);
+
+impl<V: Vector> Arithmetic for Single<V> {
+    type Lanes = V;
+    type Word = f32;
+    type Out = f32;
+    const COUNT: usize = V::COUNT;
+
+    #[inline(always)]
+    fn zero() -> V {
+        V::zero()
+    }
+
+    #[inline(always)]
+    fn splat(word: f32) -> V {
+        V::splat(word)
+    }
+
+    #[inline(always)]
+    unsafe fn load(source: *const f32) -> V {
+        // SAFETY: passed on.
+        unsafe { V::load(source) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_sums(source: *const f32) -> V {
+        // SAFETY: passed on.
+        unsafe { V::load(source) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_sums(sums: V, target: *mut f32) {
+        // SAFETY: passed on.
+        unsafe { sums.store(target) }
+    }
+
+    #[inline(always)]
+    fn multiply_add(words: V, factor: V, sum: V) -> V {
+        words.multiply_add(factor, sum)
+    }
+
+    #[inline(always)]
+    fn prefetch(source: *const u8) {
+        V::prefetch(source);
+    }
 }
 
 /// A run of `k` consecutive rows of words of one term.

@@ -2,8 +2,9 @@
 //!
 //! No fused multiply-add here: the sums have the same bits as those of the plain loops in `norm`.
 
-use std::arch::x86_64::*;
+use std::arch::x86_64::{__m256, __m512};
 
+use super::vector::Vector;
 use super::{Avx2, Avx512};
 use crate::gemm::PANEL;
 use crate::norm::Normalised;
@@ -12,24 +13,6 @@ use crate::value::Value;
 
 /// Rows whose cache lines are asked for ahead.
 const AHEAD: usize = 16;
-
-/// Vectors of `f32`.
-pub(super) trait Vector: Copy {
-    const COUNT: usize;
-    fn zero() -> Self;
-    fn splat(value: f32) -> Self;
-    fn add(self, other: Self) -> Self;
-    fn subtract(self, other: Self) -> Self;
-    fn multiply(self, other: Self) -> Self;
-    /// `other` where this is positive, else 0.
-    fn gate(self, other: Self) -> Self;
-    /// # Safety
-    /// `COUNT` values are readable.
-    unsafe fn load<T: Value>(source: *const T) -> Self;
-    /// # Safety
-    /// `COUNT` values are writable.
-    unsafe fn store<T: Value>(self, target: *mut T);
-}
 
 /// Raw pointers to a tile and what lies beside it, all checked.
 struct Place<T> {
@@ -195,7 +178,7 @@ unsafe fn mask<V: Vector, T: Value, const NV: usize, const GATE: usize>(
         Gate::Open => (z, &mean[..], &mean[..]),
     };
     for column in (0..PANEL).step_by(NV * V::COUNT) {
-        // SAFETY: rows and columns of the tile and of what lies beside it; a prefetch reads nothing.
+        // SAFETY: rows and columns of the tile and of what lies beside it.
         unsafe {
             let at = |j: usize| column + j * V::COUNT;
             let mut constants = [[V::zero(); NV]; 3];
@@ -210,12 +193,12 @@ unsafe fn mask<V: Vector, T: Value, const NV: usize, const GATE: usize>(
                 for j in 0..NV {
                     let beside = row * channels + at(j);
                     let ahead = beside + AHEAD * channels;
-                    _mm_prefetch::<_MM_HINT_T0>(z.as_ptr().wrapping_add(ahead).cast());
+                    V::prefetch(z.as_ptr().wrapping_add(ahead).cast());
                     let z = V::load(z.as_ptr().add(beside));
                     let target = place.values.add(row * place.stride + at(j));
                     let mut g = V::load(target.cast_const());
                     if GATE == 0 {
-                        _mm_prefetch::<_MM_HINT_T0>(y.as_ptr().wrapping_add(ahead).cast());
+                        V::prefetch(y.as_ptr().wrapping_add(ahead).cast());
                         g = V::load(y.as_ptr().add(beside)).gate(g);
                     } else if GATE == 1 {
                         g = z.multiply(scales[j]).add(shifts[j]).gate(g);
@@ -233,151 +216,6 @@ unsafe fn mask<V: Vector, T: Value, const NV: usize, const GATE: usize>(
                 }
                 sums[1][j].store(place.sums.add(which * place.sums_stride + at(j)));
             }
-        }
-    }
-}
-
-// Only the entries use these, so the features are there: (T) holds in every method.
-impl Vector for __m512 {
-    const COUNT: usize = 16;
-
-    #[inline(always)]
-    fn zero() -> Self {
-        // SAFETY: (T).
-        unsafe { _mm512_setzero_ps() }
-    }
-
-    #[inline(always)]
-    fn splat(value: f32) -> Self {
-        // SAFETY: (T).
-        unsafe { _mm512_set1_ps(value) }
-    }
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        // SAFETY: (T).
-        unsafe { _mm512_add_ps(self, other) }
-    }
-
-    #[inline(always)]
-    fn subtract(self, other: Self) -> Self {
-        // SAFETY: (T).
-        unsafe { _mm512_sub_ps(self, other) }
-    }
-
-    #[inline(always)]
-    fn multiply(self, other: Self) -> Self {
-        // SAFETY: (T).
-        unsafe { _mm512_mul_ps(self, other) }
-    }
-
-    #[inline(always)]
-    fn gate(self, other: Self) -> Self {
-        // SAFETY: (T).
-        unsafe {
-            let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(self, _mm512_setzero_ps());
-            _mm512_maskz_mov_ps(open, other)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load<T: Value>(source: *const T) -> Self {
-        // SAFETY: (T), and the caller vouches for the memory; a format of 2 bytes is bfloat16.
-        unsafe {
-            if size_of::<T>() == size_of::<f32>() {
-                return _mm512_loadu_ps(source.cast());
-            }
-            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store<T: Value>(self, target: *mut T) {
-        // SAFETY: as above.
-        unsafe {
-            if size_of::<T>() == size_of::<f32>() {
-                return _mm512_storeu_ps(target.cast(), self);
-            }
-            // Rounded as `Bf16::narrow` does.
-            let bits = _mm512_castps_si512(self);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
-            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, bias));
-            _mm256_storeu_si256(target.cast(), _mm512_cvtepi32_epi16(rounded));
-        }
-    }
-}
-
-impl Vector for __m256 {
-    const COUNT: usize = 8;
-
-    #[inline(always)]
-    fn zero() -> Self {
-        // SAFETY: (T).
-        unsafe { _mm256_setzero_ps() }
-    }
-
-    #[inline(always)]
-    fn splat(value: f32) -> Self {
-        // SAFETY: (T).
-        unsafe { _mm256_set1_ps(value) }
-    }
-
-    #[inline(always)]
-    fn add(self, other: Self) -> Self {
-        // SAFETY: (T).
-        unsafe { _mm256_add_ps(self, other) }
-    }
-
-    #[inline(always)]
-    fn subtract(self, other: Self) -> Self {
-        // SAFETY: (T).
-        unsafe { _mm256_sub_ps(self, other) }
-    }
-
-    #[inline(always)]
-    fn multiply(self, other: Self) -> Self {
-        // SAFETY: (T).
-        unsafe { _mm256_mul_ps(self, other) }
-    }
-
-    #[inline(always)]
-    fn gate(self, other: Self) -> Self {
-        // SAFETY: (T).
-        unsafe {
-            let open = _mm256_cmp_ps::<_CMP_GT_OQ>(self, _mm256_setzero_ps());
-            _mm256_and_ps(open, other)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load<T: Value>(source: *const T) -> Self {
-        // SAFETY: (T), and the caller vouches for the memory; a format of 2 bytes is bfloat16.
-        unsafe {
-            if size_of::<T>() == size_of::<f32>() {
-                return _mm256_loadu_ps(source.cast());
-            }
-            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(source.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn store<T: Value>(self, target: *mut T) {
-        // SAFETY: as above.
-        unsafe {
-            if size_of::<T>() == size_of::<f32>() {
-                return _mm256_storeu_ps(target.cast(), self);
-            }
-            // Rounded as `Bf16::narrow` does.
-            let bits = _mm256_castps_si256(self);
-            let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-            let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
-            let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, bias));
-            let (low, high) =
-                (_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded));
-            _mm_storeu_si128(target.cast(), _mm_packus_epi32(low, high));
         }
     }
 }

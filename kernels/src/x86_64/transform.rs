@@ -3,9 +3,9 @@
 //! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), F(4x4, 3x3). Each one is
 //! a small matrix, applied to the columns and then to the rows of a square of slices, element by element.
 
-use std::arch::x86_64::*;
+use std::arch::x86_64::{__m256, __m512};
 
-use super::tile::Vector;
+use super::vector::Vector;
 use super::{Avx2, Avx512};
 use crate::winograd::Transform;
 

@@ -1,0 +1,183 @@
+//! Vectors of `f32` of both widths under one name.
+
+use std::arch::x86_64::*;
+
+use crate::value::Value;
+
+/// A vector of `f32`. Only entry points with its features use one: (T) holds in every method.
+pub(super) trait Vector: Copy {
+    /// Values of a vector.
+    const COUNT: usize;
+    fn zero() -> Self;
+    fn splat(value: f32) -> Self;
+    fn add(self, other: Self) -> Self;
+    fn subtract(self, other: Self) -> Self;
+    fn multiply(self, other: Self) -> Self;
+    /// `self * factor + sum`, rounded once.
+    fn multiply_add(self, factor: Self, sum: Self) -> Self;
+    /// `other` where this is positive, else 0.
+    fn gate(self, other: Self) -> Self;
+    /// # Safety
+    /// `COUNT` values are readable.
+    unsafe fn load<T: Value>(source: *const T) -> Self;
+    /// # Safety
+    /// `COUNT` values are writable.
+    unsafe fn store<T: Value>(self, target: *mut T);
+    /// Asks for the cache line of `source`, which may be anywhere.
+    fn prefetch(source: *const u8);
+}
+
+/// `$name(arguments) -> result` by one intrinsic.
+macro_rules! by {
+    ($intrinsic:ident: $name:ident($($argument:ident: $type:ty),*)) => {
+        #[inline(always)]
+        fn $name($($argument: $type),*) -> Self {
+            // SAFETY: (T).
+            unsafe { $intrinsic($($argument),*) }
+        }
+    };
+    ($intrinsic:ident: $name:ident(self $(, $argument:ident)*)) => {
+        #[inline(always)]
+        fn $name(self $(, $argument: Self)*) -> Self {
+            // SAFETY: (T).
+            unsafe { $intrinsic(self $(, $argument)*) }
+        }
+    };
+}
+
+/// Loads and stores of both formats: a format of 2 bytes is bfloat16.
+macro_rules! memory {
+    ($load:ident, $store:ident, $widen:ident, $narrow:ident) => {
+        #[inline(always)]
+        unsafe fn load<T: Value>(source: *const T) -> Self {
+            // SAFETY: (T), and the caller vouches for the memory.
+            unsafe {
+                if size_of::<T>() == size_of::<f32>() {
+                    $load(source.cast())
+                } else {
+                    $widen(source.cast())
+                }
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn store<T: Value>(self, target: *mut T) {
+            // SAFETY: (T), and the caller vouches for the memory.
+            unsafe {
+                if size_of::<T>() == size_of::<f32>() {
+                    $store(target.cast(), self);
+                } else {
+                    $narrow(self, target.cast());
+                }
+            }
+        }
+
+        #[inline(always)]
+        fn prefetch(source: *const u8) {
+            // SAFETY: a hint; it reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(source.cast()) }
+        }
+    };
+}
+
+impl Vector for __m512 {
+    const COUNT: usize = 16;
+    by!(_mm512_setzero_ps: zero());
+    by!(_mm512_set1_ps: splat(value: f32));
+    by!(_mm512_add_ps: add(self, other));
+    by!(_mm512_sub_ps: subtract(self, other));
+    by!(_mm512_mul_ps: multiply(self, other));
+    by!(_mm512_fmadd_ps: multiply_add(self, factor, sum));
+    by!(gate_512: gate(self, other));
+    memory!(_mm512_loadu_ps, _mm512_storeu_ps, widen_512, narrow_512);
+}
+
+impl Vector for __m256 {
+    const COUNT: usize = 8;
+    by!(_mm256_setzero_ps: zero());
+    by!(_mm256_set1_ps: splat(value: f32));
+    by!(_mm256_add_ps: add(self, other));
+    by!(_mm256_sub_ps: subtract(self, other));
+    by!(_mm256_mul_ps: multiply(self, other));
+    by!(_mm256_fmadd_ps: multiply_add(self, factor, sum));
+    by!(gate_256: gate(self, other));
+    memory!(_mm256_loadu_ps, _mm256_storeu_ps, widen_256, narrow_256);
+}
+
+/// # Safety
+/// (T).
+#[inline(always)]
+unsafe fn gate_512(open: __m512, value: __m512) -> __m512 {
+    // SAFETY: (T).
+    unsafe {
+        let open = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(open, _mm512_setzero_ps());
+        _mm512_maskz_mov_ps(open, value)
+    }
+}
+
+/// # Safety
+/// (T).
+#[inline(always)]
+unsafe fn gate_256(open: __m256, value: __m256) -> __m256 {
+    // SAFETY: (T).
+    unsafe { _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(open, _mm256_setzero_ps()), value) }
+}
+
+/// Sixteen bfloat16 as `f32`.
+///
+/// # Safety
+/// (T), and they are readable.
+#[inline(always)]
+pub(super) unsafe fn widen_512(source: *const u16) -> __m512 {
+    // SAFETY: (T), and the caller vouches for the memory.
+    unsafe {
+        let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+    }
+}
+
+/// Eight bfloat16 as `f32`.
+///
+/// # Safety
+/// (T), and they are readable.
+#[inline(always)]
+unsafe fn widen_256(source: *const u16) -> __m256 {
+    // SAFETY: (T), and the caller vouches for the memory.
+    unsafe {
+        let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(source.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+    }
+}
+
+/// Rounds sixteen values as `Bf16::narrow` does.
+///
+/// # Safety
+/// (T), and they are writable.
+#[inline(always)]
+unsafe fn narrow_512(values: __m512, target: *mut u16) {
+    // SAFETY: (T), and the caller vouches for the memory.
+    unsafe {
+        let bits = _mm512_castps_si512(values);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
+        let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, bias));
+        _mm256_storeu_si256(target.cast(), _mm512_cvtepi32_epi16(rounded));
+    }
+}
+
+/// Rounds eight values as `Bf16::narrow` does.
+///
+/// # Safety
+/// (T), and they are writable.
+#[inline(always)]
+unsafe fn narrow_256(values: __m256, target: *mut u16) {
+    // SAFETY: (T), and the caller vouches for the memory.
+    unsafe {
+        let bits = _mm256_castps_si256(values);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, bias));
+        let halves = (_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded));
+        _mm_storeu_si128(target.cast(), _mm_packus_epi32(halves.0, halves.1));
+    }
+}
