@@ -31,6 +31,7 @@ pub mod model;
 pub mod network;
 pub mod params;
 pub mod passphrase;
+mod plan;
 pub mod report;
 pub mod resnet;
 pub mod rng;

@@ -18,6 +18,7 @@ use kernels::{
 
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
 use crate::network::{Block, Network, Unit};
+use crate::plan::{Plan, Rest, around, first};
 
 /// Normalisation constants of torchvision.
 pub const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
@@ -46,21 +47,6 @@ struct Norm {
     statistics: Statistics,
     fold: Folded,
     slope: Slope,
-}
-
-/// Where things are in the arena, for the largest batch.
-struct Plan {
-    /// Output of each unit's convolution.
-    z: Vec<Range<usize>>,
-    /// Output of the stem, then of each block.
-    y: Vec<Range<usize>>,
-    /// An activation between two convolutions, computed again when needed.
-    activation: Range<usize>,
-    /// Gradient at a block's output, then at its input.
-    outer: Range<usize>,
-    /// Gradients inside a block.
-    inner: [Range<usize>; 2],
-    batch_max: usize,
 }
 
 /// Buffers after the last block.
@@ -521,55 +507,6 @@ impl Norm {
     }
 }
 
-impl Plan {
-    fn new(network: &Network, n: usize) -> Self {
-        let mut end = 0;
-        let mut take = |len: usize| {
-            // Pieces start at cache lines.
-            let start = end;
-            end = (start + len).next_multiple_of(32);
-            start..start + len
-        };
-        let outputs: Vec<usize> =
-            network.units.iter().map(|unit| unit.conv.output_len(n)).collect();
-        let z = outputs.iter().map(|&len| take(len)).collect();
-        let stem = network.max_pool.map_or(outputs[0], |pool| {
-            pool.output * pool.output * n * network.units[0].conv.channels_out
-        });
-        let y: Vec<Range<usize>> = std::iter::once(stem)
-            .chain(network.blocks.iter().map(|block| outputs[block.units[2]]))
-            .map(&mut take)
-            .collect();
-        // The stem's activation is only computed again where it is pooled.
-        let stem_activation = network.max_pool.map(|_| outputs[0]);
-        let between =
-            network.blocks.iter().flat_map(|b| [outputs[b.units[0]], outputs[b.units[1]]]);
-        let activation = between.chain(stem_activation).max().unwrap_or(0);
-        let outer = y.iter().map(Range::len).max().unwrap_or(0);
-        Self {
-            z,
-            activation: take(activation),
-            outer: take(outer),
-            inner: [take(outer.max(activation)), take(outer.max(activation))],
-            y,
-            batch_max: n,
-        }
-    }
-
-    fn end(&self) -> usize {
-        self.inner[1].end
-    }
-
-    /// Output of the stem (0), then of each block, for `n` images.
-    fn y(&self, index: usize, n: usize) -> Range<usize> {
-        first(&self.y[index], self.y[index].len() / self.batch_max * n)
-    }
-
-    fn z(&self, u: usize, n: usize, unit: &Unit) -> Range<usize> {
-        first(&self.z[u], unit.conv.output_len(n))
-    }
-}
-
 /// Pixels, images and channels of a unit's output.
 fn output_shape(unit: &Unit, n: usize) -> (usize, usize, usize) {
     (unit.conv.output[0] * unit.conv.output[1], n, unit.conv.channels_out)
@@ -580,35 +517,4 @@ fn sums_of(unit: &Unit, n: usize) -> usize {
     let conv = &unit.conv;
     let of = |[h, w]: [usize; 2], channels| sums_len(h * w, n, channels);
     of(conv.output, conv.channels_out).max(of(conv.input, conv.channels_in))
-}
-
-/// The first `len` values of a range.
-fn first(range: &Range<usize>, len: usize) -> Range<usize> {
-    assert!(len <= range.len(), "{len} values in a buffer of {}", range.len());
-    range.start..range.start + len
-}
-
-/// The arena but for one buffer, to read.
-struct Rest<'a, T> {
-    before: &'a [T],
-    after: &'a [T],
-    offset: usize,
-}
-
-impl<'a, T> Rest<'a, T> {
-    /// A buffer that does not overlap the one left out.
-    fn get(&self, range: Range<usize>) -> &'a [T] {
-        if range.end <= self.before.len() {
-            return &self.before[range];
-        }
-        assert!(range.start >= self.offset, "buffers are disjoint");
-        &self.after[range.start - self.offset..range.end - self.offset]
-    }
-}
-
-/// One buffer of the arena to write, and the others.
-fn around<T: Value>(arena: &mut Arena<T>, hole: Range<usize>) -> (&mut [T], Rest<'_, T>) {
-    let (before, rest) = arena.as_mut_slice().split_at_mut(hole.start);
-    let (inside, after) = rest.split_at_mut(hole.len());
-    (inside, Rest { before, after, offset: hole.end })
 }
