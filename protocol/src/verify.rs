@@ -7,8 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::digest::{SHA256, digest};
-use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
@@ -137,6 +135,17 @@ impl fmt::Display for Rejection {
 
 impl std::error::Error for Rejection {}
 
+impl From<Fault> for Rejection {
+    fn from(fault: Fault) -> Self {
+        match (&fault.item, &fault.problem) {
+            (Item::Quote, Problem::Signature) => Self::QuoteSignature,
+            (Item::AttestationKey, Problem::Unbound) => Self::AttestationKey,
+            (Item::QeReport, Problem::Signature) => Self::QeSignature,
+            _ => Self::Dcap(fault),
+        }
+    }
+}
+
 impl Verifier {
     /// Checks a quote over `report_data` from a peer that claims `role` (if it does already), at
     /// `now` in seconds since 1970.
@@ -186,7 +195,7 @@ fn verify_hardware(
         }
     }
     let missing = || Fault { item: Item::Collateral, problem: Problem::Missing("any platform") };
-    Err(Rejection::Dcap(refused.unwrap_or_else(missing)))
+    Err(refused.unwrap_or_else(missing).into())
 }
 
 /// Most certificates of a chain.
@@ -197,30 +206,9 @@ fn verify_simulated(quote: &Quote, now: u64) -> Result<(), Rejection> {
     let [leaf, intermediates @ ..] = chain.as_slice() else {
         return Err(Rejection::Chain("no certificate".into()));
     };
-    let leaf = verify_chain(leaf, intermediates, now)?;
-    // webpki checks ASN.1 signatures; the quote has plain r and s.
-    leaf.verify_signature(
-        webpki::ring::ECDSA_P256_SHA256,
-        &quote.qe_report,
-        &asn1_signature(&quote.qe_signature),
-    )
-    .map_err(|_| Rejection::QeSignature)?;
-    let key_and_auth = [quote.attestation_key.as_slice(), &quote.auth].concat();
-    let vouched = digest(&SHA256, &key_and_auth);
-    let (hash, tail) = quote.qe_report[QE_REPORT_DATA..].split_at(32);
-    if hash != vouched.as_ref() || tail.iter().any(|&byte| byte != 0) {
-        return Err(Rejection::AttestationKey);
-    }
-    let key = [&[UNCOMPRESSED], quote.attestation_key.as_slice()].concat();
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key)
-        .verify(&quote.signed, &quote.signature)
-        .map_err(|_| Rejection::QuoteSignature)
+    verify_chain(leaf, intermediates, now)?;
+    Ok(dcap::verify_signed_by(quote, leaf)?)
 }
-
-/// Offset of the report data in an enclave's report.
-const QE_REPORT_DATA: usize = 320;
-/// First byte of an uncompressed point (SEC 1, 2.3.3).
-const UNCOMPRESSED: u8 = 4;
 
 fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Rejection> {
     // Quotes end their chain with a zero byte.
@@ -233,11 +221,11 @@ fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Rejection> {
         .ok_or_else(|| Rejection::Chain("not a PEM chain of at most four certificates".into()))
 }
 
-fn verify_chain<'a>(
-    leaf: &'a CertificateDer<'a>,
+fn verify_chain(
+    leaf: &CertificateDer,
     intermediates: &[CertificateDer],
     now: u64,
-) -> Result<EndEntityCert<'a>, Rejection> {
+) -> Result<(), Rejection> {
     let untrusted = |error: webpki::Error| Rejection::Chain(error.to_string());
     let root = CertificateDer::from(sim::ROOT_CERTIFICATE);
     let anchor = webpki::anchor_from_trusted_cert(&root).map_err(untrusted)?;
@@ -253,19 +241,5 @@ fn verify_chain<'a>(
         None,
     )
     .map_err(untrusted)?;
-    Ok(leaf)
-}
-
-/// An ECDSA signature `r || s` as a DER sequence of two integers (RFC 3279, 2.2.3).
-fn asn1_signature(fixed: &[u8; 64]) -> Vec<u8> {
-    let integer = |bytes: &[u8]| {
-        let start = bytes.iter().position(|&byte| byte != 0).unwrap_or(bytes.len() - 1);
-        let digits = &bytes[start..];
-        let sign = if digits[0] & 0x80 == 0 { &[][..] } else { &[0][..] };
-        let len = (sign.len() + digits.len()) as u8;
-        [&[0x02, len], sign, digits].concat()
-    };
-    let (r, s) = fixed.split_at(32);
-    let body = [integer(r), integer(s)].concat();
-    [&[0x30, body.len() as u8], body.as_slice()].concat()
+    Ok(())
 }

@@ -178,6 +178,11 @@ fn assess(
     })
 }
 
+/// As [`verify_signatures`] for a leaf in DER, which the caller trusts.
+pub(crate) fn verify_signed_by(quote: &Quote, leaf: &[u8]) -> Result<(), Fault> {
+    verify_signatures(quote, &Certificate::parse(leaf, Item::Pck)?)
+}
+
 /// The PCK key signed the QE's report, that vouches for the attestation key, and that signed the quote.
 fn verify_signatures(quote: &Quote, leaf: &Certificate) -> Result<(), Fault> {
     leaf.verify_fixed(&quote.qe_report, &quote.qe_signature, Item::QeReport)?;

@@ -45,7 +45,7 @@ impl Certificate {
         Ok(chain)
     }
 
-    fn parse(der: &[u8], item: Item) -> Result<Self, Fault> {
+    pub(super) fn parse(der: &[u8], item: Item) -> Result<Self, Fault> {
         let parsed = x509_cert::Certificate::from_der(der)
             .map_err(|_| Fault::malformed(item, "a certificate that is no DER"))?;
         let info = &parsed.tbs_certificate.subject_public_key_info;
