@@ -286,3 +286,57 @@ fn the_verifier_of_sessions_takes_real_quotes_with_the_collateral_of_their_platf
     let verifier = Verifier { trust: Trust::Simulated, policy: Policy::default() };
     assert!(verifier.verify(&bytes, &report.report_data, None, now).is_err());
 }
+
+/// The verdict on a real quote, with what a policy's numbers are compared with set to known values.
+fn known_verdict(status: Status) -> Verdict {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/dcap/vectors");
+    let cases = std::fs::read_to_string(folder.join("cases.jsonl")).expect("cases");
+    let case: Value = serde_json::from_str(cases.lines().nth(1).expect("a case")).expect("JSON");
+    let (bytes, collateral) = real(&folder, &case);
+    let now = case["now_unix"].as_u64().expect("a time");
+    let quote = Quote::parse(&bytes).expect("a quote");
+    let verdict = verify(&quote, &collateral, &INTEL_ROOT, now).expect("genuine");
+    let tcb_date = parse_timestamp("2025-08-13T00:00:00Z").expect("a date");
+    Verdict { status, tcb_date, evaluation_number: 18, issued: NOW - 10 * 86400, ..verdict }
+}
+
+const NOW: u64 = 1_790_000_000;
+
+fn platform_code(policy: &str, verdict: &Verdict) -> Result<(), String> {
+    let policy = Policy::parse(policy.as_bytes()).expect("a policy");
+    policy.check_platform(verdict, NOW).map_err(|why| format!("{}: {why}", why.code()))
+}
+
+#[test]
+fn a_policy_bounds_the_age_of_the_collateral_and_its_evaluation_number() {
+    let verdict = known_verdict(Status::UpToDate);
+    for (policy, refused) in [
+        (r#"{"max_age_days":10}"#, None),
+        (r#"{"max_age_days":9}"#, Some("max_age_days")),
+        (r#"{"min_evaluation_number":18}"#, None),
+        (r#"{"min_evaluation_number":19}"#, Some("min_evaluation_number")),
+    ] {
+        match (platform_code(policy, &verdict), refused) {
+            (Ok(()), None) => {}
+            (Err(why), Some(text)) if why.contains(text) => {}
+            (outcome, _) => panic!("{policy}: {outcome:?}"),
+        }
+    }
+}
+
+#[test]
+fn grace_excuses_an_old_patch_level_of_that_date_and_nothing_else() {
+    let old = known_verdict(Status::OutOfDate);
+    assert!(platform_code("{}", &old).expect_err("out of date").starts_with("tcb-status"));
+    assert_eq!(platform_code(r#"{"tcb_date_min":"2025-08-13"}"#, &old), Ok(()));
+    let too_old = platform_code(r#"{"tcb_date_min":"2025-08-14"}"#, &old);
+    assert!(too_old.expect_err("before the date").starts_with("tcb-status"));
+    for other in [Status::Revoked, Status::ConfigurationNeeded] {
+        let verdict = known_verdict(other);
+        let outcome = platform_code(r#"{"tcb_date_min":"2025-08-13"}"#, &verdict);
+        assert!(outcome.expect_err("another status").starts_with("tcb-status"), "{other}");
+    }
+    // Grace is about the patch level, not about what else the policy wants.
+    let aged = platform_code(r#"{"tcb_date_min":"2025-08-13","max_age_days":9}"#, &old);
+    assert!(aged.expect_err("old collateral").contains("max_age_days"));
+}
