@@ -13,7 +13,6 @@
 use std::fmt;
 use std::ops::Range;
 
-use bytemuck::{cast_slice, cast_slice_mut};
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
 use crate::gemm::{self, Beside, Matrix, Next, Term, multiply};
@@ -138,10 +137,9 @@ impl Conv {
         self.winograd.is_some()
     }
 
-    /// What computes passes over values of `T`, if not the direct way.
-    fn fast<T: Value>(&self, isa: Isa) -> Option<&Winograd> {
-        let single = size_of::<T>() == size_of::<f32>();
-        self.winograd.as_ref().filter(|_| single && isa != Isa::Portable)
+    /// What computes passes over `f32`, if not the direct way.
+    fn fast(&self, isa: Isa) -> Option<&Winograd> {
+        self.winograd.as_ref().filter(|_| isa != Isa::Portable)
     }
 
     /// Number of weights.
@@ -181,9 +179,11 @@ impl Conv {
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         let shape = (self.forward.pixels(), n, self.channels_out);
-        if let Some(winograd) = self.fast::<T>(isa) {
-            let operands = (cast_slice(x), cast_slice(w));
-            winograd.forward((pool, isa), n, operands, cast_slice_mut(y), scratch);
+        if let Some(winograd) = self.fast(isa)
+            && let (Some(x), Some(w)) = (T::single(x), T::single(w))
+            && let Some(target) = T::single_mut(y)
+        {
+            winograd.forward((pool, isa), n, (x, w), target, scratch);
             return visit_tiles(pool, shape, y, sums, finish);
         }
         let pass = Pass { table: &self.forward, taps: self.taps(), n, k: self.channels_in };
@@ -245,9 +245,11 @@ impl Conv {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         assert_eq!((dy.len(), transposed.len()), (self.output_len(n), self.weights()));
         let shape = (self.backward.pixels(), n, self.channels_in);
-        if let Some(winograd) = self.fast::<T>(isa).filter(|_| !accumulate) {
-            let operands = (cast_slice(dy), cast_slice(transposed));
-            winograd.backward_input((pool, isa), n, operands, cast_slice_mut(dx), scratch);
+        if let Some(winograd) = self.fast(isa).filter(|_| !accumulate)
+            && let (Some(dy), Some(w)) = (T::single(dy), T::single(transposed))
+            && let Some(target) = T::single_mut(dx)
+        {
+            winograd.backward_input((pool, isa), n, (dy, w), target, scratch);
             return visit_tiles(pool, shape, dx, sums, finish);
         }
         let pass = Pass { table: &self.backward, taps: self.taps(), n, k: self.channels_out };
@@ -290,8 +292,10 @@ impl Conv {
         results: (&mut [f32], &mut [f32]),
     ) {
         let ((x, dy), (dw, scratch)) = (operands, results);
-        if let Some(winograd) = self.fast::<T>(exec.1) {
-            return winograd.backward_weight(exec, n, (cast_slice(x), cast_slice(dy)), dw, scratch);
+        if let Some(winograd) = self.fast(exec.1)
+            && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
+        {
+            return winograd.backward_weight(exec, n, (x, dy), dw, scratch);
         }
         let results = (dw, scratch);
         self.sum_parts(exec, n, (x, dy), results, |dy, strips| T::strips(exec.1, dy, strips));

@@ -213,8 +213,11 @@ pub(crate) fn multiply_transposed_bf16(
                 let c = c.as_slice_mut().expect("rows are contiguous");
                 for (c, strip) in c.chunks_exact_mut(STRIP).zip(b.chunks(a.rows * STRIP)) {
                     for (n, b) in strip.chunks_exact(STRIP).enumerate() {
-                        let word = halves(a.data[n * a.stride + m]);
-                        add_pair(word, bytemuck::cast_slice(b), c);
+                        let [first, second] = halves(a.data[n * a.stride + m]);
+                        for (c, &b) in c.iter_mut().zip(b) {
+                            let [even, odd] = halves(b);
+                            *c += first * even + second * odd;
+                        }
                     }
                 }
             }
@@ -222,8 +225,10 @@ pub(crate) fn multiply_transposed_bf16(
     );
 }
 
-fn halves(word: u32) -> [Bf16; 2] {
-    [Bf16(word as u16), Bf16((word >> 16) as u16)]
+/// The two values of a word.
+#[inline(always)]
+fn halves(word: u32) -> [f32; 2] {
+    [Bf16(word as u16).widen(), Bf16((word >> 16) as u16).widen()]
 }
 
 /// Pairs of rows as words, in strips of `width` columns; zeros under an odd last row.

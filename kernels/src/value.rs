@@ -3,7 +3,6 @@
 //! Arithmetic is `f32` either way: values are widened when they are loaded and rounded when they are
 //! stored, and sums never pass through a narrow format.
 
-use bytemuck::{Pod, Zeroable};
 use ndarray::ArrayViewMut2;
 
 use crate::gemm::{self, Beside, Matrix, Next, Term};
@@ -11,7 +10,7 @@ use crate::isa::Isa;
 use crate::pool::Pool;
 
 /// A bfloat16: the upper half of an `f32`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Bf16(pub u16);
 
@@ -24,13 +23,21 @@ pub trait Value: Product {
 }
 
 /// What the matrix kernels do with a format; not to be implemented elsewhere.
-pub trait Product: Pod + Default + Send + Sync {
+pub trait Product: Copy + Default + Send + Sync + 'static {
     /// What a multiplication takes at a time: one `f32`, or two neighbouring bfloat16.
-    type Word: Pod + Default + Send + Sync;
+    type Word: Copy + Default + Send + Sync;
     /// Values of a word.
     const WORD: usize = size_of::<Self::Word>() / size_of::<Self>();
     /// Rows of a gradient by weight that one call of the kernel computes.
     const CHUNK: usize;
+
+    /// The same values, where the format is `f32`.
+    #[doc(hidden)]
+    fn single(values: &[Self]) -> Option<&[f32]>;
+
+    /// The same values, where the format is `f32`.
+    #[doc(hidden)]
+    fn single_mut(values: &mut [Self]) -> Option<&mut [f32]>;
 
     /// See [`gemm::multiply`].
     #[doc(hidden)]
@@ -106,6 +113,14 @@ impl Product for f32 {
     type Word = f32;
     const CHUNK: usize = 512;
 
+    fn single(values: &[f32]) -> Option<&[f32]> {
+        Some(values)
+    }
+
+    fn single_mut(values: &mut [f32]) -> Option<&mut [f32]> {
+        Some(values)
+    }
+
     fn multiply(
         isa: Isa,
         terms: &[Term<f32>],
@@ -148,6 +163,14 @@ impl Product for f32 {
 impl Product for Bf16 {
     type Word = u32;
     const CHUNK: usize = 128;
+
+    fn single(_: &[Bf16]) -> Option<&[f32]> {
+        None
+    }
+
+    fn single_mut(_: &mut [Bf16]) -> Option<&mut [f32]> {
+        None
+    }
 
     fn multiply(
         isa: Isa,
