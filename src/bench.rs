@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use kernels::{Isa, Pool, Sgd, momentum_sgd};
+use kernels::{Arena, Isa, Pool, Sgd, momentum_sgd};
 use serde::Serialize;
 
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
@@ -104,15 +104,19 @@ pub fn run(options: Options) -> std::io::Result<Report> {
 /// Seconds of each step, and the arena's bytes.
 fn train(options: Options, network: Network) -> std::io::Result<(Vec<f64>, usize)> {
     let way = (options.precision, options.conv);
-    let mut params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
-    let mut velocity = vec![0.0; network.layout.trained];
-    let mut gradients = vec![0.0; network.layout.len];
+    let initial = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
+    let mut params = Arena::new(network.layout.len)?;
+    params.as_mut_slice().copy_from_slice(&initial);
+    drop(initial);
+    let mut velocity = Arena::new(network.layout.trained)?;
+    let mut gradients = Arena::new(network.layout.len)?;
     let batch = random_batch(options.batch);
     let exec = (Pool::new(options.threads), options.isa);
     let mut model = Model::new(network, way, options.batch, exec)?;
     let times = timed(options.steps, || {
-        model.step(&params, &batch, &mut gradients, |_, _, _| {});
-        update(&model, &mut params, &mut velocity, &gradients);
+        model.step(params.as_slice(), &batch, gradients.as_mut_slice(), |_, _, _| {});
+        let state = (params.as_mut_slice(), velocity.as_mut_slice());
+        update(&model, state, gradients.as_slice());
     });
     Ok((times, model.arena_len()))
 }
@@ -144,7 +148,7 @@ fn timed(steps: usize, mut step: impl FnMut()) -> Vec<f64> {
 }
 
 /// One SGD step over every trained tensor, as the parameter server does it.
-fn update(model: &Model, params: &mut [f32], velocity: &mut [f32], gradients: &[f32]) {
+fn update(model: &Model, (params, velocity): (&mut [f32], &mut [f32]), gradients: &[f32]) {
     for tensor in model.network().layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
         let decay = if tensor.kind == Kind::Weight { 5e-4 } else { 0.0 };
         let step = Sgd { rate: 0.01, momentum: 0.9, decay, scale: 1.0 };

@@ -22,7 +22,7 @@ pub struct Inference {
     shortcut: Arena,
     /// Not used here, but every tile has room for sums.
     sums: Vec<f32>,
-    scratch: Vec<f32>,
+    scratch: Arena,
     features: Vec<f32>,
     logits: Vec<f32>,
 }
@@ -63,7 +63,7 @@ impl Inference {
             inner: [Arena::new(inner)?, Arena::new(inner)?],
             shortcut: Arena::new(outer)?,
             sums: vec![0.0; sums],
-            scratch: vec![0.0; scratch],
+            scratch: Arena::new(scratch)?,
             features: vec![0.0; batch_max * network.features],
             logits: vec![0.0; batch_max * CLASSES],
             params,
@@ -131,7 +131,7 @@ impl Inference {
             let y = &mut y.as_mut_slice()[..unit.conv.output_len(n)];
             let add = add.map(Arena::as_slice);
             let finish = |tile: Tile<f32>| fold.finish_tile(exec.1, (add, relu), tile);
-            let results = (y, &mut *self.sums, &mut *self.scratch);
+            let results = (y, &mut *self.sums, self.scratch.as_mut_slice());
             unit.conv.forward(exec, n, operands, results, finish);
         };
         convolve(u1, x, a1, None, true);

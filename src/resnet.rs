@@ -38,7 +38,7 @@ pub struct ResNet<T: Value> {
     sums: Sums,
     /// Weights of one layer as the kernels read them.
     panels: Arena<T>,
-    scratch: Vec<f32>,
+    scratch: Arena,
     head: Head,
 }
 
@@ -85,7 +85,7 @@ impl<T: Value> ResNet<T> {
             images: vec![0.0; batch_max * SIDE * SIDE * COLOURS],
             arena: Arena::new(plan.end())?,
             panels: Arena::new(most(&|unit| unit.conv.weights()))?,
-            scratch: vec![0.0; most(&|unit| unit.conv.scratch_len(batch_max))],
+            scratch: Arena::new(most(&|unit| unit.conv.scratch_len(batch_max)))?,
             norms: units.iter().map(Norm::new).collect(),
             plan,
             sums,
@@ -170,7 +170,7 @@ impl<T: Value> ResNet<T> {
             Some(x) => {
                 let (z, rest) = around(&mut self.arena, z);
                 let weight = T::panels(exec, weight, self.panels.as_mut_slice());
-                let results = (z, sums, &mut *self.scratch);
+                let results = (z, sums, self.scratch.as_mut_slice());
                 unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
             }
             None => {
@@ -305,7 +305,7 @@ impl<T: Value> ResNet<T> {
         let images = &self.images[..n * SIDE * SIDE * COLOURS];
         let operands = (images, &self.arena.as_slice()[dz]);
         let unit = &self.network.units[0];
-        let results = (&mut flow.gradients[unit.weight.clone()], &mut *self.scratch);
+        let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
         unit.conv.backward_weight_images((&self.pool, self.isa), n, operands, results);
     }
 
@@ -372,7 +372,7 @@ impl<T: Value> ResNet<T> {
         let target = first(target, x.len());
         let memory = self.arena.as_slice();
         let operands = (&memory[x], &memory[dz.clone()]);
-        let results = (&mut flow.gradients[weight.clone()], &mut *self.scratch);
+        let results = (&mut flow.gradients[weight.clone()], self.scratch.as_mut_slice());
         unit.conv.backward_weight(exec, n, operands, results);
 
         let panels = &mut self.panels.as_mut_slice()[..weight.len()];
@@ -383,7 +383,7 @@ impl<T: Value> ResNet<T> {
         let [h, w] = unit.conv.input;
         let sums = self.sums.tiles((h * w, n, unit.conv.channels_in));
         let operands = (rest.get(dz), &*panels);
-        let results = (dx, sums, &mut *self.scratch);
+        let results = (dx, sums, self.scratch.as_mut_slice());
         let beside = behind.reads();
         let beside = &beside[..beside.iter().take_while(|data| !data.is_empty()).count()];
         unit.conv.backward_input(

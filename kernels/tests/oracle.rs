@@ -57,7 +57,7 @@ impl Case {
     }
 }
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 12] = [
     Case { side: 8, channels: [64, 64], kernel: 3, stride: 1, n: 5 },
     Case { side: 5, channels: [64, 128], kernel: 3, stride: 2, n: 7 },
     Case { side: 4, channels: [128, 64], kernel: 3, stride: 2, n: 3 },
@@ -69,6 +69,7 @@ const CASES: [Case; 11] = [
     Case { side: 9, channels: [3, 64], kernel: 7, stride: 2, n: 3 },
     Case { side: 6, channels: [3, 64], kernel: 3, stride: 1, n: 4 },
     Case { side: 1, channels: [2048, 512], kernel: 1, stride: 1, n: 9 },
+    Case { side: 3, channels: [64, 64], kernel: 3, stride: 2, n: 141 },
 ];
 
 /// The panels of a layer as `[KH][KW][Cin][Cout]`.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kernels::Arena;
 use protocol::{Config, Ended, LinkId, Net};
 
 use super::{CELL, Options, pool};
@@ -35,7 +36,7 @@ struct Running<'a> {
     report: Report,
     /// Present once the job is known.
     training: Option<Training>,
-    params: Vec<f32>,
+    params: Arena,
     last: Option<Instant>,
 }
 
@@ -44,7 +45,7 @@ struct Training {
     network: Model,
     sampler: Sampler,
     batch: Batch,
-    gradients: Vec<f32>,
+    gradients: Arena,
 }
 
 pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<(), Failure> {
@@ -62,7 +63,7 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         data,
         report: Report::new(options.json),
         training: None,
-        params: Vec::new(),
+        params: Arena::new(0).doing("memory")?,
         last: None,
     };
     let host =
@@ -106,7 +107,7 @@ impl Running<'_> {
             loop {
                 let mut work = Work::Wait;
                 net.drive(id, |session| {
-                    work = self.worker.pump(session, &mut self.params)?;
+                    work = self.worker.pump(session, self.params.as_mut_slice())?;
                     Ok(false)
                 });
                 if let Some(peer) = net.session(id).and_then(|session| session.peer())
@@ -155,7 +156,7 @@ impl Running<'_> {
             checkpoint::save_meta(store, job, &network, 0).doing("write model.ckpt-meta")?;
         }
         let len = network.layout.len;
-        self.params = vec![0.0; len];
+        self.params = Arena::new(len).doing("memory for the parameters")?;
         Ok(Training {
             network: Model::new(network, (job.precision, job.conv), batch_max, pool(self.options))
                 .doing("memory for a step")?,
@@ -167,7 +168,7 @@ impl Running<'_> {
                 job.augment,
             ),
             batch: Batch::default(),
-            gradients: vec![0.0; len],
+            gradients: Arena::new(len).doing("memory for the gradients")?,
         })
     }
 
@@ -178,11 +179,11 @@ impl Running<'_> {
         let start = Instant::now();
         model.sampler.fill(&self.data, step, &mut model.batch);
         let samples = model.batch.len() as u32;
-        let mut push = Push::new(&self.worker, step, self.params.len());
+        let mut push = Push::new(&self.worker, step, self.params.as_slice().len());
         let loss = model.network.step(
-            &self.params,
+            self.params.as_slice(),
             &model.batch,
-            &mut model.gradients,
+            model.gradients.as_mut_slice(),
             |loss, done, gradients| {
                 net.drive(id, |session| {
                     push.advance(session, (samples, loss), done.clone(), gradients).map(|()| false)
