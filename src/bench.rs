@@ -123,13 +123,9 @@ fn train(options: Options, network: Network) -> std::io::Result<(Vec<f64>, usize
 
 /// Seconds of each forward pass, and the arenas' bytes.
 fn infer(options: Options, network: Network) -> std::io::Result<(Vec<f64>, usize)> {
-    if options.precision != Precision::Fp32 {
-        return Err(std::io::Error::other("inference is in fp32"));
-    }
     let params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
-    let network = if options.conv == Algorithm::Auto { network.with_winograd() } else { network };
     let exec = (Pool::new(options.threads), options.isa);
-    let mut model = Inference::new(network, params, options.batch, exec)?;
+    let mut model = Inference::new(network.computed(options.conv), params, options.batch, exec)?;
     let batch = random_batch(options.batch);
     let times = timed(options.steps, || {
         std::hint::black_box(model.run(&batch));

@@ -422,6 +422,9 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.steps == 0 || args.batch == 0 || args.threads == 0 {
         return Err(Failure::new("--steps, --batch and --threads count from 1"));
     }
+    if args.inference && args.precision != Precision::Fp32 {
+        return Err(Failure::new("--inference runs in fp32 only").hint("without --precision"));
+    }
     let report = bench::run(bench::Options {
         stem: args.stem,
         precision: args.precision,

@@ -54,10 +54,11 @@ pub fn run(
     let set = Dataset::read(data, split, None).map_err(|error| {
         Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
     })?;
+    let conv = checkpoint.job.conv;
     let params = checkpoint.state.params;
     let parameters = hex(&crate::params::hash(&params));
     let exec = (Pool::new(threads), isa);
-    let mut model = Inference::new(network.with_winograd(), params, BATCH.min(set.len()), exec)
+    let mut model = Inference::new(network.computed(conv), params, BATCH.min(set.len()), exec)
         .doing("memory for a batch")?;
     let mut confusion = [[0; CLASSES]; CLASSES];
     let mut batch = Batch::default();

@@ -1,7 +1,7 @@
 //! The forward pass with running statistics: each convolution, its normalisation, ReLU and residual add
 //! in one pass over memory, and no more memory than the largest block needs.
 
-use kernels::{Arena, Folded, Isa, Linear, Pool, Tile, average_forward, sums_len};
+use kernels::{Arena, Folded, Isa, Linear, Pool, Tile, average_forward};
 
 use crate::cifar::{Batch, CLASSES};
 use crate::network::{Block, Network, Unit};
@@ -14,7 +14,7 @@ pub struct Inference {
     isa: Isa,
     batch_max: usize,
     folds: Vec<Folded>,
-    /// Panels of the weights are the parameters themselves; the classifier's are kept here with them.
+    /// The flat buffer: its panels are what the kernels read.
     params: Vec<f32>,
     /// A block's input and output by turns, its two inner activations, its shortcut.
     outer: [Arena; 2],
@@ -56,7 +56,8 @@ impl Inference {
         let outer = most(&mut std::iter::once(0).chain(blocks.iter().map(|b| b.units[2])));
         let scratch = network.units.iter().map(|unit| unit.conv.scratch_len(batch_max));
         let scratch = scratch.max().unwrap_or(0);
-        let sums = network.units.iter().map(|unit| sums_of(unit, batch_max)).max().unwrap_or(0);
+        let sums = network.units.iter().map(|unit| unit.conv.sums_len(batch_max));
+        let sums = sums.max().unwrap_or(0);
         Ok(Self {
             folds,
             outer: [Arena::new(outer)?, Arena::new(outer)?],
@@ -142,9 +143,4 @@ impl Inference {
         let identity = if projection.is_some() { &self.shortcut } else { &*x };
         convolve(u3, a2, y, Some(identity), true);
     }
-}
-
-fn sums_of(unit: &Unit, n: usize) -> usize {
-    let [h, w] = unit.conv.output;
-    sums_len(h * w, n, unit.conv.channels_out)
 }

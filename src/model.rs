@@ -38,10 +38,7 @@ impl Model {
                 ),
             ));
         }
-        let network = match conv {
-            Algorithm::Auto => network.with_winograd(),
-            Algorithm::Direct => network,
-        };
+        let network = network.computed(conv);
         Ok(match precision {
             Precision::Fp32 => Self::Single(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
             Precision::Bf16 => Self::Half(Box::new(ResNet::new(network, batch_max, pool, isa)?)),

@@ -8,7 +8,7 @@ use std::ops::Range;
 use kernels::{Conv, MaxPool, ShapeError};
 
 use crate::cifar::{CLASSES, COLOURS, SIDE};
-use crate::job::Stem;
+use crate::job::{Algorithm, Stem};
 use crate::params::{Kind, Layout};
 
 /// The whole network.
@@ -91,11 +91,12 @@ impl Network {
         Ok(builder.finish(stem, max_pool, blocks, channels))
     }
 
-    /// Computes by Winograd's convolution where there is one: it pays for every such layer.
+    /// The same layers, computed that way: Winograd's convolution pays for every layer that allows it.
     #[must_use]
-    pub fn with_winograd(mut self) -> Self {
-        for unit in &mut self.units {
-            unit.conv.use_winograd();
+    pub fn computed(mut self, conv: Algorithm) -> Self {
+        if conv == Algorithm::Auto {
+            let fast = |unit: Unit| Unit { conv: unit.conv.with_winograd(), ..unit };
+            self.units = self.units.into_iter().map(fast).collect();
         }
         self
     }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use kernels::{
     Arena, BatchNorm, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Slope, Statistics,
     Sums, Tile, Value, average_backward, average_forward, mask_tile, measure_tile,
-    softmax_cross_entropy, sums_len, visit_tiles,
+    softmax_cross_entropy, visit_tiles,
 };
 
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
@@ -73,7 +73,7 @@ impl<T: Value> ResNet<T> {
         let units = &network.units;
         let most = |of: &dyn Fn(&Unit) -> usize| units.iter().map(of).max().unwrap_or(0);
         let sums = Sums::new(
-            most(&|unit| sums_of(unit, batch_max)),
+            most(&|unit| unit.conv.sums_len(batch_max)),
             most(&|unit| unit.conv.channels_in.max(unit.conv.channels_out)),
         );
         let head = Head {
@@ -396,7 +396,9 @@ impl<T: Value> ResNet<T> {
                 behind.mask(exec.1, tile);
             }),
         );
-        self.sums.add_up(exec);
+        if !beside.is_empty() {
+            self.sums.add_up(exec);
+        }
         target
     }
 
@@ -454,10 +456,9 @@ impl<'a, T: Value> Source<'a, T> {
         }
     }
 
-    fn mask(&self, isa: Isa, mut tile: Tile<T>) {
+    fn mask(&self, isa: Isa, tile: Tile<T>) {
         match *self {
-            // The sums are added up all the same.
-            Self::Nothing => tile.sums.fill(0.0),
+            Self::Nothing => {}
             Self::Known(mask, of) => mask_tile(isa, mask, of, tile),
         }
     }
@@ -510,11 +511,4 @@ impl Norm {
 /// Pixels, images and channels of a unit's output.
 fn output_shape(unit: &Unit, n: usize) -> (usize, usize, usize) {
     (unit.conv.output[0] * unit.conv.output[1], n, unit.conv.channels_out)
-}
-
-/// Values of the sums over a unit's output, or over its input.
-fn sums_of(unit: &Unit, n: usize) -> usize {
-    let conv = &unit.conv;
-    let of = |[h, w]: [usize; 2], channels| sums_len(h * w, n, channels);
-    of(conv.output, conv.channels_out).max(of(conv.input, conv.channels_in))
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use kernels::{
     Arena, Bf16, Conv, Folded, Identity, Isa, Mask, Normalised, Pool, Slope, Sums, Tile, Value,
-    mask_tile, measure_tile, sums_len,
+    mask_tile, measure_tile,
 };
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
@@ -166,8 +166,6 @@ struct Layer<T: Value> {
 
 impl<T: Value> Layer<T> {
     fn new(conv: Conv, n: usize) -> Self {
-        let sums = |[h, w]: [usize; 2], channels| sums_len(h * w, n, channels);
-        let inputs = sums(conv.input, conv.channels_in);
         let channels = conv.channels_in.max(conv.channels_out);
         Self {
             images: filled(conv.input_len(n)),
@@ -180,7 +178,7 @@ impl<T: Value> Layer<T> {
             panels: filled(conv.weights()),
             dw: filled(conv.weights()),
             scratch: filled(conv.scratch_len(n)),
-            sums: Sums::new(inputs.max(sums(conv.output, conv.channels_out)), channels),
+            sums: Sums::new(conv.sums_len(n), channels),
             mean: vec![0.0; channels],
             fold: Folded::new(conv.channels_out),
             slope: Slope::new(conv.channels_out),

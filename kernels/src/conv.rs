@@ -19,7 +19,7 @@ use crate::gemm::{self, Beside, Matrix, Next, Term, multiply};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::taps::{Entry, Table, hits};
-use crate::tile::{IMAGES, Tile, for_each_tile, view4, visit_tiles};
+use crate::tile::{IMAGES, Tile, for_each_tile, sums_len, view4, visit_tiles};
 use crate::value::Value;
 use crate::winograd::Winograd;
 
@@ -121,15 +121,10 @@ impl Conv {
     /// times fewer multiplications for about ten times the rounding error.
     #[must_use]
     pub fn with_winograd(mut self) -> Self {
-        self.use_winograd();
-        self
-    }
-
-    /// As [`Conv::with_winograd`], in place.
-    pub fn use_winograd(&mut self) {
         if self.kernel == 3 && self.input == self.output {
             self.winograd = Winograd::new(self.input, [self.channels_in, self.channels_out]);
         }
+        self
     }
 
     /// Whether [`Conv::with_winograd`] had an effect.
@@ -168,7 +163,7 @@ impl Conv {
     }
 
     /// `y = x * w`; all of `y` is written. `finish` is called for each tile of `y` once it is complete;
-    /// `sums` has [`sums_len`](crate::sums_len) values for it, `scratch` has [`Conv::scratch_len`].
+    /// `sums` has [`Conv::sums_len`] values for it, `scratch` has [`Conv::scratch_len`].
     pub fn forward<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
@@ -340,6 +335,12 @@ impl Conv {
         if splits > 1 {
             add_up((pool, isa), &scratch[..splits * dw.len()], dw);
         }
+    }
+
+    /// Values of the sums over the tiles of an output or an input of `n` images, whichever are more.
+    pub fn sums_len(&self, n: usize) -> usize {
+        let of = |[h, w]: [usize; 2], channels| sums_len(h * w, n, channels);
+        of(self.output, self.channels_out).max(of(self.input, self.channels_in))
     }
 
     /// Values that passes over `n` images need beside their operands.

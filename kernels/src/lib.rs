@@ -30,7 +30,7 @@
 //! * Every output element is computed by one task in a fixed order, and every reduction is split by
 //!   shape alone: results have the same bits for any number of threads, and in `f32` on both vector
 //!   tiers.
-//! * No operation allocates; the caller brings all memory.
+//! * On the vector tiers no operation allocates; the caller brings all memory.
 //! * Nothing here knows a file, a socket, a clock or a model.
 //! * `unsafe` lives in [`x86_64`](self), the thread pool and the arena.
 
