@@ -13,11 +13,14 @@ use crate::demo;
 use crate::eval;
 use crate::failure::{Doing, Failure};
 use crate::job::{Algorithm, Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
+use crate::migrate::{self, ModelArgs};
 use crate::passphrase::KeySource;
 use crate::report::print;
-use crate::roles::{self, Attestation};
+use crate::roles;
 use crate::schedule::Schedule;
+use crate::secret::{self, SecretArgs, Service};
 use crate::store::Place;
+use crate::trust::{Attestation, TrustOptions};
 use crate::verify::{self, QuoteArgs, VerifyArgs};
 use crate::volumes::{self, LuksArgs};
 
@@ -63,6 +66,15 @@ pub struct Args {
     /// open file descriptor to read the volume's passphrase from
     #[argh(option)]
     key_fd: Option<u32>,
+    /// host:port of the service that has the volume's passphrase (hfl secret serve)
+    #[argh(option)]
+    secret_service: Option<String>,
+    /// name of the passphrase there [hfl-tdx-coco-app]
+    #[argh(option, default = "Service::APP_ID.into()")]
+    app_id: String,
+    /// seconds to try for [120]
+    #[argh(option, default = "Service::WAIT.as_secs()")]
+    secret_wait: u64,
     /// refuse to resume from an earlier step: the place was set back [0]
     #[argh(option, default = "0")]
     min_step: u64,
@@ -120,12 +132,18 @@ pub struct Args {
     /// policy file that peers must satisfy; tdx needs one [sim: the same image as this one]
     #[argh(option)]
     policy: Option<PathBuf>,
+    /// seconds for which a finished ps0 serves its volume, once, to hfl model pull [0]
+    #[argh(option, default = "0")]
+    linger: u64,
     /// one JSON object a line on stdout
     #[argh(switch)]
     json: bool,
     /// print the version
     #[argh(switch)]
     version: bool,
+    /// what the simulated TD runs, for tests of who is refused
+    #[argh(option, default = "TrustOptions::SIM_IMAGE.into()", hidden_help)]
+    sim_image: String,
     /// milliseconds to wait before each step, for tests of slow workers
     #[argh(option, default = "0", hidden_help)]
     pause_ms: u64,
@@ -138,7 +156,9 @@ enum Command {
     Demo(DemoArgs),
     Eval(EvalArgs),
     Luks(LuksArgs),
+    Model(ModelArgs),
     Quote(QuoteArgs),
+    Secret(SecretArgs),
     Verify(VerifyArgs),
 }
 
@@ -295,19 +315,6 @@ impl std::str::FromStr for IsaChoice {
     }
 }
 
-impl std::str::FromStr for Attestation {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "sim" => Ok(Self::Sim),
-            "tdx" => Ok(Self::Tdx),
-            _ => Err("expected auto, tdx or sim".into()),
-        }
-    }
-}
-
 /// Runs what the arguments ask for.
 ///
 /// # Errors
@@ -321,7 +328,9 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Demo(args)), _) => run_demo(&args),
         (Some(Command::Eval(args)), _) => run_eval(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
+        (Some(Command::Model(args)), _) => migrate::run(args),
         (Some(Command::Quote(args)), _) => verify::show(&args),
+        (Some(Command::Secret(args)), _) => secret::run(args),
         (Some(Command::Verify(args)), _) => verify::run(&args),
         (None, Some(role)) => roles::run(&role_options(args, role)?),
         (None, None) => Err(Failure::new("nothing to do").hint("hfl --help, or hfl demo")),
@@ -346,6 +355,12 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
     if !(args.lr.is_finite() && args.lr >= 0.0) {
         return Err(Failure::new(format!("--lr is {}, expected a number from 0", args.lr)));
     }
+    let named = args.key_file.is_some() || args.key_fd.is_some();
+    if args.secret_service.is_some() && (named || args.volume.is_none()) {
+        return Err(Failure::new("--secret-service gives the passphrase of --volume")
+            .hint("--volume, and neither --key-file nor --key-fd"));
+    }
+    let wait = Duration::from_secs(args.secret_wait);
     let rate = args.lr;
     Ok(roles::Options {
         role,
@@ -381,9 +396,14 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         checkpoint_every: args.checkpoint_every,
         threads: args.threads,
         isa: args.isa.0,
-        attestation: args.attestation,
-        collateral: args.collateral,
-        policy: args.policy,
+        trust: TrustOptions {
+            attestation: args.attestation,
+            collateral: args.collateral,
+            policy: args.policy,
+            sim_image: args.sim_image,
+        },
+        service: args.secret_service.map(|address| Service { address, app_id: args.app_id, wait }),
+        linger: Duration::from_secs(args.linger),
         json: args.json,
         pause: Duration::from_millis(args.pause_ms),
     })

@@ -19,6 +19,10 @@ use crate::store::Place;
 pub struct Evaluation {
     /// Step of the checkpoint.
     pub step: u64,
+    /// Steps of its whole job; the model is final where both are equal.
+    pub steps: Option<u64>,
+    /// Digest of the job.
+    pub job: String,
     /// SHA-256 of the parameters.
     pub parameters: String,
     /// Images.
@@ -54,7 +58,8 @@ pub fn run(
     let set = Dataset::read(data, split, None).map_err(|error| {
         Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
     })?;
-    let conv = checkpoint.job.conv;
+    let (conv, job) = (checkpoint.job.conv, hex(&checkpoint.job.digest()));
+    let steps = checkpoint.state.steps;
     let params = checkpoint.state.params;
     let parameters = hex(&crate::params::hash(&params));
     let exec = (Pool::new(threads), isa);
@@ -73,6 +78,8 @@ pub fn run(
     let found: u64 = (0..CLASSES).map(|class| confusion[class][class]).sum();
     Ok(Evaluation {
         step: checkpoint.state.step,
+        steps,
+        job,
         parameters,
         images: set.len(),
         accuracy: found as f64 / set.len() as f64,

@@ -6,19 +6,19 @@ mod worker;
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use kernels::{Isa, Pool};
-use protocol::dcap::Collateral;
-use protocol::{
-    Attester, CHUNK_LEN_MAX, Config, ConfigfsTsm, Policy, Role, SimPlatform, Trust, Verifier,
-};
+use luks::Passphrase;
+use protocol::{CHUNK_LEN_MAX, Config, Role};
 
 use crate::cifar::Shard;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
-use crate::store::Place;
-use crate::verify;
+use crate::secret::{Service, fetch};
+use crate::store::{Place, Store};
+use crate::termination;
+use crate::trust::TrustOptions;
 
 /// Values that travel in one chunk.
 const CELL: usize = CHUNK_LEN_MAX / size_of::<f32>();
@@ -46,27 +46,16 @@ pub struct Options {
     pub threads: usize,
     /// Instruction-set tier.
     pub isa: Isa,
-    /// Source of evidence.
-    pub attestation: Attestation,
-    /// Bundles with the collateral of peers' platforms.
-    pub collateral: Vec<PathBuf>,
-    /// What peers must be; simulated TDs without it must be the same as this one.
-    pub policy: Option<PathBuf>,
+    /// Our evidence, and whom we trust.
+    pub trust: TrustOptions,
+    /// Who has the volume's passphrase, if that is a service.
+    pub service: Option<Service>,
+    /// How long a finished ps0 serves its volume to trusted nodes.
+    pub linger: Duration,
     /// JSON on stdout.
     pub json: bool,
     /// A pause before each step of a worker, for tests of slow workers.
-    pub pause: std::time::Duration,
-}
-
-/// Where evidence comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attestation {
-    /// What this machine has; never simulated.
-    Auto,
-    /// Quotes of this TD from the kernel.
-    Tdx,
-    /// Simulated TDs under a public test root.
-    Sim,
+    pub pause: Duration,
 }
 
 /// Runs the role until its job is done.
@@ -74,54 +63,26 @@ pub enum Attestation {
 /// # Errors
 /// What ended it before.
 pub fn run(options: &Options) -> Result<(), Failure> {
-    let config = config(options)?;
+    termination::catch()?;
+    let config = options.trust.config(options.role)?;
     match options.role {
         Role::ParameterServer(index) => server::run(options, usize::from(index), config),
         Role::Worker(index) => worker::run(options, index, config),
+        Role::SecretService => Err(Failure::new("no role of a job").hint("hfl secret serve")),
+        Role::TrustedNode => {
+            Err(Failure::new("no role of a job").hint("hfl model pull, hfl secret get"))
+        }
     }
 }
 
-fn config(options: &Options) -> Result<Arc<Config>, Failure> {
-    let (attester, verifier): (Arc<dyn Attester>, Verifier) = match options.attestation {
-        Attestation::Sim => {
-            log::warn!("SIMULATED attestation: anybody can forge it; for tests and demos only");
-            let platform = SimPlatform::new(clock());
-            let policy = match &options.policy {
-                Some(path) => verify::policy(path)?,
-                None => Policy::same_as(platform.report()),
-            };
-            (Arc::new(platform), Verifier { trust: Trust::Simulated, policy })
-        }
-        Attestation::Auto | Attestation::Tdx => {
-            let tsm = ConfigfsTsm::find().ok_or_else(|| {
-                Failure::new("no source of TDX evidence on this machine (no configfs-tsm)").hint(
-                    "--attestation sim trains with simulated evidence, which protects nothing",
-                )
-            })?;
-            // Not from a quote of this TD: quotes pass through the host, which may answer with another
-            // TD's and so choose whom this one would trust.
-            let policy = options.policy.as_ref().ok_or_else(|| {
-                Failure::new("no policy to judge peers with")
-                    .hint("--policy FILE; hfl quote --policy-template makes one to be checked")
-            })?;
-            let trust = Trust::Hardware(collateral(&options.collateral)?.into());
-            (Arc::new(tsm), Verifier { trust, policy: verify::policy(policy)? })
-        }
-    };
-    Config::new(options.role, attester, verifier, clock).map(Arc::new).doing("evidence of this TD")
-}
-
-fn collateral(paths: &[PathBuf]) -> Result<Vec<Collateral>, Failure> {
-    if paths.is_empty() {
-        return Err(Failure::new("no collateral to judge peers with")
-            .hint("--collateral FILE, once for each kind of platform"));
+/// Opens the place of the model, with a passphrase of the secret service where one is named.
+fn open_store(options: &Options, config: &Arc<Config>) -> Result<Store, Failure> {
+    match &options.service {
+        None => options.place.open(true),
+        Some(service) => options.place.open_with(true, || {
+            fetch(config, service).map(|secret| Passphrase::from_bytes(&secret))
+        }),
     }
-    paths.iter().map(|path| verify::collateral(path)).collect()
-}
-
-/// Seconds since 1970.
-fn clock() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn pool(options: &Options) -> (Pool, Isa) {
@@ -129,7 +90,7 @@ fn pool(options: &Options) -> (Pool, Isa) {
 }
 
 /// The address that a server binds for `host:port`: loopback if that is what the name means, else all.
-fn listen_address(host_and_port: &str) -> Result<SocketAddr, Failure> {
+pub(crate) fn listen_address(host_and_port: &str) -> Result<SocketAddr, Failure> {
     let named = host_and_port.to_socket_addrs().doing(format!("address '{host_and_port}'"))?;
     let named: Vec<SocketAddr> = named.collect();
     let port = named.first().map_or(0, SocketAddr::port);

@@ -159,6 +159,8 @@ impl ParameterServer {
     fn open(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
         let worker = match session.peer().map(|peer| peer.role) {
             Some(Role::Worker(index)) if index < self.job.workers => index,
+            // The model is not there yet.
+            Some(Role::TrustedNode) => return Err(session.close(Some(Refusal::Later))),
             _ => return Err(session.close(Some(Refusal::Role))),
         };
         // The newest connection wins: the old one may be dead without our knowing.

@@ -62,11 +62,23 @@ impl Place {
     /// # Errors
     /// When the volume does not open.
     pub fn open(&self, writable: bool) -> Result<Store, Failure> {
+        self.open_with(writable, || self.key.read())
+    }
+
+    /// The same with a passphrase from elsewhere, asked for only if there is a volume.
+    ///
+    /// # Errors
+    /// When the volume does not open.
+    pub fn open_with(
+        &self,
+        writable: bool,
+        passphrase: impl FnOnce() -> Result<Passphrase, Failure>,
+    ) -> Result<Store, Failure> {
         match &self.volume {
             None if writable => Store::directory(&self.model_dir).doing(self.model_dir.display()),
             None => Ok(Store::Directory(self.model_dir.clone())),
             Some(path) => {
-                let passphrase = self.key.read()?;
+                let passphrase = passphrase()?;
                 Store::volume(path, &passphrase, writable)
                     .map_err(|error| volumes::explained(path, &error))
             }

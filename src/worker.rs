@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use protocol::{Ended, Event, Message, Refusal, Session};
+use protocol::{Ended, Event, Message, Refusal, Role, Session};
 
 use crate::job::Job;
 use crate::round::cell_range;
@@ -61,7 +61,12 @@ impl Worker {
         loop {
             match session.next_event()? {
                 None => return Ok(Work::Wait),
-                Some(Event::Opened) => {}
+                Some(Event::Opened) => {
+                    let role = session.peer().map(|peer| peer.role);
+                    if !matches!(role, Some(Role::ParameterServer(_))) {
+                        return Err(session.close(Some(Refusal::Role)));
+                    }
+                }
                 Some(Event::Message(message)) => match self.handle(session.job(), message) {
                     Err(refusal) => return Err(session.close(Some(refusal))),
                     Ok(Some(work)) => return Ok(work),

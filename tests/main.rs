@@ -6,6 +6,7 @@ mod fuzz_seeds;
 mod guest;
 mod parity;
 mod processes;
+mod secrets;
 mod static_binary;
 mod step;
 mod tidy;

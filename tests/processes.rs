@@ -1,6 +1,7 @@
 //! Real processes on loopback: equal final hash for any threads, slow workers and deaths; clear ends.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use hfl::drawing;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest wait for anything; long before that something hangs.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -54,6 +56,25 @@ impl Drop for Process {
 }
 
 impl Process {
+    /// Starts the program; its log has this level.
+    pub(crate) fn start<T: AsRef<OsStr>>(args: &[T], level: &str) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hfl"));
+        command.args(args).env("RUST_LOG", level).stdin(Stdio::null());
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start hfl");
+        let stdout = child.stdout.take().expect("a pipe");
+        let stderr = child.stderr.take();
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines, stderr }
+    }
+
     pub(crate) fn next_line(&self) -> Option<String> {
         match self.lines.recv_timeout(PATIENCE) {
             Ok(line) => Some(line),
@@ -67,6 +88,12 @@ impl Process {
         std::iter::from_fn(|| self.next_line())
             .find(|line| line.starts_with(prefix))
             .unwrap_or_else(|| panic!("ended without '{prefix}'"))
+    }
+
+    /// Asks it to end, as a container's host does.
+    pub(crate) fn terminate(&self) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).expect("a signal");
     }
 
     pub(crate) fn kill(mut self) {
@@ -97,9 +124,12 @@ pub(crate) struct Cast<'a> {
 
 impl<'a> Cast<'a> {
     pub(crate) fn new(dir: &'a Dir, model: &str) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-        let port = listener.local_addr().expect("address").port();
-        Self { dir, port, model: dir.path(model) }
+        Self { dir, port: free_port(), model: dir.path(model) }
+    }
+
+    /// Where ps0 listens.
+    pub(crate) fn server(&self) -> String {
+        format!("localhost:{}", self.port)
     }
 
     /// Starts a role with the usual options, changed by `more`; an empty value makes a switch.
@@ -108,7 +138,7 @@ impl<'a> Cast<'a> {
         let mut options = BTreeMap::from([
             ("--role", role.to_owned()),
             ("--attestation", "sim".into()),
-            ("--ps-hosts", format!("localhost:{}", self.port)),
+            ("--ps-hosts", self.server()),
             ("--steps", STEPS.to_string()),
             ("--batch-size", "4".into()),
             ("--lr", "0.01".into()),
@@ -121,24 +151,10 @@ impl<'a> Cast<'a> {
             options.insert("--shard", format!("{index}/2"));
         }
         options.extend(more.iter().map(|&(name, value)| (name, value.to_owned())));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hfl"));
-        for (name, value) in options {
-            command.arg(name).args((!value.is_empty()).then_some(value));
-        }
-        command.env("RUST_LOG", "warn").stdin(Stdio::null());
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start hfl");
-        let stdout = child.stdout.take().expect("a pipe");
-        let stderr = child.stderr.take();
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                if sender.send(line).is_err() {
-                    return;
-                }
-            }
+        let words = options.into_iter().flat_map(|(name, value)| {
+            [Some(name.to_owned()), (!value.is_empty()).then_some(value)].into_iter().flatten()
         });
-        Process { child, lines, stderr }
+        Process::start(&words.collect::<Vec<_>>(), "warn")
     }
 
     /// Runs to the end and returns ps0's hash.
@@ -151,6 +167,12 @@ impl<'a> Cast<'a> {
         }
         hash
     }
+}
+
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    listener.local_addr().expect("address").port()
 }
 
 /// The hash of an undisturbed run, and what it leaves.

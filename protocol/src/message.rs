@@ -17,6 +17,23 @@ pub enum Role {
     ParameterServer(u16),
     /// Computes gradients on its own data.
     Worker(u16),
+    /// Gives out passphrases of volumes.
+    SecretService,
+    /// Fetches a secret or the finished model, and takes no part in the training.
+    TrustedNode,
+}
+
+/// What a role is, whichever of its kind: the unit of policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RoleKind {
+    /// `ps`.
+    ParameterServer,
+    /// `worker`.
+    Worker,
+    /// `secret`.
+    SecretService,
+    /// `node`.
+    TrustedNode,
 }
 
 /// A control message. Values travel in chunks beside them.
@@ -72,6 +89,22 @@ pub enum Message {
         /// SHA-256 of the final parameters.
         parameters: [u8; 32],
     },
+    /// Asks for the secret of an application.
+    SecretRequest {
+        /// Its name in the service's file.
+        app_id: String,
+    },
+    /// The secret, as [`Session::seal`](crate::Session::seal) sealed it for this connection.
+    Secret(Vec<u8>),
+    /// Asks for the volume with the finished model.
+    Pull,
+    /// The volume follows in chunks of step 0; what is left out is zero.
+    Volume {
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// The volume is complete.
+    VolumeEnd,
 }
 
 /// Why a session is ended, as far as the other side may know.
@@ -87,6 +120,10 @@ pub enum Refusal {
     Version,
     /// The worker's data is not what it was before.
     Data,
+    /// There is no such secret for the peer: unknown, spent, expired or not allowed.
+    Secret,
+    /// Not now; later perhaps.
+    Later,
 }
 
 impl fmt::Display for Refusal {
@@ -97,6 +134,8 @@ impl fmt::Display for Refusal {
             Self::Role => "the role does not exist in this job, or another process has it",
             Self::Version => "it speaks another protocol version",
             Self::Data => "our data is not what it was when the job began",
+            Self::Secret => "it has no secret of this app id for us (the service's log says why)",
+            Self::Later => "it cannot do that now",
         })
     }
 }
@@ -123,29 +162,78 @@ impl Message {
             Self::Parameters { .. } => "parameters",
             Self::Gradients { .. } => "gradients",
             Self::Finished { .. } => "finished",
+            Self::SecretRequest { .. } => "secret request",
+            Self::Secret(_) => "secret",
+            Self::Pull => "pull",
+            Self::Volume { .. } => "volume",
+            Self::VolumeEnd => "end of volume",
         }
     }
 
-    /// Whether a peer may say this in `state`: the whole table. `from_client` tells which side says it.
-    pub(crate) fn is_allowed(&self, state: State, from_client: bool) -> bool {
-        match (self, state) {
-            (Self::Refused(_), State::Hello | State::Evidence | State::Open) => true,
-            (Self::Hello { .. }, State::Hello) | (Self::Evidence { .. }, State::Evidence) => true,
-            (Self::Job(_) | Self::Parameters { .. } | Self::Finished { .. }, State::Open) => {
-                !from_client
-            }
-            (Self::Join { .. } | Self::Gradients { .. }, State::Open) => from_client,
-            _ => false,
+    /// Whether a peer may say this in `state`: the whole table. `from_client` tells which side says it,
+    /// `sender` what it is, once that is verified.
+    pub(crate) fn is_allowed(
+        &self,
+        state: State,
+        from_client: bool,
+        sender: Option<RoleKind>,
+    ) -> bool {
+        use RoleKind::{ParameterServer, SecretService, TrustedNode, Worker};
+        let who = match (self, state) {
+            (Self::Refused(_), State::Hello | State::Evidence | State::Open) => return true,
+            (Self::Hello { .. }, State::Hello) => return true,
+            (Self::Evidence { .. }, State::Evidence) => return true,
+            (_, State::Handshake | State::Hello | State::Evidence | State::Closed) => return false,
+            (message, State::Open) => match message {
+                Self::Hello { .. } | Self::Evidence { .. } | Self::Refused(_) => return false,
+                Self::Job(_) | Self::Parameters { .. } | Self::Finished { .. } => {
+                    (false, &[ParameterServer][..])
+                }
+                Self::Join { .. } | Self::Gradients { .. } => (true, &[Worker][..]),
+                Self::SecretRequest { .. } => (true, &[ParameterServer, Worker, TrustedNode][..]),
+                Self::Secret(_) => (false, &[SecretService][..]),
+                Self::Pull => (true, &[TrustedNode][..]),
+                Self::Volume { .. } | Self::VolumeEnd => (false, &[ParameterServer][..]),
+            },
+        };
+        who.0 == from_client && sender.is_some_and(|sender| who.1.contains(&sender))
+    }
+}
+
+impl RoleKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] =
+        [Self::ParameterServer, Self::Worker, Self::SecretService, Self::TrustedNode];
+
+    /// Its name, as in policies.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ParameterServer => "ps",
+            Self::Worker => "worker",
+            Self::SecretService => "secret",
+            Self::TrustedNode => "node",
         }
     }
 }
 
 impl Role {
+    /// What it is.
+    pub fn kind(self) -> RoleKind {
+        match self {
+            Self::ParameterServer(_) => RoleKind::ParameterServer,
+            Self::Worker(_) => RoleKind::Worker,
+            Self::SecretService => RoleKind::SecretService,
+            Self::TrustedNode => RoleKind::TrustedNode,
+        }
+    }
+
     /// Four bytes, for digests.
     pub(crate) fn encode(self) -> [u8; 4] {
         let (kind, index) = match self {
             Self::ParameterServer(index) => (0, index),
             Self::Worker(index) => (1, index),
+            Self::SecretService => (2, 0),
+            Self::TrustedNode => (3, 0),
         };
         let [low, high] = index.to_le_bytes();
         [kind, 0, low, high]
@@ -157,6 +245,7 @@ impl fmt::Display for Role {
         match self {
             Self::ParameterServer(index) => write!(f, "ps{index}"),
             Self::Worker(index) => write!(f, "worker{index}"),
+            Self::SecretService | Self::TrustedNode => f.write_str(self.kind().name()),
         }
     }
 }
@@ -169,7 +258,9 @@ impl FromStr for Role {
         let role = match (text.strip_prefix("ps"), text.strip_prefix("worker")) {
             (Some(digits), _) => number(digits).map(Self::ParameterServer),
             (_, Some(digits)) => number(digits).map(Self::Worker),
-            _ => None,
+            _ => [Self::SecretService, Self::TrustedNode]
+                .into_iter()
+                .find(|r| r.kind().name() == text),
         };
         role.ok_or_else(|| "expected ps0, worker0, worker1, ...".into())
     }
@@ -189,13 +280,18 @@ mod tests {
             Message::Parameters { step: 2, steps: 1000 },
             Message::Gradients { step: 2, samples: 128, loss: 1.5 },
             Message::Finished { steps: 1000, parameters: [7; 32] },
+            Message::SecretRequest { app_id: "app".into() },
+            Message::Secret(vec![4, 5]),
+            Message::Pull,
+            Message::Volume { len: 1 << 20 },
+            Message::VolumeEnd,
         ]
     }
 
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 8] = [
+        let golden: [&[u8]; 13] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3],
             &[2, 3],
@@ -204,6 +300,11 @@ mod tests {
             &[5, 2, 0xe8, 7],
             &[6, 2, 0x80, 1, 0, 0, 0xc0, 0x3f],
             &[7, 0xe8, 7, 7, 7],
+            &[8, 3, b'a', b'p', b'p'],
+            &[9, 2, 4, 5],
+            &[10],
+            &[11, 0x80, 0x80, 0x40],
+            &[12],
         ];
         for (message, golden) in one_of_each().iter().zip(golden) {
             let bytes = message.encode();
@@ -216,26 +317,44 @@ mod tests {
     #[test]
     fn the_table_allows_nothing_but_attestation_before_open() {
         let messages = one_of_each();
-        let allowed = |state, from_client| -> Vec<&str> {
-            let allowed = messages.iter().filter(|m| m.is_allowed(state, from_client));
+        let allowed = |state, from_client, sender| -> Vec<&str> {
+            let allowed = messages.iter().filter(|m| m.is_allowed(state, from_client, sender));
             allowed.map(Message::name).collect()
         };
-        for from_client in [false, true] {
-            assert_eq!(allowed(State::Handshake, from_client), [""; 0]);
-            assert_eq!(allowed(State::Hello, from_client), ["hello", "refused"]);
-            assert_eq!(allowed(State::Evidence, from_client), ["evidence", "refused"]);
-            assert_eq!(allowed(State::Closed, from_client), [""; 0]);
+        for (from_client, sender) in [(false, None), (true, None), (true, Some(RoleKind::Worker))] {
+            assert_eq!(allowed(State::Handshake, from_client, sender), [""; 0]);
+            assert_eq!(allowed(State::Hello, from_client, sender), ["hello", "refused"]);
+            assert_eq!(allowed(State::Evidence, from_client, sender), ["evidence", "refused"]);
+            assert_eq!(allowed(State::Closed, from_client, sender), [""; 0]);
         }
-        assert_eq!(allowed(State::Open, true), ["refused", "join", "gradients"]);
-        assert_eq!(allowed(State::Open, false), ["refused", "job", "parameters", "finished"]);
+        assert_eq!(allowed(State::Open, true, None), ["refused"]);
+        let expected: [(RoleKind, &[&str], &[&str]); 4] = [
+            (
+                RoleKind::ParameterServer,
+                &["secret request"],
+                &["job", "parameters", "finished", "volume", "end of volume"],
+            ),
+            (RoleKind::Worker, &["join", "gradients", "secret request"], &[]),
+            (RoleKind::SecretService, &[], &["secret"]),
+            (RoleKind::TrustedNode, &["secret request", "pull"], &[]),
+        ];
+        for (kind, as_client, as_server) in expected {
+            let both = [(true, as_client), (false, as_server)];
+            for (from_client, says) in both {
+                let says = [&["refused"], says].concat();
+                assert_eq!(allowed(State::Open, from_client, Some(kind)), says, "{kind:?}");
+            }
+        }
     }
 
     #[test]
     fn roles_read_as_they_print() {
-        for role in [Role::ParameterServer(0), Role::Worker(0), Role::Worker(65_535)] {
+        let others = [Role::SecretService, Role::TrustedNode];
+        let numbered = [Role::ParameterServer(0), Role::Worker(0), Role::Worker(65_535)];
+        for role in numbered.into_iter().chain(others) {
             assert_eq!(role.to_string().parse(), Ok(role));
         }
-        for bad in ["", "ps", "worker-1", "worker01", "worker65536", "chief0"] {
+        for bad in ["", "ps", "worker-1", "worker01", "worker65536", "chief0", "node0"] {
             assert!(bad.parse::<Role>().is_err(), "{bad}");
         }
     }

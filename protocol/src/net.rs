@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
 
+use crate::limit::Limit;
 use crate::session::{Config, Ended, Session};
 
 /// A connection of a [`Net`]; never used twice.
@@ -25,10 +26,25 @@ pub struct Net {
     started: Instant,
     input: Vec<u8>,
     config: Arc<Config>,
+    limit: Option<Limit>,
+}
+
+/// A connection that is over.
+#[derive(Debug)]
+pub struct Over {
+    /// Which one.
+    pub id: LinkId,
+    /// The other end.
+    pub address: SocketAddr,
+    /// The session, as it stood.
+    pub session: Session,
+    /// Why it is over.
+    pub why: Ended,
 }
 
 struct Link {
     socket: TcpStream,
+    address: SocketAddr,
     session: Session,
     readable: bool,
     eof: bool,
@@ -58,7 +74,18 @@ impl Net {
             started: Instant::now(),
             input: vec![0; INPUT_LEN],
             config,
+            limit: None,
         })
+    }
+
+    /// What we are and whom we accept from now on; open connections stay as they are.
+    pub fn set_config(&mut self, config: Arc<Config>) {
+        self.config = config;
+    }
+
+    /// Lets one address connect at most so often a minute; more are closed at once.
+    pub fn set_limit(&mut self, per_minute: u32) {
+        self.limit = Some(Limit::new(per_minute));
     }
 
     /// Accepts connections on `port` of every address.
@@ -88,7 +115,7 @@ impl Net {
         let socket = TcpStream::connect(*address)?;
         let session = Session::client(Arc::clone(&self.config), host, self.started.elapsed())
             .map_err(io::Error::other)?;
-        self.add(socket, session)
+        self.add(socket, *address, session)
     }
 
     /// The identifiers of all connections.
@@ -99,6 +126,11 @@ impl Net {
     /// A connection's session, until the connection is removed.
     pub fn session(&mut self, id: LinkId) -> Option<&mut Session> {
         self.links.get_mut(&id).map(|link| &mut link.session)
+    }
+
+    /// The other end of a connection, until the connection is removed.
+    pub fn address(&self, id: LinkId) -> Option<SocketAddr> {
+        self.links.get(&id).map(|link| link.address)
     }
 
     /// Waits for something to happen, at most for `timeout`, and gives sessions their input. `job` is
@@ -183,7 +215,7 @@ impl Net {
     }
 
     /// Removes the connections that are over and says why.
-    pub fn take_ended(&mut self) -> Vec<(LinkId, Session, Ended)> {
+    pub fn take_ended(&mut self) -> Vec<Over> {
         let over: Vec<LinkId> =
             self.links.iter().filter(|(_, link)| link.ended.is_some()).map(|(id, _)| *id).collect();
         let mut ended = Vec::new();
@@ -192,7 +224,8 @@ impl Net {
             // Closing the socket deregisters it too; a failure here changes nothing.
             let _ = self.poll.registry().deregister(&mut link.socket);
             if let Some(why) = link.ended {
-                ended.push((id, link.session, why));
+                let Link { address, session, .. } = link;
+                ended.push(Over { id, address, session, why });
             }
         }
         ended
@@ -215,23 +248,33 @@ impl Net {
                     return Ok(());
                 }
             };
+            let now = self.started.elapsed();
+            if self.limit.as_mut().is_some_and(|limit| !limit.allows(address.ip(), now)) {
+                log::warn!("{address}: refused, it connects too often");
+                continue;
+            }
             if self.links.len() >= LINKS_MAX {
                 log::warn!("{address}: refused, {LINKS_MAX} connections are open");
                 continue;
             }
-            match Session::server(Arc::clone(&self.config), *job, self.started.elapsed()) {
-                Ok(session) => self.add(socket, session).map(|_| ())?,
+            match Session::server(Arc::clone(&self.config), *job, now) {
+                Ok(session) => self.add(socket, address, session).map(|_| ())?,
                 Err(why) => log::warn!("{address}: {why}"),
             }
         }
     }
 
-    fn add(&mut self, mut socket: TcpStream, session: Session) -> io::Result<LinkId> {
+    fn add(
+        &mut self,
+        mut socket: TcpStream,
+        address: SocketAddr,
+        session: Session,
+    ) -> io::Result<LinkId> {
         let id = LinkId(self.next_id);
         self.next_id += 1;
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut socket, Token(id.0), interest)?;
-        let link = Link { socket, session, readable: false, eof: false, ended: None };
+        let link = Link { socket, address, session, readable: false, eof: false, ended: None };
         self.links.insert(id, link);
         Ok(id)
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dcap::{self, Rules, Status};
 use crate::hex::{self, Hex};
-use crate::message::Role;
+use crate::message::{Role, RoleKind};
 use crate::quote::TdReport;
 use crate::verify::Rejection;
 
@@ -44,8 +44,8 @@ pub struct Policy {
 pub struct Accepted {
     /// Which measurement, and its value.
     pub values: Vec<(Measurement, [u8; 48])>,
-    /// Roles that such a TD may take.
-    pub roles: Roles,
+    /// Roles that such a TD may take; `None`: every role.
+    pub roles: Option<Vec<RoleKind>>,
 }
 
 /// The measurements of a TD and its module.
@@ -65,18 +65,6 @@ pub enum Measurement {
     MrOwnerConfig,
     /// Firmware, boot loader and kernel, command line and initrd, application.
     RtMr(u8),
-}
-
-/// A set of roles.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Roles {
-    /// Every role.
-    #[default]
-    Any,
-    /// Parameter servers only.
-    ParameterServers,
-    /// Workers only.
-    Workers,
 }
 
 /// Why a file is no policy.
@@ -177,7 +165,7 @@ struct Set {
     rt_mr1: String,
     rt_mr2: String,
     rt_mr3: String,
-    /// `ps` and `worker`; both if it is not there.
+    /// `ps`, `worker`, `secret`, `node`; every role if it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     roles: Option<Vec<String>>,
 }
@@ -304,7 +292,7 @@ impl Policy {
             .into_iter()
             .filter(|measurement| matches!(measurement, Measurement::MrTd | Measurement::RtMr(_)));
         let values = counts.map(|measurement| (measurement, *measurement.of(own))).collect();
-        Self { accepted: vec![Accepted { values, roles: Roles::Any }], ..Self::default() }
+        Self { accepted: vec![Accepted { values, roles: None }], ..Self::default() }
     }
 
     /// Checks a TD that wants to be `role`; `None` where no role is claimed yet.
@@ -326,7 +314,7 @@ impl Policy {
             return Err(Rejection::Measurement { mr_td: report.mr_td, expected: wanted });
         }
         match role {
-            Some(role) if !matching.any(|accepted| accepted.roles.allow(role)) => {
+            Some(role) if !matching.any(|accepted| accepted.allows(role)) => {
                 Err(Rejection::RoleOfMeasurement(role))
             }
             _ => Ok(()),
@@ -374,19 +362,15 @@ impl Policy {
 
 impl Accepted {
     fn parse(set: &mut Set, on: &[Measurement]) -> Result<Self, PolicyError> {
-        let roles = match set.roles.as_deref() {
-            None => Roles::Any,
-            Some(names) => {
-                let has = |role: &str| names.iter().any(|name| name == role);
-                let known = names.iter().all(|name| ["ps", "worker"].contains(&name.as_str()));
-                match (has("ps"), has("worker"), known) {
-                    (true, true, true) => Roles::Any,
-                    (true, false, true) => Roles::ParameterServers,
-                    (false, true, true) => Roles::Workers,
-                    _ => return Err(PolicyError("roles: expected ps, worker or both".into())),
-                }
-            }
+        let kind = |name: &String| {
+            let wrong = || PolicyError("roles: expected ps, worker, secret, node".into());
+            RoleKind::ALL.into_iter().find(|kind| kind.name() == *name).ok_or_else(wrong)
         };
+        let roles = set.roles.as_ref().map(|names| names.iter().map(kind).collect());
+        let roles: Option<Vec<RoleKind>> = roles.transpose()?;
+        if roles.as_ref().is_some_and(Vec::is_empty) {
+            return Err(PolicyError("roles: an empty list lets nobody in".into()));
+        }
         let mut values = Vec::new();
         for (measurement, text) in Measurement::ALL.into_iter().zip(set.texts()) {
             if on.contains(&measurement) {
@@ -399,20 +383,12 @@ impl Accepted {
         Ok(Self { values, roles })
     }
 
+    fn allows(&self, role: Role) -> bool {
+        self.roles.as_ref().is_none_or(|roles| roles.contains(&role.kind()))
+    }
+
     fn matches(&self, report: &TdReport) -> bool {
         self.values.iter().all(|(measurement, value)| measurement.of(report) == value)
-    }
-}
-
-impl Roles {
-    fn allow(self, role: Role) -> bool {
-        match (self, role) {
-            (Self::Any, _)
-            | (Self::ParameterServers, Role::ParameterServer(_))
-            | (Self::Workers, Role::Worker(_)) => true,
-            (Self::ParameterServers, Role::Worker(_))
-            | (Self::Workers, Role::ParameterServer(_)) => false,
-        }
     }
 }
 

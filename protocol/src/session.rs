@@ -20,17 +20,21 @@ use std::time::Duration;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
+use zeroize::Zeroizing;
 
 use crate::Attester;
 use crate::binding::{Binding, EXPORTER_LABEL};
 use crate::certificate::{Identity, spki_hash};
 use crate::frame::{self, FRAME_LEN_MAX, Frame, FrameError};
 use crate::message::{Message, PROTOCOL_VERSION, Refusal, Role};
+use crate::seal;
 use crate::tls::{Tls, rejection};
 use crate::verify::{Rejection, Verdict, Verifier};
 
 /// Time for handshake and evidence together; a quote takes about a second.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+/// Label of the exporter that gives the key for secrets.
+const SECRET_LABEL: &[u8] = b"EXPORTER-hfl-secret-v1";
 
 /// Who we are, and whom we accept.
 pub struct Config {
@@ -179,9 +183,12 @@ impl Ended {
         }
     }
 
-    /// Whether trying again could help: the connection broke, nobody refused anybody.
+    /// Whether trying again could help: the connection broke, nobody refused anybody for good.
     pub fn is_transient(&self) -> bool {
-        matches!(self, Self::ByPeer | Self::Io(_) | Self::Timeout)
+        matches!(
+            self,
+            Self::ByPeer | Self::Io(_) | Self::Timeout | Self::RefusedByPeer(Refusal::Later)
+        )
     }
 }
 
@@ -194,6 +201,12 @@ pub struct Peer {
     pub verdict: Verdict,
     /// SHA-256 of its SubjectPublicKeyInfo.
     pub key: [u8; 32],
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Session({:?}, peer {:?})", self.state, self.peer.as_ref().map(|peer| peer.role))
+    }
 }
 
 /// One connection.
@@ -415,6 +428,33 @@ impl Session {
         self.write(&head, data)
     }
 
+    /// Encrypts a secret under a key that only the two ends of this connection have, so that it lies in
+    /// no buffer of the layers below in the clear. At most a few a connection: the nonce is random.
+    ///
+    /// # Errors
+    /// When the session is not open.
+    pub fn seal(&mut self, secret: &[u8]) -> Result<Vec<u8>, Ended> {
+        let key = self.secret_key()?;
+        seal::seal(&key, secret).map_err(|error| self.end(Ended::Io(error)))
+    }
+
+    /// Decrypts what the peer sealed.
+    ///
+    /// # Errors
+    /// When it was not sealed for this connection.
+    pub fn unseal(&mut self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Ended> {
+        let key = self.secret_key()?;
+        seal::unseal(&key, sealed).ok_or_else(|| self.end(Ended::Malformed))
+    }
+
+    fn secret_key(&mut self) -> Result<Zeroizing<[u8; 32]>, Ended> {
+        if !self.is_open() {
+            return Err(Ended::ByUs);
+        }
+        let key = self.tls.export_keying_material([0; 32], SECRET_LABEL, None);
+        key.map(Zeroizing::new).map_err(Ended::Tls)
+    }
+
     /// Says goodbye; with a reason if the peer is at fault.
     pub fn close(&mut self, refusal: Option<Refusal>) -> Ended {
         self.end(refusal.map_or(Ended::ByUs, Ended::Refused))
@@ -449,7 +489,8 @@ impl Session {
     /// The one place where messages meet states. Returns those that are the role's business.
     fn handle(&mut self, message: Message) -> Result<Option<Message>, Ended> {
         let from_client = matches!(self.tls, Connection::Server(_));
-        if !message.is_allowed(self.state, from_client) {
+        let sender = self.peer.as_ref().map(|peer| peer.role.kind());
+        if !message.is_allowed(self.state, from_client, sender) {
             return Err(Ended::NotAllowed(message.name()));
         }
         match message {

@@ -41,6 +41,21 @@ pub struct Verifier {
 pub struct Verdict {
     /// The TD.
     pub report: TdReport,
+    /// Its platform; a simulated one has none.
+    pub platform: Option<Box<dcap::Verdict>>,
+}
+
+impl Verdict {
+    /// Judges an accepted quote once more, by the rules of one thing that its TD asks for.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub fn satisfies(&self, policy: &Policy, role: Role, now: u64) -> Result<(), Rejection> {
+        if let Some(platform) = &self.platform {
+            policy.check_platform(platform, now)?;
+        }
+        policy.check(&self.report, Some(role))
+    }
 }
 
 /// Why evidence is refused. Each kind has a stable [`code`](Rejection::code).
@@ -161,18 +176,22 @@ impl Verifier {
     ) -> Result<Verdict, Rejection> {
         let quote = Quote::parse(quote).map_err(Rejection::Malformed)?;
         let report = *quote.td().map_err(Rejection::Malformed)?;
-        match &self.trust {
-            Trust::Simulated => verify_simulated(&quote, now)?,
+        let platform = match &self.trust {
+            Trust::Simulated => {
+                verify_simulated(&quote, now)?;
+                None
+            }
             Trust::Hardware(collateral) => {
                 let verdict = verify_hardware(&quote, collateral, now)?;
                 self.policy.check_platform(&verdict, now)?;
+                Some(Box::new(verdict))
             }
-        }
+        };
         self.policy.check(&report, role)?;
         if report.report_data != *report_data {
             return Err(Rejection::ReportData);
         }
-        Ok(Verdict { report })
+        Ok(Verdict { report, platform })
     }
 }
 

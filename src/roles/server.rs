@@ -4,19 +4,21 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::{Config, LinkId, Net};
+use protocol::{Config, LinkId, Net, Over};
 
-use super::{CELL, Options, listen_address, pool};
+use super::{CELL, Options, listen_address, open_store, pool};
 use crate::checkpoint;
 use crate::failure::{Doing, Failure};
 use crate::init;
 use crate::job::Job;
+use crate::migrate;
 use crate::network::Network;
 use crate::params;
 use crate::report::Report;
 use crate::server::ParameterServer;
 use crate::state::State;
 use crate::store::Store;
+use crate::termination;
 
 /// How long a finished server waits for workers that do not know of it yet.
 const FINISH_WAIT: Duration = Duration::from_secs(60);
@@ -32,6 +34,8 @@ struct Running {
     verified: BTreeSet<LinkId>,
     bytes: [u64; 2],
     last: Instant,
+    /// Step of the checkpoint on the disk.
+    saved: Option<u64>,
 }
 
 pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Result<(), Failure> {
@@ -43,20 +47,21 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
             Failure::new("one parameter server is supported: ps0 with one --ps-hosts")
         })?;
     let address = listen_address(host)?;
-    let mut net = Net::new(config).doing("network")?;
+    let mut net = Net::new(Arc::clone(&config)).doing("network")?;
     let local = net.listen(address).map_err(|error| {
         Failure::new(format!("listen on {address}: {error}"))
             .hint("another port in --ps-hosts, or end the program that uses this one")
     })?;
     let report = Report::new(options.json);
     report.listening(local);
-    let mut store = options.place.open(true)?;
+    let mut store = open_store(options, &config)?;
     let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
     if options.init.is_none() && !resumes {
         await_peer(&mut net, &options.job.digest())?;
     }
     let (network, job, state) = state(options, &store)?;
     options.place.check_step(state.step)?;
+    let saved = resumes.then_some(state.step);
     log::info!("job {}, step {}", params::hex(&job.digest()), state.step);
     checkpoint::save_meta(&mut store, &job, &network, state.step).doing("write model.ckpt-meta")?;
     let server = ParameterServer::new(job, network.layout.clone(), state, CELL, pool(options));
@@ -69,17 +74,27 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
         verified: BTreeSet::new(),
         bytes: [0; 2],
         last: Instant::now(),
+        saved,
     };
-    running.serve(options)?;
+    if let Err(failure) = running.serve(options) {
+        // The volume is whole as it is; a clean end only spares the next start a replay.
+        let _ = running.store.close();
+        return Err(failure);
+    }
     running.report.finished();
     running.report.parameters(&params::hash(&running.server.state().params), running.bytes);
-    running.store.close().doing("close the volume")
+    let Running { server, store, mut net, .. } = running;
+    store.close().doing("close the volume")?;
+    migrate::linger(&mut net, &server.job().digest(), &options.place, options.linger)
 }
 
 /// Waits for the first connection: a server that nobody talks to needs no memory for a model.
 fn await_peer(net: &mut Net, job: &[u8; 32]) -> Result<(), Failure> {
     while net.ids().is_empty() {
         net.poll(POLL, job).doing("network")?;
+        if termination::requested() {
+            return Err(Failure::new("stopped by a signal before anybody came"));
+        }
     }
     Ok(())
 }
@@ -99,6 +114,9 @@ impl Running {
                 }
             }
             self.remove_ended();
+            if termination::requested() {
+                return self.stop();
+            }
             if self.server.state().is_finished() {
                 let since = *finished.get_or_insert_with(Instant::now);
                 let told = self.server.all_told() && self.net.ids().is_empty();
@@ -136,18 +154,34 @@ impl Running {
                 .hint("a lower --lr"));
         }
         let state = self.server.state();
-        if state.step.is_multiple_of(options.checkpoint_every) || state.is_finished() {
-            let start = Instant::now();
-            let job = self.server.job();
-            checkpoint::save(&mut self.store, &self.network.layout, job, state)
-                .doing("write model.ckpt-data")?;
-            log::info!("checkpoint after step {} in {:.2?}", closed.step, start.elapsed());
+        match state.step.is_multiple_of(options.checkpoint_every) || state.is_finished() {
+            true => self.save(),
+            false => Ok(()),
         }
+    }
+
+    fn save(&mut self) -> Result<(), Failure> {
+        let start = Instant::now();
+        let (job, state) = (self.server.job(), self.server.state());
+        checkpoint::save(&mut self.store, &self.network.layout, job, state)
+            .doing("write model.ckpt-data")?;
+        self.saved = Some(state.step);
+        log::info!("checkpoint of step {} in {:.2?}", state.step, start.elapsed());
         Ok(())
     }
 
+    /// Leaves a checkpoint of everything that was done.
+    fn stop(&mut self) -> Result<(), Failure> {
+        let step = self.server.state().step;
+        if self.saved != Some(step) {
+            self.save()?;
+        }
+        Err(Failure::new(format!("stopped by a signal, the checkpoint is of step {step}"))
+            .hint("the same command goes on from there"))
+    }
+
     fn remove_ended(&mut self) {
-        for (id, session, why) in self.net.take_ended() {
+        for Over { id, session, why, .. } in self.net.take_ended() {
             let [received, sent] = session.bytes();
             self.bytes = [self.bytes[0] + received, self.bytes[1] + sent];
             match self.server.left(id.0) {

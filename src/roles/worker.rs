@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kernels::Arena;
 use protocol::{Config, Ended, LinkId, Net};
 
-use super::{CELL, Options, pool};
+use super::{CELL, Options, open_store, pool};
 use crate::checkpoint;
 use crate::cifar::{Batch, Dataset, Sampler, Split};
 use crate::failure::{Doing, Failure};
@@ -17,6 +17,7 @@ use crate::params::hex;
 use crate::report::Report;
 use crate::state::Member;
 use crate::store::Store;
+use crate::termination;
 use crate::worker::{Push, Work, Worker};
 
 /// How long a worker tries to reach its server before it gives up.
@@ -54,7 +55,7 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
     })?;
     log::info!("{} samples in {}", data.len(), options.data.display());
     let keeps = index == 0 || options.place.volume.is_some();
-    let store = keeps.then(|| options.place.open(true)).transpose()?;
+    let store = keeps.then(|| open_store(options, &config)).transpose()?;
     let mut running = Running {
         options,
         index,
@@ -82,6 +83,9 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         if was_open {
             (pause, lost) = (PAUSES[0], Instant::now());
         }
+        if termination::requested() {
+            return running.stop();
+        }
         if !why.is_transient() || lost.elapsed() > WAIT_MAX {
             return Err(Failure::new(format!("ps0 at {host}: {why}")));
         }
@@ -98,6 +102,12 @@ struct Lost {
 }
 
 impl Running<'_> {
+    /// Ends between two steps; the step that is lost is computed again to the same bits.
+    fn stop(self) -> Result<(), Failure> {
+        self.store.map_or(Ok(()), Store::close).doing("close the volume")?;
+        Err(Failure::new("stopped by a signal").hint("the same command goes on"))
+    }
+
     /// One connection's life; `None` when the job is done.
     fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<Lost>, Failure> {
         self.worker.disconnected();
@@ -127,8 +137,11 @@ impl Running<'_> {
                     }
                 }
             }
-            if let Some((_, _, why)) = net.take_ended().pop() {
-                return Ok(Some(Lost { why, was_open }));
+            if termination::requested() {
+                return Ok(Some(Lost { why: Ended::ByUs, was_open }));
+            }
+            if let Some(over) = net.take_ended().pop() {
+                return Ok(Some(Lost { why: over.why, was_open }));
             }
         }
     }

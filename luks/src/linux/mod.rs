@@ -12,6 +12,7 @@ mod loop_device;
 mod mapper;
 mod node;
 mod sys;
+mod termination;
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -23,6 +24,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount as mount_system, unmount as 
 use zeroize::Zeroizing;
 
 pub use mapper::Device;
+pub use termination::Termination;
 
 use crate::disk::FileDisk;
 use crate::header::Header;

@@ -1,10 +1,11 @@
-//! System calls that have no safe wrapper: ioctls, the kernel keyring, memory locking.
+//! System calls that have no safe wrapper: ioctls, the kernel keyring, memory locking, signals.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_int, c_long};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd};
 
 /// The keyring of the calling thread: gone with it.
 const KEY_SPEC_THREAD_KEYRING: c_long = -1;
@@ -38,6 +39,28 @@ pub(super) fn ioctl_bytes(file: &File, request: u32, bytes: &mut [u8]) -> io::Re
 pub(super) fn lock_memory(bytes: &[u8]) -> bool {
     // SAFETY: mlock changes no memory; the range is that of a live slice.
     bytes.is_empty() || unsafe { libc::mlock(bytes.as_ptr().cast(), bytes.len()) } == 0
+}
+
+/// Blocks signals in this thread and those that it will start, and gives a descriptor that becomes
+/// readable, without blocking, when one of them comes.
+pub(super) fn signal_descriptor(signals: &[c_int]) -> io::Result<File> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set; after it the other calls read and write only the set,
+    // and signals are numbers. The descriptor is new, so the file is its only owner.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        let mut set = set.assume_init();
+        for &signal in signals {
+            checked(c_long::from(libc::sigaddset(&raw mut set, signal)))?;
+        }
+        match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) {
+            0 => {}
+            code => return Err(io::Error::from_raw_os_error(code)),
+        }
+        let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+        let descriptor = checked(c_long::from(libc::signalfd(-1, &raw const set, flags)))?;
+        Ok(File::from_raw_fd(descriptor as c_int))
+    }
 }
 
 impl KernelKey {
