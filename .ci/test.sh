@@ -21,5 +21,6 @@ cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 cargo test --workspace --locked
 .ci/guest.sh
+.ci/network.sh
 musl/check.sh
 .ci/fuzz.sh "${FUZZ_SECONDS:-10}"

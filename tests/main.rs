@@ -2,8 +2,10 @@
 
 mod cli;
 mod cluster;
+mod container;
 mod fuzz_seeds;
 mod guest;
+mod network;
 mod parity;
 mod processes;
 mod secrets;

@@ -58,7 +58,12 @@ impl Drop for Process {
 impl Process {
     /// Starts the program; its log has this level.
     pub(crate) fn start<T: AsRef<OsStr>>(args: &[T], level: &str) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hfl"));
+        Self::start_program(env!("CARGO_BIN_EXE_hfl"), args, level)
+    }
+
+    /// Starts a program that will be ours.
+    pub(crate) fn start_program<T: AsRef<OsStr>>(program: &str, args: &[T], level: &str) -> Self {
+        let mut command = Command::new(program);
         command.args(args).env("RUST_LOG", level).stdin(Stdio::null());
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start hfl");
@@ -88,6 +93,10 @@ impl Process {
         std::iter::from_fn(|| self.next_line())
             .find(|line| line.starts_with(prefix))
             .unwrap_or_else(|| panic!("ended without '{prefix}'"))
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Asks it to end, as a container's host does.
@@ -134,6 +143,11 @@ impl<'a> Cast<'a> {
 
     /// Starts a role with the usual options, changed by `more`; an empty value makes a switch.
     pub(crate) fn start(&self, role: &str, more: &[(&'static str, &str)]) -> Process {
+        Process::start(&self.words(role, more), "warn")
+    }
+
+    /// The arguments of a role.
+    pub(crate) fn words(&self, role: &str, more: &[(&'static str, &str)]) -> Vec<String> {
         let path = |path: PathBuf| path.to_str().expect("UTF-8").to_owned();
         let mut options = BTreeMap::from([
             ("--role", role.to_owned()),
@@ -154,7 +168,7 @@ impl<'a> Cast<'a> {
         let words = options.into_iter().flat_map(|(name, value)| {
             [Some(name.to_owned()), (!value.is_empty()).then_some(value)].into_iter().flatten()
         });
-        Process::start(&words.collect::<Vec<_>>(), "warn")
+        words.collect()
     }
 
     /// Runs to the end and returns ps0's hash.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
+use rustix::net::sockopt;
 
 use crate::limit::Limit;
 use crate::session::{Config, Ended, Session};
@@ -56,6 +57,8 @@ const LISTENER: Token = Token(0);
 const LINKS_MAX: usize = 256;
 /// Bytes read from a socket at a time.
 const INPUT_LEN: usize = 128 << 10;
+/// After so long without an answer of the other end's system a connection is broken.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Reads of one link before the others have their turn.
 const READS_MAX: usize = 16;
 
@@ -270,6 +273,7 @@ impl Net {
         address: SocketAddr,
         session: Session,
     ) -> io::Result<LinkId> {
+        notice_silence(&socket)?;
         let id = LinkId(self.next_id);
         self.next_id += 1;
         let interest = Interest::READABLE | Interest::WRITABLE;
@@ -278,6 +282,17 @@ impl Net {
         self.links.insert(id, link);
         Ok(id)
     }
+}
+
+/// Small messages go at once, and a host that vanished without a word is noticed: unanswered bytes and
+/// unanswered probes end the connection.
+fn notice_silence(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, SILENCE_MAX / 2)?;
+    sockopt::set_tcp_keepintvl(socket, SILENCE_MAX / 6)?;
+    sockopt::set_tcp_keepcnt(socket, 3)?;
+    Ok(sockopt::set_tcp_user_timeout(socket, SILENCE_MAX.as_millis() as u32)?)
 }
 
 impl Link {
