@@ -22,5 +22,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 cargo test --workspace --locked
 .ci/guest.sh
 .ci/network.sh
+.ci/image.sh
+.ci/deploy.sh
 musl/check.sh
 .ci/fuzz.sh "${FUZZ_SECONDS:-10}"

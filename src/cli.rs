@@ -10,6 +10,7 @@ use protocol::Role;
 use crate::bench;
 use crate::cifar::{Shard, Split};
 use crate::demo;
+use crate::doctor::{self, DoctorArgs};
 use crate::eval;
 use crate::failure::{Doing, Failure};
 use crate::job::{Algorithm, Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
@@ -22,7 +23,7 @@ use crate::secret::{self, SecretArgs, Service};
 use crate::store::Place;
 use crate::trust::{Attestation, TrustOptions};
 use crate::verify::{self, QuoteArgs, VerifyArgs};
-use crate::volumes::{self, LuksArgs};
+use crate::volumes::{self, LuksArgs, Size};
 
 /// Horizontal federated learning of ResNet-50 in attested processes.
 ///
@@ -48,6 +49,9 @@ pub struct Args {
     /// one host:port a worker; how many says how many workers [localhost:61002,localhost:61003]
     #[argh(option, default = "list(\"localhost:61002,localhost:61003\")")]
     worker_hosts: HostList,
+    /// number of workers, instead of a list of hosts that nobody dials
+    #[argh(option)]
+    workers: Option<usize>,
     /// directory with CIFAR-10 binary files [data]
     #[argh(option, default = "PathBuf::from(\"data\")")]
     data: PathBuf,
@@ -60,6 +64,9 @@ pub struct Args {
     /// encrypted volume to keep the model in, instead of --model-dir (hfl luks create)
     #[argh(option)]
     volume: Option<PathBuf>,
+    /// make the volume, of so many bytes (with K, M, G), if there is no such file
+    #[argh(option)]
+    create_volume: Option<Size>,
     /// file whose bytes are the volume's passphrase, - for stdin
     #[argh(option)]
     key_file: Option<PathBuf>,
@@ -154,6 +161,7 @@ pub struct Args {
 enum Command {
     Bench(BenchArgs),
     Demo(DemoArgs),
+    Doctor(DoctorArgs),
     Eval(EvalArgs),
     Luks(LuksArgs),
     Model(ModelArgs),
@@ -263,7 +271,14 @@ const THREADS_MAX: usize = 256;
 
 /// Comma-separated names.
 #[derive(Clone, Debug)]
-struct HostList(Vec<String>);
+pub(crate) struct HostList(pub(crate) Vec<String>);
+
+impl HostList {
+    /// A list of one.
+    pub(crate) fn one(host: &str) -> Self {
+        Self(vec![host.to_owned()])
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 enum ScheduleKind {
@@ -315,6 +330,15 @@ impl std::str::FromStr for IsaChoice {
     }
 }
 
+/// `--name=value` as the two words that it stands for.
+pub fn split_flag(word: &str) -> impl Iterator<Item = &str> {
+    let (name, value) = match word.split_once('=') {
+        Some((name, value)) if name.starts_with("--") => (name, Some(value)),
+        _ => (word, None),
+    };
+    std::iter::once(name).chain(value)
+}
+
 /// Runs what the arguments ask for.
 ///
 /// # Errors
@@ -326,6 +350,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
     match (args.command.take(), args.role) {
         (Some(Command::Bench(args)), _) => run_bench(&args),
         (Some(Command::Demo(args)), _) => run_demo(&args),
+        (Some(Command::Doctor(args)), _) => doctor::run(&args),
         (Some(Command::Eval(args)), _) => run_eval(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
         (Some(Command::Model(args)), _) => migrate::run(args),
@@ -338,14 +363,14 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
 }
 
 fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
-    let workers = args.worker_hosts.0.len();
+    let workers = args.workers.unwrap_or(args.worker_hosts.0.len());
     let within = |what: &str, value: usize, max: usize| {
         if (1..=max).contains(&value) {
             return Ok(());
         }
         Err(Failure::new(format!("{what} is {value}, expected 1 to {max}")))
     };
-    within("the number of --worker-hosts", workers, WORKERS_MAX.into())?;
+    within("the number of workers", workers, WORKERS_MAX.into())?;
     within("--threads", args.threads, THREADS_MAX)?;
     within("--batch-size", args.batch_size as usize, BATCH_MAX as usize)?;
     within("--epochs", args.epochs as usize, u32::MAX as usize)?;
@@ -369,7 +394,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
             stem: args.stem,
             precision: args.precision,
             conv: args.conv,
-            workers: u16::try_from(workers).doing("--worker-hosts")?,
+            workers: u16::try_from(workers).doing("--workers")?,
             batch_size: args.batch_size,
             epochs: args.epochs,
             steps: args.steps,
@@ -389,6 +414,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         place: Place {
             model_dir: args.model_dir,
             volume: args.volume,
+            create: args.create_volume.map(|size| size.0),
             key: KeySource { file: args.key_file, descriptor: args.key_fd },
             min_step: args.min_step,
         },
@@ -428,6 +454,7 @@ fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
     let place = Place {
         model_dir: args.model_dir.clone(),
         volume: args.volume.clone(),
+        create: None,
         key: KeySource { file: args.key_file.clone(), descriptor: args.key_fd },
         min_step: args.min_step,
     };

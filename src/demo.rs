@@ -111,7 +111,13 @@ fn seal(directory: &Path) -> Result<Place, Failure> {
     let size = luks::Options::new(VOLUME_LEN);
     volumes::create_volume(&volume, None, &size, &[key.read()?], true, true)
         .map_err(|error| volumes::explained(&volume, &error))?;
-    Ok(Place { model_dir: directory.join("worker0"), volume: Some(volume), key, min_step: 0 })
+    Ok(Place {
+        model_dir: directory.join("worker0"),
+        volume: Some(volume),
+        create: None,
+        key,
+        min_step: 0,
+    })
 }
 
 /// Writes the drawn images in CIFAR-10's format.

@@ -21,6 +21,7 @@ pub mod checkpoint;
 pub mod cifar;
 pub mod cli;
 pub mod demo;
+pub mod doctor;
 pub mod drawing;
 pub mod eval;
 pub mod failure;

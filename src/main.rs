@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args_os()
         .map(|word| word.into_string().unwrap_or_else(|odd| odd.to_string_lossy().into_owned()))
         .collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let words: Vec<&str> = words.iter().flat_map(|word| cli::split_flag(word)).collect();
     let args = match Args::from_args(&["hfl"], words.get(1..).unwrap_or_default()) {
         Ok(args) => args,
         Err(exit) if exit.status.is_ok() => {

@@ -7,6 +7,7 @@ use kernels::{Bf16, Isa, Pool};
 use crate::cifar::Batch;
 use crate::job::{Algorithm, Precision};
 use crate::network::Network;
+use crate::plan::Plan;
 use crate::resnet::ResNet;
 
 /// A network that trains.
@@ -43,6 +44,16 @@ impl Model {
             Precision::Fp32 => Self::Single(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
             Precision::Bf16 => Self::Half(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
         })
+    }
+
+    /// Bytes that a step takes, but for parameters and gradients; an eighth more for scratch memory.
+    pub fn memory_len(network: &Network, precision: Precision, batch_max: usize) -> usize {
+        let size = match precision {
+            Precision::Fp32 => size_of::<f32>(),
+            Precision::Bf16 => size_of::<Bf16>(),
+        };
+        let arena = Plan::new(network, batch_max).end() * size;
+        arena + arena / 8
     }
 
     /// See [`ResNet::step`].

@@ -36,6 +36,8 @@ pub struct Place {
     pub model_dir: PathBuf,
     /// An encrypted volume.
     pub volume: Option<PathBuf>,
+    /// Bytes of a volume that is made if there is none.
+    pub create: Option<u64>,
     /// What opens it.
     pub key: KeySource,
     /// Refuse a saved model of an earlier step: a host may have set the place back.
@@ -79,11 +81,30 @@ impl Place {
             None => Ok(Store::Directory(self.model_dir.clone())),
             Some(path) => {
                 let passphrase = passphrase()?;
+                if let Some(size) = self.create
+                    && !path.exists()
+                {
+                    create(path, size, &passphrase)?;
+                }
                 Store::volume(path, &passphrase, writable)
                     .map_err(|error| volumes::explained(path, &error))
             }
         }
     }
+}
+
+/// Makes a volume where there is none: complete before it gets its name, which is never taken from
+/// another file.
+fn create(path: &Path, size: u64, passphrase: &Passphrase) -> Result<(), Failure> {
+    let what = || format!("create {}", path.display());
+    let unfinished = PathBuf::from(format!("{}.new", path.display()));
+    let options = luks::Options::new(size);
+    let passphrases = std::slice::from_ref(passphrase);
+    let header = volumes::create_volume(&unfinished, None, &options, passphrases, true, true);
+    let header = header.doing(what())?;
+    fs::hard_link(&unfinished, path).and_then(|()| fs::remove_file(&unfinished)).doing(what())?;
+    log::info!("created {}, header id {}", path.display(), header.id());
+    Ok(())
 }
 
 /// Where a model is kept.

@@ -11,7 +11,7 @@ use luks::ext4::FileSystem;
 use luks::{Error, Header, KdfCost, Passphrase, Source, Volume, linux};
 use serde_json::{Value, json};
 
-pub use args::LuksArgs;
+pub use args::{LuksArgs, Size};
 
 use args::{Command, CreateArgs, DumpArgs, ExportArgs, MountArgs, OpenArgs, SealArgs, StatusArgs};
 use export::{CHUNK, copy, export_files, new_file};

@@ -26,6 +26,7 @@ fn usage_errors_exit_with_2_and_name_the_argument() {
     check(&["--role", "ps0", "--ps-hosts", "nowhere"], 2, &["nowhere", "host:port"]);
     check(&["--role", "ps0", "--isa", "neon"], 2, &["neon", "portable"]);
     check(&["bench", "--stem", "vgg"], 2, &["vgg", "imagenet or cifar"]);
+    check(&["bench", "--stem=vgg"], 2, &["vgg", "imagenet or cifar"]);
 }
 
 #[test]

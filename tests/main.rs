@@ -3,6 +3,7 @@
 mod cli;
 mod cluster;
 mod container;
+mod doctor;
 mod fuzz_seeds;
 mod guest;
 mod network;

@@ -87,6 +87,24 @@ fn volume(path: &Path, word: &str) {
     create_volume(path, None, &options, &[passphrase], false, true).expect("create");
 }
 
+/// Three releases, three refusals with their reasons.
+fn check_audit(audit: &str) {
+    let lines: Vec<serde_json::Value> =
+        audit.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let of = |event: &str| lines.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
+    let roles: Vec<&str> = of("released").iter().filter_map(|line| line["role"].as_str()).collect();
+    assert_eq!((roles.len(), of("loaded").len()), (3, 1), "{audit}");
+    assert!(["ps0", "worker0"].iter().all(|role| roles.contains(role)), "{roles:?}");
+    let reasons = of("refused");
+    let reasons: Vec<&str> = reasons.iter().filter_map(|line| line["reason"].as_str()).collect();
+    let expected = ["[measurement]", "[role]", "no such app id"];
+    assert_eq!(reasons.len(), expected.len(), "{reasons:?}");
+    assert!(
+        expected.iter().all(|part| reasons.iter().any(|why| why.contains(part))),
+        "{reasons:?}"
+    );
+}
+
 #[test]
 fn a_model_goes_from_attested_roles_to_a_trusted_node_and_to_nobody_else() {
     let dir = Dir::new("story");
@@ -151,20 +169,7 @@ fn a_model_goes_from_attested_roles_to_a_trusted_node_and_to_nobody_else() {
     for text in [&log, &audit] {
         assert!(!text.contains(WORD), "a secret in a log");
     }
-    let lines: Vec<serde_json::Value> =
-        audit.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-    let of = |event: &str| lines.iter().filter(|line| line["event"] == event).collect::<Vec<_>>();
-    let roles: Vec<&str> = of("released").iter().filter_map(|line| line["role"].as_str()).collect();
-    assert_eq!((roles.len(), of("loaded").len()), (3, 1), "{audit}");
-    assert!(["ps0", "worker0"].iter().all(|role| roles.contains(role)), "{roles:?}");
-    let reasons = of("refused");
-    let reasons: Vec<&str> = reasons.iter().filter_map(|line| line["reason"].as_str()).collect();
-    let expected = ["[measurement]", "[role]", "no such app id"];
-    assert_eq!(reasons.len(), expected.len(), "{reasons:?}");
-    assert!(
-        expected.iter().all(|part| reasons.iter().any(|why| why.contains(part))),
-        "{reasons:?}"
-    );
+    check_audit(&audit);
 
     // The service is gone.
     let late = [("--secret-wait", "2"), ("--linger", "0")];

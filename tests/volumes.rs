@@ -215,6 +215,7 @@ fn passphrases_come_from_files_descriptors_and_pipes_and_failures_say_what_to_tr
     let place = |file: &Path| Place {
         model_dir: dir.path("model"),
         volume: Some(path.clone()),
+        create: None,
         key: KeySource { file: Some(file.into()), descriptor: None },
         min_step: 0,
     };

@@ -242,7 +242,10 @@ pub(super) struct SealArgs {
 
 /// A number of bytes.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Size(pub(super) u64);
+pub struct Size(
+    /// The number.
+    pub u64,
+);
 
 impl std::str::FromStr for Size {
     type Err = String;

@@ -1,0 +1,65 @@
+//! What `hfl doctor` finds: nothing wrong with a host that is ready, and each thing that is not.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::cli::hfl;
+use crate::processes::{Cast, Dir};
+
+/// What it says of an item.
+#[track_caller]
+fn standing<'a>(findings: &'a Value, item: &str) -> (&'a str, &'a str) {
+    let all = findings.as_array().expect("a list");
+    let found = all.iter().find(|finding| finding["item"] == item);
+    let found = found.unwrap_or_else(|| panic!("nothing about {item}: {findings}"));
+    (found["standing"].as_str().expect("text"), found["found"].as_str().expect("text"))
+}
+
+fn doctor(args: &[&str]) -> (i32, Value) {
+    let output = hfl(&[&["doctor", "--json"], args].concat());
+    let findings = serde_json::from_slice(&output.stdout).expect("JSON");
+    (output.status.code().expect("an exit code"), findings)
+}
+
+#[test]
+fn a_host_that_is_ready_and_one_that_lacks_everything() {
+    let dir = Dir::new("doctor");
+    let cast = Cast::new(&dir, "model");
+    let ps0 = cast.start("ps0", &[("--json", "")]);
+    ps0.wait_for("{\"address\"");
+    let (data, from) = (dir.path("data"), cast.server());
+    let data = data.to_str().expect("UTF-8");
+    let sim = ["--attestation", "sim", "--batch-size", "4", "--data", data, "--ps-hosts", &from];
+    let (code, findings) = doctor(&sim);
+    assert_eq!(code, 0, "{findings}");
+    for item in ["clock", "cpu", "memory", "quote", "data", "volumes", "ps0"] {
+        assert_eq!(standing(&findings, item).0, "ok", "{findings}");
+    }
+    assert!(standing(&findings, "ps0").1.contains("attested"), "{findings}");
+    assert_eq!(standing(&findings, "tdx").0, "warning");
+    // The port of the server that runs is taken.
+    let (code, findings) = doctor(&[&sim[..], &["--role", "ps0"]].concat());
+    assert_eq!((code, standing(&findings, "port").0), (1, "failed"));
+    drop(ps0);
+
+    let (code, findings) = doctor(&sim);
+    assert_eq!((code, standing(&findings, "ps0").0), (0, "warning"), "{findings}");
+
+    let (broken, garbage) = (dir.path("policy.json"), dir.path("volume"));
+    fs::write(&broken, "{\"verify_mrtd\":\"on\"}").expect("write");
+    fs::write(&garbage, [7; 9000]).expect("write");
+    let text = |path: &std::path::PathBuf| path.to_str().expect("UTF-8").to_owned();
+    let (broken, garbage) = (text(&broken), text(&garbage));
+    let lacking = ["--data", "/nonexistent", "--policy", &broken, "--volume", &garbage];
+    let hosts = ["--ps-hosts", "no.such.host.invalid:1", "--batch-size", "4096", "--stem", "cifar"];
+    let (code, findings) = doctor(&[&lacking[..], &hosts].concat());
+    assert_eq!(code, 1);
+    for item in ["data", "policy", "volume", "ps0", "tdx", "quote", "collateral", "memory"] {
+        assert_eq!(standing(&findings, item).0, "failed", "{item}: {findings}");
+    }
+    let named = [("policy", "verify_mrtd"), ("ps0", "no.such.host"), ("data", "/nonexistent")];
+    for (item, part) in named {
+        assert!(standing(&findings, item).1.contains(part), "{findings}");
+    }
+}
