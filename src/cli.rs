@@ -21,7 +21,7 @@ use crate::roles;
 use crate::schedule::Schedule;
 use crate::secret::{self, SecretArgs, Service};
 use crate::store::Place;
-use crate::trust::{Attestation, TrustOptions};
+use crate::trust::{Attestation, Source, TrustOptions};
 use crate::verify::{self, QuoteArgs, VerifyArgs};
 use crate::volumes::{self, LuksArgs, Size};
 
@@ -130,12 +130,12 @@ pub struct Args {
     /// instruction set: auto, avx512, avx2 or portable [auto]
     #[argh(option, default = "IsaChoice(Isa::detect())")]
     isa: IsaChoice,
-    /// source of evidence: auto, tdx or sim [auto]
+    /// source of evidence: auto, tdx, coco or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
-    /// file with the collateral of a kind of platform, as often as needed
+    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
     #[argh(option)]
-    collateral: Vec<PathBuf>,
+    collateral: Vec<Source>,
     /// policy file that peers must satisfy; tdx needs one [sim: the same image as this one]
     #[argh(option)]
     policy: Option<PathBuf>,

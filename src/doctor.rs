@@ -14,7 +14,7 @@ use crate::failure::{Doing, Failure};
 use crate::job::{Precision, Stem};
 use crate::report::print;
 use crate::secret::Service;
-use crate::trust::{Attestation, TrustOptions};
+use crate::trust::{Attestation, Source, TrustOptions};
 
 /// Check this host for a role before its job: each thing is ok, a warning or failed, with what to do.
 #[derive(FromArgs, Debug)]
@@ -52,12 +52,12 @@ pub struct DoctorArgs {
     /// number format: fp32 or bf16 [fp32]
     #[argh(option, default = "Precision::Fp32")]
     pub(crate) precision: Precision,
-    /// source of evidence: auto, tdx or sim [auto]
+    /// source of evidence: auto, tdx, coco or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     pub(crate) attestation: Attestation,
-    /// file with the collateral of a kind of platform, as often as needed
+    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
     #[argh(option)]
-    pub(crate) collateral: Vec<PathBuf>,
+    pub(crate) collateral: Vec<Source>,
     /// policy file that peers must satisfy
     #[argh(option)]
     pub(crate) policy: Option<PathBuf>,

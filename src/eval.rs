@@ -95,7 +95,13 @@ fn largest(row: &[f32]) -> usize {
 
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "model       step {}, sha256:{}", self.step, self.parameters)?;
+        let of = match self.steps {
+            Some(steps) if steps == self.step => format!("the last of job {}", self.job),
+            Some(steps) => format!("of {steps} of job {}", self.job),
+            None => format!("of job {}", self.job),
+        };
+        writeln!(f, "model       step {} {of}", self.step)?;
+        writeln!(f, "parameters  sha256:{}", self.parameters)?;
         writeln!(f, "images      {} at {:.0} images/s", self.images, self.images_per_s)?;
         writeln!(f, "accuracy    {:.2} %\n", 100.0 * self.accuracy)?;
         write!(f, "{:10} {:>7} {:>8}   found as", "class", "images", "correct")?;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
-use luks::Source;
+use luks::Source as Volume;
 use protocol::{CHUNK_LEN_MAX, Ended, Event, LinkId, Message, Net, Over, Refusal, Role, Session};
 
 use crate::failure::{Doing, Failure};
@@ -21,7 +21,7 @@ use crate::report::print;
 use crate::roles::listen_address;
 use crate::store::Place;
 use crate::termination;
-use crate::trust::{Attestation, TrustOptions};
+use crate::trust::{Attestation, Source, TrustOptions};
 use crate::volumes;
 
 /// Longest wait for an event.
@@ -66,12 +66,12 @@ struct PullArgs {
     /// seconds to try for while the training runs or nobody answers [600]
     #[argh(option, default = "600")]
     wait: u64,
-    /// source of evidence: auto, tdx or sim [auto]
+    /// source of evidence: auto, tdx, coco or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
-    /// file with the collateral of a kind of platform, as often as needed
+    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
     #[argh(option)]
-    collateral: Vec<PathBuf>,
+    collateral: Vec<Source>,
     /// policy file that ps0 must satisfy; tdx needs one [sim: the same image as this one]
     #[argh(option)]
     policy: Option<PathBuf>,
@@ -93,12 +93,12 @@ struct ServeArgs {
     /// seconds to serve for [until it was fetched once]
     #[argh(option)]
     linger: Option<u64>,
-    /// source of evidence: auto, tdx or sim [auto]
+    /// source of evidence: auto, tdx, coco or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
-    /// file with the collateral of a kind of platform, as often as needed
+    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
     #[argh(option)]
-    collateral: Vec<PathBuf>,
+    collateral: Vec<Source>,
     /// policy file that nodes must satisfy; tdx needs one [sim: the same image as this one]
     #[argh(option)]
     policy: Option<PathBuf>,
@@ -133,7 +133,7 @@ pub fn run(args: ModelArgs) -> Result<(), Failure> {
 /// # Errors
 /// When it is no LUKS2 volume, somebody writes to it, or it cannot be read.
 pub fn serve(net: &mut Net, job: &[u8; 32], path: &Path, time: Duration) -> Result<(), Failure> {
-    let header = Source::new(path).read_header();
+    let header = Volume::new(path).read_header();
     let header = header.map_err(|error| volumes::explained(path, &error))?;
     let file = File::open(path).doing(path.display())?;
     file.try_lock_shared().map_err(io::Error::from).doing(path.display())?;
@@ -325,7 +325,7 @@ impl Receiving {
     fn keep(self, out: &Path) -> Result<(), Failure> {
         let len = self.len.unwrap_or(0);
         self.file.set_len(len).and_then(|()| self.file.sync_all()).doing(self.part.display())?;
-        let header = Source::new(&self.part).read_header();
+        let header = Volume::new(&self.part).read_header();
         let header = header.map_err(|error| volumes::explained(&self.part, &error))?;
         // A hard link does not overwrite what came to be there in between.
         fs::hard_link(&self.part, out).doing(out.display())?;

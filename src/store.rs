@@ -362,7 +362,8 @@ fn read_manifest(
     serde_json::from_str(&signed.manifest).map(Some).map_err(|_| damaged())
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
+/// The bytes that hexadecimal digits stand for.
+pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     text.as_bytes()
         .chunks(2)

@@ -1,14 +1,20 @@
 //! What options say about attestation: where our evidence comes from, and whom we trust.
 
+use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use protocol::dcap::Collateral;
-use protocol::{Attester, Config, ConfigfsTsm, Policy, Role, SimPlatform, Trust, Verifier};
+use luks::linux;
+
+use protocol::{
+    Attester, Authority, Config, ConfigfsTsm, GuestComponents, Host, Pccs, Policy, QuoteService,
+    Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier,
+};
 
 use crate::failure::{Doing, Failure};
+use crate::store::unhex;
 use crate::verify;
 
 /// Where evidence comes from.
@@ -16,8 +22,10 @@ use crate::verify;
 pub enum Attestation {
     /// What this machine has; never simulated.
     Auto,
-    /// Quotes of this TD from the kernel.
+    /// Quotes of this TD: from the kernel, or with the kernel's report from the host's quote service.
     Tdx,
+    /// Quotes of this TD from the guest components of Confidential Containers.
+    Coco,
     /// Simulated TDs under a public test root.
     Sim,
 }
@@ -30,7 +38,8 @@ impl FromStr for Attestation {
             "auto" => Ok(Self::Auto),
             "sim" => Ok(Self::Sim),
             "tdx" => Ok(Self::Tdx),
-            _ => Err("expected auto, tdx or sim".into()),
+            "coco" => Ok(Self::Coco),
+            _ => Err("expected auto, tdx, coco or sim".into()),
         }
     }
 }
@@ -40,8 +49,8 @@ impl FromStr for Attestation {
 pub struct TrustOptions {
     /// Source of evidence.
     pub attestation: Attestation,
-    /// Bundles with the collateral of peers' platforms.
-    pub collateral: Vec<PathBuf>,
+    /// Where the collateral of peers' platforms is: files, services, a folder to keep it in.
+    pub collateral: Vec<Source>,
     /// What peers must be; simulated TDs without it must be the same as this one.
     pub policy: Option<PathBuf>,
     /// What the simulated TD runs: a name in the place of an image, for tests of who is refused.
@@ -73,15 +82,21 @@ impl TrustOptions {
                 log::warn!("SIMULATED attestation: anybody can forge it; for tests and demos only");
                 Ok(Arc::new(self.simulated()))
             }
-            Attestation::Auto | Attestation::Tdx => match ConfigfsTsm::find() {
-                Some(tsm) => Ok(Arc::new(tsm)),
-                None => {
-                    let what = "no source of TDX evidence on this machine (no configfs-tsm)";
-                    Err(Failure::new(what).hint(
-                        "--attestation sim trains with simulated evidence, which protects nothing",
-                    ))
-                }
-            },
+            Attestation::Tdx => td().ok_or_else(|| {
+                Failure::new("no source of TDX evidence (no configfs-tsm, no /dev/tdx_guest)")
+                    .hint("Linux 6.7 or newer in a TD; in a container --attestation coco")
+            }),
+            Attestation::Coco => guest_components().ok_or_else(|| {
+                Failure::new("no attestation agent at 127.0.0.1:8006")
+                    .hint("agent.guest_components_rest_api=all in the guest's kernel parameters")
+            }),
+            Attestation::Auto => td().or_else(guest_components).ok_or_else(|| {
+                Failure::new(
+                    "no source of TDX evidence on this machine (no configfs-tsm, no \
+                     /dev/tdx_guest, no attestation agent of Confidential Containers)",
+                )
+                .hint("--attestation sim trains with simulated evidence, which protects nothing")
+            }),
         }
     }
 
@@ -97,19 +112,107 @@ impl TrustOptions {
             Failure::new("no policy to judge peers with")
                 .hint("--policy FILE; hfl quote --policy-template makes one to be checked")
         })?;
-        Ok(Verifier { trust: Trust::Hardware(self.collateral()?.into()), policy })
+        Ok(Verifier { trust: Trust::Hardware(Arc::new(self.shelf()?)), policy })
     }
 
     fn simulated(&self) -> SimPlatform {
         SimPlatform::with_td(clock(), &self.sim_image, false)
     }
 
-    fn collateral(&self) -> Result<Vec<Collateral>, Failure> {
+    /// Everything that the options name.
+    fn shelf(&self) -> Result<Shelf, Failure> {
         if self.collateral.is_empty() {
             return Err(Failure::new("no collateral to judge peers with")
-                .hint("--collateral FILE, once for each kind of platform"));
+                .hint("--collateral https://PCCS:8081 or a FILE, once for each kind of platform"));
         }
-        self.collateral.iter().map(|path| verify::collateral(path)).collect()
+        let (mut bundles, mut service, mut cache) = (Vec::new(), None, None);
+        for source in &self.collateral {
+            match source {
+                Source::File(path) if path.is_dir() => cache = Some(path.clone()),
+                Source::File(path) => bundles.push(verify::collateral(path)?),
+                Source::Service(address, authority) => {
+                    let pccs = Pccs::new(address, authority).doing(address)?;
+                    if service.replace(pccs).is_some() {
+                        return Err(Failure::new("--collateral names two services"));
+                    }
+                }
+            }
+        }
+        match (service, cache) {
+            (Some(service), cache) => Ok(Shelf::new(bundles).with_service(service, cache)),
+            (None, None) => Ok(Shelf::new(bundles)),
+            (None, Some(folder)) => Err(Failure::new(format!("{} is a folder", folder.display()))
+                .hint("a folder keeps what a service gives: --collateral https://PCCS:8081 too")),
+        }
+    }
+}
+
+/// A place that collateral comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A bundle, or a folder of them.
+    File(PathBuf),
+    /// A PCCS, or Intel's PCS, and whose certificate it may show.
+    Service(String, Authority),
+}
+
+impl Source {
+    /// Intel's own service.
+    pub fn intel() -> Self {
+        Self::Service("https://api.trustedservices.intel.com".into(), Authority::System)
+    }
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.starts_with("https://") {
+            return match text.contains("://") {
+                true => Err("expected https://HOST[:PORT][#SHA256 of its certificate]".into()),
+                false => Ok(Self::File(text.into())),
+            };
+        }
+        let (address, pin) = match text.split_once('#') {
+            None => (text, None),
+            Some((address, pin)) => (address, Some(pin)),
+        };
+        Url::parse(address)?;
+        let pinned = |pin: &str| {
+            let bytes = unhex(&pin.replace(':', "")).and_then(|bytes| bytes.try_into().ok());
+            bytes.map(Authority::Pinned).ok_or("after '#': the certificate's SHA-256, 64 digits")
+        };
+        let authority = pin.map_or(Ok(Authority::System), pinned)?;
+        Ok(Self::Service(address.into(), authority))
+    }
+}
+
+/// The kernel's interface for quotes, else its interface for reports and the host's service.
+fn td() -> Option<Arc<dyn Attester>> {
+    match ConfigfsTsm::find() {
+        Some(tsm) => Some(Arc::new(tsm)),
+        None => linux::has_tdx_device().then(|| Arc::new(QuoteService::new(TdxDevice)) as _),
+    }
+}
+
+fn guest_components() -> Option<Arc<dyn Attester>> {
+    GuestComponents::find().map(|agent| Arc::new(agent) as _)
+}
+
+/// Where the quote service of a host listens, and how long it may take.
+const QGS_PORT: u32 = 4050;
+const QGS_WAIT: Duration = Duration::from_secs(30);
+
+/// `/dev/tdx_guest`, and vsock to the host.
+struct TdxDevice;
+
+impl Host for TdxDevice {
+    fn report(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
+        linux::tdx_report(report_data)
+    }
+
+    fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(linux::vsock_to_host(QGS_PORT, QGS_WAIT)?))
     }
 }
 

@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
 use protocol::dcap::{self, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
-use protocol::{Body, Policy, Quote, Rejection, TdReport};
+use protocol::{Body, Pccs, Policy, Quote, Rejection, TdReport};
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
 use crate::failure::{Doing, Failure};
 use crate::params::hex;
 use crate::report::print;
+use crate::trust::{Attestation, Source, TrustOptions};
 
 /// Judge a quote offline: signatures, certificates, revocation, patch levels, rules.
 #[derive(FromArgs, Debug)]
@@ -27,9 +28,12 @@ pub struct VerifyArgs {
     /// file with the quote
     #[argh(option)]
     quote: PathBuf,
-    /// file with the collateral: one JSON object, as dcap-qvl writes it
+    /// collateral: file (one JSON object, as dcap-qvl writes it), or https://PCCS:8081[#SHA256] [Intel's]
+    #[argh(option, default = "Source::intel()")]
+    collateral: Source,
+    /// file to write the collateral to, for later without a network
     #[argh(option)]
-    collateral: PathBuf,
+    fetch: Option<PathBuf>,
     /// time to judge at, RFC 3339 in UTC or seconds since 1970 [now]
     #[argh(option, from_str_fn(instant))]
     at: Option<u64>,
@@ -50,13 +54,24 @@ pub struct VerifyArgs {
     explain: bool,
 }
 
-/// Show what a quote says, without judging it.
+/// Show what a quote of this TD or in a file says, without judging it.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "quote", example = "{command_name} --quote quote.bin --policy-template")]
+#[argh(
+    subcommand,
+    name = "quote",
+    example = "{command_name} --out quote.bin",
+    example = "{command_name} --quote quote.bin --policy-template"
+)]
 pub struct QuoteArgs {
-    /// file with the quote
+    /// file with the quote [a quote of this TD over zeros]
     #[argh(option)]
-    quote: PathBuf,
+    quote: Option<PathBuf>,
+    /// source of evidence: auto, tdx, coco or sim [auto]
+    #[argh(option, default = "Attestation::Auto")]
+    attestation: Attestation,
+    /// file to write the quote to
+    #[argh(option)]
+    out: Option<PathBuf>,
     /// print a policy file that accepts TDs like this one
     #[argh(switch)]
     policy_template: bool,
@@ -81,7 +96,6 @@ struct Outcome {
 /// When files cannot be read, and when the quote is refused.
 pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let quote = read(&args.quote)?;
-    let collateral = read(&args.collateral)?;
     let root = match &args.root {
         None => dcap::INTEL_ROOT,
         Some(path) => {
@@ -90,6 +104,11 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
         }
     };
     let now = args.at.unwrap_or_else(now);
+    let collateral = collateral_of(&args.collateral, &quote, &root, now)?;
+    if let Some(path) = &args.fetch {
+        fs::write(path, &collateral).doing(path.display())?;
+        log::info!("the collateral is in {}", path.display());
+    }
     let mut policy = match &args.policy {
         Some(path) => policy(path)?,
         None => Policy::default(),
@@ -109,12 +128,48 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     }
 }
 
+/// Collateral as a file has it, or as a service gives it for this quote.
+fn collateral_of(
+    source: &Source,
+    quote: &[u8],
+    root: &[u8; 32],
+    now: u64,
+) -> Result<Vec<u8>, Failure> {
+    let (address, authority) = match source {
+        Source::File(path) => return read(path),
+        Source::Service(address, authority) => (address, authority),
+    };
+    let origin = Quote::parse(quote)
+        .map_err(|error| error.to_string())
+        .and_then(|quote| dcap::origin(&quote, root, now).map_err(|fault| fault.to_string()))
+        .doing("no collateral is asked for")?;
+    let fetched = Pccs::new(address, authority).doing(address)?.fetch(&origin);
+    let fetched = fetched.map_err(|error| format!("[{}] {error}", error.code()));
+    Ok(fetched.doing(address)?.encode().into_bytes())
+}
+
 /// Shows a quote's measurements, or a policy made of them.
 ///
 /// # Errors
 /// When the file is no quote.
 pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
-    let quote = Quote::parse(&read(&args.quote)?).doing(args.quote.display())?;
+    let (bytes, name) = match &args.quote {
+        Some(path) => (read(path)?, path.display().to_string()),
+        None => {
+            let trust = TrustOptions {
+                attestation: args.attestation,
+                collateral: Vec::new(),
+                policy: None,
+                sim_image: TrustOptions::SIM_IMAGE.into(),
+            };
+            let quote = trust.attester()?.quote(&[0; 64]).doing("quote of this TD")?;
+            (quote, "quote of this TD".into())
+        }
+    };
+    let quote = Quote::parse(&bytes).doing(name)?;
+    if let Some(path) = &args.out {
+        fs::write(path, &bytes).doing(path.display())?;
+    }
     if args.policy_template {
         return print(&Policy::template(quote.td().doing("a policy is for TDs")?));
     }

@@ -14,6 +14,8 @@ const WORLDS: [(&str, &[&str]); 8] = [
         "rustls::",
         &[
             "protocol/src/dcap/pki.rs",
+            "protocol/src/http.rs",
+            "protocol/src/pccs.rs",
             "protocol/src/session.rs",
             "protocol/src/session/ended.rs",
             "protocol/src/tls.rs",

@@ -156,3 +156,23 @@ fn a_role_refuses_peers_that_its_policy_does_not_list() {
         cast.start("worker0", &[("--policy", broken.to_str().expect("UTF-8"))]).end();
     assert!(code == 1 && stderr.contains("verify_mrtd"), "{stderr}");
 }
+
+#[test]
+fn services_of_collateral_are_named_when_they_do_not_answer() {
+    let dir = std::env::temp_dir().join(format!("hfl-quote-{}", std::process::id()));
+    let out = dir.to_str().expect("UTF-8");
+    let made = hfl(&["quote", "--attestation", "sim", "--out", out]);
+    assert!(made.status.success() && std::fs::metadata(&dir).is_ok_and(|file| file.len() > 1000));
+    for (service, code, part) in [
+        ("https://localhost:1#00", 2, "64 digits"),
+        ("ftp://localhost", 2, "https://HOST"),
+        // A simulated quote is not worth asking anybody about.
+        ("https://localhost:1", 1, "no collateral is asked for"),
+    ] {
+        let output = hfl(&["verify", "--quote", out, "--collateral", service]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    std::fs::remove_file(&dir).expect("remove");
+}

@@ -1,4 +1,4 @@
-//! Sockets, timers, mio: drives sessions. The only file of this crate that blocks.
+//! Sockets, timers, mio: drives sessions.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};

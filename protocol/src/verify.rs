@@ -11,18 +11,20 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
-use crate::dcap::{self, Collateral, Fault, Item, Problem, Shortcoming};
+use crate::coco;
+use crate::dcap::{self, Fault, Item, Problem, Shortcoming};
 use crate::hex::Hex;
 use crate::message::Role;
 use crate::policy::Policy;
 use crate::quote::{Quote, QuoteError, TdReport};
+use crate::shelf::Shelf;
 use crate::sim;
 
 /// Whose signature makes a platform real.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// Intel's root, and what Intel publishes about the platforms that may take part.
-    Hardware(Arc<[Collateral]>),
+    Hardware(Arc<Shelf>),
     /// The public test root: anybody can make such quotes.
     Simulated,
 }
@@ -181,40 +183,19 @@ impl Verifier {
                 verify_simulated(&quote, now)?;
                 None
             }
-            Trust::Hardware(collateral) => {
-                let verdict = verify_hardware(&quote, collateral, now)?;
+            Trust::Hardware(shelf) => {
+                let verdict = shelf.judge(&quote, now)?;
                 self.policy.check_platform(&verdict, now)?;
                 Some(Box::new(verdict))
             }
         };
         self.policy.check(&report, role)?;
-        if report.report_data != *report_data {
+        let bound = [*report_data, coco::digits(report_data)];
+        if !bound.contains(&report.report_data) {
             return Err(Rejection::ReportData);
         }
         Ok(Verdict { report, platform })
     }
-}
-
-/// The verdict with the collateral that is of this platform.
-fn verify_hardware(
-    quote: &Quote,
-    collateral: &[Collateral],
-    now: u64,
-) -> Result<dcap::Verdict, Rejection> {
-    let of_another = |fault: &Fault| {
-        matches!(fault, Fault { item: Item::TcbInfo, problem: Problem::Mismatch(_) })
-    };
-    let mut refused = None;
-    for collateral in collateral {
-        match dcap::verify(quote, collateral, &dcap::INTEL_ROOT, now) {
-            Ok(verdict) => return Ok(verdict),
-            // A fault of this platform's own collateral says more than that of another's.
-            Err(fault) if refused.as_ref().is_none_or(of_another) => refused = Some(fault),
-            Err(_) => {}
-        }
-    }
-    let missing = || Fault { item: Item::Collateral, problem: Problem::Missing("any platform") };
-    Err(refused.unwrap_or_else(missing).into())
 }
 
 /// Most certificates of a chain.

@@ -6,19 +6,20 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kernels::Isa;
-use luks::Source;
-use protocol::dcap::{self, date};
-use protocol::{Attester, Ended, Net, Quote, Role};
+use luks::Source as Volume;
+use protocol::dcap::{self, Collateral, date};
+use protocol::{Attester, Authority, Ended, Net, Pccs, Quote, Role};
 
 use super::{DoctorArgs, Finding};
 use crate::bench;
 use crate::cifar::{CLASS_NAMES, CLASSES, Dataset, Split};
+use crate::failure::{Doing, Failure};
 use crate::job::{Algorithm, Precision};
 use crate::model::Model;
 use crate::network::Network;
 use crate::params::hex;
 use crate::roles::listen_address;
-use crate::trust::{Attestation, clock};
+use crate::trust::{Attestation, Source, clock};
 use crate::verify;
 
 /// Longest wait for a connection, and for its attestation.
@@ -158,12 +159,12 @@ fn available() -> Option<u64> {
 fn tdx(args: &DoctorArgs) -> Finding {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let is_td = flags.split_whitespace().any(|flag| flag == "tdx_guest");
-    let interface = Path::new("/sys/kernel/config/tsm/report").is_dir();
+    let interface = args.trust().attester().map(|attester| attester.name());
     match (is_td, interface) {
-        (true, true) => Finding::ok("tdx", "a TD, with configfs-tsm"),
-        (true, false) => Finding::failed(
+        (true, Ok(name)) => Finding::ok("tdx", format!("a TD; evidence from {name}")),
+        (true, Err(_)) => Finding::failed(
             "tdx",
-            "a TD, but no configfs-tsm",
+            "a TD, but nothing that gives quotes",
             "mount -t configfs none /sys/kernel/config; Linux 6.7 or newer, CONFIG_TDX_GUEST_DRIVER",
         ),
         (false, _) if args.attestation == Attestation::Sim => {
@@ -229,11 +230,28 @@ fn collateral(args: &DoctorArgs, quote: Option<&Quote>) -> Vec<Finding> {
         let found = "no --collateral to judge peers with";
         return vec![Finding::failed(ITEM, found, "a file for each kind of platform")];
     }
-    let check = |path: &std::path::PathBuf| {
-        let name = path.display();
-        let bundle = match verify::collateral(path) {
+    let check = |source: &Source| {
+        let (name, bundle) = match source {
+            Source::File(path) if path.is_dir() => {
+                return match is_writable(path) {
+                    true => Finding::ok(ITEM, format!("{}: to keep it in", path.display())),
+                    false => {
+                        let found = format!("{}: cannot be written", path.display());
+                        Finding::warning(ITEM, found, "every start will ask the service again")
+                    }
+                };
+            }
+            Source::File(path) => (path.display().to_string(), verify::collateral(path)),
+            Source::Service(address, authority) => {
+                (address.clone(), fetched(address, authority, quote))
+            }
+        };
+        let bundle = match bundle {
             Ok(bundle) => bundle,
-            Err(failure) => return Finding::failed(ITEM, first_line(&failure), "fetch it again"),
+            Err(failure) => {
+                let advice = "fetch the file again; is the PCCS up, its certificate the right one?";
+                return Finding::failed(ITEM, first_line(&failure), advice);
+            }
         };
         let Some(quote) = quote else {
             return Finding::warning(ITEM, format!("{name}: parsed only"), "needs a quote to try");
@@ -255,6 +273,23 @@ fn collateral(args: &DoctorArgs, quote: Option<&Quote>) -> Vec<Finding> {
     args.collateral.iter().map(check).collect()
 }
 
+/// Whether files can be made in a folder.
+fn is_writable(folder: &Path) -> bool {
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// The collateral of this platform from a service.
+fn fetched(
+    address: &str,
+    authority: &Authority,
+    quote: Option<&Quote>,
+) -> Result<Collateral, Failure> {
+    let quote =
+        quote.ok_or_else(|| Failure::new(format!("{address}: needs a quote to ask with")))?;
+    let origin = dcap::origin(quote, &dcap::INTEL_ROOT, clock()).doing(address)?;
+    Pccs::new(address, authority).doing(address)?.fetch(&origin).doing(address)
+}
+
 fn kernel_volumes() -> Finding {
     let opens = |path: &str| File::options().read(true).write(true).open(path).is_ok();
     let found = match (opens("/dev/mapper/control"), opens("/dev/loop-control")) {
@@ -266,7 +301,7 @@ fn kernel_volumes() -> Finding {
 
 fn volume(path: &Path) -> Finding {
     const ITEM: &str = "volume";
-    match Source::new(path).read_header() {
+    match Volume::new(path).read_header() {
         Ok(header) if header.has_mac() => {
             Finding::ok(ITEM, format!("{}: header id {}", path.display(), header.id()))
         }

@@ -8,7 +8,7 @@ use protocol::Role;
 
 use super::Service;
 use crate::passphrase::KeySource;
-use crate::trust::{Attestation, TrustOptions};
+use crate::trust::{Attestation, Source, TrustOptions};
 
 /// Give out passphrases of volumes to attested peers, or ask for one.
 #[derive(FromArgs, Debug)]
@@ -63,12 +63,12 @@ pub(super) struct ServeArgs {
     /// connections a minute from one address [60]
     #[argh(option, default = "60")]
     pub(super) rate: u32,
-    /// source of evidence: auto, tdx or sim [auto]
+    /// source of evidence: auto, tdx, coco or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     pub(super) attestation: Attestation,
-    /// file with the collateral of a kind of platform, as often as needed
+    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
     #[argh(option)]
-    pub(super) collateral: Vec<PathBuf>,
+    pub(super) collateral: Vec<Source>,
     /// policy file that peers must satisfy; tdx needs one [sim: the same image as this one]
     #[argh(option)]
     pub(super) policy: Option<PathBuf>,
@@ -111,12 +111,12 @@ pub(super) struct GetArgs {
     /// file to create, readable by its owner only [stdout]
     #[argh(option)]
     pub(super) out: Option<PathBuf>,
-    /// source of evidence: auto, tdx or sim [auto]
+    /// source of evidence: auto, tdx, coco or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     pub(super) attestation: Attestation,
-    /// file with the collateral of a kind of platform, as often as needed
+    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
     #[argh(option)]
-    pub(super) collateral: Vec<PathBuf>,
+    pub(super) collateral: Vec<Source>,
     /// policy file that the service must satisfy; tdx needs one [sim: the same image as this one]
     #[argh(option)]
     pub(super) policy: Option<PathBuf>,

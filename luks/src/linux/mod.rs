@@ -8,6 +8,7 @@
 //! into a table: what the allow-list passed is written from constants. The key goes through the thread
 //! keyring, where the kernel permits it, and is unlinked at once. Nothing is left of a failure.
 
+mod guest;
 mod loop_device;
 mod mapper;
 mod node;
@@ -23,6 +24,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::mount::{MountFlags, UnmountFlags, mount as mount_system, unmount as unmount_system};
 use zeroize::Zeroizing;
 
+pub use guest::{has_tdx_device, tdx_report, vsock_to_host};
 pub use mapper::Device;
 pub use termination::Termination;
 

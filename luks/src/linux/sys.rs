@@ -1,4 +1,4 @@
-//! System calls that have no safe wrapper: ioctls, the kernel keyring, memory locking, signals.
+//! System calls that have no safe wrapper: ioctls, the kernel keyring, memory locking, signals, vsock.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_int, c_long};
@@ -6,6 +6,9 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::time::Duration;
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// The keyring of the calling thread: gone with it.
 const KEY_SPEC_THREAD_KEYRING: c_long = -1;
@@ -60,6 +63,30 @@ pub(super) fn signal_descriptor(signals: &[c_int]) -> io::Result<File> {
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         let descriptor = checked(c_long::from(libc::signalfd(-1, &raw const set, flags)))?;
         Ok(File::from_raw_fd(descriptor as c_int))
+    }
+}
+
+/// A stream socket to `port` of the host, by way of the hypervisor; reads and writes end after `wait`.
+pub(super) fn connect_to_host(port: u32, wait: Duration) -> io::Result<File> {
+    // SAFETY: the descriptor is new, so the file is its only owner. The address is a plain structure that
+    // lives through the call, which reads as many bytes as it is told to.
+    unsafe {
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
+        let descriptor = checked(c_long::from(libc::socket(libc::AF_VSOCK, kind, 0)))?;
+        let file = File::from_raw_fd(descriptor as c_int);
+        for direction in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&file, direction, Some(wait))?;
+        }
+        let mut address: libc::sockaddr_vm = std::mem::zeroed();
+        address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+        address.svm_port = port;
+        address.svm_cid = libc::VMADDR_CID_HOST;
+        checked(c_long::from(libc::connect(
+            file.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_vm>() as libc::socklen_t,
+        )))?;
+        Ok(file)
     }
 }
 

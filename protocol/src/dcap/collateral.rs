@@ -1,12 +1,12 @@
 //! Collateral: what Intel publishes about a kind of platform, as signed JSON, parsed into types once.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::fault::{Fault, Item, Problem};
 use super::pck::Platform;
 use super::pki::{Certificate, check_dates};
 use super::tcb::{Component, Rating, Shortfall, Status};
-use crate::hex;
+use crate::hex::{self, Hex};
 use crate::quote::{Body, QE_REPORT_LEN, TdReport};
 
 /// Largest bundle, and largest document in it.
@@ -38,7 +38,7 @@ pub struct Collateral {
 }
 
 /// The bundle's file format: JSON in the shape that `dcap-qvl` made usual.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct Bundle {
     tcb_info_issuer_chain: String,
     tcb_info: String,
@@ -73,6 +73,23 @@ impl Collateral {
             qe_identity_issuer_chain: bundle.qe_identity_issuer_chain.into_bytes(),
             qe_identity: bundle.qe_identity.into_bytes(),
         })
+    }
+
+    /// The bundle that reads back as this.
+    pub fn encode(&self) -> String {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let digits = |bytes: &[u8]| Hex(bytes).to_string();
+        let bundle = Bundle {
+            tcb_info_issuer_chain: text(&self.tcb_info_issuer_chain),
+            tcb_info: text(&self.tcb_info),
+            tcb_info_signature: digits(&self.tcb_info_signature),
+            qe_identity_issuer_chain: text(&self.qe_identity_issuer_chain),
+            qe_identity: text(&self.qe_identity),
+            qe_identity_signature: digits(&self.qe_identity_signature),
+            root_ca_crl: digits(&self.root_ca_crl),
+            pck_crl: digits(&self.pck_crl),
+        };
+        serde_json::to_string_pretty(&bundle).expect("plain text")
     }
 }
 

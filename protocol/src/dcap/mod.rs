@@ -82,14 +82,7 @@ pub fn verify(
     now: u64,
 ) -> Result<Verdict, Fault> {
     let chain = Certificate::parse_chain(&quote.chain, Item::PckChain)?;
-    let [leaf, intermediate, anchor] = pki::pck_chain(&chain)?;
-    if anchor.sha256() != *root {
-        return Err(Fault::new(Item::Root, Problem::Untrusted));
-    }
-    anchor.check_dates(now, Item::Root)?;
-    anchor.check_signature(anchor, Item::Root)?;
-    intermediate.check_issued_by(anchor, now, Item::Intermediate)?;
-    leaf.check_issued_by(intermediate, now, Item::Pck)?;
+    let [leaf, intermediate, anchor] = trusted_chain(&chain, root, now)?;
     let roots = RevocationList::parse(&collateral.root_ca_crl, Item::RootCrl)?;
     roots.check(anchor, now, Item::RootCrl)?;
     let leaves = RevocationList::parse(&collateral.pck_crl, Item::PckCrl)?;
@@ -123,6 +116,50 @@ pub fn verify(
             .unwrap_or(0),
     ];
     Ok(verdict)
+}
+
+/// Leaf, intermediate and root of a quote's chain, each issued by the next, up to the trusted root.
+fn trusted_chain<'a>(
+    chain: &'a [Certificate],
+    root: &[u8; 32],
+    now: u64,
+) -> Result<[&'a Certificate; 3], Fault> {
+    let [leaf, intermediate, anchor] = pki::pck_chain(chain)?;
+    if anchor.sha256() != *root {
+        return Err(Fault::new(Item::Root, Problem::Untrusted));
+    }
+    anchor.check_dates(now, Item::Root)?;
+    anchor.check_signature(anchor, Item::Root)?;
+    intermediate.check_issued_by(anchor, now, Item::Intermediate)?;
+    leaf.check_issued_by(intermediate, now, Item::Pck)?;
+    Ok([leaf, intermediate, anchor])
+}
+
+/// What says which collateral a quote needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Origin {
+    /// Family, model, stepping, platform type.
+    pub fmspc: [u8; 6],
+    /// Certified by Intel's platform CA, else by its processor CA.
+    pub is_platform_ca: bool,
+    /// A TD, else an enclave.
+    pub is_tdx: bool,
+}
+
+/// Where a quote comes from: its signatures and certificates are genuine, its platform is not judged yet.
+///
+/// # Errors
+/// The first thing that is wrong.
+pub fn origin(quote: &Quote, root: &[u8; 32], now: u64) -> Result<Origin, Fault> {
+    let chain = Certificate::parse_chain(&quote.chain, Item::PckChain)?;
+    let [leaf, intermediate, _] = trusted_chain(&chain, root, now)?;
+    verify_signatures(quote, leaf)?;
+    let name = intermediate.common_name().unwrap_or_default();
+    Ok(Origin {
+        fmspc: Platform::parse(leaf)?.fmspc,
+        is_platform_ca: name.contains("Platform"),
+        is_tdx: matches!(quote.body, Body::Td(_)),
+    })
 }
 
 /// Platform, module and quoting enclave together, at launch and now.
@@ -203,4 +240,4 @@ pub(crate) use collateral::fuzz as fuzz_documents;
 pub(crate) use pki::fuzz as fuzz_certificates;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

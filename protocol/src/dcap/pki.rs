@@ -69,7 +69,7 @@ impl Certificate {
         Some(found.extn_value.as_bytes())
     }
 
-    fn common_name(&self) -> Option<String> {
+    pub(super) fn common_name(&self) -> Option<String> {
         let names = self.parsed.tbs_certificate.subject.0.iter();
         let name = names.flat_map(|name| name.0.iter()).find(|part| part.oid == COMMON_NAME)?;
         std::str::from_utf8(name.value.value()).ok().map(str::to_owned)

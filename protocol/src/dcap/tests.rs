@@ -4,11 +4,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::*;
-use crate::{Policy, Rejection, Trust, Verifier};
+use crate::{Policy, Rejection, Shelf, Trust, Verifier};
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON")
@@ -117,7 +118,7 @@ fn rule_differences(
 }
 
 /// A real case: its quote and its collateral, from a folder of cases.
-fn real(folder: &Path, case: &Value) -> (Vec<u8>, Collateral) {
+pub(crate) fn real(folder: &Path, case: &Value) -> (Vec<u8>, Collateral) {
     let read = |key: &str| {
         let file = case[key].as_str().expect("a file");
         std::fs::read(folder.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"))
@@ -256,7 +257,7 @@ fn the_verifier_of_sessions_takes_real_quotes_with_the_collateral_of_their_platf
     let now = cases[1]["now_unix"].as_u64().expect("a time");
     let report = *Quote::parse(&bytes).expect("a quote").td().expect("a TD");
     let judge = |collateral: &[Collateral], policy: Policy, data: &[u8; 64], now| {
-        let trust = Trust::Hardware(collateral.to_vec().into());
+        let trust = Trust::Hardware(Arc::new(Shelf::new(collateral.to_vec())));
         Verifier { trust, policy }.verify(&bytes, data, None, now)
     };
     let policy = || Policy::same_as(&report);
@@ -275,8 +276,10 @@ fn the_verifier_of_sessions_takes_real_quotes_with_the_collateral_of_their_platf
     assert!(matches!(late, Rejection::Dcap(_)), "{late}");
     let simulated = crate::SimPlatform::new(now);
     let forged = crate::Attester::quote(&simulated, &[1; 64]).expect("a simulated quote");
-    let verifier =
-        Verifier { trust: Trust::Hardware(both.to_vec().into()), policy: Policy::default() };
+    let verifier = Verifier {
+        trust: Trust::Hardware(Arc::new(Shelf::new(both.to_vec()))),
+        policy: Policy::default(),
+    };
     let forged = verifier.verify(&forged, &[1; 64], None, now).expect_err("another root");
     assert!(
         forged.to_string().contains("root-untrusted") || forged.to_string().contains("pck"),

@@ -1,0 +1,135 @@
+//! Collateral that is at hand, and where more is to be had: files, a cache in a folder, a service.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::dcap::{self, Collateral, Fault, Item, Origin, Problem, Verdict};
+use crate::hex::Hex;
+use crate::pccs::{FetchError, Pccs};
+use crate::quote::Quote;
+use crate::verify::Rejection;
+
+/// Most kinds of platforms that a service is asked about: more take no part in a job.
+const ORIGINS_MAX: usize = 64;
+/// Pause between two requests about one kind of platform.
+const PAUSE: Duration = Duration::from_secs(60);
+/// Collateral that ends so soon, in seconds, is fetched again while the old still serves.
+const ENDS_SOON: u64 = 2 * 86400;
+
+/// Collateral of the platforms that may take part.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    bundles: Mutex<Vec<Arc<Collateral>>>,
+    service: Option<Pccs>,
+    cache: Option<PathBuf>,
+    asked: Mutex<BTreeMap<Origin, Instant>>,
+}
+
+impl Shelf {
+    /// Only what is there, and no network.
+    pub fn new(bundles: Vec<Collateral>) -> Self {
+        let bundles = bundles.into_iter().map(Arc::new).collect();
+        Self { bundles: Mutex::new(bundles), ..Self::default() }
+    }
+
+    /// What is missing or over is fetched from a service, and kept in a folder if there is one.
+    #[must_use]
+    pub fn with_service(mut self, service: Pccs, cache: Option<PathBuf>) -> Self {
+        if let Some(folder) = &cache {
+            let files = fs::read_dir(folder).into_iter().flatten().flatten();
+            let texts = files.filter_map(|file| fs::read(file.path()).ok());
+            // A file that is none is fetched again.
+            let found = texts.filter_map(|text| Collateral::parse(&text).ok());
+            self.bundles().extend(found.map(Arc::new));
+        }
+        self.service = Some(service);
+        self.cache = cache;
+        self
+    }
+
+    /// The verdict on a quote with the collateral of its platform.
+    ///
+    /// # Errors
+    /// The fault that says most.
+    pub(crate) fn judge(&self, quote: &Quote, now: u64) -> Result<Verdict, Rejection> {
+        let judged = self.judge_offline(quote, now);
+        let outdated = match &judged {
+            Ok(verdict) => verdict.valid[1] < now.saturating_add(ENDS_SOON),
+            Err(fault) => is_lack(fault),
+        };
+        if !outdated || self.service.is_none() {
+            return judged.map_err(Rejection::from);
+        }
+        // What is wrong with the quote itself says more; and only genuine platforms make us ask.
+        let origin = dcap::origin(quote, &dcap::INTEL_ROOT, now)?;
+        match self.refresh(origin) {
+            Ok(true) => self.judge_offline(quote, now).map_err(Rejection::from),
+            Ok(false) => judged.map_err(Rejection::from),
+            Err(error) => {
+                log::warn!("collateral [{}]: {error}", error.code());
+                judged.map_err(Rejection::from)
+            }
+        }
+    }
+
+    fn judge_offline(&self, quote: &Quote, now: u64) -> Result<Verdict, Fault> {
+        let of_another = |fault: &Fault| {
+            matches!(fault, Fault { item: Item::TcbInfo, problem: Problem::Mismatch(_) })
+        };
+        let mut refused = None;
+        let bundles = self.bundles().clone();
+        for bundle in bundles.iter().rev() {
+            match dcap::verify(quote, bundle, &dcap::INTEL_ROOT, now) {
+                Ok(verdict) => return Ok(verdict),
+                // A fault of this platform's own collateral says more than that of another's.
+                Err(fault) if refused.as_ref().is_none_or(of_another) => refused = Some(fault),
+                Err(_) => {}
+            }
+        }
+        let missing = Fault { item: Item::Collateral, problem: Problem::Missing("any platform") };
+        Err(refused.unwrap_or(missing))
+    }
+
+    /// Fetches the collateral of a kind of platform; `false` when that was tried a moment ago.
+    fn refresh(&self, origin: Origin) -> Result<bool, FetchError> {
+        let Some(service) = &self.service else { return Ok(false) };
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let full = asked.len() >= ORIGINS_MAX && !asked.contains_key(&origin);
+            if full || asked.get(&origin).is_some_and(|at| at.elapsed() < PAUSE) {
+                return Ok(false);
+            }
+            asked.insert(origin, Instant::now());
+        }
+        let fetched = service.fetch(&origin)?;
+        if let Some(folder) = &self.cache {
+            let kind = if origin.is_tdx { "tdx" } else { "sgx" };
+            let path = folder.join(format!("{kind}-{}.json", Hex(&origin.fmspc)));
+            if let Err(error) = fs::write(&path, fetched.encode()) {
+                log::warn!("{}: {error}", path.display());
+            }
+        }
+        self.bundles().push(Arc::new(fetched));
+        Ok(true)
+    }
+
+    fn bundles(&self) -> MutexGuard<'_, Vec<Arc<Collateral>>> {
+        self.bundles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether other collateral could change the verdict.
+fn is_lack(fault: &Fault) -> bool {
+    matches!(
+        (fault.item, &fault.problem),
+        (Item::Collateral, Problem::Missing(_))
+            | (Item::TcbInfo, Problem::Mismatch(_))
+            | (
+                Item::TcbInfo | Item::QeIdentity | Item::PckCrl | Item::RootCrl | Item::TcbSigner,
+                Problem::Expired(_)
+            )
+    )
+}
