@@ -6,8 +6,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
+use base64ct::{Base64, Encoding};
 use protocol::dcap::{self, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
-use protocol::{Body, Pccs, Policy, Quote, Rejection, TdReport};
+use protocol::{Body, CertificateEvidence, Pccs, Policy, Quote, Rejection, TdReport};
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
@@ -27,7 +28,10 @@ use crate::trust::{Attestation, Source, TrustOptions};
 pub struct VerifyArgs {
     /// file with the quote
     #[argh(option)]
-    quote: PathBuf,
+    quote: Option<PathBuf>,
+    /// file with a certificate (PEM or DER) whose quote is to be judged, and its bond to the key
+    #[argh(option)]
+    certificate: Option<PathBuf>,
     /// collateral: file (one JSON object, as dcap-qvl writes it), or https://PCCS:8081[#SHA256] [Intel's]
     #[argh(option, default = "Source::intel()")]
     collateral: Source,
@@ -95,7 +99,18 @@ struct Outcome {
 /// # Errors
 /// When files cannot be read, and when the quote is refused.
 pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
-    let quote = read(&args.quote)?;
+    let (quote, evidence, name) = match (&args.quote, &args.certificate) {
+        (Some(path), None) => (read(path)?, None, path.display()),
+        (None, Some(path)) => {
+            let evidence = certificate(path)?;
+            (evidence.quote.clone(), Some(evidence), path.display())
+        }
+        _ => {
+            return Err(
+                Failure::new("nothing to judge").hint("--quote FILE, or --certificate FILE")
+            );
+        }
+    };
     let root = match &args.root {
         None => dcap::INTEL_ROOT,
         Some(path) => {
@@ -116,7 +131,10 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     if !args.accept.is_empty() {
         policy.rules.accepted.clone_from(&args.accept);
     }
-    let outcome = judge(&quote, &collateral, &root, now, &policy);
+    let mut outcome = judge(&quote, &collateral, &root, now, &policy);
+    if let (Some(evidence), None) = (&evidence, &outcome.refused) {
+        outcome.refused = unbound(evidence);
+    }
     let text = match args.json {
         true => as_json(&outcome).to_string(),
         false => as_text(&outcome, args.explain),
@@ -124,8 +142,39 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     print(text.trim_end())?;
     match outcome.refused {
         None => Ok(()),
-        Some((code, ..)) => Err(Failure::new(format!("{}: refused: {code}", args.quote.display()))),
+        Some((code, ..)) => Err(Failure::new(format!("{name}: refused: {code}"))),
     }
+}
+
+/// The evidence in a certificate.
+fn certificate(path: &Path) -> Result<CertificateEvidence, Failure> {
+    let bytes = read(path)?;
+    let der = match bytes.starts_with(b"-----BEGIN") {
+        true => {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let body = text.split("-----").nth(2).unwrap_or_default();
+            let digits: String = body.split_whitespace().collect();
+            Base64::decode_vec(&digits).doing(format!("{}: PEM", path.display()))?
+        }
+        false => bytes,
+    };
+    let evidence = CertificateEvidence::parse(&der);
+    let evidence = evidence.map_err(|why| format!("refused: {}: {why}", why.code()));
+    let evidence = evidence.doing(path.display())?;
+    log::info!("{}: evidence in the form of {}", path.display(), evidence.form.name());
+    Ok(evidence)
+}
+
+/// The refusal of a quote that is about another key.
+fn unbound(evidence: &CertificateEvidence) -> Option<(String, String, &'static str)> {
+    let quote = Quote::parse(&evidence.quote).ok()?;
+    let bound = match &quote.body {
+        Body::Td(report) => report.report_data == evidence.report_data,
+        Body::Enclave(report) => report[320..] == evidence.report_data,
+    };
+    let why = Rejection::ReportData;
+    (!bound)
+        .then(|| (why.code().into(), why.to_string(), "the certificate took a quote of another"))
 }
 
 /// Collateral as a file has it, or as a service gives it for this quote.

@@ -1,8 +1,9 @@
 //! `hfl verify` on a real quote: accepted, refused with a code, and explained.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use protocol::{Policy, SimPlatform};
+use protocol::{Identity, Policy, SimPlatform};
 use serde_json::{Value, json};
 
 use crate::cli::hfl;
@@ -175,4 +176,52 @@ fn services_of_collateral_are_named_when_they_do_not_answer() {
         assert!(stderr.contains(part), "{stderr}");
     }
     std::fs::remove_file(&dir).expect("remove");
+}
+
+#[test]
+fn certificates_of_other_implementations_are_judged_by_their_quote_and_its_bond() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/src/certificate");
+    let (_, bundle, case) = case(1, "certificates");
+    let at = case["now_unix"].to_string();
+    // How far each gets with the collateral of another platform shows what was found in it.
+    for (name, reason) in [("gramine", "id"), ("rats-tls", "id"), ("dstack", "FMSPC")] {
+        let path = format!("{root}/{name}.der");
+        let words = ["verify", "--certificate", &path, "--json", "--at", &at, "--collateral"];
+        let output = hfl(&[&words[..], &[bundle.to_str().expect("UTF-8")]].concat());
+        let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(report["code"], "tcb-info-mismatch", "{name}: {report}");
+        let found = report["reason"].as_str().expect("a reason");
+        assert!(found.contains(&format!("{reason} differs")), "{name}: {report}");
+    }
+    std::fs::remove_file(&bundle).expect("remove");
+}
+
+/// Another reading of the same text accepts ours, and those that others made.
+#[test]
+fn an_independent_checker_accepts_our_certificates() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/src/certificate");
+    let checker = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ra_tls.py");
+    let own = std::env::temp_dir().join(format!("hfl-own-{}.der", std::process::id()));
+    let now = 1_800_000_000;
+    let identity = Identity::new(&SimPlatform::new(now), now).expect("identity");
+    let check = |path: &Path| {
+        let output = Command::new("python3").arg(checker).arg(path).output().expect("python3");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    std::fs::write(&own, identity.certificate()).expect("write");
+    for path in [
+        own.clone(),
+        format!("{folder}/gramine.der").into(),
+        format!("{folder}/rats-tls.der").into(),
+    ] {
+        let (accepted, said) = check(&path);
+        assert!(accepted, "{}: {said}", path.display());
+    }
+    // It does not accept everything: here the key's hash in the claims is another.
+    let mut changed = identity.certificate().to_vec();
+    let at = changed.windows(11).position(|bytes| bytes == b"pubkey-hash").expect("claims");
+    changed[at + 20] ^= 1;
+    std::fs::write(&own, changed).expect("write");
+    assert!(!check(&own).0);
+    std::fs::remove_file(&own).expect("remove");
 }

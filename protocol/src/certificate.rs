@@ -1,9 +1,8 @@
 //! RA-TLS certificates: a self-signed certificate over a fresh key, with a quote over the key's hash.
 //!
-//! The format is the "interoperable RA-TLS" of the Confidential Computing Consortium: extension
-//! 2.23.133.5.4.9 (DICE tagged evidence) holds the CBOR `60000([quote, claims])`; the claims are the
-//! CBOR map `{"pubkey-hash": << [1, SHA-256 of the SubjectPublicKeyInfo] >>}`, and the quote's report
-//! data is SHA-256 of the claims, zero-padded.
+//! Ours have the interoperable form; [`evidence`] reads others too.
+
+mod evidence;
 
 use rcgen::{
     CertificateParams, CustomExtension, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData,
@@ -11,6 +10,10 @@ use rcgen::{
 use ring::digest::{SHA256, digest};
 use x509_cert::der::{Decode, Encode};
 use zeroize::Zeroizing;
+
+pub use evidence::{CertificateEvidence, Form};
+
+use evidence::{TAGGED_PAIR, bytes_head};
 
 use crate::Attester;
 use crate::sim::time_of;
@@ -28,11 +31,8 @@ pub struct Identity {
 
 /// Largest certificate that is looked at; evidence with an event log takes some 13 kB.
 pub(crate) const CERTIFICATE_LEN_MAX: usize = 48 << 10;
-/// The extension.
-const EVIDENCE_OID: &str = "2.23.133.5.4.9";
-const EVIDENCE_OID_ARCS: &[u64] = &[2, 23, 133, 5, 4, 9];
-/// CBOR tag 60000 and the head of an array of two.
-const EVIDENCE_HEAD: &[u8] = &[0xd9, 0xea, 0x60, 0x82];
+/// The extension, [`evidence::CCC`].
+const EVIDENCE_OID: &[u64] = &[2, 23, 133, 5, 4, 9];
 /// `{"pubkey-hash": bytes(36)`, in which `[1, bytes(32)`.
 const CLAIMS_HEAD: &[u8] = b"\xa1\x6bpubkey-hash\x58\x24\x82\x01\x58\x20";
 /// Validity before and after now: clocks differ, and the quote is what counts.
@@ -51,6 +51,11 @@ impl Identity {
         Self::with_evidence(key, now, Some(&encode_evidence(&quote, &claims)))
     }
 
+    /// The certificate, DER.
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
     /// A certificate with any extension content, or with none: for tests of what is refused.
     pub(crate) fn with_evidence(
         key: KeyPair,
@@ -64,7 +69,7 @@ impl Identity {
         params.not_before = time_of(now - VALIDITY);
         params.not_after = time_of(now + VALIDITY);
         let extension =
-            |content: &[u8]| CustomExtension::from_oid_content(EVIDENCE_OID_ARCS, content.to_vec());
+            |content: &[u8]| CustomExtension::from_oid_content(EVIDENCE_OID, content.to_vec());
         params.custom_extensions.extend(evidence.map(extension));
         let certificate = params.self_signed(&key).map_err(std::io::Error::other)?;
         Ok(Self {
@@ -84,12 +89,8 @@ pub(crate) fn verify(
     verifier: &Verifier,
     now: u64,
 ) -> Result<Verdict, Rejection> {
-    let (quote, claims) = parse_evidence(certificate)?;
-    let bound = parse_claims(&claims)?;
-    if bound != spki_hash(certificate)? {
-        return Err(Rejection::ReportData);
-    }
-    verifier.verify(&quote, &report_data(&claims), None, now)
+    let CertificateEvidence { quote, report_data, .. } = CertificateEvidence::parse(certificate)?;
+    verifier.verify(&quote, &report_data, None, now)
 }
 
 /// SHA-256 of a certificate's SubjectPublicKeyInfo.
@@ -106,32 +107,6 @@ fn parse(certificate: &[u8]) -> Result<x509_cert::Certificate, Rejection> {
     x509_cert::Certificate::from_der(certificate).map_err(|_| Rejection::Certificate("not DER"))
 }
 
-/// Quote and claims of the evidence extension.
-fn parse_evidence(certificate: &[u8]) -> Result<(Vec<u8>, Vec<u8>), Rejection> {
-    let malformed = Rejection::Certificate("evidence extension");
-    let certificate = parse(certificate)?;
-    let extensions = certificate.tbs_certificate.extensions.unwrap_or_default();
-    let mut found =
-        extensions.iter().filter(|extension| extension.extn_id.to_string() == EVIDENCE_OID);
-    let content = found.next().ok_or(Rejection::MissingEvidence)?.extn_value.as_bytes();
-    if found.next().is_some() {
-        return Err(Rejection::Certificate("two evidence extensions"));
-    }
-    let items = content.strip_prefix(EVIDENCE_HEAD).ok_or(malformed.clone())?;
-    let (quote, rest) = parse_bytes(items).ok_or(malformed.clone())?;
-    match parse_bytes(rest) {
-        Some((claims, [])) => Ok((quote.to_vec(), claims.to_vec())),
-        _ => Err(malformed),
-    }
-}
-
-fn parse_claims(claims: &[u8]) -> Result<[u8; 32], Rejection> {
-    claims
-        .strip_prefix(CLAIMS_HEAD)
-        .and_then(|hash| hash.try_into().ok())
-        .ok_or(Rejection::Certificate("claims"))
-}
-
 fn claims(spki_hash: &[u8; 32]) -> Vec<u8> {
     [CLAIMS_HEAD, spki_hash].concat()
 }
@@ -143,35 +118,12 @@ fn report_data(claims: &[u8]) -> [u8; 64] {
 }
 
 fn encode_evidence(quote: &[u8], claims: &[u8]) -> Vec<u8> {
-    let mut content = EVIDENCE_HEAD.to_vec();
+    let mut content = TAGGED_PAIR.to_vec();
     for item in [quote, claims] {
         content.extend(bytes_head(item.len()));
         content.extend(item);
     }
     content
-}
-
-/// Head of a CBOR byte string of definite length, shortest form (RFC 8949, 3.1 and 4.2.1).
-fn bytes_head(len: usize) -> Vec<u8> {
-    match u16::try_from(len) {
-        Ok(short @ 0..=23) => vec![0x40 | short as u8],
-        Ok(byte @ 24..=255) => vec![0x58, byte as u8],
-        Ok(word) => [&[0x59], word.to_be_bytes().as_slice()].concat(),
-        Err(_) => unreachable!("quotes and claims are shorter than 64 KiB"),
-    }
-}
-
-/// A CBOR byte string in shortest form, and what follows it.
-fn parse_bytes(input: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (len, rest) = match *input {
-        [head @ 0x40..=0x57, ..] => (usize::from(head & 0x1f), input.get(1..)?),
-        [0x58, len @ 24..=255, ..] => (usize::from(len), input.get(2..)?),
-        [0x59, high @ 1..=255, low, ..] => {
-            (usize::from(u16::from_be_bytes([high, low])), input.get(3..)?)
-        }
-        _ => return None,
-    };
-    rest.split_at_checked(len)
 }
 
 fn sha256(bytes: &[u8]) -> [u8; 32] {
@@ -197,7 +149,9 @@ mod tests {
         assert!(check(&platform, &identity).is_ok());
 
         let key = || KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
-        let (quote, claims) = parse_evidence(&identity.certificate).expect("evidence");
+        let evidence = CertificateEvidence::parse(&identity.certificate).expect("evidence");
+        assert_eq!(evidence.form, Form::Interoperable);
+        let (quote, claims) = (evidence.quote, super::claims(&identity.spki_hash));
         let stolen = encode_evidence(&quote, &claims);
         let thief = Identity::with_evidence(key(), NOW, Some(&stolen)).expect("certificate");
         assert_eq!(check(&platform, &thief), Err(Rejection::ReportData), "evidence of another key");
@@ -213,19 +167,6 @@ mod tests {
         for content in [&b""[..], b"\xd9\xea\x60\x82", b"\xd9\xea\x61\x82\x40\x40", &[0x5f; 9]] {
             let odd = Identity::with_evidence(key(), NOW, Some(content)).expect("certificate");
             assert!(matches!(check(&platform, &odd), Err(Rejection::Certificate(_))));
-        }
-    }
-
-    #[test]
-    fn byte_strings_are_read_in_shortest_form_only() {
-        for len in [0, 23, 24, 255, 256, 5000] {
-            let body = vec![7; len];
-            let encoded = [bytes_head(len), body.clone(), vec![9]].concat();
-            assert_eq!(parse_bytes(&encoded), Some((&body[..], &[9][..])));
-        }
-        for bad in [&[0x58, 3, 1, 1, 1][..], &[0x59, 0, 3, 1, 1, 1], &[0x42, 1], &[0x5f, 0xff], &[]]
-        {
-            assert_eq!(parse_bytes(bad), None);
         }
     }
 }

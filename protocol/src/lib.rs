@@ -49,7 +49,7 @@ mod tsm;
 mod verify;
 
 pub use binding::Binding;
-pub use certificate::Identity;
+pub use certificate::{CertificateEvidence, Form, Identity};
 pub use coco::GuestComponents;
 pub use frame::CHUNK_LEN_MAX;
 pub use http::{Authority, Url};

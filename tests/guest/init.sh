@@ -155,24 +155,36 @@ clean clean-after-nobody
 rm -rf nobody
 chown 0 key
 
-# --- a role keeps its model in the volume by itself; the standard tools mount what it wrote ---
-hfl luks create u --size 480M $fast --key-file key > /dev/null
-hfl --role ps0 $job --steps 1 --batch-size 1 --volume u --key-file key > ps0.out 2>&1 &
-for second in $(seq 60); do netstat -ltn | grep -q 60002 && break; sleep 1; done
+# --- a role keeps its model in the volume by itself, with a passphrase from the secret service; a trusted
+# node fetches the volume, and the standard tools mount it there ---
+printf 'of the service' > word
+echo '{"hfl-tdx-coco-app":"of the service"}' > secrets.json
+hfl luks create u --size 480M $fast --key-file word > /dev/null
+hfl secret serve --attestation sim --secrets secrets.json --listen 127.0.0.1:50051 2> secret.out &
+service=$!
+hfl --role ps0 $job --steps 1 --batch-size 1 --volume u --secret-service 127.0.0.1:50051 --linger 600 > ps0.out 2>&1 &
+ps0=$!
+for second in $(seq 60); do grep -q "gets the secret" secret.out && break; sleep 1; done
 sleep 1
-refused mount-of-a-volume-in-use "in use" hfl luks mount u /mnt --name vol --key-file key
+refused mount-of-a-volume-in-use "in use" hfl luks mount u /mnt --name vol --key-file word
 check volume-worker hfl --role worker0 $job --data data --model-dir worker
-wait
+check volume-pull hfl model pull --attestation sim --from 127.0.0.1:60002 --out pulled
+wait $ps0
 check volume-server grep -q '^parameters: sha256:' ps0.out
+kill $service
+check service-ends wait $service
+check service-log hfl secret audit
 clean clean-after-volume
+rm u
 theirs=yes
-check volume-theirs-opens cryptsetup open --key-file key u vol
+check volume-theirs-opens cryptsetup open --key-file word pulled vol
 check volume-theirs-mounts mount -t ext4 /dev/mapper/vol /mnt
 check volume-theirs-reads test -s /mnt/model/model.ckpt-data
 umount /mnt
 check volume-theirs-fsck /sbin/e2fsck -fn /dev/mapper/vol
 check volume-theirs-closes cryptsetup close vol
-rm -f u
+check volume-evaluated sh -c 'cp data/data_batch_1.bin data/test_batch.bin && hfl eval --volume pulled --key-file word --data data | grep -q "the last of job"'
+rm -f pulled
 
 # --- crossed with cryptsetup ---
 check theirs-opens-ours cryptsetup open --key-file key v vol
