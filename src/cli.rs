@@ -18,6 +18,7 @@ use crate::migrate::{self, ModelArgs};
 use crate::passphrase::KeySource;
 use crate::report::print;
 use crate::roles;
+use crate::roster::{self, RosterArgs};
 use crate::schedule::Schedule;
 use crate::secret::{self, SecretArgs, Service};
 use crate::store::Place;
@@ -166,6 +167,7 @@ enum Command {
     Luks(LuksArgs),
     Model(ModelArgs),
     Quote(QuoteArgs),
+    Roster(RosterArgs),
     Secret(SecretArgs),
     Verify(VerifyArgs),
 }
@@ -355,6 +357,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Luks(args)), _) => volumes::run(args),
         (Some(Command::Model(args)), _) => migrate::run(args),
         (Some(Command::Quote(args)), _) => verify::show(&args),
+        (Some(Command::Roster(args)), _) => roster::run(args),
         (Some(Command::Secret(args)), _) => secret::run(args),
         (Some(Command::Verify(args)), _) => verify::run(&args),
         (None, Some(role)) => roles::run(&role_options(args, role)?),

@@ -38,6 +38,7 @@ pub mod report;
 pub mod resnet;
 pub mod rng;
 pub mod roles;
+pub mod roster;
 pub mod round;
 pub mod schedule;
 pub mod secret;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use kernels::{Isa, Pool, Sgd, momentum_sgd};
-use protocol::{Ended, Event, Message, Refusal, Role, Session};
+use protocol::{Ended, Event, Message, Refusal, Role, Roster, Session};
 
 use crate::job::Job;
 use crate::params::{self, Kind, Layout};
@@ -23,12 +23,17 @@ pub struct ParameterServer {
     cell: usize,
     links: BTreeMap<usize, Link>,
     progress: u64,
+    roster: Roster,
+    /// Entries of the roster that survive us: only these are told.
+    kept: usize,
     exec: (Pool, Isa),
 }
 
 /// A verified connection.
 struct Link {
     worker: u16,
+    /// Entries of the roster that it was sent.
+    told: usize,
     /// Next cell of the parameters to send.
     sending: Option<usize>,
     /// Joined, and thus part of the rounds.
@@ -55,7 +60,32 @@ impl ParameterServer {
     pub fn new(job: Job, layout: Layout, state: State, cell: usize, exec: (Pool, Isa)) -> Self {
         assert_eq!((state.params.len(), state.velocity.len()), (layout.len, layout.trained));
         let round = Round::new(layout.len, cell, job.workers);
-        Self { job, layout, state, round, cell, links: BTreeMap::new(), progress: 0, exec }
+        let (links, roster) = (BTreeMap::new(), Roster::default());
+        Self { job, layout, state, round, cell, links, progress: 0, roster, kept: 0, exec }
+    }
+
+    /// Goes on with a roster of before.
+    #[must_use]
+    pub fn with_roster(mut self, roster: Roster) -> Self {
+        self.kept = roster.entries().len();
+        self.roster = roster;
+        self
+    }
+
+    /// Who was admitted and is not kept yet; the caller keeps the roster and says so.
+    pub fn has_news(&self) -> bool {
+        self.kept < self.roster.entries().len()
+    }
+
+    /// The roster is where it survives us: workers may be told.
+    pub fn roster_is_kept(&mut self) {
+        self.kept = self.roster.entries().len();
+        self.progress += 1;
+    }
+
+    /// Everybody who was admitted.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
     }
 
     /// The training as it stands.
@@ -163,12 +193,23 @@ impl ParameterServer {
             Some(Role::TrustedNode) => return Err(session.close(Some(Refusal::Later))),
             _ => return Err(session.close(Some(Refusal::Role))),
         };
+        let admitted = session.admission().cloned().is_some_and(|who| self.roster.admit(who));
+        if !admitted {
+            return Err(session.close(Some(Refusal::Later)));
+        }
+        self.progress += 1;
         // The newest connection wins: the old one may be dead without our knowing.
         for link in self.links.values_mut().filter(|link| link.worker == worker) {
             link.superseded = true;
         }
-        let link =
-            Link { worker, sending: None, joined: false, told_end: false, superseded: false };
+        let link = Link {
+            worker,
+            told: 0,
+            sending: None,
+            joined: false,
+            told_end: false,
+            superseded: false,
+        };
         self.links.insert(id, link);
         session.send(&Message::Job(self.job.encode()))
     }
@@ -213,8 +254,17 @@ impl ParameterServer {
         self.state.steps.get_or_insert(self.job.steps.unwrap_or(epochs));
     }
 
-    /// Queues the next piece of what this worker waits for.
+    /// Queues the next piece of what this worker waits for; first of all, who else is there.
     fn send(&mut self, id: usize, session: &mut Session) -> Result<bool, Ended> {
+        if let Some(link) = self.links.get_mut(&id) {
+            for entry in &self.roster.entries()[link.told..self.kept] {
+                session.send(&Message::Admitted(Box::new(entry.clone())))?;
+            }
+            link.told = self.kept;
+        }
+        if self.has_news() {
+            return Ok(false);
+        }
         let (Some(link), Some(steps)) = (self.links.get_mut(&id), self.state.steps) else {
             return Ok(false);
         };

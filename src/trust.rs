@@ -100,7 +100,11 @@ impl TrustOptions {
         }
     }
 
-    fn verifier(&self) -> Result<Verifier, Failure> {
+    /// The judge of peers.
+    ///
+    /// # Errors
+    /// When there is no policy or no collateral.
+    pub fn verifier(&self) -> Result<Verifier, Failure> {
         let policy = self.policy.as_deref().map(verify::policy).transpose()?;
         if self.attestation == Attestation::Sim {
             let policy = policy.unwrap_or_else(|| Policy::same_as(self.simulated().report()));

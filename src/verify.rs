@@ -471,7 +471,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn instant(text: &str) -> Result<u64, String> {
+/// A time as options give it.
+pub(crate) fn instant(text: &str) -> Result<u64, String> {
     text.parse()
         .ok()
         .or_else(|| dcap::parse_timestamp(text))

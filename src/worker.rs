@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use protocol::{Ended, Event, Message, Refusal, Role, Session};
+use protocol::{Ended, Entry, Event, Message, Refusal, Role, Roster, Session};
 
 use crate::job::Job;
 use crate::round::cell_range;
@@ -16,6 +16,8 @@ pub struct Worker {
     /// The step whose parameters are coming in, and how many bytes have come.
     incoming: Option<(u64, u64)>,
     steps: u64,
+    /// Everybody whom the server has admitted and we have judged too.
+    roster: Roster,
 }
 
 /// What the caller has to do next.
@@ -44,7 +46,7 @@ pub enum Work {
 impl Worker {
     /// A worker that exchanges values in cells of `cell`.
     pub fn new(cell: usize) -> Self {
-        Self { cell, job: None, incoming: None, steps: 0 }
+        Self { cell, job: None, incoming: None, steps: 0, roster: Roster::default() }
     }
 
     /// Forgets what a lost connection had begun.
@@ -67,6 +69,7 @@ impl Worker {
                         return Err(session.close(Some(Refusal::Role)));
                     }
                 }
+                Some(Event::Message(Message::Admitted(entry))) => self.meet(session, *entry)?,
                 Some(Event::Message(message)) => match self.handle(session.job(), message) {
                     Err(refusal) => return Err(session.close(Some(refusal))),
                     Ok(Some(work)) => return Ok(work),
@@ -80,6 +83,23 @@ impl Worker {
                     }
                 }
             }
+        }
+    }
+
+    /// Everybody whom the server has admitted and we have judged too.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Judges a fellow by our own policy; the server can neither change nor leave out whom it has named.
+    fn meet(&mut self, session: &mut Session, entry: Entry) -> Result<(), Ended> {
+        if self.roster.has(&entry) {
+            return Ok(());
+        }
+        session.check_admission(&entry.admission)?;
+        match self.roster.extend(entry) {
+            true => Ok(()),
+            false => Err(session.close(Some(Refusal::Protocol))),
         }
     }
 

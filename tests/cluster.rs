@@ -13,7 +13,7 @@ use hfl::server::ParameterServer;
 use hfl::state::{Member, State};
 use hfl::worker::{Push, Work, Worker};
 use kernels::{Isa, Pool};
-use protocol::{Attester, Config, Policy, Role, Session, SimPlatform, Trust, Verifier};
+use protocol::{Attester, Config, Policy, Role, Roster, Session, SimPlatform, Trust, Verifier};
 
 pub(crate) const WORKERS: u16 = 3;
 pub(crate) const STEPS: u64 = 4;
@@ -74,6 +74,7 @@ pub(crate) struct Cluster {
     server: ParameterServer,
     server_up_at_ms: u64,
     saved: State,
+    roster: Roster,
     nodes: Vec<Node>,
     wires: BTreeMap<usize, Wire>,
     next_wire: usize,
@@ -161,6 +162,7 @@ impl Cluster {
             job,
             layout,
             saved,
+            roster: Roster::default(),
             nodes: (0..WORKERS).map(node).collect(),
             wires: BTreeMap::new(),
             next_wire: 1,
@@ -203,7 +205,8 @@ impl Cluster {
         self.deaths += 1;
         let back = self.now_ms + 1 + self.draw(200);
         if victim == usize::from(WORKERS) {
-            self.server = server(&self.job, &self.layout, &self.saved);
+            let roster = self.roster.clone();
+            self.server = server(&self.job, &self.layout, &self.saved).with_roster(roster);
             self.server_up_at_ms = back;
             self.wires.values_mut().for_each(|wire| wire.dead = true);
         } else if !self.nodes[victim].finished {
@@ -305,6 +308,10 @@ impl Cluster {
             let before = self.server.progress();
             for (id, wire) in self.wires.iter_mut().filter(|(_, wire)| !wire.dead) {
                 wire.dead |= self.server.pump(*id, &mut wire.server).is_err();
+            }
+            if self.server.has_news() {
+                self.roster = self.server.roster().clone();
+                self.server.roster_is_kept();
             }
             if let Some(closed) = self.server.close_round()
                 && ((closed.step + 1).is_multiple_of(CHECKPOINT_EVERY)

@@ -225,3 +225,68 @@ fn an_independent_checker_accepts_our_certificates() {
     assert!(!check(&own).0);
     std::fs::remove_file(&own).expect("remove");
 }
+
+/// Policies that accept these images in every role.
+fn accepting(path: &Path, images: &[&str]) {
+    let one = |image: &&str| -> Value {
+        let template = Policy::template(SimPlatform::with_td(1_800_000_000, image, false).report());
+        serde_json::from_str(&template).expect("JSON")
+    };
+    let mut policy = one(&images[0]);
+    let sets = images.iter().map(|image| one(image)["tdx_mrs"][0].clone());
+    policy["tdx_mrs"] = sets.collect();
+    std::fs::write(path, policy.to_string()).expect("write");
+}
+
+#[test]
+fn workers_judge_one_another_and_an_auditor_judges_all_of_them() {
+    let dir = Dir::new("roster");
+    let cast = Cast::new(&dir, "model");
+    let (both, ours) = (dir.path("both.json"), dir.path("ours.json"));
+    accepting(&both, &["hfl", "patched"]);
+    accepting(&ours, &["hfl"]);
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (open, strict) = (text(&both), text(&ours));
+    // ps0 takes part with both images; worker0 does not want to train with the other one.
+    let ps0 = cast.start("ps0", &[("--policy", &open)]);
+    let other = cast.start("worker1", &[("--policy", &open), ("--sim-image", "patched")]);
+    other.wait_for("Info: App: Verification completed successfully.");
+    let (code, stderr) = cast.start("worker0", &[("--policy", &strict)]).end();
+    assert_eq!(code, 1, "{stderr}");
+    assert!(
+        stderr.contains("it admitted worker1, whose evidence we refuse [measurement]"),
+        "{stderr}"
+    );
+    // With a policy that allows both, the job goes on and ends.
+    let worker0 = cast.start("worker0", &[("--policy", &open)]);
+    cast.finish(&ps0, vec![worker0, other]);
+    assert_eq!(ps0.end().0, 0);
+
+    let file = text(&dir.path("model/roster.json"));
+    let judge = |policy: &str| {
+        let output = hfl(&["roster", "--file", &file, "--attestation", "sim", "--policy", policy]);
+        let out =
+            [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+        (output.status.code(), out.concat())
+    };
+    let (code, said) = judge(&open);
+    assert!(code == Some(0) && said.contains("3 entries"), "{said}");
+    let (code, said) = judge(&strict);
+    assert!(
+        code == Some(1) && said.contains("worker1") && said.contains("[measurement]"),
+        "{said}"
+    );
+    // Somebody taken out, or put in the place of another.
+    let entries: Vec<Value> =
+        serde_json::from_slice(&std::fs::read(&file).expect("roster")).expect("JSON");
+    let mut renamed = entries.clone();
+    renamed[2]["role"] = "worker7".into();
+    for changed in [&entries[1..], &[entries[0].clone(), entries[2].clone()]] {
+        std::fs::write(&file, json!(changed).to_string()).expect("write");
+        let (code, said) = judge(&open);
+        assert!(code == Some(1) && said.contains("does not follow"), "{said}");
+    }
+    std::fs::write(&file, json!(renamed).to_string()).expect("write");
+    let (code, said) = judge(&open);
+    assert!(code == Some(1) && said.contains("[report-data]"), "{said}");
+}

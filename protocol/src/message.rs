@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::roster::Entry;
 use crate::session::State;
 
 /// Version of everything in this crate that both ends must agree on.
@@ -105,6 +106,8 @@ pub enum Message {
     },
     /// The volume is complete.
     VolumeEnd,
+    /// The next entry of the server's roster.
+    Admitted(Box<Entry>),
 }
 
 /// Why a session is ended, as far as the other side may know.
@@ -167,6 +170,7 @@ impl Message {
             Self::Pull => "pull",
             Self::Volume { .. } => "volume",
             Self::VolumeEnd => "end of volume",
+            Self::Admitted(_) => "admitted",
         }
     }
 
@@ -193,7 +197,9 @@ impl Message {
                 Self::SecretRequest { .. } => (true, &[ParameterServer, Worker, TrustedNode][..]),
                 Self::Secret(_) => (false, &[SecretService][..]),
                 Self::Pull => (true, &[TrustedNode][..]),
-                Self::Volume { .. } | Self::VolumeEnd => (false, &[ParameterServer][..]),
+                Self::Volume { .. } | Self::VolumeEnd | Self::Admitted(_) => {
+                    (false, &[ParameterServer][..])
+                }
             },
         };
         who.0 == from_client && sender.is_some_and(|sender| who.1.contains(&sender))
@@ -269,6 +275,7 @@ impl FromStr for Role {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::roster::Admission;
 
     fn one_of_each() -> Vec<Message> {
         vec![
@@ -285,13 +292,27 @@ mod tests {
             Message::Pull,
             Message::Volume { len: 1 << 20 },
             Message::VolumeEnd,
+            Message::Admitted(Box::new(Entry {
+                number: 300,
+                previous: [8; 32],
+                admission: Admission {
+                    role: Role::Worker(1),
+                    server: Role::ParameterServer(0),
+                    time: 5,
+                    keys: [[1; 32]; 2],
+                    nonces: [[2; 32]; 2],
+                    exporter: [3; 32],
+                    job: [4; 32],
+                    quote: vec![1],
+                },
+            })),
         ]
     }
 
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 13] = [
+        let golden: [&[u8]; 14] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3],
             &[2, 3],
@@ -305,6 +326,7 @@ mod tests {
             &[10],
             &[11, 0x80, 0x80, 0x40],
             &[12],
+            &[13, 0xac, 2, 8, 8],
         ];
         for (message, golden) in one_of_each().iter().zip(golden) {
             let bytes = message.encode();
@@ -332,7 +354,7 @@ mod tests {
             (
                 RoleKind::ParameterServer,
                 &["secret request"],
-                &["job", "parameters", "finished", "volume", "end of volume"],
+                &["job", "parameters", "finished", "volume", "end of volume", "admitted"],
             ),
             (RoleKind::Worker, &["join", "gradients", "secret request"], &[]),
             (RoleKind::SecretService, &[], &["secret"]),

@@ -29,6 +29,7 @@ use crate::binding::{Binding, EXPORTER_LABEL};
 use crate::certificate::{Identity, spki_hash};
 use crate::frame::{self, FRAME_LEN_MAX, Frame};
 use crate::message::{Message, PROTOCOL_VERSION, Refusal, Role};
+use crate::roster::Admission;
 use crate::seal;
 use crate::tls::{Tls, rejection};
 use crate::verify::{Rejection, Verdict, Verifier};
@@ -141,6 +142,7 @@ pub struct Session {
     /// Role, nonce and key of the peer after its hello, not verified before `peer` is set.
     claimed: Option<(Role, [u8; 32], [u8; 32])>,
     peer: Option<Peer>,
+    admission: Option<Admission>,
     announced: bool,
     /// Decrypted bytes; the first `done` of them are used up.
     plain: Vec<u8>,
@@ -193,6 +195,7 @@ impl Session {
             nonce,
             claimed: None,
             peer: None,
+            admission: None,
             announced: false,
             plain: Vec::new(),
             done: 0,
@@ -210,6 +213,27 @@ impl Session {
     /// The verified peer.
     pub fn peer(&self) -> Option<&Peer> {
         self.peer.as_ref()
+    }
+
+    /// A verified client's evidence, for the roster; a client has none of its server.
+    pub fn admission(&self) -> Option<&Admission> {
+        self.admission.as_ref()
+    }
+
+    /// Judges whom the server says it admitted to this job, as if it had come to us.
+    ///
+    /// # Errors
+    /// The session is over then.
+    pub fn check_admission(&mut self, admission: &Admission) -> Result<(), Ended> {
+        let now = (self.config.clock)();
+        let refused = match admission.job == self.job {
+            true => admission.verify(&self.config.verifier, now).err(),
+            false => Some(Rejection::ReportData),
+        };
+        match refused {
+            None => Ok(()),
+            Some(why) => Err(self.end(Ended::Fellow(admission.role, why))),
+        }
     }
 
     /// Digest of the job that both sides are bound to.
@@ -458,8 +482,30 @@ impl Session {
         let verdict = self.config.verifier.verify(quote, &report_data, Some(role), now);
         let verdict = verdict.map_err(Ended::Rejected)?;
         self.peer = Some(Peer { role, verdict, key });
+        self.admission = self.admitted(quote.to_vec())?;
         self.state = State::Open;
         Ok(())
+    }
+
+    /// What a server's roster says of this peer.
+    fn admitted(&self, quote: Vec<u8>) -> Result<Option<Admission>, Ended> {
+        let (Connection::Server(_), Some((role, nonce, key))) = (&self.tls, self.claimed) else {
+            return Ok(None);
+        };
+        Ok(Some(Admission {
+            role,
+            server: self.config.role,
+            time: (self.config.clock)(),
+            keys: [key, self.config.identity.spki_hash],
+            nonces: [nonce, self.nonce],
+            exporter: self.exporter()?,
+            job: self.job,
+            quote,
+        }))
+    }
+
+    fn exporter(&self) -> Result<[u8; 32], Ended> {
+        self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(Ended::Tls)
     }
 
     /// The report data of our own evidence, or what the peer's must be.
@@ -467,8 +513,7 @@ impl Session {
         let Some((role, nonce, key)) = &self.claimed else {
             return Err(Ended::NotAllowed("evidence"));
         };
-        let exporter =
-            self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(Ended::Tls)?;
+        let exporter = self.exporter()?;
         let is_client = matches!(self.tls, Connection::Client(_));
         let ours = (self.config.role, &self.config.identity.spki_hash, &self.nonce);
         let theirs = (*role, key, nonce);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::{Config, LinkId, Net, Over};
+use protocol::{Config, LinkId, Net, Over, Roster};
 
 use super::{CELL, Options, listen_address, open_store, pool};
 use crate::checkpoint;
@@ -15,9 +15,10 @@ use crate::migrate;
 use crate::network::Network;
 use crate::params;
 use crate::report::Report;
+use crate::roster;
 use crate::server::ParameterServer;
 use crate::state::State;
-use crate::store::Store;
+use crate::store::{Progress, Store};
 use crate::termination;
 
 /// How long a finished server waits for workers that do not know of it yet.
@@ -64,7 +65,11 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     let saved = resumes.then_some(state.step);
     log::info!("job {}, step {}", params::hex(&job.digest()), state.step);
     checkpoint::save_meta(&mut store, &job, &network, state.step).doing("write model.ckpt-meta")?;
-    let server = ParameterServer::new(job, network.layout.clone(), state, CELL, pool(options));
+    let known = store.read(roster::FILE).doing(store.name_of(roster::FILE))?;
+    let known = known.map_or(Ok(Roster::default()), |bytes| roster::parse(&bytes));
+    let known = known.doing(store.name_of(roster::FILE))?;
+    let server = ParameterServer::new(job, network.layout.clone(), state, CELL, pool(options))
+        .with_roster(known);
     let mut running = Running {
         server,
         network,
@@ -108,6 +113,7 @@ impl Running {
             loop {
                 let before = self.server.progress();
                 self.pump();
+                self.keep_roster()?;
                 self.close_round(options)?;
                 if self.server.progress() == before {
                     break;
@@ -142,6 +148,19 @@ impl Running {
                 log::info!("{} is verified, {} joined before", peer.role, self.server.joined());
             }
         }
+    }
+
+    /// Writes down who was admitted, before anybody is told.
+    fn keep_roster(&mut self) -> Result<(), Failure> {
+        if !self.server.has_news() {
+            return Ok(());
+        }
+        let bytes = roster::encode(self.server.roster());
+        let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
+        let saved = self.store.save(roster::FILE, progress, &|out| out.write_all(&bytes));
+        saved.doing(self.store.name_of(roster::FILE))?;
+        self.server.roster_is_kept();
+        Ok(())
     }
 
     fn close_round(&mut self, options: &Options) -> Result<(), Failure> {

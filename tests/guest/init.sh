@@ -2,7 +2,7 @@
 # What runs as the only process of the guest: a line "ok NAME" or "FAILED NAME" for each check.
 # First with nothing but hfl and busybox, then against the distribution's cryptsetup and e2fsprogs.
 
-export PATH=/bin:/sbin:/usr/sbin:/usr/bin
+export PATH=/bin:/sbin:/usr/sbin:/usr/bin RUST_BACKTRACE=1
 busybox mkdir -p /proc /sys /dev /tmp /run /mnt
 
 busybox mount -t proc proc /proc
@@ -20,13 +20,13 @@ fast="--kdf pbkdf2 --kdf-time 1000"
 check() {
     name=$1
     shift
-    if "$@" > /run/log 2>&1; then echo "ok $name"; else echo "FAILED $name: $(tail -n 3 /run/log)"; fi
+    if "$@" > /run/log 2>&1; then echo "ok $name"; else echo "FAILED $name: $(tail -n 40 /run/log)"; fi
 }
 refused() {
     name=$1 text=$2
     shift 2
     if "$@" > /run/log 2>&1; then echo "FAILED $name: accepted"; return; fi
-    if grep -q "$text" /run/log; then echo "ok $name"; else echo "FAILED $name: $(tail -n 3 /run/log)"; fi
+    if grep -q "$text" /run/log; then echo "ok $name"; else echo "FAILED $name: $(tail -n 40 /run/log)"; fi
 }
 # Nothing may be left: no mapping, no loop device, no node, and no key of ours (cryptsetup 2.6 leaves
 # its own in the keyring of the loop device's thread).

@@ -5,7 +5,7 @@ use std::io;
 
 use super::OPEN_TIMEOUT;
 use crate::frame::FrameError;
-use crate::message::{PROTOCOL_VERSION, Refusal};
+use crate::message::{PROTOCOL_VERSION, Refusal, Role};
 use crate::verify::Rejection;
 
 /// Why a session is over.
@@ -27,6 +27,8 @@ pub enum Ended {
     RefusedByPeer(Refusal),
     /// The peer's evidence is not accepted.
     Rejected(Rejection),
+    /// The server admitted somebody whose evidence we do not accept.
+    Fellow(Role, Rejection),
     /// TLS failed.
     Tls(rustls::Error),
     /// The peer speaks another version of the protocol.
@@ -50,6 +52,9 @@ impl fmt::Display for Ended {
             Self::Refused(why) => write!(f, "refused: {why:?}"),
             Self::RefusedByPeer(why) => write!(f, "it refused us: {why}"),
             Self::Rejected(why) => write!(f, "its evidence is refused [{}]: {why}", why.code()),
+            Self::Fellow(role, why) => {
+                write!(f, "it admitted {role}, whose evidence we refuse [{}]: {why}", why.code())
+            }
             Self::Tls(rustls::Error::AlertReceived(alert)) => write!(
                 f,
                 "it refused our certificate or TLS offer (alert {alert:?}; the other side's log says why)"
@@ -75,7 +80,7 @@ impl Ended {
                 Some(Refusal::Protocol)
             }
             Self::Refused(refusal) => Some(*refusal),
-            Self::Rejected(_) => Some(Refusal::Evidence),
+            Self::Rejected(_) | Self::Fellow(..) => Some(Refusal::Evidence),
             Self::Version(_) => Some(Refusal::Version),
             _ => None,
         }
