@@ -1,13 +1,13 @@
 //! `hfl verify` on a real quote: accepted, refused with a code, and explained.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use protocol::{Identity, Policy, SimPlatform};
 use serde_json::{Value, json};
 
 use crate::cli::hfl;
-use crate::processes::{Cast, Dir};
+use crate::processes::{Cast, Dir, Process, free_port};
 
 /// A real case as a quote file and a bundle file.
 fn case(index: usize, test: &str) -> (PathBuf, PathBuf, Value) {
@@ -289,4 +289,39 @@ fn workers_judge_one_another_and_an_auditor_judges_all_of_them() {
     std::fs::write(&file, json!(renamed).to_string()).expect("write");
     let (code, said) = judge(&open);
     assert!(code == Some(1) && said.contains("[report-data]"), "{said}");
+}
+
+#[test]
+fn older_tls_and_servers_of_another_role_are_refused() {
+    let dir = Dir::new("older");
+    let cast = Cast::new(&dir, "model");
+    let ps0 = cast.start("ps0", &[("--json", "")]);
+    ps0.wait_for("{\"address\"");
+    let server = cast.server();
+    let openssl = |version: &str| {
+        let flags = ["s_client", "-connect", &server, version, "-servername", "ps0"];
+        let output = Command::new("openssl").args(flags).stdin(Stdio::null()).output();
+        let output = output.expect("openssl");
+        String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned()
+    };
+    let older = openssl("-tls1_2");
+    assert!(older.contains("protocol version") && !older.contains("BEGIN CERTIFICATE"), "{older}");
+    // The right version without evidence: a certificate is asked for, no ticket is ever given.
+    let bare = openssl("-tls1_3");
+    assert!(bare.contains("BEGIN CERTIFICATE") && bare.contains("CN = hfl"), "{bare}");
+    assert!(!bare.contains("TLS session ticket"), "{bare}");
+    drop(ps0);
+
+    // A service that is verified, but is no parameter server: nothing it says is listened to.
+    let secrets = dir.path("secrets.json");
+    std::fs::write(&secrets, "{\"a\":\"b\"}").expect("write");
+    let audit = dir.path("audit.jsonl");
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let address = format!("127.0.0.1:{}", free_port());
+    let flags = ["secret", "serve", "--attestation", "sim", "--listen", &address, "--secrets"];
+    let files = [text(&secrets), "--audit".into(), text(&audit)];
+    let words: Vec<String> = flags.iter().map(|word| (*word).to_owned()).chain(files).collect();
+    let _service = Process::start(&words, "warn");
+    let (code, stderr) = cast.start("worker0", &[("--ps-hosts", &address)]).end();
+    assert!(code == 1 && stderr.contains("refused: Role"), "{stderr}");
 }

@@ -195,6 +195,16 @@ impl<'a> Reader<'a> {
 }
 
 impl Quote {
+    /// Whether keys and signatures are equal, as well as what the quoting enclave says; how the
+    /// certificates are written down does not count.
+    pub fn same_signatures(&self, other: &Self) -> bool {
+        let parts = |quote: &Self| {
+            let Self { signature, attestation_key, qe_report, qe_signature, auth, .. } = quote;
+            (*signature, *attestation_key, *qe_report, *qe_signature, auth.clone())
+        };
+        parts(self) == parts(other)
+    }
+
     /// Parses a quote of a TD (version 4 or 5) or an enclave (version 3); zero bytes may follow it,
     /// nothing else.
     ///

@@ -343,3 +343,23 @@ fn grace_excuses_an_old_patch_level_of_that_date_and_nothing_else() {
     let aged = platform_code(r#"{"tcb_date_min":"2025-08-13","max_age_days":9}"#, &old);
     assert!(aged.expect_err("old collateral").contains("max_age_days"));
 }
+
+#[test]
+fn gigantic_and_deep_documents_are_refused_before_they_cost_anything() {
+    let large = [b"{\"tcb_info\":\"".as_slice(), &vec![b'x'; 9 << 20], b"\"}"].concat();
+    let deep = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+    let bundle = format!("{{\"tcb_info\":{}}}", deep(100_000));
+    for bytes in [&large[..], bundle.as_bytes(), deep(100_000).as_bytes()] {
+        let refused = Collateral::parse(bytes).expect_err("refused").code();
+        assert_eq!(refused, "collateral-malformed");
+    }
+    // A signed document of such a form would have to be signed by Intel; without that it is not read.
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/dcap/vectors");
+    let cases = std::fs::read_to_string(folder.join("cases.jsonl")).expect("cases");
+    let case: Value = serde_json::from_str(cases.lines().nth(1).expect("a case")).expect("JSON");
+    let (quote, mut collateral) = real(&folder, &case);
+    let now = case["now_unix"].as_u64().expect("a time");
+    collateral.tcb_info = deep(100_000).into_bytes();
+    let refused = verify_bytes(&quote, &collateral, &INTEL_ROOT, now).expect_err("unsigned");
+    assert_eq!(refused, "tcb-info-signature");
+}
