@@ -34,7 +34,8 @@ fn main() {
     let folder = words.next().map_or(here, PathBuf::from);
     let count: usize = words.next().map_or(usize::MAX, |word| word.parse().expect("a number"));
     let lines = fs::read_to_string(folder.join("cases.jsonl")).expect("cases.jsonl");
-    let cases: Vec<Case> = lines.lines().take(count).map(|line| case(&folder, line)).collect();
+    let cases: Vec<Case> =
+        lines.lines().take(count).filter_map(|line| case(&folder, line)).collect();
 
     println!("unchanged quotes");
     let mut table = BTreeMap::new();
@@ -82,10 +83,14 @@ fn main() {
     std::process::exit(i32::from(wrong > 0));
 }
 
-fn case(folder: &Path, line: &str) -> Case {
+/// A case; `None` for one without collateral.
+fn case(folder: &Path, line: &str) -> Option<Case> {
     let case: Value = serde_json::from_str(line).expect("JSON");
+    case["signing_chain"].as_str().zip(case["tcb_info"].as_str())?;
     let file = |key: &str| folder.join(case[key].as_str().expect("a file"));
-    let bytes = |key: &str| fs::read(file(key)).expect("a file");
+    let bytes = |key: &str| {
+        fs::read(file(key)).unwrap_or_else(|error| panic!("{}: {error}", file(key).display()))
+    };
     let text = |key: &str| String::from_utf8(bytes(key)).expect("text");
     let signature = |key: &str| {
         let path = file(key).with_extension("sig");
@@ -94,8 +99,8 @@ fn case(folder: &Path, line: &str) -> Case {
         (0..digits.trim().len()).step_by(2).map(byte).collect::<Vec<u8>>()
     };
     let chain = text("signing_chain");
-    Case {
-        name: case["case"].as_str().expect("a name").to_owned(),
+    Some(Case {
+        name: case["quote"].as_str().expect("a name").to_owned(),
         quote: bytes("quote"),
         now: case["now_unix"].as_u64().expect("a time"),
         ours: Collateral {
@@ -120,7 +125,7 @@ fn case(folder: &Path, line: &str) -> Case {
             qe_identity_signature: signature("qe_identity"),
             pck_certificate_chain: None,
         },
-    }
+    })
 }
 
 fn ours(case: &Case, quote: &[u8]) -> Outcome {
