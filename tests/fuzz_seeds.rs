@@ -9,10 +9,12 @@ fn seeds_are_there_for_every_target() {
         .collect();
     targets.sort();
     let expected = [
+        "answers",
         "certificates",
         "checkpoint",
         "cifar",
         "collateral",
+        "evidence",
         "frame",
         "luks_binary",
         "luks_ext4",

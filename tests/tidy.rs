@@ -47,7 +47,9 @@ fn sources() -> Vec<(String, String)> {
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("entry").path();
-        if path.is_dir() {
+        if path.ends_with("target") {
+            // What was built there.
+        } else if path.is_dir() {
             collect(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             found.push(path);

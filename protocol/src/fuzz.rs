@@ -3,11 +3,13 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::certificate::CertificateEvidence;
 use crate::frame::{self, Frame};
 use crate::message::Message;
 use crate::quote::Quote;
 use crate::session::{Config, Event, Session};
 use crate::{Policy, Role, SimPlatform, Trust, Verifier};
+use crate::{http, qgs};
 
 /// Every frame is inside the input, bounded, and its bytes are what it says.
 pub fn frame(data: &[u8]) {
@@ -40,6 +42,26 @@ pub fn quote(data: &[u8]) {
         let encoded = quote.encode();
         assert_eq!(encoded, data[..encoded.len()]);
         assert!(data[encoded.len()..].iter().all(|&byte| byte == 0));
+    }
+}
+
+/// What a certificate of any form carries is inside it, and judged by a quote's rules next.
+pub fn evidence(data: &[u8]) {
+    if let Ok(evidence) = CertificateEvidence::parse(data) {
+        assert!(evidence.quote.len() < data.len());
+        quote(&evidence.quote);
+    }
+}
+
+/// Answers of services: HTTP, and the quote service's messages. Nothing is longer than what came.
+pub fn answers(data: &[u8]) {
+    for ended in [false, true] {
+        if let Ok(Some(answer)) = http::parse(data, ended) {
+            assert!(answer.body.len() <= data.len());
+        }
+    }
+    if let Ok(quote) = qgs::parse(data) {
+        assert!(quote.len() + 24 <= data.len() && data.ends_with(quote));
     }
 }
 
@@ -167,6 +189,8 @@ mod tests {
     #[test]
     fn seeds_of_the_fuzz_targets_replay() {
         replay("frame", frame);
+        replay("answers", answers);
+        replay("evidence", evidence);
         replay("message", message);
         replay("quote", quote);
         replay("session", session);
