@@ -105,6 +105,16 @@ fn check_audit(audit: &str) {
     );
 }
 
+/// Another image, another role, another name, a name that is none; and one who may have it.
+fn others_are_refused(service: &Serving) {
+    let app_id = "hfl-tdx-coco-app";
+    refused(&service.get(app_id, "worker0", "evil"), "refused");
+    refused(&service.get(app_id, "node", "hfl"), "no secret of this app id for us");
+    refused(&service.get("other", "worker0", "hfl"), "no secret of this app id for us");
+    refused(&service.get(&"x".repeat(200), "worker0", "hfl"), "broke the protocol");
+    assert_eq!(service.get(app_id, "worker0", "hfl").stdout, WORD.as_bytes());
+}
+
 #[test]
 fn a_model_goes_from_attested_roles_to_a_trusted_node_and_to_nobody_else() {
     let dir = Dir::new("story");
@@ -169,13 +179,7 @@ fn a_model_goes_from_attested_roles_to_a_trusted_node_and_to_nobody_else() {
         hash
     );
 
-    // Another image, another role, another name, a name that is none.
-    let app_id = "hfl-tdx-coco-app";
-    refused(&service.get(app_id, "worker0", "evil"), "refused");
-    refused(&service.get(app_id, "node", "hfl"), "no secret of this app id for us");
-    refused(&service.get("other", "worker0", "hfl"), "no secret of this app id for us");
-    refused(&service.get(&"x".repeat(200), "worker0", "hfl"), "broke the protocol");
-    assert_eq!(service.get(app_id, "worker0", "hfl").stdout, WORD.as_bytes());
+    others_are_refused(&service);
     let (log, audit) = service.end();
     for text in [&log, &audit] {
         assert!(!text.contains(WORD), "a secret in a log");

@@ -17,7 +17,7 @@ use evidence::{TAGGED_PAIR, bytes_head};
 
 use crate::Attester;
 use crate::sim::time_of;
-use crate::verify::{Rejection, Verdict, Verifier};
+use crate::verify::{Rejection, Verifier};
 
 /// Our key and certificate of this run. The key was generated in memory and is never written.
 pub struct Identity {
@@ -84,13 +84,9 @@ impl Identity {
 ///
 /// # Errors
 /// The first reason to refuse it.
-pub(crate) fn verify(
-    certificate: &[u8],
-    verifier: &Verifier,
-    now: u64,
-) -> Result<Verdict, Rejection> {
+pub(crate) fn verify(certificate: &[u8], verifier: &Verifier, now: u64) -> Result<(), Rejection> {
     let CertificateEvidence { quote, report_data, .. } = CertificateEvidence::parse(certificate)?;
-    verifier.verify(&quote, &report_data, None, now)
+    verifier.verify_first(&quote, &report_data, now)
 }
 
 /// SHA-256 of a certificate's SubjectPublicKeyInfo.
@@ -137,7 +133,7 @@ mod tests {
 
     const NOW: u64 = 1_800_000_000;
 
-    fn check(platform: &SimPlatform, identity: &Identity) -> Result<Verdict, Rejection> {
+    fn check(platform: &SimPlatform, identity: &Identity) -> Result<(), Rejection> {
         let policy = Policy::same_as(platform.report());
         verify(&identity.certificate, &Verifier { trust: Trust::Simulated, policy }, NOW)
     }

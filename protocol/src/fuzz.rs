@@ -208,7 +208,7 @@ mod tests {
         let chunk = [&frame::chunk_head(3, 4096, 8)[..], &[1; 8]].concat();
         let messages = [
             Message::Hello { version: 1, role: Role::Worker(1), nonce: [5; 32], job: [6; 32] },
-            Message::Evidence { quote: vec![1, 2, 3] },
+            Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Refused(Refusal::Evidence),
             Message::Job(b"{}".to_vec()),
             Message::Join { samples: 300, batches: 3 },

@@ -55,6 +55,8 @@ pub enum Message {
     Evidence {
         /// The quote.
         quote: Vec<u8>,
+        /// A bundle with the collateral of the sender's platform, or nothing.
+        collateral: Vec<u8>,
     },
     /// The sender ends the session.
     Refused(Refusal),
@@ -280,7 +282,7 @@ mod tests {
     fn one_of_each() -> Vec<Message> {
         vec![
             Message::Hello { version: 1, role: Role::Worker(3), nonce: [5; 32], job: [6; 32] },
-            Message::Evidence { quote: vec![1, 2, 3] },
+            Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Refused(Refusal::Version),
             Message::Job(vec![9]),
             Message::Join { samples: 300, batches: 3 },
@@ -314,7 +316,7 @@ mod tests {
     fn golden_bytes() {
         let golden: [&[u8]; 14] = [
             &[0, 1, 1, 3, 5, 5],
-            &[1, 3, 1, 2, 3],
+            &[1, 3, 1, 2, 3, 1, 4],
             &[2, 3],
             &[3, 1, 9],
             &[4, 0xac, 2, 3],

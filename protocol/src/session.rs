@@ -27,6 +27,7 @@ use zeroize::Zeroizing;
 use crate::Attester;
 use crate::binding::{Binding, EXPORTER_LABEL};
 use crate::certificate::{Identity, spki_hash};
+use crate::dcap::Collateral;
 use crate::frame::{self, FRAME_LEN_MAX, Frame};
 use crate::message::{Message, PROTOCOL_VERSION, Refusal, Role};
 use crate::roster::Admission;
@@ -51,6 +52,8 @@ pub struct Config {
     pub verifier: Verifier,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
+    /// Collateral of our own platform, which is shown to peers that may have none.
+    collateral: Vec<u8>,
     identity: Identity,
     tls: Tls,
 }
@@ -78,7 +81,8 @@ impl Config {
         identity: Identity,
     ) -> io::Result<Self> {
         let tls = Tls::new(&identity, &verifier, clock).map_err(io::Error::other)?;
-        Ok(Self { role, attester, verifier, clock, identity, tls })
+        let collateral = verifier.own_collateral(&identity, clock());
+        Ok(Self { role, attester, verifier, clock, collateral, identity, tls })
     }
 }
 
@@ -443,7 +447,9 @@ impl Session {
             Message::Hello { version, role, nonce, job } => {
                 self.handle_hello(version, (role, nonce, job)).map(|()| None)
             }
-            Message::Evidence { quote } => self.handle_evidence(&quote).map(|()| None),
+            Message::Evidence { quote, collateral } => {
+                self.handle_evidence(&quote, &collateral).map(|()| None)
+            }
             Message::Refused(refusal) => Err(Ended::RefusedByPeer(refusal)),
             other => Ok(Some(other)),
         }
@@ -470,16 +476,20 @@ impl Session {
         let report_data = self.report_data(true)?;
         let quote = self.config.attester.quote(&report_data).map_err(Ended::NoEvidence)?;
         self.state = State::Evidence;
-        self.put(&Message::Evidence { quote })
+        let collateral = self.config.collateral.clone();
+        self.put(&Message::Evidence { quote, collateral })
     }
 
-    fn handle_evidence(&mut self, quote: &[u8]) -> Result<(), Ended> {
+    fn handle_evidence(&mut self, quote: &[u8], shown: &[u8]) -> Result<(), Ended> {
         let report_data = self.report_data(false)?;
         let Some((role, _, key)) = self.claimed else {
             return Err(Ended::NotAllowed("evidence"));
         };
         let now = (self.config.clock)();
-        let verdict = self.config.verifier.verify(quote, &report_data, Some(role), now);
+        // A bundle that is none is as good as none.
+        let shown = Collateral::parse(shown).ok();
+        let verifier = &self.config.verifier;
+        let verdict = verifier.verify_with(quote, &report_data, Some(role), shown.as_ref(), now);
         let verdict = verdict.map_err(Ended::Rejected)?;
         self.peer = Some(Peer { role, verdict, key });
         self.admission = self.admitted(quote.to_vec())?;

@@ -16,6 +16,8 @@ use crate::verify::Rejection;
 const ORIGINS_MAX: usize = 64;
 /// Pause between two requests about one kind of platform.
 const PAUSE: Duration = Duration::from_secs(60);
+/// Largest bundle that a peer is shown.
+pub(crate) const SHOWN_LEN_MAX: usize = 192 << 10;
 /// Collateral that ends so soon, in seconds, is fetched again while the old still serves.
 const ENDS_SOON: u64 = 2 * 86400;
 
@@ -50,11 +52,37 @@ impl Shelf {
         self
     }
 
-    /// The verdict on a quote with the collateral of its platform.
+    /// The verdict on a quote with the collateral of its platform; `shown` is what the peer itself brought,
+    /// for platforms of which nothing else is there.
     ///
     /// # Errors
     /// The fault that says most.
-    pub(crate) fn judge(&self, quote: &Quote, now: u64) -> Result<Verdict, Rejection> {
+    pub(crate) fn judge(
+        &self,
+        quote: &Quote,
+        shown: Option<&Collateral>,
+        now: u64,
+    ) -> Result<Verdict, Rejection> {
+        let judged = self.judge_here(quote, now);
+        match (&judged, shown) {
+            (Err(Rejection::Dcap(fault)), Some(shown)) if is_lack(fault) => {
+                Ok(dcap::verify(quote, shown, &dcap::INTEL_ROOT, now)?)
+            }
+            _ => judged,
+        }
+    }
+
+    /// Our own platform's collateral, to be shown to peers; `None` where there is none.
+    pub(crate) fn of_platform(&self, quote: &Quote, now: u64) -> Option<Vec<u8>> {
+        self.judge_here(quote, now).ok()?;
+        let bundles = self.bundles().clone();
+        let serves =
+            |bundle: &&Arc<Collateral>| dcap::verify(quote, bundle, &dcap::INTEL_ROOT, now).is_ok();
+        let bytes = bundles.iter().rev().find(serves)?.encode().into_bytes();
+        (bytes.len() <= SHOWN_LEN_MAX).then_some(bytes)
+    }
+
+    fn judge_here(&self, quote: &Quote, now: u64) -> Result<Verdict, Rejection> {
         let judged = self.judge_offline(quote, now);
         let outdated = match &judged {
             Ok(verdict) => verdict.valid[1] < now.saturating_add(ENDS_SOON),
@@ -122,7 +150,7 @@ impl Shelf {
 }
 
 /// Whether other collateral could change the verdict.
-fn is_lack(fault: &Fault) -> bool {
+pub(crate) fn is_lack(fault: &Fault) -> bool {
     matches!(
         (fault.item, &fault.problem),
         (Item::Collateral, Problem::Missing(_))

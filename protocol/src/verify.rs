@@ -11,13 +11,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
+use crate::certificate::{CertificateEvidence, Identity};
 use crate::coco;
-use crate::dcap::{self, Fault, Item, Problem, Shortcoming};
+use crate::dcap::{self, Collateral, Fault, Item, Problem, Shortcoming};
 use crate::hex::Hex;
 use crate::message::Role;
 use crate::policy::Policy;
 use crate::quote::{Quote, QuoteError, TdReport};
-use crate::shelf::Shelf;
+use crate::shelf::{Shelf, is_lack};
 use crate::sim;
 
 /// Whose signature makes a platform real.
@@ -176,6 +177,21 @@ impl Verifier {
         role: Option<Role>,
         now: u64,
     ) -> Result<Verdict, Rejection> {
+        self.verify_with(quote, report_data, role, None, now)
+    }
+
+    /// The same with collateral that the peer brought, for a platform of which we have none.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub(crate) fn verify_with(
+        &self,
+        quote: &[u8],
+        report_data: &[u8; 64],
+        role: Option<Role>,
+        shown: Option<&Collateral>,
+        now: u64,
+    ) -> Result<Verdict, Rejection> {
         let quote = Quote::parse(quote).map_err(Rejection::Malformed)?;
         let report = *quote.td().map_err(Rejection::Malformed)?;
         let platform = match &self.trust {
@@ -184,17 +200,58 @@ impl Verifier {
                 None
             }
             Trust::Hardware(shelf) => {
-                let verdict = shelf.judge(&quote, now)?;
+                let verdict = shelf.judge(&quote, shown, now)?;
                 self.policy.check_platform(&verdict, now)?;
                 Some(Box::new(verdict))
             }
         };
-        self.policy.check(&report, role)?;
+        self.check_td(&report, report_data, role)?;
+        Ok(Verdict { report, platform })
+    }
+
+    /// The collateral of the platform that an identity's quote is of; nothing where there is none.
+    pub(crate) fn own_collateral(&self, identity: &Identity, now: u64) -> Vec<u8> {
+        let Trust::Hardware(shelf) = &self.trust else { return Vec::new() };
+        CertificateEvidence::parse(identity.certificate())
+            .ok()
+            .and_then(|evidence| Quote::parse(&evidence.quote).ok())
+            .and_then(|quote| shelf.of_platform(&quote, now))
+            .unwrap_or_default()
+    }
+
+    /// Checks the quote in a certificate. A platform of which we have no collateral yet has to be genuine
+    /// only: its patch level is judged with the fresh quote, before which nothing else is accepted.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub(crate) fn verify_first(
+        &self,
+        quote: &[u8],
+        report_data: &[u8; 64],
+        now: u64,
+    ) -> Result<(), Rejection> {
+        match self.verify(quote, report_data, None, now) {
+            Err(Rejection::Dcap(fault)) if is_lack(&fault) => {
+                let quote = Quote::parse(quote).map_err(Rejection::Malformed)?;
+                dcap::origin(&quote, &dcap::INTEL_ROOT, now)?;
+                self.check_td(quote.td().map_err(Rejection::Malformed)?, report_data, None)
+            }
+            judged => judged.map(drop),
+        }
+    }
+
+    fn check_td(
+        &self,
+        report: &TdReport,
+        report_data: &[u8; 64],
+        role: Option<Role>,
+    ) -> Result<(), Rejection> {
+        self.policy.check(report, role)?;
         let bound = [*report_data, coco::digits(report_data)];
         if !bound.contains(&report.report_data) {
             return Err(Rejection::ReportData);
         }
-        Ok(Verdict { report, platform })
+        Ok(())
     }
 }
 

@@ -363,3 +363,53 @@ fn gigantic_and_deep_documents_are_refused_before_they_cost_anything() {
     let refused = verify_bytes(&quote, &collateral, &INTEL_ROOT, now).expect_err("unsigned");
     assert_eq!(refused, "tcb-info-signature");
 }
+
+#[test]
+fn collateral_that_a_peer_brings_serves_where_there_is_none_and_is_checked_like_any_other() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/dcap/vectors");
+    let cases = std::fs::read_to_string(folder.join("cases.jsonl")).expect("cases");
+    let cases: Vec<Value> =
+        cases.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let (bytes, own) = real(&folder, &cases[1]);
+    let (_, other) = real(&folder, &cases[0]);
+    let now = cases[1]["now_unix"].as_u64().expect("a time");
+    let data = Quote::parse(&bytes).expect("a quote").td().expect("a TD").report_data;
+    let judge = |here: &[Collateral], shown: Option<&Collateral>, policy: Policy, now| {
+        let trust = Trust::Hardware(Arc::new(Shelf::new(here.to_vec())));
+        let verifier = Verifier { trust, policy };
+        let verdict = verifier.verify_with(&bytes, &data, None, shown, now);
+        verdict.map(drop).map_err(|why| why.code())
+    };
+    let policy = Policy::default;
+    assert_eq!(judge(&[], Some(&own), policy(), now), Ok(()));
+    assert_eq!(judge(&[], None, policy(), now), Err("platform-evidence"));
+    assert_eq!(judge(&[], Some(&other), policy(), now), Err("platform-evidence"));
+    assert_eq!(judge(std::slice::from_ref(&other), Some(&own), policy(), now), Ok(()));
+    // Changed, or over, or older than the policy wants.
+    let mut forged = own.clone();
+    forged.tcb_info_signature[5] ^= 1;
+    assert_eq!(judge(&[], Some(&forged), policy(), now), Err("platform-evidence"));
+    assert_eq!(judge(&[], Some(&own), policy(), now + 400 * 86400), Err("platform-evidence"));
+    let newer = Policy { min_evaluation_number: 99, ..policy() };
+    assert_eq!(judge(&[], Some(&own), newer, now), Err("platform"));
+    // Before the fresh quote a platform has to be genuine, even where its collateral is still missing.
+    let first = |quote: &[u8], data: &[u8; 64]| {
+        let trust = Trust::Hardware(Arc::new(Shelf::default()));
+        let verifier = Verifier { trust, policy: policy() };
+        verifier.verify_first(quote, data, now).map_err(|why| why.code())
+    };
+    assert_eq!(first(&bytes, &data), Ok(()));
+    assert_eq!(first(&bytes, &[1; 64]), Err("report-data"));
+    let mut changed = bytes.clone();
+    changed[200] ^= 1;
+    assert_eq!(first(&changed, &data), Err("quote-signature"));
+    let simulated = crate::SimPlatform::new(now);
+    let quote = crate::Attester::quote(&simulated, &data).expect("a quote");
+    assert_eq!(first(&quote, &data), Err("platform-evidence"));
+    // What is shown to peers is what is there for our own platform.
+    let quote = Quote::parse(&bytes).expect("a quote");
+    let shelf = Shelf::new(vec![other, own.clone()]);
+    let shown = shelf.of_platform(&quote, now).expect("a bundle");
+    assert_eq!(Collateral::parse(&shown), Ok(own));
+    assert!(Shelf::default().of_platform(&quote, now).is_none());
+}
