@@ -220,7 +220,7 @@ fn one_shot_secrets_reloading_and_a_restart() {
     std::thread::sleep(std::time::Duration::from_millis(2500));
     let flags = ["secret", "get", "--attestation", "sim", "--app-id", "flat"];
     let flags =
-        [&flags[..], &["--secret-service", &service.address, "--secret-wait", "1"]].concat();
+        [&flags[..], &["--secret-service", &service.address, "--secret-wait", "5"]].concat();
     refused(&hfl(&flags), "cannot do that now");
     let (log, audit) = service.end();
     assert!(log.contains("nobody gets a secret until that is mended"), "{log}");
