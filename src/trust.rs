@@ -10,11 +10,13 @@ use luks::linux;
 
 use protocol::{
     Attester, Authority, Config, ConfigfsTsm, GuestComponents, Host, Pccs, Policy, QuoteService,
-    Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier,
+    RemoteVerifier, Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier,
 };
 
+use zeroize::Zeroizing;
+
 use crate::failure::{Doing, Failure};
-use crate::store::unhex;
+use crate::store::{read_bounded, unhex};
 use crate::verify;
 
 /// Where evidence comes from.
@@ -49,7 +51,8 @@ impl FromStr for Attestation {
 pub struct TrustOptions {
     /// Source of evidence.
     pub attestation: Attestation,
-    /// Where the collateral of peers' platforms is: files, services, a folder to keep it in.
+    /// Where the collateral of peers' platforms is: files, services, a folder to keep it in. Or one file that
+    /// configures a remote verifier.
     pub collateral: Vec<Source>,
     /// What peers must be; simulated TDs without it must be the same as this one.
     pub policy: Option<PathBuf>,
@@ -116,7 +119,25 @@ impl TrustOptions {
             Failure::new("no policy to judge peers with")
                 .hint("--policy FILE; hfl quote --policy-template makes one to be checked")
         })?;
+        if let Some(service) = self.remote()? {
+            if let Some(rule) = policy.needs_collateral() {
+                let what = format!("the policy's {rule} is nothing that a remote verifier tells");
+                return Err(Failure::new(what).hint("collateral instead, or a policy without it"));
+            }
+            return Ok(Verifier { trust: Trust::Remote(Arc::new(service)), policy });
+        }
         Ok(Verifier { trust: Trust::Hardware(Arc::new(self.shelf()?)), policy })
+    }
+
+    /// The remote verifier that the only file configures, if it does.
+    fn remote(&self) -> Result<Option<RemoteVerifier>, Failure> {
+        let [Source::File(path)] = self.collateral.as_slice() else { return Ok(None) };
+        let bytes = if path.is_file() { read_bounded(path).doing(path.display())? } else { None };
+        let bytes = Zeroizing::new(bytes.unwrap_or_default());
+        match RemoteVerifier::is_configuration(&bytes) {
+            true => RemoteVerifier::parse(&bytes).doing(path.display()).map(Some),
+            false => Ok(None),
+        }
     }
 
     fn simulated(&self) -> SimPlatform {

@@ -15,6 +15,7 @@ const WORLDS: [(&str, &[&str]); 8] = [
         &[
             "protocol/src/dcap/pki.rs",
             "protocol/src/http.rs",
+            "protocol/src/http/standin.rs",
             "protocol/src/pccs.rs",
             "protocol/src/session.rs",
             "protocol/src/session/ended.rs",

@@ -8,8 +8,9 @@ use crate::frame::{self, Frame};
 use crate::message::Message;
 use crate::quote::Quote;
 use crate::session::{Config, Event, Session};
+use crate::token::{Keys, Token};
 use crate::{Policy, Role, SimPlatform, Trust, Verifier};
-use crate::{http, qgs};
+use crate::{RemoteVerifier, http, qgs};
 
 /// Every frame is inside the input, bounded, and its bytes are what it says.
 pub fn frame(data: &[u8]) {
@@ -53,13 +54,20 @@ pub fn evidence(data: &[u8]) {
     }
 }
 
-/// Answers of services: HTTP, and the quote service's messages. Nothing is longer than what came.
+/// Answers of services: HTTP, keys and tokens, the quote service's messages. Nothing is longer than what
+/// came.
 pub fn answers(data: &[u8]) {
     for ended in [false, true] {
         if let Ok(Some(answer)) = http::parse(data, ended) {
             assert!(answer.body.len() <= data.len());
         }
     }
+    // A token that these keys have not signed is never believed, whatever its form.
+    let keys = Keys::parse(data).unwrap_or_default();
+    if let Ok(text) = std::str::from_utf8(data) {
+        assert!(Token::verify(text, &keys, &["issuer"], 1_800_000_000).is_err());
+    }
+    let _ = RemoteVerifier::is_configuration(data);
     if let Ok(quote) = qgs::parse(data) {
         assert!(quote.len() + 24 <= data.len() && data.ends_with(quote));
     }

@@ -16,6 +16,10 @@ use rustls::{
     CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, Error,
     PeerIncompatible, RootCertStore, SignatureScheme, Stream,
 };
+use zeroize::Zeroizing;
+
+#[cfg(test)]
+pub(crate) mod standin;
 
 /// Longest wait for a connection, an answer's next bytes, and a whole answer.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
@@ -53,6 +57,32 @@ impl Url {
             return Err(wrong());
         }
         Ok(Self { host: host.into(), port, path: path.trim_end_matches('/').into() })
+    }
+
+    /// What follows the host.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// This address, with a path if it has none.
+    pub(crate) fn or_path(mut self, path: &str) -> Self {
+        if self.path.is_empty() {
+            self.path = path.into();
+        }
+        self
+    }
+
+    /// Another path of the same service.
+    pub(crate) fn with_path(&self, path: &str) -> Self {
+        Self { path: path.into(), ..self.clone() }
+    }
+
+    /// Scheme, host and port, the port only where it is not the usual one.
+    pub(crate) fn origin(&self) -> String {
+        match self.port {
+            443 => format!("https://{}", self.host),
+            port => format!("https://{}:{port}", self.host),
+        }
     }
 
     /// The host, as certificates name it.
@@ -126,16 +156,30 @@ impl Client {
     /// # Errors
     /// When nobody answers in time, the certificate is not the right one, or the answer is malformed.
     pub(crate) fn get(&self, url: &Url, path: &str) -> io::Result<Answer> {
-        let Url { host, port, path: base } = url;
-        let request = format!(
-            "GET {base}{path} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: hfl\r\nAccept: */*\r\n\
+        self.exchange(url, &format!("GET {}{path}", url.path), "", &[])
+    }
+
+    /// Sends a body to `url`; `headers` are lines, each with its end.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) fn post(&self, url: &Url, headers: &str, body: &[u8]) -> io::Result<Answer> {
+        let headers = Zeroizing::new(format!("{headers}Content-Length: {}\r\n", body.len()));
+        self.exchange(url, &format!("POST {}", url.path), &headers, body)
+    }
+
+    fn exchange(&self, url: &Url, what: &str, headers: &str, body: &[u8]) -> io::Result<Answer> {
+        let Url { host, port, .. } = url;
+        let request = Zeroizing::new(format!(
+            "{what} HTTP/1.1\r\nHost: {host}:{port}\r\nUser-Agent: hfl\r\nAccept: */*\r\n{headers}\
              Connection: close\r\n\r\n"
-        );
+        ));
         let mut socket = connect(host, *port)?;
         let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
         let mut tls = ClientConnection::new(Arc::clone(&self.0), name).map_err(io::Error::other)?;
         let mut stream = Stream::new(&mut tls, &mut socket);
         stream.write_all(request.as_bytes())?;
+        stream.write_all(body)?;
         let end = Instant::now() + ANSWER_WAIT;
         let mut bytes = Vec::new();
         let mut buffer = vec![0; 16 << 10];

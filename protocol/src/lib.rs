@@ -40,12 +40,14 @@ mod pccs;
 mod policy;
 mod qgs;
 mod quote;
+mod remote;
 mod roster;
 mod seal;
 mod session;
 mod shelf;
 mod sim;
 mod tls;
+mod token;
 mod tsm;
 mod verify;
 
@@ -60,10 +62,12 @@ pub use pccs::{FetchError, Pccs};
 pub use policy::{Accepted, Measurement, Policy, PolicyError};
 pub use qgs::{Host, QuoteService, Stream};
 pub use quote::{Body, Quote, QuoteError, Td15, TdReport};
+pub use remote::{RemoteError, RemoteVerifier};
 pub use roster::{Admission, Entry, ROSTER_MAX, Roster};
 pub use session::{Config, Ended, Event, Session};
 pub use shelf::Shelf;
 pub use sim::SimPlatform;
+pub use token::{Keys, Token, TokenError};
 pub use tsm::ConfigfsTsm;
 pub use verify::{Rejection, Trust, Verdict, Verifier};
 

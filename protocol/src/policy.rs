@@ -354,6 +354,18 @@ impl Policy {
         Ok(())
     }
 
+    /// The first rule about platforms that only collateral can tell, and no remote verifier does.
+    pub fn needs_collateral(&self) -> Option<&'static str> {
+        let rules = [
+            (self.grace.is_some(), "tcb_date_min"),
+            (self.min_evaluation_number > 0, "min_evaluation_number"),
+            (self.max_age.is_some(), "max_age_days"),
+            (self.advisories.is_some(), "allowed_advisories"),
+            (self.platforms.is_some(), "platforms"),
+        ];
+        rules.into_iter().find(|(is, _)| *is).map(|(_, name)| name)
+    }
+
     /// Whether any code may run in the peer's TD.
     pub fn accepts_anything(&self) -> bool {
         self.accepted.is_empty()

@@ -18,6 +18,7 @@ use crate::hex::Hex;
 use crate::message::Role;
 use crate::policy::Policy;
 use crate::quote::{Quote, QuoteError, TdReport};
+use crate::remote::{RemoteError, RemoteVerifier};
 use crate::shelf::{Shelf, is_lack};
 use crate::sim;
 
@@ -26,6 +27,8 @@ use crate::sim;
 pub enum Trust {
     /// Intel's root, and what Intel publishes about the platforms that may take part.
     Hardware(Arc<Shelf>),
+    /// A service that judges quotes, and whose tokens are believed.
+    Remote(Arc<RemoteVerifier>),
     /// The public test root: anybody can make such quotes.
     Simulated,
 }
@@ -74,6 +77,8 @@ pub enum Rejection {
     Chain(String),
     /// The platform is not genuine, or its collateral does not serve.
     Dcap(Fault),
+    /// The remote verifier does not vouch for the TD.
+    Remote(RemoteError),
     /// The platform is not one that the policy accepts: what is wrong with it.
     Platform(&'static str),
     /// The attributes of the TD or the status of its platform.
@@ -108,6 +113,7 @@ impl Rejection {
             Self::QeSignature => "qe-signature",
             Self::Chain(_) => "pck-chain",
             Self::Dcap(_) => "platform-evidence",
+            Self::Remote(error) => error.code(),
             Self::Platform(_) => "platform",
             Self::Rules(why) => why.code(),
             Self::Malformed(_) => "quote-malformed",
@@ -131,6 +137,7 @@ impl fmt::Display for Rejection {
             Self::QeSignature => write!(f, "the quoting enclave's report has a wrong signature"),
             Self::Chain(why) => write!(f, "the platform's certificates are not trusted: {why}"),
             Self::Dcap(fault) => write!(f, "{fault} ({}): {}", fault.code(), fault.advice()),
+            Self::Remote(error) => error.fmt(f),
             Self::Platform(what) => write!(f, "the policy refuses the platform: {what}"),
             Self::Rules(why) => why.fmt(f),
             Self::Malformed(error) => error.fmt(f),
@@ -186,13 +193,13 @@ impl Verifier {
     /// The first reason to refuse it.
     pub(crate) fn verify_with(
         &self,
-        quote: &[u8],
+        bytes: &[u8],
         report_data: &[u8; 64],
         role: Option<Role>,
         shown: Option<&Collateral>,
         now: u64,
     ) -> Result<Verdict, Rejection> {
-        let quote = Quote::parse(quote).map_err(Rejection::Malformed)?;
+        let quote = Quote::parse(bytes).map_err(Rejection::Malformed)?;
         let report = *quote.td().map_err(Rejection::Malformed)?;
         let platform = match &self.trust {
             Trust::Simulated => {
@@ -203,6 +210,13 @@ impl Verifier {
                 let verdict = shelf.judge(&quote, shown, now)?;
                 self.policy.check_platform(&verdict, now)?;
                 Some(Box::new(verdict))
+            }
+            Trust::Remote(service) => {
+                let status = service.appraise(bytes, &report, now).map_err(Rejection::Remote)?;
+                if !self.policy.rules.accepted.contains(&status) {
+                    return Err(Rejection::Rules(Shortcoming::Status(status)));
+                }
+                None
             }
         };
         self.check_td(&report, report_data, role)?;

@@ -1,19 +1,14 @@
 //! The client against a service on this machine that has real collateral, and the shelf that asks it.
 
-use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
-use rcgen::{CertificateParams, KeyPair};
-use ring::digest::{SHA256, digest};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{ServerConfig, ServerConnection, Stream};
 use serde_json::Value;
 
 use super::*;
 use crate::dcap::{self, INTEL_ROOT};
+use crate::http::standin::{self, Reply, Service};
 use crate::{Policy, Quote, Rejection, Shelf, Trust, Verifier};
 
 /// What a service has, and in which shape it sends it.
@@ -25,13 +20,6 @@ struct Shape {
     lists: &'static str,
     /// Status for everything.
     status: u16,
-}
-
-/// A PCCS with a certificate of its own; ends with the process.
-struct Service {
-    address: String,
-    pin: [u8; 32],
-    requests: Arc<AtomicUsize>,
 }
 
 fn encoded(text: &[u8]) -> String {
@@ -97,57 +85,14 @@ impl Shape {
     }
 }
 
+/// A PCCS that has this.
 fn serve(shape: Shape) -> Service {
-    let key = KeyPair::generate().expect("key");
-    let params = CertificateParams::new(vec!["localhost".into()]).expect("name");
-    let certificate = params.self_signed(&key).expect("certificate").der().to_vec();
-    let pin = digest(&SHA256, &certificate).as_ref().try_into().expect("32 bytes");
-    let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![CertificateDer::from(certificate)], key)
-        .expect("config");
-    let config = Arc::new(config);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("address").port();
-    let requests = Arc::new(AtomicUsize::new(0));
-    let counter = Arc::clone(&requests);
-    std::thread::spawn(move || {
-        for socket in listener.incoming() {
-            let Ok(mut socket) = socket else { return };
-            let mut tls = ServerConnection::new(Arc::clone(&config)).expect("session");
-            let mut stream = Stream::new(&mut tls, &mut socket);
-            let mut request = Vec::new();
-            let mut byte = [0];
-            // A client that refuses the certificate says nothing.
-            while !request.ends_with(b"\r\n\r\n") && matches!(stream.read(&mut byte), Ok(1)) {
-                request.push(byte[0]);
-            }
-            let text = String::from_utf8_lossy(&request).into_owned();
-            let Some(path) = text.split(' ').nth(1) else { continue };
-            counter.fetch_add(1, Ordering::Relaxed);
-            let found = shape.answer(path).filter(|_| shape.status == 200);
-            let status = if found.is_none() && shape.status == 200 { 404 } else { shape.status };
-            let (headers, body) = found.unwrap_or_default();
-            let (coding, body) = match shape.chunked {
-                false => (format!("Content-Length: {}\r\n", body.len()), body),
-                true => {
-                    let parts = body.chunks(1000).flat_map(|part| {
-                        [format!("{:x}\r\n", part.len()).as_bytes(), part, b"\r\n"].concat()
-                    });
-                    let whole = parts.chain(*b"0\r\n\r\n").collect();
-                    ("Transfer-Encoding: chunked\r\n".into(), whole)
-                }
-            };
-            let head = format!("HTTP/1.1 {status} X\r\n{headers}{coding}\r\n");
-            // The client may have left.
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
-        }
-    });
-    Service { address: format!("https://localhost:{port}"), pin, requests }
+    standin::serve(move |request| {
+        let found = shape.answer(&request.path).filter(|_| shape.status == 200);
+        let status = if found.is_none() && shape.status == 200 { 404 } else { shape.status };
+        let (headers, body) = found.unwrap_or_default();
+        Reply { status, headers, body, chunked: shape.chunked }
+    })
 }
 
 /// A quote of a real TD, its collateral, and when both were valid.
