@@ -212,6 +212,8 @@ impl Verifier {
                 Some(Box::new(verdict))
             }
             Trust::Remote(service) => {
+                // Only quotes of genuine platforms are worth a question.
+                dcap::origin(&quote, &dcap::INTEL_ROOT, now)?;
                 let status = service.appraise(bytes, &report, now).map_err(Rejection::Remote)?;
                 if !self.policy.rules.accepted.contains(&status) {
                     return Err(Rejection::Rules(Shortcoming::Status(status)));

@@ -96,7 +96,7 @@ fn serve(shape: Shape) -> Service {
 }
 
 /// A quote of a real TD, its collateral, and when both were valid.
-fn real_td() -> (Vec<u8>, Collateral, u64) {
+pub(crate) fn real_td() -> (Vec<u8>, Collateral, u64) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/dcap/vectors");
     let cases = std::fs::read_to_string(folder.join("cases.jsonl")).expect("cases");
     for line in cases.lines() {

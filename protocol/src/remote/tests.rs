@@ -7,10 +7,9 @@ use serde_json::Value;
 
 use super::*;
 use crate::http::standin::{Reply, Request, Service, serve};
+use crate::pccs::tests::real_td;
 use crate::token::tests::{claims, published, signed};
 use crate::{Attester, Policy, Quote, Rejection, SimPlatform, Trust, Verifier};
-
-const NOW: u64 = 1_800_000_000;
 
 fn reply(status: u16, body: &Value) -> Reply {
     Reply { status, headers: String::new(), body: body.to_string().into_bytes(), chunked: true }
@@ -19,6 +18,7 @@ fn reply(status: u16, body: &Value) -> Reply {
 /// Judges what it is sent as a service does; `change` makes its claims other ones.
 fn service(provider: &'static str, busy: usize, change: fn(&mut Value)) -> Service {
     let left = Arc::new(AtomicUsize::new(busy));
+    let (.., now) = real_td();
     serve(move |request: &Request| {
         if request.path == "/certs" {
             return reply(200, &published());
@@ -45,7 +45,7 @@ fn service(provider: &'static str, busy: usize, change: fn(&mut Value)) -> Servi
             }
         };
         let quote = Quote::parse(&quote.expect("base64")).expect("a quote");
-        let mut claims = claims(quote.td().expect("a TD"), &issuer, NOW);
+        let mut claims = claims(quote.td().expect("a TD"), &issuer, now);
         claims["nonce"] = body["nonce"].clone();
         change(&mut claims);
         let alg = if provider == "maa" { "RS256" } else { "PS384" };
@@ -66,15 +66,20 @@ fn configuration(service: &Service, provider: &str) -> String {
 }
 
 fn judge(service: &Service, provider: &str) -> Result<(), String> {
-    let platform = SimPlatform::new(NOW);
-    let policy = Policy::same_as(platform.report());
-    let quote = platform.quote(&[7; 64]).expect("a quote");
+    let (quote, _, now) = real_td();
+    let report = *Quote::parse(&quote).expect("a quote").td().expect("a TD");
+    let policy = Policy::same_as(&report);
     let text = configuration(service, provider);
     assert!(RemoteVerifier::is_configuration(text.as_bytes()));
     let remote = RemoteVerifier::parse(text.as_bytes()).expect("a configuration");
     assert!(!format!("{remote:?}").contains("the key"));
     let verifier = Verifier { trust: Trust::Remote(Arc::new(remote)), policy };
-    let verdict = verifier.verify(&quote, &[7; 64], None, NOW);
+    // A quote that is not genuine makes nobody ask.
+    let before = service.requests.load(Ordering::Relaxed);
+    let simulated = SimPlatform::new(now).quote(&report.report_data).expect("a quote");
+    assert!(verifier.verify(&simulated, &report.report_data, None, now).is_err());
+    assert_eq!(service.requests.load(Ordering::Relaxed), before);
+    let verdict = verifier.verify(&quote, &report.report_data, None, now);
     verdict.map(drop).map_err(|why| format!("{}: {why}", why.code()))
 }
 
@@ -96,7 +101,7 @@ fn quotes_are_judged_by_either_service_and_by_the_policy() {
     assert!(other.starts_with("token-claim"), "{other}");
     let replayed = refused("maa", |claims| claims["nonce"] = "before".into());
     assert!(replayed.starts_with("token-claim") && replayed.contains("nonce"), "{replayed}");
-    let late = refused("ita", |claims| claims["exp"] = (NOW - 1000).into());
+    let late = refused("ita", |claims| claims["exp"] = 1000.into());
     assert!(late.starts_with("token-time"), "{late}");
     let foreign = refused("maa", |claims| claims["iss"] = "https://other.example".into());
     assert!(foreign.starts_with("token-issuer"), "{foreign}");
