@@ -5,8 +5,8 @@ use ring::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, UnparsedP
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_cert::crl::CertificateList;
-use x509_cert::der::asn1::ObjectIdentifier;
-use x509_cert::der::{Decode, Encode};
+use x509_cert::der::asn1::{AnyRef, ObjectIdentifier};
+use x509_cert::der::{Decode, Reader, SliceReader};
 use x509_cert::ext::pkix::BasicConstraints;
 use x509_cert::time::Time;
 
@@ -88,13 +88,13 @@ impl Certificate {
 
     pub(super) fn check_signature(&self, issuer: &Self, item: Item) -> Result<(), Fault> {
         let wrong = || Fault::new(item, Problem::Signature);
-        let tbs = self.parsed.tbs_certificate.to_der().map_err(|_| wrong())?;
+        let tbs = signed_part(&self.der).ok_or_else(wrong)?;
         let algorithms = [&self.parsed.signature_algorithm, &self.parsed.tbs_certificate.signature];
         let signature = self.parsed.signature.as_bytes().ok_or_else(wrong)?;
         if algorithms.iter().any(|algorithm| algorithm.oid != ECDSA_WITH_SHA256) {
             return Err(wrong());
         }
-        issuer.verify_asn1(&tbs, signature, item)
+        issuer.verify_asn1(tbs, signature, item)
     }
 
     /// Dated, signed and named by an authority.
@@ -129,6 +129,12 @@ impl Certificate {
             .verify(message, signature)
             .map_err(|_| Fault::new(item, Problem::Signature))
     }
+}
+
+/// The first element of a signed sequence, byte for byte: what was signed.
+fn signed_part(der: &[u8]) -> Option<&[u8]> {
+    let whole = AnyRef::from_der(der).ok()?;
+    SliceReader::new(whole.value()).ok()?.tlv_bytes().ok()
 }
 
 /// Any bytes as a certificate with Intel's extension, and as a revocation list, for the fuzzer.
@@ -186,6 +192,8 @@ pub(super) fn tcb_signer<'a>(
 /// Serial numbers that an issuer took back.
 pub(super) struct RevocationList {
     parsed: CertificateList,
+    /// The bytes that its issuer signed.
+    signed: Vec<u8>,
     /// Beginning and end, in seconds since 1970.
     pub(super) valid: [u64; 2],
 }
@@ -201,7 +209,8 @@ impl RevocationList {
         let next = list.next_update.as_ref();
         let next = next.ok_or(Fault::new(item, Problem::Missing("nextUpdate")))?;
         let valid = [seconds(&list.this_update), seconds(next)];
-        Ok(Self { parsed, valid })
+        let signed = signed_part(der).ok_or(Fault::malformed(item, "no DER"))?.to_vec();
+        Ok(Self { parsed, signed, valid })
     }
 
     pub(super) fn check(&self, issuer: &Certificate, now: u64, item: Item) -> Result<(), Fault> {
@@ -210,12 +219,11 @@ impl RevocationList {
             return Err(Fault::new(item, Problem::Mismatch("its issuer")));
         }
         let wrong = || Fault::new(item, Problem::Signature);
-        let bytes = list.to_der().map_err(|_| wrong())?;
         let signature = self.parsed.signature.as_bytes().ok_or_else(wrong)?;
         if self.parsed.signature_algorithm.oid != ECDSA_WITH_SHA256 {
             return Err(wrong());
         }
-        issuer.verify_asn1(&bytes, signature, item)?;
+        issuer.verify_asn1(&self.signed, signature, item)?;
         check_dates(self.valid, now, item)
     }
 
