@@ -21,12 +21,13 @@ mkdir -p "$layout/blobs/sha256"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Moves a file to its place by content; prints digest and length.
+# Moves a file to its place by content; prints digest and length, once it is there.
 keep() {
-  local sum
+  local sum len
   sum=$(sha256sum "$1" | cut -d' ' -f1)
-  printf '%s %s\n' "$sum" "$(stat -c %s "$1")"
+  len=$(stat -c %s "$1")
   mv "$1" "$layout/blobs/sha256/$sum"
+  printf '%s %s\n' "$sum" "$len"
 }
 
 archive() { tar --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner "$@"; }
