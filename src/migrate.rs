@@ -147,7 +147,9 @@ pub fn serve(net: &mut Net, job: &[u8; 32], path: &Path, time: Duration) -> Resu
             net.drive(id, |session| sending.entry(id).or_default().pump(session, &file, len));
         }
         for Over { id, address, session, why } in net.take_ended() {
-            let complete = sending.remove(&id).is_some_and(|sending| sending.at > len);
+            // A node leaves once it has everything; whatever else ended it may have lost the end.
+            let whole = sending.remove(&id).is_some_and(|sending| sending.at > len);
+            let complete = whole && matches!(why, Ended::ByPeer);
             match session.peer() {
                 Some(peer) if complete => {
                     log::info!("{} at {address} has the volume", peer.role);

@@ -7,12 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use luks::linux;
-
 use protocol::{
     Attester, Authority, Config, ConfigfsTsm, GuestComponents, Host, Pccs, Policy, QuoteService,
     RemoteVerifier, Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier,
 };
-
 use zeroize::Zeroizing;
 
 use crate::failure::{Doing, Failure};

@@ -16,6 +16,8 @@ use crate::verify::Rejection;
 const ORIGINS_MAX: usize = 64;
 /// Pause between two requests about one kind of platform.
 const PAUSE: Duration = Duration::from_secs(60);
+/// Largest file of the cache.
+const FILE_LEN_MAX: u64 = 8 << 20;
 /// Largest bundle that a peer is shown.
 pub(crate) const SHOWN_LEN_MAX: usize = 192 << 10;
 /// Collateral that ends so soon, in seconds, is fetched again while the old still serves.
@@ -42,7 +44,11 @@ impl Shelf {
     pub fn with_service(mut self, service: Pccs, cache: Option<PathBuf>) -> Self {
         if let Some(folder) = &cache {
             let files = fs::read_dir(folder).into_iter().flatten().flatten();
-            let texts = files.filter_map(|file| fs::read(file.path()).ok());
+            // Whoever has the storage could leave a pipe or a giant there.
+            let fits = |file: &fs::DirEntry| {
+                file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= FILE_LEN_MAX)
+            };
+            let texts = files.filter(fits).filter_map(|file| fs::read(file.path()).ok());
             // A file that is none is fetched again.
             let found = texts.filter_map(|text| Collateral::parse(&text).ok());
             self.bundles().extend(found.map(Arc::new));

@@ -85,6 +85,8 @@ impl Audit {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.read(true).append(true).create(true).open(path)?;
+        // Two services would not know what the other gave out.
+        file.try_lock().map_err(|_| io::Error::other("another service writes it"))?;
         let (audit, complete) = Self::check(file)?;
         if complete < audit.file.metadata()?.len() {
             log::warn!("{}: a line that a crash cut short is removed", path.display());
@@ -198,6 +200,9 @@ mod tests {
         assert_eq!((audit.len(), audit.released("app0"), audit.released("app1")), (3, 2, 1));
         audit.append(Record::new(Event::Refused, "later".into())).expect("written");
         assert_eq!(Audit::read(&path).expect("whole").len(), 4);
+        let other = Audit::open(&path).expect_err("one writer").to_string();
+        assert!(other.contains("another service"), "{other}");
+        drop(audit);
         // A crash in the middle of a line.
         let more = std::fs::read(&path).expect("read");
         for cut in bytes.len() + 1..more.len() {
