@@ -8,7 +8,7 @@ command -v cc >/dev/null || { echo "no C compiler: apt-get install gcc" >&2; exi
 command -v cargo >/dev/null || { echo "no cargo: install rustup" >&2; exit 1; }
 
 missing=()
-for tool in /sbin/cryptsetup:cryptsetup-bin /sbin/e2fsck:e2fsprogs /usr/bin/xz:xz-utils /usr/bin/openssl:openssl /usr/bin/python3:python3; do
+for tool in /sbin/cryptsetup:cryptsetup-bin /sbin/e2fsck:e2fsprogs /usr/bin/xz:xz-utils /usr/bin/openssl:openssl /usr/bin/python3:python3 /usr/bin/swtpm:swtpm; do
   [ -x "${tool%%:*}" ] || missing+=("${tool##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then

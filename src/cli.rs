@@ -131,7 +131,7 @@ pub struct Args {
     /// instruction set: auto, avx512, avx2 or portable [auto]
     #[argh(option, default = "IsaChoice(Isa::detect())")]
     isa: IsaChoice,
-    /// source of evidence: auto, tdx, coco or sim [auto]
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
     /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed

@@ -52,7 +52,7 @@ pub struct DoctorArgs {
     /// number format: fp32 or bf16 [fp32]
     #[argh(option, default = "Precision::Fp32")]
     pub(crate) precision: Precision,
-    /// source of evidence: auto, tdx, coco or sim [auto]
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     pub(crate) attestation: Attestation,
     /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed

@@ -66,7 +66,7 @@ struct PullArgs {
     /// seconds to try for while the training runs or nobody answers [600]
     #[argh(option, default = "600")]
     wait: u64,
-    /// source of evidence: auto, tdx, coco or sim [auto]
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
     /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
@@ -93,7 +93,7 @@ struct ServeArgs {
     /// seconds to serve for [until it was fetched once]
     #[argh(option)]
     linger: Option<u64>,
-    /// source of evidence: auto, tdx, coco or sim [auto]
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
     /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed

@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use luks::linux;
 use protocol::{
-    Attester, Authority, Config, ConfigfsTsm, GuestComponents, Host, Pccs, Policy, QuoteService,
-    RemoteVerifier, Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier,
+    Attester, Authority, AzureVm, Config, ConfigfsTsm, GuestComponents, Host, Pccs, Policy,
+    QuoteService, RemoteVerifier, Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier,
 };
 use zeroize::Zeroizing;
 
@@ -26,6 +26,8 @@ pub enum Attestation {
     Tdx,
     /// Quotes of this TD from the guest components of Confidential Containers.
     Coco,
+    /// Quotes of this virtual machine of Azure, with those of its virtual TPM.
+    Azure,
     /// Simulated TDs under a public test root.
     Sim,
 }
@@ -39,7 +41,8 @@ impl FromStr for Attestation {
             "sim" => Ok(Self::Sim),
             "tdx" => Ok(Self::Tdx),
             "coco" => Ok(Self::Coco),
-            _ => Err("expected auto, tdx, coco or sim".into()),
+            "azure" => Ok(Self::Azure),
+            _ => Err("expected auto, tdx, coco, azure or sim".into()),
         }
     }
 }
@@ -91,10 +94,15 @@ impl TrustOptions {
                 Failure::new("no attestation agent at 127.0.0.1:8006")
                     .hint("agent.guest_components_rest_api=all in the guest's kernel parameters")
             }),
-            Attestation::Auto => td().or_else(guest_components).ok_or_else(|| {
+            Attestation::Azure => azure().ok_or_else(|| {
+                Failure::new("no TPM with a paravisor's report (/dev/tpmrm0, index 0x01400001)")
+                    .hint("as root in a confidential virtual machine; in a container --attestation coco")
+            }),
+            // A kernel there may have configfs-tsm with nobody behind it: the more particular one first.
+            Attestation::Auto => azure().or_else(td).or_else(guest_components).ok_or_else(|| {
                 Failure::new(
-                    "no source of TDX evidence on this machine (no configfs-tsm, no \
-                     /dev/tdx_guest, no attestation agent of Confidential Containers)",
+                    "no source of TDX evidence on this machine (no configfs-tsm, no /dev/tdx_guest, no \
+                     virtual TPM of Azure, no attestation agent of Confidential Containers)",
                 )
                 .hint("--attestation sim trains with simulated evidence, which protects nothing")
             }),
@@ -216,6 +224,10 @@ fn td() -> Option<Arc<dyn Attester>> {
         Some(tsm) => Some(Arc::new(tsm)),
         None => linux::has_tdx_device().then(|| Arc::new(QuoteService::new(TdxDevice)) as _),
     }
+}
+
+fn azure() -> Option<Arc<dyn Attester>> {
+    AzureVm::find().map(|machine| Arc::new(machine) as _)
 }
 
 fn guest_components() -> Option<Arc<dyn Attester>> {

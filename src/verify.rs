@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use argh::FromArgs;
 use base64ct::{Base64, Encoding};
 use protocol::dcap::{self, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
-use protocol::{Body, CertificateEvidence, Pccs, Policy, Quote, Rejection, TdReport};
+use protocol::{
+    Body, CertificateEvidence, Evidence, Pccs, Pcrs, Policy, Rejection, TdReport, Vtpm,
+};
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
@@ -70,7 +72,7 @@ pub struct QuoteArgs {
     /// file with the quote [a quote of this TD over zeros]
     #[argh(option)]
     quote: Option<PathBuf>,
-    /// source of evidence: auto, tdx, coco or sim [auto]
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     attestation: Attestation,
     /// file to write the quote to
@@ -90,6 +92,8 @@ const FILE_LEN_MAX: u64 = 8 << 20;
 /// What comes of it.
 struct Outcome {
     verdict: Option<Verdict>,
+    /// Measurements of a guest with a virtual TPM.
+    pcrs: Option<Pcrs>,
     /// Code and text of a refusal, and what to do.
     refused: Option<(String, String, &'static str)>,
 }
@@ -167,14 +171,14 @@ fn certificate(path: &Path) -> Result<CertificateEvidence, Failure> {
 
 /// The refusal of a quote that is about another key.
 fn unbound(evidence: &CertificateEvidence) -> Option<(String, String, &'static str)> {
-    let quote = Quote::parse(&evidence.quote).ok()?;
-    let bound = match &quote.body {
-        Body::Td(report) => report.report_data == evidence.report_data,
-        Body::Enclave(report) => report[320..] == evidence.report_data,
+    let bound = Evidence::parse(&evidence.quote).ok()?.is_over(&evidence.report_data);
+    let why = match bound {
+        Ok(true) => return None,
+        Ok(false) => Rejection::ReportData,
+        Err(why) => why,
     };
-    let why = Rejection::ReportData;
-    (!bound)
-        .then(|| (why.code().into(), why.to_string(), "the certificate took a quote of another"))
+    let advice = "the certificate took a quote of another";
+    Some((why.code().into(), why.to_string(), advice))
 }
 
 /// Collateral as a file has it, or as a service gives it for this quote.
@@ -188,9 +192,11 @@ fn collateral_of(
         Source::File(path) => return read(path),
         Source::Service(address, authority) => (address, authority),
     };
-    let origin = Quote::parse(quote)
+    let origin = Evidence::parse(quote)
         .map_err(|error| error.to_string())
-        .and_then(|quote| dcap::origin(&quote, root, now).map_err(|fault| fault.to_string()))
+        .and_then(|evidence| {
+            dcap::origin(&evidence.quote, root, now).map_err(|fault| fault.to_string())
+        })
         .doing("no collateral is asked for")?;
     let fetched = Pccs::new(address, authority).doing(address)?.fetch(&origin);
     let fetched = fetched.map_err(|error| format!("[{}] {error}", error.code()));
@@ -215,14 +221,16 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
             (quote, "quote of this TD".into())
         }
     };
-    let quote = Quote::parse(&bytes).doing(name)?;
+    let Evidence { quote, vtpm } = Evidence::parse(&bytes).doing(name)?;
+    let pcrs = vtpm.as_ref().map(Vtpm::pcrs);
     if let Some(path) = &args.out {
         fs::write(path, &bytes).doing(path.display())?;
     }
     if args.policy_template {
-        return print(&Policy::template(quote.td().doing("a policy is for TDs")?));
+        let report = quote.td().doing("a policy is for TDs")?;
+        return print(&Policy::template(report, pcrs));
     }
-    let fields = measurements(&quote.body);
+    let fields = measurements(&quote.body, pcrs);
     if args.json {
         let mut object: serde_json::Map<_, _> = fields.into_iter().collect();
         object.insert("version".into(), quote.version.into());
@@ -236,20 +244,24 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
 
 fn judge(quote: &[u8], collateral: &[u8], root: &[u8; 32], now: u64, policy: &Policy) -> Outcome {
     let damaged = "the evidence is damaged or forged: get a new quote";
-    let quote = match Quote::parse(quote) {
-        Ok(quote) => quote,
+    let Evidence { quote, vtpm } = match Evidence::parse(quote) {
+        Ok(evidence) => evidence,
         Err(error) => {
             let refused = Some(("quote-malformed".into(), error.to_string(), damaged));
-            return Outcome { verdict: None, refused };
+            return Outcome { verdict: None, pcrs: None, refused };
         }
     };
+    let pcrs = vtpm.as_ref().map(|vtpm| *vtpm.pcrs());
     let verified = Collateral::parse(collateral)
         .and_then(|collateral| dcap::verify(&quote, &collateral, root, now));
     match verified {
-        Err(fault) => Outcome { verdict: None, refused: Some(explained(&fault)) },
+        Err(fault) => Outcome { verdict: None, pcrs, refused: Some(explained(&fault)) },
         Ok(verdict) => {
             let td = match &verdict.body {
-                Body::Td(report) => policy.check(report, None),
+                Body::Td(report) => vtpm
+                    .as_ref()
+                    .map_or(Ok(()), |vtpm| vtpm.verify(&report.report_data).map(drop))
+                    .and_then(|()| policy.check(report, pcrs.as_ref(), None)),
                 // Measurements of TDs are not those of enclaves.
                 Body::Enclave(_) if policy.accepts_anything() => Ok(()),
                 Body::Enclave(_) => Err(Rejection::Platform("an enclave, the policy is for TDs")),
@@ -258,7 +270,7 @@ fn judge(quote: &[u8], collateral: &[u8], root: &[u8; 32], now: u64, policy: &Po
                 .and_then(|()| policy.check_platform(&verdict, now))
                 .err()
                 .map(|why| (why.code().to_owned(), why.to_string(), advice(&why)));
-            Outcome { verdict: Some(verdict), refused }
+            Outcome { verdict: Some(verdict), pcrs, refused }
         }
     }
 }
@@ -272,7 +284,8 @@ fn advice(why: &Rejection) -> &'static str {
             "patch the platform, or accept the status (tcb_statuses of the policy, --accept)"
         }
         Rejection::Rules(_) => "launch the TD with other attributes",
-        Rejection::Measurement { .. } => {
+        Rejection::Vtpm(_) => "the evidence is damaged or forged: get it again",
+        Rejection::Measurement { .. } | Rejection::Pcr(_) => {
             "if the new image is meant to run, add it to the policy (hfl quote --policy-template)"
         }
         _ => "if that is meant to be, change the policy",
@@ -327,6 +340,7 @@ fn as_json(outcome: &Outcome) -> Value {
                 "needs": shortfall.needs,
             })
         });
+        let shown = measurements(&verdict.body, outcome.pcrs.as_ref());
         let details = json!({
             "launch": verdict.launch.name(),
             "current": verdict.current.map(Status::name),
@@ -343,7 +357,7 @@ fn as_json(outcome: &Outcome) -> Value {
             "pce_id": hex(&verdict.machine.pce_id),
             "ppid": hex(&verdict.machine.ppid),
             "platform_instance_id": verdict.machine.instance_id.map(|id| hex(&id)),
-            "measurements": measurements(&verdict.body).into_iter().collect::<serde_json::Map<_, _>>(),
+            "measurements": shown.into_iter().collect::<serde_json::Map<_, _>>(),
         });
         let (Value::Object(object), Value::Object(details)) = (&mut object, details) else {
             unreachable!("both are objects");
@@ -354,7 +368,7 @@ fn as_json(outcome: &Outcome) -> Value {
 }
 
 /// Every field of the report, by name.
-fn measurements(body: &Body) -> Vec<(String, Value)> {
+fn measurements(body: &Body, pcrs: Option<&Pcrs>) -> Vec<(String, Value)> {
     let fields: Vec<(&str, Vec<u8>)> = match body {
         Body::Enclave(report) => vec![
             ("mr_enclave", report[64..96].to_vec()),
@@ -365,7 +379,10 @@ fn measurements(body: &Body) -> Vec<(String, Value)> {
         ],
         Body::Td(report) => td_fields(report),
     };
-    fields.into_iter().map(|(name, bytes)| (name.to_owned(), Value::String(hex(&bytes)))).collect()
+    let fields = fields.into_iter().map(|(name, bytes)| (name.to_owned(), hex(&bytes)));
+    let pcrs = pcrs.into_iter().flatten().enumerate();
+    let pcrs = pcrs.map(|(number, value)| (format!("pcr{number}"), hex(value)));
+    fields.chain(pcrs).map(|(name, digits)| (name, Value::String(digits))).collect()
 }
 
 fn td_fields(report: &TdReport) -> Vec<(&'static str, Vec<u8>)> {
@@ -448,7 +465,7 @@ fn as_text(outcome: &Outcome, explain: bool) -> String {
         "machine",
         format!("FMSPC {}, PPID {}", hex(&verdict.machine.fmspc), hex(&verdict.machine.ppid)),
     );
-    let shown = measurements(&verdict.body);
+    let shown = measurements(&verdict.body, outcome.pcrs.as_ref());
     let count = if explain { shown.len() } else { 5.min(shown.len()) };
     for (name, value) in shown.into_iter().take(count) {
         line(&name, value.as_str().unwrap_or_default().to_owned());

@@ -34,7 +34,7 @@ fn stderr(output: &Output) -> String {
 
 /// The policy of a secret: these roles of this image.
 fn policy(image: &str, roles: &str) -> String {
-    let template = Policy::template(SimPlatform::with_td(NOW, image, false).report());
+    let template = Policy::template(SimPlatform::with_td(NOW, image, false).report(), None);
     template.replacen("\"mr_td\"", &format!("\"roles\": [{roles}], \"mr_td\""), 1)
 }
 

@@ -139,7 +139,7 @@ fn a_role_refuses_peers_that_its_policy_does_not_list() {
     let report = *SimPlatform::new(1_800_000_000).report();
     let mut other = report;
     other.mr_td[0] ^= 1;
-    std::fs::write(dir.path("other"), Policy::template(&other)).expect("write");
+    std::fs::write(dir.path("other"), Policy::template(&other, None)).expect("write");
     let policy = dir.path("other");
     let policy = policy.to_str().expect("UTF-8");
     let cast = Cast::new(&dir, "model");
@@ -226,10 +226,32 @@ fn an_independent_checker_accepts_our_certificates() {
     std::fs::remove_file(&own).expect("remove");
 }
 
+/// Behind a paravisor the guest is measured by a virtual TPM, and a policy is about both.
+#[test]
+fn evidence_with_a_virtual_tpm_is_shown_with_its_pcrs_and_judged_with_them() {
+    let seed = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/evidence/vtpm");
+    let shown = hfl(&["quote", "--quote", seed, "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).expect("JSON");
+    assert_eq!(shown["pcr11"], "0b".repeat(32));
+    let template = hfl(&["quote", "--quote", seed, "--policy-template"]);
+    Policy::parse(&template.stdout).expect("a policy");
+    let template: Value = serde_json::from_slice(&template.stdout).expect("JSON");
+    assert_eq!(template["verify_mr_td"], "on");
+    assert_eq!(template["tdx_mrs"][0]["pcrs"]["4"], "04".repeat(32));
+    assert!(template["tdx_mrs"][0]["pcrs"]["10"].is_null(), "of what runs, not of the image");
+    // The seed's platform is simulated, so no collateral vouches for it.
+    let (_, bundle, _) = case(1, "vtpm");
+    let bundle = bundle.to_str().expect("UTF-8");
+    let judged = hfl(&["verify", "--quote", seed, "--collateral", bundle, "--json"]);
+    let judged: Value = serde_json::from_slice(&judged.stdout).expect("JSON");
+    assert_eq!(judged["verdict"], "refused");
+}
+
 /// Policies that accept these images in every role.
 fn accepting(path: &Path, images: &[&str]) {
     let one = |image: &&str| -> Value {
-        let template = Policy::template(SimPlatform::with_td(1_800_000_000, image, false).report());
+        let template =
+            Policy::template(SimPlatform::with_td(1_800_000_000, image, false).report(), None);
         serde_json::from_str(&template).expect("JSON")
     };
     let mut policy = one(&images[0]);

@@ -13,11 +13,12 @@ use zeroize::Zeroizing;
 
 pub use evidence::{CertificateEvidence, Form};
 
-use evidence::{TAGGED_PAIR, bytes_head};
+use evidence::{TAGGED_PAIR, TAGGED_VTPM_PAIR, bytes_head};
 
 use crate::Attester;
 use crate::sim::time_of;
 use crate::verify::{Rejection, Verifier};
+use crate::vtpm::Evidence;
 
 /// Our key and certificate of this run. The key was generated in memory and is never written.
 pub struct Identity {
@@ -114,7 +115,8 @@ fn report_data(claims: &[u8]) -> [u8; 64] {
 }
 
 fn encode_evidence(quote: &[u8], claims: &[u8]) -> Vec<u8> {
-    let mut content = TAGGED_PAIR.to_vec();
+    let tagged = if Evidence::is_vtpm(quote) { TAGGED_VTPM_PAIR } else { TAGGED_PAIR };
+    let mut content = tagged.to_vec();
     for item in [quote, claims] {
         content.extend(bytes_head(item.len()));
         content.extend(item);

@@ -2,27 +2,25 @@
 //! the containers of a pod, asked over HTTP on the loopback. For containers without any privilege.
 //!
 //! The agent takes text as report data. So it is asked for 64 digits that stand for the 64 bytes, and
-//! [`digits`] says which.
+//! [`digits`] says which. In pods that are virtual machines of Azure it answers with a TPM's quote too.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use base64ct::{Base64, Encoding};
+use base64ct::{Base64, Base64UrlUnpadded, Encoding};
 use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 
 use crate::Attester;
-use crate::hex::Hex;
-use crate::http;
-use crate::quote::QUOTE_LEN_MAX;
+use crate::hex::{self, Hex};
+use crate::vtpm::{EVIDENCE_LEN_MAX, Vtpm};
+use crate::{azure, http};
 
 /// Where the agent listens in a guest (`agent.guest_components_rest_api=all`).
 const AGENT: ([u8; 4], u16) = ([127, 0, 0, 1], 8006);
 const CONNECT_WAIT: Duration = Duration::from_secs(1);
 const ANSWER_WAIT: Duration = Duration::from_secs(40);
-/// Longest answer: a quote in base64 and event logs.
-const ANSWER_LEN_MAX: u64 = 4 << 20;
 
 /// The agent of a guest.
 #[derive(Debug)]
@@ -30,8 +28,62 @@ pub struct GuestComponents(SocketAddr);
 
 /// What it answers; there are logs beside the quote.
 #[derive(Deserialize)]
-struct Evidence {
-    quote: String,
+#[serde(untagged)]
+enum Evidence {
+    Tdx { quote: String },
+    Azure { td_quote: Bytes, hcl_report: Bytes, tpm_quote: TpmQuote },
+}
+
+#[derive(Deserialize)]
+struct TpmQuote {
+    signature: Bytes,
+    message: Bytes,
+    pcrs: Vec<Bytes>,
+}
+
+/// Bytes as agents write them: older ones as numbers, newer ones as digits or in base64url.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Bytes {
+    Numbers(Vec<u8>),
+    Text(String),
+}
+
+impl Bytes {
+    fn decode(self, text: fn(&str) -> Option<Vec<u8>>) -> Option<Vec<u8>> {
+        match self {
+            Self::Numbers(bytes) => Some(bytes),
+            Self::Text(written) => text(&written),
+        }
+    }
+
+    fn base64(self) -> Option<Vec<u8>> {
+        self.decode(|text| Base64UrlUnpadded::decode_vec(text.trim_end_matches('=')).ok())
+    }
+
+    fn digits(self) -> Option<Vec<u8>> {
+        self.decode(hex::parse)
+    }
+}
+
+impl Evidence {
+    /// The evidence in our form.
+    fn decode(self) -> Option<Vec<u8>> {
+        let (quote, report, tpm) = match self {
+            Self::Tdx { quote } => return Base64::decode_vec(&quote).ok(),
+            Self::Azure { td_quote, hcl_report, tpm_quote } => (td_quote, hcl_report, tpm_quote),
+        };
+        let report = report.base64()?;
+        let (_, claims) = azure::parse_report(&report).ok()?;
+        let pcrs = tpm.pcrs.into_iter().map(|pcr| pcr.digits()?.try_into().ok());
+        let vtpm = Vtpm {
+            claims: claims.to_vec(),
+            message: tpm.message.digits()?,
+            signature: tpm.signature.digits()?,
+            pcrs: pcrs.collect::<Option<Vec<_>>>()?.try_into().ok()?,
+        };
+        Some(vtpm.encode(&quote.base64()?))
+    }
 }
 
 /// The report data that stands for `report_data` where only text can be asked for: SHA-256 in
@@ -49,17 +101,11 @@ impl GuestComponents {
     }
 
     fn ask(&self, text: &str) -> io::Result<Vec<u8>> {
-        let mut socket = TcpStream::connect_timeout(&self.0, CONNECT_WAIT)?;
-        socket.set_read_timeout(Some(ANSWER_WAIT))?;
         let request = format!(
             "GET /aa/evidence?runtime_data={text} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
             self.0
         );
-        socket.write_all(request.as_bytes())?;
-        let mut bytes = Vec::new();
-        socket.take(ANSWER_LEN_MAX).read_to_end(&mut bytes)?;
-        let answer = http::parse(&bytes, true)?;
-        let answer = answer.ok_or_else(|| io::Error::other("no answer"))?;
+        let answer = http::ask_plain(&self.0, request.as_bytes(), ANSWER_WAIT)?;
         match answer.status {
             200 => Ok(answer.body),
             status => Err(io::Error::other(format!("status {status}"))),
@@ -77,9 +123,10 @@ impl Attester for GuestComponents {
         let body = self.ask(text).map_err(named)?;
         let evidence: Evidence = serde_json::from_slice(&body)
             .map_err(|_| named(io::Error::other("its answer holds no quote; is this a TD?")))?;
-        let quote = Base64::decode_vec(&evidence.quote).ok();
-        let quote = quote.filter(|quote| quote.len() <= QUOTE_LEN_MAX);
-        quote.ok_or_else(|| named(io::Error::other("its quote is no base64, or too long")))
+        let evidence = evidence.decode().filter(|evidence| evidence.len() <= EVIDENCE_LEN_MAX);
+        evidence.ok_or_else(|| {
+            named(io::Error::other("its quote is not encoded as it should be, or too long"))
+        })
     }
 
     fn name(&self) -> &'static str {
@@ -88,17 +135,15 @@ impl Attester for GuestComponents {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use super::*;
-    use crate::{Policy, SimPlatform, Trust, Verifier};
-
-    const NOW: u64 = 1_800_000_000;
-
+impl GuestComponents {
     /// An agent that answers once, with what `body` makes of the text that it is asked with.
-    fn agent(status: u16, body: impl FnOnce(&str) -> String + Send + 'static) -> GuestComponents {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    pub(crate) fn answering(
+        status: u16,
+        body: impl FnOnce(&str) -> String + Send + 'static,
+    ) -> Self {
+        use std::io::{Read, Write};
+
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("address");
         std::thread::spawn(move || {
             let (mut socket, _) = listener.accept().expect("a client");
@@ -114,14 +159,22 @@ mod tests {
             let head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\n\r\n", body.len());
             socket.write_all((head + &body).as_bytes()).expect("an answer");
         });
-        GuestComponents(address)
+        Self(address)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Policy, SimPlatform, Trust, Verifier};
+
+    const NOW: u64 = 1_800_000_000;
 
     #[test]
     fn a_quote_over_digits_is_accepted_for_the_bytes_that_they_stand_for() {
         let platform = SimPlatform::new(NOW);
         let policy = Policy::same_as(platform.report());
-        let agent = agent(200, move |text| {
+        let agent = GuestComponents::answering(200, move |text| {
             let data: [u8; 64] = text.as_bytes().try_into().expect("64 digits");
             let quote = platform.quote(&data).expect("a quote");
             let encoded = Base64::encode_string(&quote);
@@ -142,7 +195,9 @@ mod tests {
             (200, "not JSON"),
             (200, "{\"quote\":7}"),
         ] {
-            let error = agent(status, |_| body.to_owned()).quote(&[9; 64]).expect_err(body);
+            let error = GuestComponents::answering(status, |_| body.to_owned())
+                .quote(&[9; 64])
+                .expect_err(body);
             assert!(error.to_string().contains("attestation agent"), "{error}");
         }
     }

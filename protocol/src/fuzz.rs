@@ -3,14 +3,18 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use ring::digest::{SHA256, digest};
+
 use crate::certificate::CertificateEvidence;
 use crate::frame::{self, Frame};
 use crate::message::Message;
 use crate::quote::Quote;
 use crate::session::{Config, Event, Session};
 use crate::token::{Keys, Token};
+use crate::tpm::Attest;
+use crate::vtpm::Evidence;
 use crate::{Policy, Role, SimPlatform, Trust, Verifier};
-use crate::{RemoteVerifier, http, qgs};
+use crate::{RemoteVerifier, azure, http, qgs};
 
 /// Every frame is inside the input, bounded, and its bytes are what it says.
 pub fn frame(data: &[u8]) {
@@ -52,6 +56,19 @@ pub fn evidence(data: &[u8]) {
         assert!(evidence.quote.len() < data.len());
         quote(&evidence.quote);
     }
+    if let Ok(Evidence { quote: found, vtpm: Some(vtpm) }) = Evidence::parse(data) {
+        let bytes = Evidence::quote_bytes(data);
+        assert_eq!(vtpm.encode(bytes), data);
+        quote(bytes);
+        // Nobody's key signed it, whatever the quote is over.
+        let hash = digest(&SHA256, &vtpm.claims);
+        let mut quoted = found.td().map_or([0; 64], |td| td.report_data);
+        quoted[..32].copy_from_slice(hash.as_ref());
+        assert!(vtpm.verify(&quoted).is_err());
+    }
+    if let Some(attest) = Attest::parse(data) {
+        assert!(attest.extra.len() + attest.digest.len() < data.len());
+    }
 }
 
 /// Answers of services: HTTP, keys and tokens, the quote service's messages. Nothing is longer than what
@@ -68,6 +85,9 @@ pub fn answers(data: &[u8]) {
         assert!(Token::verify(text, &keys, &["issuer"], 1_800_000_000).is_err());
     }
     let _ = RemoteVerifier::is_configuration(data);
+    if let Ok((report, claims)) = azure::parse_report(data) {
+        assert!(report.len() + claims.len() < data.len());
+    }
     if let Ok(quote) = qgs::parse(data) {
         assert!(quote.len() + 24 <= data.len() && data.ends_with(quote));
     }
@@ -171,13 +191,17 @@ pub fn policy(data: &[u8]) {
     if let Ok(policy) = Policy::parse(data) {
         assert!(policy.accepted.len() <= 64);
         assert!(policy.accepted.iter().all(|set| !set.values.is_empty()));
+        let mut pcrs = policy.accepted.iter().flat_map(|set| &set.pcrs);
+        assert!(pcrs.all(|(number, _)| *number < 24));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vtpm::Vtpm;
     use crate::{Attester, Refusal};
+    use base64ct::{Base64UrlUnpadded, Encoding};
     use std::path::PathBuf;
 
     fn seeds(target: &str) -> PathBuf {
@@ -214,6 +238,19 @@ mod tests {
             std::fs::write(seeds(target).join(name), bytes).expect("write");
         };
         let chunk = [&frame::chunk_head(3, 4096, 8)[..], &[1; 8]].concat();
+        let selection = [0, 0, 0, 1, 0, 0x0b, 3, 0xff, 0xff, 0xff];
+        let head = [0xff, 0x54, 0x43, 0x47, 0x80, 0x18, 0, 0, 0, 4, 1, 2, 3, 4];
+        let attest = [&head[..], &[0; 25], &selection, &[0, 2, 5, 6]].concat();
+        write("evidence", "attest", &attest);
+        let n = Base64UrlUnpadded::encode_string(&[0xff; 256]);
+        let key = format!(r#"{{"kid":"HCLAkPub","kty":"RSA","e":"AQAB","n":"{n}"}}"#);
+        let claims = format!(r#"{{"keys":[{key}],"user-data":"00"}}"#).into_bytes();
+        let mut quoted = [0; 64];
+        quoted[..32].copy_from_slice(digest(&SHA256, &claims).as_ref());
+        let quote = SimPlatform::new(1_800_000_000).quote(&quoted).expect("a quote");
+        let pcrs = std::array::from_fn(|pcr| [pcr as u8; 32]);
+        let vtpm = Vtpm { claims, message: attest, signature: vec![9; 256], pcrs };
+        write("evidence", "vtpm", &vtpm.encode(&quote));
         let messages = [
             Message::Hello { version: 1, role: Role::Worker(1), nonce: [5; 32], job: [6; 32] },
             Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },

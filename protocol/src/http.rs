@@ -1,9 +1,9 @@
-//! A small HTTP/1.1 client over TLS, for services that have collateral: one request a connection, every
-//! length and time bounded. Blocks.
+//! A small HTTP/1.1 client: over TLS for services that have collateral, plain for those of this machine and
+//! its host. One request a connection, every length and time bounded. Blocks.
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -218,6 +218,21 @@ fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
         }
     }
     Err(last)
+}
+
+/// One request without TLS, to somebody who ends the connection with the answer.
+///
+/// # Errors
+/// When nobody answers in time, or the answer is malformed.
+pub(crate) fn ask_plain(to: &SocketAddr, request: &[u8], wait: Duration) -> io::Result<Answer> {
+    let mut socket = TcpStream::connect_timeout(to, CONNECT_WAIT)?;
+    socket.set_read_timeout(Some(wait))?;
+    socket.set_write_timeout(Some(wait))?;
+    socket.write_all(request)?;
+    let mut bytes = Vec::new();
+    socket.take((HEAD_LEN_MAX + BODY_LEN_MAX) as u64).read_to_end(&mut bytes)?;
+    let answer = parse(&bytes, true)?;
+    answer.ok_or_else(|| io::Error::other("no answer"))
 }
 
 /// The answer in `bytes`, once it is complete (RFC 9112); `ended` says that no more will come.

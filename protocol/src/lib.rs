@@ -26,6 +26,7 @@
 
 #![forbid(unsafe_code)]
 
+mod azure;
 mod binding;
 mod certificate;
 mod coco;
@@ -48,9 +49,12 @@ mod shelf;
 mod sim;
 mod tls;
 mod token;
+mod tpm;
 mod tsm;
 mod verify;
+mod vtpm;
 
+pub use azure::AzureVm;
 pub use binding::Binding;
 pub use certificate::{CertificateEvidence, Form, Identity};
 pub use coco::GuestComponents;
@@ -68,12 +72,14 @@ pub use session::{Config, Ended, Event, Session};
 pub use shelf::Shelf;
 pub use sim::SimPlatform;
 pub use token::{Keys, Token, TokenError};
+pub use tpm::Pcrs;
 pub use tsm::ConfigfsTsm;
 pub use verify::{Rejection, Trust, Verdict, Verifier};
+pub use vtpm::{Evidence, Vtpm};
 
 /// A source of evidence about the TD that this program runs in.
 pub trait Attester: Send + Sync {
-    /// A quote over 64 bytes of report data.
+    /// A quote over 64 bytes of report data; with a virtual TPM's if the guest is measured by one.
     ///
     /// # Errors
     /// What the platform answered instead.

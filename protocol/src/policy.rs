@@ -3,6 +3,7 @@
 //! The file is JSON with the key names of the system that this one replaces: `verify_mr_td: "on"` says
 //! that a measurement counts, `tdx_mrs` lists sets of which one must match. Unknown keys are errors.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -11,12 +12,16 @@ use crate::dcap::{self, Rules, Status};
 use crate::hex::{self, Hex};
 use crate::message::{Role, RoleKind};
 use crate::quote::TdReport;
+use crate::tpm::Pcrs;
 use crate::verify::Rejection;
 
 /// Largest policy file, and most sets in it.
 const FILE_LEN_MAX: usize = 1 << 20;
 const SETS_MAX: usize = 64;
 const SECONDS_OF_DAY: u64 = 86400;
+/// PCRs that are the same wherever a guest's image runs: firmware, boot loader, Secure Boot, kernel with
+/// command line and initrd, unified kernel image and its parts (UAPI Group's and systemd's registries).
+const TEMPLATE_PCRS: [u8; 9] = [0, 4, 7, 8, 9, 11, 12, 13, 14];
 
 /// What a peer's TD and its platform must be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,6 +49,9 @@ pub struct Policy {
 pub struct Accepted {
     /// Which measurement, and its value.
     pub values: Vec<(Measurement, [u8; 48])>,
+    /// PCRs of a virtual TPM, and what they must be: then the values above are of what runs below the guest.
+    /// Empty: only TDs without one.
+    pub pcrs: Vec<(u8, [u8; 32])>,
     /// Roles that such a TD may take; `None`: every role.
     pub roles: Option<Vec<RoleKind>>,
 }
@@ -165,6 +173,9 @@ struct Set {
     rt_mr1: String,
     rt_mr2: String,
     rt_mr3: String,
+    /// Digits by number.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pcrs: BTreeMap<u8, String>,
     /// `ps`, `worker`, `secret`, `node`; every role if it is not there.
     #[serde(skip_serializing_if = "Option::is_none")]
     roles: Option<Vec<String>>,
@@ -268,9 +279,10 @@ impl Policy {
         })
     }
 
-    /// A policy file that accepts TDs that are measured like this one; the configuration that a host
-    /// chooses and the module, which is patched, are switched off.
-    pub fn template(report: &TdReport) -> String {
+    /// A policy file that accepts TDs that are measured like this one, and guests like this one where a
+    /// virtual TPM measures them; the configuration that a host chooses and the module, which is patched,
+    /// are switched off.
+    pub fn template(report: &TdReport, pcrs: Option<&Pcrs>) -> String {
         let (mut file, mut set) = (File::default(), Set::default());
         for (measurement, text) in Measurement::ALL.into_iter().zip(set.texts()) {
             *text = Hex(measurement.of(report)).to_string();
@@ -279,6 +291,10 @@ impl Policy {
             if matches!(measurement, Measurement::MrTd | Measurement::RtMr(_)) {
                 *switch = Switch::On;
             }
+        }
+        for pcr in pcrs.iter().flat_map(|_| TEMPLATE_PCRS) {
+            let value = pcrs.map(|pcrs| Hex(&pcrs[usize::from(pcr)]).to_string());
+            set.pcrs.extend(value.map(|value| (pcr, value)));
         }
         file.tdx_mrs.push(set);
         file.tcb_statuses = Some(vec![Status::UpToDate.name().into()]);
@@ -292,29 +308,41 @@ impl Policy {
             .into_iter()
             .filter(|measurement| matches!(measurement, Measurement::MrTd | Measurement::RtMr(_)));
         let values = counts.map(|measurement| (measurement, *measurement.of(own))).collect();
-        Self { accepted: vec![Accepted { values, roles: None }], ..Self::default() }
+        let accepted = Accepted { values, ..Accepted::default() };
+        Self { accepted: vec![accepted], ..Self::default() }
     }
 
-    /// Checks a TD that wants to be `role`; `None` where no role is claimed yet.
+    /// Checks a TD, with the PCRs of its guest if it has a virtual TPM, that wants to be `role`; `None` where
+    /// no role is claimed yet.
     ///
     /// # Errors
     /// The first thing that is not as it must be.
-    pub fn check(&self, report: &TdReport, role: Option<Role>) -> Result<(), Rejection> {
+    pub fn check(
+        &self,
+        report: &TdReport,
+        pcrs: Option<&Pcrs>,
+        role: Option<Role>,
+    ) -> Result<(), Rejection> {
         self.rules.check_td(report).map_err(Rejection::Rules)?;
         if self.accepted.is_empty() {
             return Ok(());
         }
         let matching = self.accepted.iter().filter(|accepted| accepted.matches(report));
-        let mut matching = matching.peekable();
-        if matching.peek().is_none() {
+        let judged: Vec<_> =
+            matching.map(|accepted| (accepted, accepted.check_pcrs(pcrs))).collect();
+        let Some((_, first)) = judged.first() else {
             let wanted = self.accepted.first().and_then(|accepted| {
                 let mr_td = accepted.values.iter().find(|(m, _)| *m == Measurement::MrTd);
                 mr_td.map(|(_, value)| *value)
             });
             return Err(Rejection::Measurement { mr_td: report.mr_td, expected: wanted });
+        };
+        let mut matching = judged.iter().filter(|(_, judged)| judged.is_ok()).peekable();
+        if matching.peek().is_none() {
+            return first.clone();
         }
         match role {
-            Some(role) if !matching.any(|accepted| accepted.allows(role)) => {
+            Some(role) if !matching.any(|(accepted, _)| accepted.allows(role)) => {
                 Err(Rejection::RoleOfMeasurement(role))
             }
             _ => Ok(()),
@@ -392,7 +420,30 @@ impl Accepted {
                 values.push((measurement, value));
             }
         }
-        Ok(Self { values, roles })
+        // Whoever owns a TD writes the claims about its TPM: what runs there must be known first.
+        if !set.pcrs.is_empty() && !on.contains(&Measurement::MrTd) {
+            return Err(PolicyError("pcrs say nothing unless verify_mr_td is on".into()));
+        }
+        let pcr = |(number, text): (&u8, &String)| {
+            let wrong = || PolicyError("pcrs: numbers from 0 to 23, 64 digits each".into());
+            let value = array(text).filter(|_| *number < 24).ok_or_else(wrong)?;
+            Ok((*number, value))
+        };
+        let pcrs = set.pcrs.iter().map(pcr).collect::<Result<_, _>>()?;
+        Ok(Self { values, pcrs, roles })
+    }
+
+    /// Whether the guest is measured as it must be: by a virtual TPM if there are PCRs here, else by the TD.
+    fn check_pcrs(&self, pcrs: Option<&Pcrs>) -> Result<(), Rejection> {
+        let Some(pcrs) = pcrs.filter(|_| !self.pcrs.is_empty()) else {
+            return match pcrs.is_some() || !self.pcrs.is_empty() {
+                true => Err(Rejection::Pcr(None)),
+                false => Ok(()),
+            };
+        };
+        let differs = |(number, value): &&(u8, [u8; 32])| pcrs[usize::from(*number)] != *value;
+        let wrong = self.pcrs.iter().find(differs).map(|(number, _)| *number);
+        wrong.map_or(Ok(()), |number| Err(Rejection::Pcr(Some(number))))
     }
 
     fn allows(&self, role: Role) -> bool {
@@ -420,21 +471,21 @@ mod tests {
     #[test]
     fn a_template_accepts_its_td_and_no_other() {
         let own = report();
-        let text = Policy::template(&own);
+        let text = Policy::template(&own, None);
         let policy = Policy::parse(text.as_bytes()).expect("our own file");
         assert_eq!(policy, Policy::same_as(&own));
-        policy.check(&own, Some(Role::Worker(0))).expect("the same TD");
+        policy.check(&own, None, Some(Role::Worker(0))).expect("the same TD");
         for index in 0..4 {
             let mut other = own;
             other.rt_mr[index][47] ^= 1;
-            let refused = policy.check(&other, None);
+            let refused = policy.check(&other, None, None);
             assert!(matches!(refused, Err(Rejection::Measurement { .. })), "{index}");
         }
         let mut other = own;
         other.mr_owner[0] ^= 1;
-        policy.check(&other, None).expect("switched off");
+        policy.check(&other, None, None).expect("switched off");
         other.td_attributes[0] |= 1;
-        assert!(matches!(policy.check(&other, None), Err(Rejection::Rules(_))));
+        assert!(matches!(policy.check(&other, None, None), Err(Rejection::Rules(_))));
     }
 
     #[test]
@@ -448,10 +499,10 @@ mod tests {
             Hex(&b.mr_td)
         );
         let policy = Policy::parse(text.as_bytes()).expect("valid");
-        policy.check(&a, Some(Role::ParameterServer(0))).expect("its role");
-        policy.check(&b, Some(Role::Worker(1))).expect("its role");
-        policy.check(&a, None).expect("no role yet");
-        let swapped = policy.check(&a, Some(Role::Worker(0)));
+        policy.check(&a, None, Some(Role::ParameterServer(0))).expect("its role");
+        policy.check(&b, None, Some(Role::Worker(1))).expect("its role");
+        policy.check(&a, None, None).expect("no role yet");
+        let swapped = policy.check(&a, None, Some(Role::Worker(0)));
         assert_eq!(swapped, Err(Rejection::RoleOfMeasurement(Role::Worker(0))));
     }
 

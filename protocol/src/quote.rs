@@ -146,6 +146,8 @@ pub enum QuoteError {
         /// Its length.
         len: usize,
     },
+    /// What comes with a quote from a virtual TPM is malformed.
+    Vtpm(&'static str),
 }
 
 impl fmt::Display for QuoteError {
@@ -160,6 +162,7 @@ impl fmt::Display for QuoteError {
             Self::Unsupported { field, value } => write!(f, "quote has {field} {value:#x}"),
             Self::Trailing { len } => write!(f, "{len} bytes after the quote are not zero padding"),
             Self::TooLong { len } => write!(f, "quote of {len} bytes, at most {QUOTE_LEN_MAX}"),
+            Self::Vtpm(what) => write!(f, "evidence of a virtual TPM: {what}"),
         }
     }
 }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::binding::Binding;
 use crate::message::Role;
-use crate::quote::QUOTE_LEN_MAX;
 use crate::verify::{Rejection, Verdict, Verifier};
+use crate::vtpm::EVIDENCE_LEN_MAX;
 
 /// Most entries: processes of a job that were admitted, each once.
 pub const ROSTER_MAX: usize = 4096;
@@ -117,7 +117,8 @@ impl Roster {
     /// Adds the next entry of somebody else's chain; `false` when it is not that, or too long.
     pub fn extend(&mut self, entry: Entry) -> bool {
         let follows = entry.number == self.entries.len() as u64 && entry.previous == self.head;
-        let fits = self.entries.len() < ROSTER_MAX && entry.admission.quote.len() <= QUOTE_LEN_MAX;
+        let fits =
+            self.entries.len() < ROSTER_MAX && entry.admission.quote.len() <= EVIDENCE_LEN_MAX;
         if follows && fits {
             self.head = entry.digest();
             self.entries.push(entry);

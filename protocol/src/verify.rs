@@ -12,15 +12,16 @@ use rustls::pki_types::{CertificateDer, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
 
 use crate::certificate::{CertificateEvidence, Identity};
-use crate::coco;
 use crate::dcap::{self, Collateral, Fault, Item, Problem, Shortcoming};
 use crate::hex::Hex;
 use crate::message::Role;
 use crate::policy::Policy;
-use crate::quote::{Quote, QuoteError, TdReport};
+use crate::quote::{QuoteError, TdReport};
 use crate::remote::{RemoteError, RemoteVerifier};
 use crate::shelf::{Shelf, is_lack};
 use crate::sim;
+use crate::tpm::Pcrs;
+use crate::vtpm::{Evidence, Vtpm};
 
 /// Whose signature makes a platform real.
 #[derive(Clone, Debug)]
@@ -49,6 +50,8 @@ pub struct Verdict {
     pub report: TdReport,
     /// Its platform; a simulated one has none.
     pub platform: Option<Box<dcap::Verdict>>,
+    /// Measurements of the guest, where these are a virtual TPM's and those of the TD are of what is below.
+    pub pcrs: Option<Box<Pcrs>>,
 }
 
 impl Verdict {
@@ -60,7 +63,7 @@ impl Verdict {
         if let Some(platform) = &self.platform {
             policy.check_platform(platform, now)?;
         }
-        policy.check(&self.report, Some(role))
+        policy.check(&self.report, self.pcrs.as_deref(), Some(role))
     }
 }
 
@@ -92,6 +95,10 @@ pub enum Rejection {
         /// What it should run, if only one thing is accepted.
         expected: Option<[u8; 48]>,
     },
+    /// A virtual TPM runs something else, or its measurements are none that the policy tells.
+    Pcr(Option<u8>),
+    /// The evidence of a virtual TPM does not lead to its measurements.
+    Vtpm(&'static str),
     /// The certificate carries no evidence.
     MissingEvidence,
     /// The certificate or its evidence extension is malformed.
@@ -118,6 +125,8 @@ impl Rejection {
             Self::Rules(why) => why.code(),
             Self::Malformed(_) => "quote-malformed",
             Self::Measurement { .. } => "measurement",
+            Self::Pcr(_) => "pcr",
+            Self::Vtpm(_) => "vtpm",
             Self::MissingEvidence => "evidence-missing",
             Self::Certificate(_) => "certificate",
             Self::ReportData => "report-data",
@@ -145,6 +154,13 @@ impl fmt::Display for Rejection {
                 write!(f, "the TD runs something else: MRTD {}", Hex(mr_td))?;
                 expected.as_ref().map_or(Ok(()), |mr| write!(f, ", accepted is {}", Hex(mr)))
             }
+            Self::Pcr(Some(number)) => write!(f, "the guest runs something else: PCR {number}"),
+            Self::Pcr(None) => write!(
+                f,
+                "the TD is measured as the policy says, but by what is below the guest: the guest is \
+                 measured by a TPM, and the policy lists no pcrs (or the other way round)"
+            ),
+            Self::Vtpm(what) => write!(f, "the virtual TPM's evidence: {what}"),
             Self::MissingEvidence => write!(f, "the certificate carries no evidence"),
             Self::Certificate(what) => write!(f, "the certificate is malformed: {what}"),
             Self::ReportData => {
@@ -199,30 +215,33 @@ impl Verifier {
         shown: Option<&Collateral>,
         now: u64,
     ) -> Result<Verdict, Rejection> {
-        let quote = Quote::parse(bytes).map_err(Rejection::Malformed)?;
+        let evidence = Evidence::parse(bytes).map_err(Rejection::Malformed)?;
+        let quote = &evidence.quote;
         let report = *quote.td().map_err(Rejection::Malformed)?;
         let platform = match &self.trust {
             Trust::Simulated => {
-                verify_simulated(&quote, now)?;
+                verify_simulated(quote, now)?;
                 None
             }
             Trust::Hardware(shelf) => {
-                let verdict = shelf.judge(&quote, shown, now)?;
+                let verdict = shelf.judge(quote, shown, now)?;
                 self.policy.check_platform(&verdict, now)?;
                 Some(Box::new(verdict))
             }
             Trust::Remote(service) => {
                 // Only quotes of genuine platforms are worth a question.
-                dcap::origin(&quote, &dcap::INTEL_ROOT, now)?;
-                let status = service.appraise(bytes, &report, now).map_err(Rejection::Remote)?;
+                dcap::origin(quote, &dcap::INTEL_ROOT, now)?;
+                let status = service.appraise(Evidence::quote_bytes(bytes), &report, now);
+                let status = status.map_err(Rejection::Remote)?;
                 if !self.policy.rules.accepted.contains(&status) {
                     return Err(Rejection::Rules(Shortcoming::Status(status)));
                 }
                 None
             }
         };
-        self.check_td(&report, report_data, role)?;
-        Ok(Verdict { report, platform })
+        self.check_td(&evidence, &report, report_data, role)?;
+        let pcrs = evidence.vtpm.map(|vtpm| Box::new(vtpm.pcrs));
+        Ok(Verdict { report, platform, pcrs })
     }
 
     /// The collateral of the platform that an identity's quote is of; nothing where there is none.
@@ -230,8 +249,8 @@ impl Verifier {
         let Trust::Hardware(shelf) = &self.trust else { return Vec::new() };
         CertificateEvidence::parse(identity.certificate())
             .ok()
-            .and_then(|evidence| Quote::parse(&evidence.quote).ok())
-            .and_then(|quote| shelf.of_platform(&quote, now))
+            .and_then(|evidence| Evidence::parse(&evidence.quote).ok())
+            .and_then(|evidence| shelf.of_platform(&evidence.quote, now))
             .unwrap_or_default()
     }
 
@@ -248,9 +267,10 @@ impl Verifier {
     ) -> Result<(), Rejection> {
         match self.verify(quote, report_data, None, now) {
             Err(Rejection::Dcap(fault)) if is_lack(&fault) => {
-                let quote = Quote::parse(quote).map_err(Rejection::Malformed)?;
-                dcap::origin(&quote, &dcap::INTEL_ROOT, now)?;
-                self.check_td(quote.td().map_err(Rejection::Malformed)?, report_data, None)
+                let evidence = Evidence::parse(quote).map_err(Rejection::Malformed)?;
+                dcap::origin(&evidence.quote, &dcap::INTEL_ROOT, now)?;
+                let report = *evidence.quote.td().map_err(Rejection::Malformed)?;
+                self.check_td(&evidence, &report, report_data, None)
             }
             judged => judged.map(drop),
         }
@@ -258,23 +278,22 @@ impl Verifier {
 
     fn check_td(
         &self,
+        evidence: &Evidence,
         report: &TdReport,
         report_data: &[u8; 64],
         role: Option<Role>,
     ) -> Result<(), Rejection> {
-        self.policy.check(report, role)?;
-        let bound = [*report_data, coco::digits(report_data)];
-        if !bound.contains(&report.report_data) {
-            return Err(Rejection::ReportData);
-        }
-        Ok(())
+        let is_over = evidence.is_over(report_data)?;
+        let pcrs = evidence.vtpm.as_ref().map(Vtpm::pcrs);
+        self.policy.check(report, pcrs, role)?;
+        if is_over { Ok(()) } else { Err(Rejection::ReportData) }
     }
 }
 
 /// Most certificates of a chain.
 const CHAIN_MAX: usize = 4;
 
-fn verify_simulated(quote: &Quote, now: u64) -> Result<(), Rejection> {
+fn verify_simulated(quote: &crate::Quote, now: u64) -> Result<(), Rejection> {
     let chain = parse_chain(&quote.chain)?;
     let [leaf, intermediates @ ..] = chain.as_slice() else {
         return Err(Rejection::Chain("no certificate".into()));

@@ -63,7 +63,7 @@ pub(super) struct ServeArgs {
     /// connections a minute from one address [60]
     #[argh(option, default = "60")]
     pub(super) rate: u32,
-    /// source of evidence: auto, tdx, coco or sim [auto]
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     pub(super) attestation: Attestation,
     /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
@@ -111,7 +111,7 @@ pub(super) struct GetArgs {
     /// file to create, readable by its owner only [stdout]
     #[argh(option)]
     pub(super) out: Option<PathBuf>,
-    /// source of evidence: auto, tdx, coco or sim [auto]
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
     #[argh(option, default = "Attestation::Auto")]
     pub(super) attestation: Attestation,
     /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed

@@ -228,11 +228,11 @@ mod tests {
 
     fn verdict(image: &str) -> Verdict {
         let report = *SimPlatform::with_td(NOW, image, false).report();
-        Verdict { report, platform: None }
+        Verdict { report, platform: None, pcrs: None }
     }
 
     fn policy(image: &str, roles: &str) -> String {
-        let template = Policy::template(&verdict(image).report);
+        let template = Policy::template(&verdict(image).report, None);
         template.replacen("\"mr_td\"", &format!("\"roles\": [{roles}], \"mr_td\""), 1)
     }
 

@@ -15,6 +15,7 @@ use x509_cert::der::{Decode, Encode};
 
 use super::CERTIFICATE_LEN_MAX;
 use crate::verify::Rejection;
+use crate::vtpm::Evidence;
 
 /// DICE tagged evidence.
 pub(super) const CCC: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.5.4.9");
@@ -25,6 +26,8 @@ const DSTACK: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.4.1.62397
 const DSTACK_LABEL: &[u8] = b"ratls-cert:";
 /// CBOR tag 60000 (a quote with claims) and the head of an array of two.
 pub(super) const TAGGED_PAIR: &[u8] = &[0xd9, 0xea, 0x60, 0x82];
+/// The same with a tag of our own ("hfl1"), for what is no quote alone: evidence with a virtual TPM's part.
+pub(super) const TAGGED_VTPM_PAIR: &[u8] = &[0xda, 0x68, 0x66, 0x6c, 0x31, 0x82];
 /// Most claims.
 const CLAIMS_MAX: usize = 16;
 
@@ -50,12 +53,12 @@ impl Form {
     }
 }
 
-/// A quote from a certificate, and what it must be over to vouch for the certificate's key.
+/// Evidence from a certificate, and what it must be over to vouch for the certificate's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CertificateEvidence {
     /// How it is written.
     pub form: Form,
-    /// The quote; nothing of it is verified yet.
+    /// The quote, as [`Evidence`] reads it; nothing of it is verified yet.
     pub quote: Vec<u8>,
     /// The report data that binds the quote to the key.
     pub report_data: [u8; 64],
@@ -111,8 +114,12 @@ fn padded(algorithm: &'static Algorithm, bytes: &[u8]) -> [u8; 64] {
 
 fn interoperable(content: &[u8], spki: &[u8]) -> Result<CertificateEvidence, Rejection> {
     let malformed = Rejection::Certificate("evidence extension");
-    let items = content.strip_prefix(TAGGED_PAIR).ok_or(malformed.clone())?;
-    let (quote, rest) = item(items, BYTES).ok_or(malformed.clone())?;
+    let plain = content.strip_prefix(TAGGED_PAIR);
+    let items = plain.or_else(|| content.strip_prefix(TAGGED_VTPM_PAIR));
+    let (quote, rest) = items.and_then(|items| item(items, BYTES)).ok_or(malformed.clone())?;
+    if Evidence::is_vtpm(quote) == plain.is_some() {
+        return Err(malformed);
+    }
     let (claims, []) = item(rest, BYTES).ok_or(malformed.clone())? else {
         return Err(malformed);
     };

@@ -106,7 +106,7 @@ pub(crate) fn real_td() -> (Vec<u8>, Collateral, u64) {
         let now = case["now_unix"].as_u64().expect("a time");
         let accepted = Policy::default();
         let verdict = dcap::verify(&parsed, &collateral, &INTEL_ROOT, now).expect("genuine");
-        let fit = parsed.td().is_ok_and(|td| accepted.check(td, None).is_ok());
+        let fit = parsed.td().is_ok_and(|td| accepted.check(td, None, None).is_ok());
         if fit && accepted.check_platform(&verdict, now).is_ok() {
             return (quote, collateral, now);
         }
