@@ -37,6 +37,7 @@ pub struct RemoteVerifier {
     provider: Provider,
     url: Url,
     keys: Url,
+    signing_root: Option<[u8; 32]>,
     api_key: Zeroizing<String>,
     client: Client,
 }
@@ -93,6 +94,8 @@ struct Written {
     api_key: String,
     /// SHA-256 of the service's certificate, where no public authority vouches for it.
     certificate_sha256: Option<String>,
+    /// SHA-256 of the root certificate of the keys that sign tokens, where that is known.
+    signing_root_sha256: Option<String>,
     #[serde(rename = "enable_metrics")]
     _enable_metrics: Option<serde_json::Value>,
     #[serde(rename = "claims")]
@@ -140,13 +143,18 @@ impl RemoteVerifier {
             true => Url::parse(INTEL_KEYS)?.or_path(KEYS_PATH),
             false => url.with_path(KEYS_PATH),
         };
-        let pin = written.certificate_sha256.map(|text| {
-            let bytes = hex::parse(&text).and_then(|bytes| bytes.try_into().ok());
-            bytes.map(Authority::Pinned).ok_or("certificate_sha256: expected 64 digits")
-        });
-        let authority = pin.transpose()?.unwrap_or(Authority::System);
+        let hash = |name: &str, text: Option<String>| {
+            let bytes = text.map(|text| hex::parse(&text).and_then(|bytes| bytes.try_into().ok()));
+            bytes
+                .map(|bytes| bytes.ok_or_else(|| format!("{name}: expected 64 digits")))
+                .transpose()
+        };
+        let pin = hash("certificate_sha256", written.certificate_sha256)?;
+        let signing_root = hash("signing_root_sha256", written.signing_root_sha256)?;
+        let authority = pin.map_or(Authority::System, Authority::Pinned);
         let client = Client::new(&authority).map_err(|error| error.to_string())?;
-        Ok(Self { provider, url, keys, api_key: Zeroizing::new(written.api_key), client })
+        let api_key = Zeroizing::new(written.api_key);
+        Ok(Self { provider, url, keys, signing_root, api_key, client })
     }
 
     /// Has a quote judged: the status of its platform, if the service vouches for the TD of `report`.
@@ -173,7 +181,7 @@ impl RemoteVerifier {
         let appraised: Appraised = serde_json::from_slice(&answer.body)
             .map_err(|_| RemoteError::Service("its answer holds no token".into()))?;
         let keys = self.ask(|| self.client.get(&self.keys, ""))?;
-        let keys = Keys::parse(&keys.body)?;
+        let keys = Keys::parse(&keys.body)?.with_root(self.signing_root);
         let origin = self.url.origin();
         let issuers: &[&str] = match self.provider {
             Provider::Intel => &INTEL_ISSUERS,

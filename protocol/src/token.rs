@@ -5,13 +5,17 @@
 //! be the quote's own, so that the policy judges what was signed.
 
 use std::fmt;
+use std::time::Duration;
 
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
+use ring::digest::{SHA256, digest};
 use ring::signature::{
     RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA384, RsaParameters, RsaPublicKeyComponents,
 };
+use rustls::pki_types::{CertificateDer, UnixTime};
 use serde::Deserialize;
 use serde_json::Value;
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_cert::der::Decode;
 
 use crate::dcap::Status;
@@ -22,6 +26,8 @@ use crate::quote::TdReport;
 const TOKEN_LEN_MAX: usize = 64 << 10;
 const KEYS_LEN_MAX: usize = 1 << 20;
 const KEYS_MAX: usize = 64;
+/// Most certificates of a key.
+const CHAIN_MAX: usize = 4;
 /// Clocks may differ so much, in seconds.
 const LEEWAY: u64 = 60;
 /// Longest life of a token, in seconds: an hour is usual, a day is long.
@@ -29,7 +35,11 @@ const LIFE_MAX: u64 = 24 * 3600;
 
 /// The keys that a service signs with.
 #[derive(Clone, Debug, Default)]
-pub struct Keys(Vec<Key>);
+pub struct Keys {
+    keys: Vec<Key>,
+    /// SHA-256 of the certificate that every key's chain must end with.
+    root: Option<[u8; 32]>,
+}
 
 #[derive(Clone, Debug)]
 struct Key {
@@ -38,6 +48,8 @@ struct Key {
     exponent: Vec<u8>,
     /// From when and until when its certificate is valid, if it has one.
     valid: Option<[u64; 2]>,
+    /// Its certificate, those that vouch for one another, the root.
+    chain: Vec<CertificateDer<'static>>,
 }
 
 /// Why a token is not believed. Each kind has a stable [`code`](TokenError::code).
@@ -49,6 +61,8 @@ pub enum TokenError {
     Algorithm,
     /// No key of the service has its key's name, or that key's time is over.
     UnknownKey,
+    /// The certificates of its key do not lead to the root that they end with, or that is another one.
+    Chain,
     /// The key did not sign it.
     Signature,
     /// It is of another time: its end, or its beginning.
@@ -66,6 +80,7 @@ impl TokenError {
             Self::Malformed(_) => "token-malformed",
             Self::Algorithm => "token-algorithm",
             Self::UnknownKey => "token-key",
+            Self::Chain => "token-chain",
             Self::Signature => "token-signature",
             Self::Time(_) => "token-time",
             Self::Issuer => "token-issuer",
@@ -82,6 +97,7 @@ impl fmt::Display for TokenError {
             Self::UnknownKey => {
                 write!(f, "no key of the service that is valid now signed the token")
             }
+            Self::Chain => write!(f, "the key's certificates do not lead to the service's root"),
             Self::Signature => write!(f, "the token has a wrong signature"),
             Self::Time(what) => write!(f, "the token is {what}"),
             Self::Issuer => write!(f, "the token is of another service"),
@@ -122,7 +138,13 @@ impl Keys {
             return Err(malformed());
         }
         let rsa = written.keys.iter().filter(|key| key.kty == "RSA");
-        rsa.map(Key::parse).collect::<Option<_>>().map(Self).ok_or_else(malformed)
+        let keys = rsa.map(Key::parse).collect::<Option<_>>().ok_or_else(malformed)?;
+        Ok(Self { keys, root: None })
+    }
+
+    /// The same keys, each of which counts only if its certificates end with this one (its SHA-256).
+    pub fn with_root(self, root: Option<[u8; 32]>) -> Self {
+        Self { root, ..self }
     }
 }
 
@@ -135,8 +157,16 @@ impl Key {
             )),
             _ => None,
         };
-        let certified = match written.x5c.first() {
-            Some(text) => Some(certified(&Base64::decode_vec(text).ok()?)?),
+        let chain = written.x5c.iter().take(CHAIN_MAX + 1);
+        let chain: Vec<CertificateDer> = chain
+            .map(|text| Base64::decode_vec(text).map(Into::into))
+            .collect::<Result<_, _>>()
+            .ok()?;
+        if chain.len() > CHAIN_MAX {
+            return None;
+        }
+        let certified = match chain.first() {
+            Some(der) => Some(certified(der)?),
             None => None,
         };
         let valid = certified.as_ref().map(|(_, valid)| *valid);
@@ -146,7 +176,33 @@ impl Key {
             (own, certified) => own.or(certified)?,
         };
         let (modulus, exponent) = key;
-        Some(Self { id: written.kid.clone()?, modulus, exponent, valid })
+        Some(Self { id: written.kid.clone()?, modulus, exponent, valid, chain })
+    }
+
+    /// Checks that the certificates vouch for one another, and that the last is the one that is meant. One
+    /// alone is not signed by another: who published it vouches for it.
+    fn check_chain(&self, root: Option<&[u8; 32]>, now: u64) -> Result<(), TokenError> {
+        let last = self.chain.last();
+        let meant =
+            root.is_none_or(|root| last.is_some_and(|last| digest(&SHA256, last).as_ref() == root));
+        if !meant {
+            return Err(TokenError::Chain);
+        }
+        let [leaf, intermediates @ .., root] = self.chain.as_slice() else { return Ok(()) };
+        let verified = anchor_from_trusted_cert(root).and_then(|anchor| {
+            EndEntityCert::try_from(leaf)?
+                .verify_for_usage(
+                    webpki::ALL_VERIFICATION_ALGS,
+                    &[anchor],
+                    intermediates,
+                    UnixTime::since_unix_epoch(Duration::from_secs(now)),
+                    KeyUsage::client_auth(),
+                    None,
+                    None,
+                )
+                .map(drop)
+        });
+        verified.map_err(|_| TokenError::Chain)
     }
 }
 
@@ -218,8 +274,9 @@ impl Token {
             _ => return Err(TokenError::Algorithm),
         };
         let in_time = |key: &&Key| key.valid.is_none_or(|[from, to]| (from..=to).contains(&now));
-        let key = keys.0.iter().filter(in_time).find(|key| key.id == header.kid);
+        let key = keys.keys.iter().filter(in_time).find(|key| key.id == header.kid);
         let key = key.ok_or(TokenError::UnknownKey)?;
+        key.check_chain(keys.root.as_ref(), now)?;
         RsaPublicKeyComponents { n: &key.modulus, e: &key.exponent }
             .verify(algorithm, format!("{head}.{body}").as_bytes(), &decode(signature)?)
             .map_err(|_| TokenError::Signature)?;

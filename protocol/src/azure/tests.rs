@@ -49,6 +49,7 @@ impl Machine {
             .arg("--server")
             .arg(format!("type=unixio,path={}", socket.display()))
             .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .expect("swtpm is needed: apt-get install swtpm");
         let machine = Self { folder, process };

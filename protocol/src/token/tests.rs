@@ -178,3 +178,54 @@ fn keys_and_their_certificates_belong_together() {
     set["keys"][1]["x5c"] = json!([Base64::encode_string(identity.certificate())]);
     assert!(Keys::parse(set.to_string().as_bytes()).is_err());
 }
+
+/// A service's key under an intermediate and a root, as Intel's publishes it.
+#[test]
+fn a_chain_of_certificates_leads_to_its_root_and_to_the_one_that_is_meant() {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, PKCS_RSA_SHA256};
+    let authority = |name: &str| {
+        let mut params = CertificateParams::new(Vec::new()).expect("name");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        (params, rcgen::KeyPair::generate().expect("key"))
+    };
+    let ((root, root_key), (signing, signing_key)) = (authority("root"), authority("signing"));
+    let root_der = root.self_signed(&root_key).expect("root").der().to_vec();
+    let by_root = Issuer::new(root, root_key);
+    let signing_der = signing.signed_by(&signing_key, &by_root).expect("CA").der().to_vec();
+    let by_signing = Issuer::new(signing, signing_key);
+    let own = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
+        &rustls::pki_types::PrivatePkcs8KeyDer::from(KEY),
+        &PKCS_RSA_SHA256,
+    )
+    .expect("the key");
+    let leaf = CertificateParams::new(Vec::new()).expect("name");
+    let leaf = leaf.signed_by(&own, &by_signing).expect("leaf").der().to_vec();
+    let hash = |der: &[u8]| digest(&SHA256, der).as_ref().try_into().expect("32 bytes");
+    let report = *SimPlatform::new(NOW).report();
+    let judge = |chain: &[&Vec<u8>], root: Option<[u8; 32]>| {
+        let mut set = published();
+        set["keys"][1]["x5c"] = chain.iter().map(|der| Base64::encode_string(der)).collect();
+        let keys = Keys::parse(set.to_string().as_bytes())?.with_root(root);
+        let token = signed(&header("PS384"), &claims(&report, ISSUER, NOW));
+        Token::verify(&token, &keys, &[ISSUER], NOW).map(drop)
+    };
+    let whole = [&leaf, &signing_der, &root_der];
+    assert_eq!(judge(&whole, None), Ok(()));
+    assert_eq!(judge(&whole, Some(hash(&root_der))), Ok(()));
+    assert_eq!(judge(&[&leaf], None), Ok(()), "who published it vouches for it");
+    let other = authority("root");
+    let other = other.0.self_signed(&other.1).expect("root").der().to_vec();
+    for (chain, root) in [
+        (&whole[..], Some(hash(&other))),
+        (&[&leaf, &signing_der, &other], None),
+        (&[&leaf, &other, &root_der], None),
+        (&[&leaf, &root_der], None),
+        (&[&leaf], Some(hash(&root_der))),
+        (&[], Some(hash(&root_der))),
+    ] {
+        assert_eq!(judge(chain, root), Err(TokenError::Chain), "{} certificates", chain.len());
+    }
+    let five = [&leaf, &signing_der, &signing_der, &signing_der, &root_der];
+    assert!(matches!(judge(&five, None), Err(TokenError::Malformed(_))));
+}
