@@ -8,6 +8,9 @@ use argh::FromArgs;
 use hfl::cli::{self, Args};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 fn main() -> ExitCode {
     keep_memory_private();
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();

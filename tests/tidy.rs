@@ -13,6 +13,7 @@ const WORLDS: [(&str, &[&str]); 8] = [
     (
         "rustls::",
         &[
+            "protocol/src/chain.rs",
             "protocol/src/dcap/pki.rs",
             "protocol/src/http.rs",
             "protocol/src/http/standin.rs",

@@ -11,6 +11,10 @@ use protocol::{
     Attester, CHUNK_LEN_MAX, Config, Policy, Role, Session, SimPlatform, Trust, Verifier,
 };
 
+/// As in the program.
+#[global_allocator]
+static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
+
 const ROUNDS: usize = 101;
 const ROUNDS_OF_MODEL: usize = 11;
 /// ResNet-50 in f32.

@@ -29,6 +29,7 @@
 mod azure;
 mod binding;
 mod certificate;
+mod chain;
 mod coco;
 pub mod dcap;
 mod frame;

@@ -5,13 +5,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use webpki::{EndEntityCert, KeyUsage};
 
 use crate::certificate::{CertificateEvidence, Identity};
+use crate::chain;
 use crate::dcap::{self, Collateral, Fault, Item, Problem, Shortcoming};
 use crate::hex::Hex;
 use crate::message::Role;
@@ -295,10 +294,12 @@ const CHAIN_MAX: usize = 4;
 
 fn verify_simulated(quote: &crate::Quote, now: u64) -> Result<(), Rejection> {
     let chain = parse_chain(&quote.chain)?;
-    let [leaf, intermediates @ ..] = chain.as_slice() else {
+    let Some(leaf) = chain.first() else {
         return Err(Rejection::Chain("no certificate".into()));
     };
-    verify_chain(leaf, intermediates, now)?;
+    let algorithms = [webpki::ring::ECDSA_P256_SHA256];
+    chain::verify(&chain, sim::ROOT_CERTIFICATE, &algorithms, now)
+        .map_err(|error| Rejection::Chain(error.to_string()))?;
     Ok(dcap::verify_signed_by(quote, leaf)?)
 }
 
@@ -311,27 +312,4 @@ fn parse_chain(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Rejection> {
         .ok()
         .filter(|chain| chain.len() <= CHAIN_MAX)
         .ok_or_else(|| Rejection::Chain("not a PEM chain of at most four certificates".into()))
-}
-
-fn verify_chain(
-    leaf: &CertificateDer,
-    intermediates: &[CertificateDer],
-    now: u64,
-) -> Result<(), Rejection> {
-    let untrusted = |error: webpki::Error| Rejection::Chain(error.to_string());
-    let root = CertificateDer::from(sim::ROOT_CERTIFICATE);
-    let anchor = webpki::anchor_from_trusted_cert(&root).map_err(untrusted)?;
-    let leaf = EndEntityCert::try_from(leaf).map_err(untrusted)?;
-    leaf.verify_for_usage(
-        &[webpki::ring::ECDSA_P256_SHA256],
-        &[anchor],
-        intermediates,
-        UnixTime::since_unix_epoch(Duration::from_secs(now)),
-        // PCK certificates name no extended usage, which satisfies every one that is asked for.
-        KeyUsage::client_auth(),
-        None,
-        None,
-    )
-    .map_err(untrusted)?;
-    Ok(())
 }
