@@ -133,7 +133,8 @@ impl Inference {
             let add = add.map(Arena::as_slice);
             let finish = |tile: Tile<f32>| fold.finish_tile(exec.1, (add, relu), tile);
             let results = (y, &mut *self.sums, self.scratch.as_mut_slice());
-            unit.conv.forward(exec, n, operands, results, finish);
+            let beside = add.as_slice();
+            unit.conv.forward(exec, n, operands, results, (beside, finish));
         };
         convolve(u1, x, a1, None, true);
         convolve(u2, a1, a2, None, true);

@@ -171,7 +171,7 @@ impl<T: Value> ResNet<T> {
                 let (z, rest) = around(&mut self.arena, z);
                 let weight = T::panels(exec, weight, self.panels.as_mut_slice());
                 let results = (z, sums, self.scratch.as_mut_slice());
-                unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
+                unit.conv.forward(exec, n, (rest.get(x), weight), results, (&[], measure));
             }
             None => {
                 let images = &self.images[..n * SIDE * SIDE * COLOURS];

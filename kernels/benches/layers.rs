@@ -228,7 +228,7 @@ impl<T: Value> Layer<T> {
         } else {
             let panels = T::panels(exec, self.w.as_slice(), self.panels.as_mut_slice());
             let results = (y, sums, self.scratch.as_mut_slice());
-            conv.forward(exec, n, (self.x.as_slice(), panels), results, finish);
+            conv.forward(exec, n, (self.x.as_slice(), panels), results, (&[], finish));
         }
         self.sums.add_up(exec);
     }

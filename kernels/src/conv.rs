@@ -19,7 +19,7 @@ use crate::gemm::{self, Beside, Matrix, Next, Term, multiply};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::taps::{Entry, Table, hits};
-use crate::tile::{IMAGES, Tile, for_each_tile, sums_len, view4, visit_tiles};
+use crate::tile::{IMAGES, Tile, for_each_tile, stream, sums_len, view4, visit_tiles};
 use crate::value::Value;
 use crate::winograd::Winograd;
 
@@ -162,15 +162,16 @@ impl Conv {
         panel_index(self.taps(), self.channels_in, [k, c, r * self.kernel + s])
     }
 
-    /// `y = x * w`; all of `y` is written. `finish` is called for each tile of `y` once it is complete;
-    /// `sums` has [`Conv::sums_len`] values for it, `scratch` has [`Conv::scratch_len`].
+    /// `y = x * w`; all of `y` is written. `finish` is called for each tile of `y`, or some rows of one, once
+    /// these are complete; `beside` is what it reads of the size of `y`, up to three slices. `sums` has
+    /// [`Conv::sums_len`] values for it, `scratch` has [`Conv::scratch_len`].
     pub fn forward<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
         n: usize,
         (x, w): (&[T], &[T]),
         (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
-        finish: impl Fn(Tile<T>) + Sync,
+        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         let shape = (self.forward.pixels(), n, self.channels_out);
@@ -182,13 +183,8 @@ impl Conv {
             return visit_tiles(pool, shape, y, sums, finish);
         }
         let pass = Pass { table: &self.forward, taps: self.taps(), n, k: self.channels_in };
-        for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
-            let c = tile.values.view_mut();
-            pass.sum((x, w), (pixel, image, tile.channel), |terms, k| {
-                T::multiply(isa, terms, k, c, false, Beside::NOTHING);
-            });
-            finish(tile);
-        });
+        let results = ((y, self.channels_out), sums);
+        pass.run((pool, isa), (x, w), results, false, (beside, finish));
     }
 
     /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
@@ -223,8 +219,7 @@ impl Conv {
     }
 
     /// `dx = dy * w'`, or `dx +=` where `accumulate` is set. `transposed` holds the weights as
-    /// [`Conv::transpose`] wrote them; `finish` is as in [`Conv::forward`], and `beside` is what it reads of
-    /// the size of `dx`, up to three slices.
+    /// [`Conv::transpose`] wrote them; `finish` and `beside` are as in [`Conv::forward`].
     ///
     /// # Panics
     /// If the input channels are no multiple of 64 (the first layer needs no such gradient).
@@ -248,18 +243,8 @@ impl Conv {
             return visit_tiles(pool, shape, dx, sums, finish);
         }
         let pass = Pass { table: &self.backward, taps: self.taps(), n, k: self.channels_out };
-        for_each_tile(pool, shape, dx, sums, |pixel, image, mut tile| {
-            let at = tile.row * self.channels_in + tile.channel;
-            let mut ahead = Beside { stride: self.channels_in, ..Beside::NOTHING };
-            for (start, data) in ahead.starts.iter_mut().zip(beside) {
-                *start = &data[at..];
-            }
-            let c = tile.values.view_mut();
-            pass.sum((dy, transposed), (pixel, image, tile.channel), |terms, k| {
-                T::multiply(isa, terms, k, c, accumulate, ahead);
-            });
-            finish(tile);
-        });
+        let results = ((dx, self.channels_in), sums);
+        pass.run((pool, isa), (dy, transposed), results, accumulate, (beside, finish));
     }
 
     /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`; those of
@@ -479,7 +464,53 @@ struct Pass<'a> {
     k: usize,
 }
 
+/// Bytes of an output that are written past the caches: it would not stay there until it is read.
+const STREAMED: usize = 16 << 20;
+/// Where such an output has to begin: at a cache line, as arenas do.
+const ALIGNMENT: usize = 64;
+
 impl Pass<'_> {
+    /// Computes the tiles of `y`, an activation of so many channels, and finishes each.
+    fn run<T: Value>(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        operands: (&[T], &[T]),
+        ((y, channels), sums): ((&mut [T], usize), &mut [f32]),
+        accumulate: bool,
+        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+    ) {
+        let shape = (self.table.pixels(), self.n, channels);
+        let aligned = y.as_ptr().addr().is_multiple_of(ALIGNMENT);
+        let streamed = size_of_val(y) >= STREAMED && aligned;
+        for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
+            let at = tile.row * channels + tile.channel;
+            let mut ahead = Beside { stride: channels, ..Beside::NOTHING };
+            for (start, data) in ahead.starts.iter_mut().zip(beside) {
+                *start = &data[at..];
+            }
+            let multiply = |c: ArrayViewMut2<T>| {
+                self.sum(operands, (pixel, image, tile.channel), |terms, k| {
+                    T::multiply(isa, terms, k, c, accumulate, ahead);
+                });
+            };
+            if !streamed {
+                multiply(tile.values.view_mut());
+                return finish(tile);
+            }
+            let Tile { row, channel, values: place, sums } = tile;
+            let mut beside = [T::default(); IMAGES * PANEL];
+            let rows = &mut beside[..place.len()];
+            let shape = place.raw_dim();
+            let mut values = ArrayViewMut2::from_shape(shape, &mut *rows).expect("whole rows");
+            if accumulate {
+                values.assign(&place);
+            }
+            multiply(values.view_mut());
+            finish(Tile { row, channel, values, sums });
+            stream(isa, rows, place);
+        });
+    }
+
     /// Hands the terms of a tile to `product`, with `k` and the distance of rows.
     fn sum<T: Value>(
         &self,

@@ -7,7 +7,9 @@
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
 use crate::gemm::PANEL;
+use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::value::Value;
 
 /// Images of a tile: short enough that sums over them in `f32` lose few digits, and no function of the
 /// threads, so that neither are the sums.
@@ -60,7 +62,8 @@ pub(crate) fn for_each_tile<T: Send>(
     pool.for_each_block2((values, blocks.0), (sums, blocks.1), |at, values, sums| {
         let [_, pixel, image, channel] = at;
         let (values, sums) = (flat(values), flat(sums));
-        task(pixel, image, Tile { row: pixel * n + image, channel, values, sums });
+        let row = pixel * n + image;
+        task(pixel, image, Tile { row, channel, values, sums });
     });
 }
 
@@ -73,6 +76,23 @@ pub fn visit_tiles<T: Send>(
     task: impl Fn(Tile<T>) + Sync,
 ) {
     for_each_tile(pool, shape, values, sums, |_, _, tile| task(tile));
+}
+
+/// Copies rows of 64 values past the caches, where the tier can: what is written once and read much later
+/// would only be fetched first and push out what is needed.
+pub(crate) fn stream<T: Value>(isa: Isa, rows: &[T], mut target: ArrayViewMut2<T>) {
+    match isa {
+        Isa::Portable => {
+            let rows = rows.chunks_exact(PANEL);
+            for (mut target, row) in target.rows_mut().into_iter().zip(rows) {
+                target.as_slice_mut().expect("rows are contiguous").copy_from_slice(row);
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(token) => token.stream(rows, target),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => token.stream(rows, target),
+    }
 }
 
 fn flat<T>(view: ArrayViewMut4<T>) -> ArrayViewMut2<T> {

@@ -3,9 +3,9 @@
 
 use kernels::scalar::{self, Window};
 use kernels::{
-    BatchNorm, Bf16, Conv, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised, PANEL, Pool,
-    Slope, Statistics, Sums, Value, average_backward, average_forward, mask_tile, measure_tile,
-    softmax_cross_entropy, sums_len, visit_tiles,
+    Arena, BatchNorm, Bf16, Conv, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised, PANEL,
+    Pool, Slope, Statistics, Sums, Tile, Value, average_backward, average_forward, mask_tile,
+    measure_tile, softmax_cross_entropy, sums_len, visit_tiles,
 };
 use ndarray::{Array1, Array2, Array4, ArrayView4};
 
@@ -164,7 +164,7 @@ fn convolution_case_by<T: Value>(case: &Case, rounding: f64, way: fn(Conv) -> Co
         } else {
             let mut packed = vec![nan; conv.weights()];
             let panels = T::panels(exec, &weights, &mut packed);
-            conv.forward(exec, n, (&x, panels), (&mut y, &mut sums, &mut scratch), |_| {});
+            conv.forward(exec, n, (&x, panels), (&mut y, &mut sums, &mut scratch), (&[], |_| {}));
             conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         }
         let y_bound = bound(kernel * kernel * channels[0]) + rounding;
@@ -452,9 +452,9 @@ fn bits_agree(conv: &Conv) {
         let mut sums = Sums::new(sums_len(inputs, n, 64).max(sums_len(pixels, n, 128)), 128);
         let mut all = vec![0.0; conv.output_len(n)];
         let mut scratch = vec![0.0; conv.scratch_len(n)];
-        conv.forward(exec, n, (&x, &w), (&mut all, sums.tiles(shape), &mut scratch), |tile| {
-            measure_tile(isa, &[0.0; 128], tile);
-        });
+        let finish = |tile: Tile<f32>| measure_tile(isa, &[0.0; 128], tile);
+        let results = (&mut *all, sums.tiles(shape), &mut *scratch);
+        conv.forward(exec, n, (&x, &w), results, (&[], finish));
         sums.add_up(exec);
         let mut statistics = Statistics::new(128);
         statistics.set(&sums, pixels * n, &[0.0; 128]);
@@ -479,4 +479,55 @@ fn bits_agree(conv: &Conv) {
     }
     let vector: Vec<_> = tiers.iter().skip(1).map(|&isa| run(isa, 2)).collect();
     assert!(vector.windows(2).all(|pair| pair[0] == pair[1]), "vector tiers differ");
+}
+
+/// A large output goes past the caches; a third of its images, which do not, give the same bits.
+#[test]
+fn outputs_that_are_streamed_have_the_bits_of_those_that_are_not() {
+    let conv = Conv::new([16, 16], [64, 256], 1, 1, 0).expect("shape");
+    let (n, part) = (66, 22);
+    assert!(4 * conv.output_len(n) >= 16 << 20 && 4 * conv.output_len(part) < 16 << 20);
+    for isa in Isa::available() {
+        streamed_case::<f32>(isa, &conv, (n, part));
+    }
+    let conv = Conv::new([16, 16], [64, 512], 1, 1, 0).expect("shape");
+    streamed_case::<Bf16>(Isa::detect(), &conv, (n, part));
+}
+
+fn streamed_case<T: Value>(isa: Isa, conv: &Conv, (n, part): (usize, usize)) {
+    let (pool, pixels) = (Pool::new(2), conv.output[0] * conv.output[1]);
+    let (exec, [c, k]) = ((&pool, isa), [conv.channels_in, conv.channels_out]);
+    // The gradient by the input of the layer turned round has the large output too.
+    let turned = Conv::new(conv.output, [k, c], 1, 1, 0).expect("shape");
+    let images = |data: &[T], channels: usize| -> Vec<T> {
+        let rows = data.chunks_exact(n * channels);
+        rows.flat_map(|row| &row[part * channels..2 * part * channels]).copied().collect()
+    };
+    let (x, _) = stored::<T>(conv.input_len(n), 1);
+    let (before, _) = stored::<T>(conv.output_len(n), 2);
+    let weights = values(conv.weights(), 3);
+    let mut panels = vec![T::default(); conv.weights()];
+    turned.transpose(exec, &values(turned.weights(), 4), &mut panels);
+    let mean = vec![0.1; k];
+    let run = |n: usize, x: &[T], before: &[T]| -> (Vec<T>, Vec<T>) {
+        let [mut y, mut dx] = [0, 1].map(|_| Arena::new(conv.output_len(n)).expect("memory"));
+        let (y, dx) = (y.as_mut_slice(), dx.as_mut_slice());
+        dx.copy_from_slice(before);
+        let mut sums = vec![0.0; sums_len(pixels, n, k)];
+        let of = Normalised { z: before, mean: &mean };
+        let finish = |tile: Tile<T>| mask_tile(isa, Mask::Output(before), (of, None), tile);
+        let mut packed = vec![T::default(); conv.weights()];
+        let forward = T::panels(exec, &weights, &mut packed);
+        let results = (&mut *y, &mut *sums, &mut [][..]);
+        conv.forward(exec, n, (x, forward), results, (&[before], finish));
+        let results = (&mut *dx, &mut *sums, &mut [][..]);
+        turned.backward_input(exec, n, (x, &panels), results, true, (&[before], finish));
+        (y.to_vec(), dx.to_vec())
+    };
+    let (y, dx) = run(n, &x, &before);
+    let (y_part, dx_part) = run(part, &images(&x, c), &images(&before, k));
+    let same = |a: &[T], b: &[T]| a.iter().zip(b).all(|(a, b)| a.widen() == b.widen());
+    assert!(same(&images(&y, k), &y_part), "{}: forward", isa.name());
+    assert!(same(&images(&dx, k), &dx_part), "{}: by input", isa.name());
+    assert!(y.iter().any(|value| value.widen() != 0.0));
 }

@@ -218,19 +218,28 @@ unsafe fn tile<A: Arithmetic, const MR: usize, const NV: usize>(
         for piece in pieces {
             let mut a = piece.a.add(row * stride);
             let mut b = piece.b.add(column);
-            for _ in 0..piece.k {
-                let mut panel = [A::zero(); NV];
-                for j in 0..NV {
-                    panel[j] = A::load(b.add(j * A::COUNT));
-                }
+            let mut left = piece.k;
+            while left > 0 {
+                // A cache line of each row, and that of the row which comes next in its place.
+                let words = left.min(LINE / size_of::<A::Word>());
                 for i in 0..MR {
-                    let word = A::splat(a.add(i * stride).read_unaligned());
-                    for j in 0..NV {
-                        sum[i][j] = A::multiply_add(panel[j], word, sum[i][j]);
-                    }
+                    A::prefetch(a.wrapping_add((i + ROWS) * stride).cast());
                 }
-                a = a.add(1);
-                b = b.add(PANEL);
+                for _ in 0..words {
+                    let mut panel = [A::zero(); NV];
+                    for j in 0..NV {
+                        panel[j] = A::load(b.add(j * A::COUNT));
+                    }
+                    for i in 0..MR {
+                        let word = A::splat(a.add(i * stride).read_unaligned());
+                        for j in 0..NV {
+                            sum[i][j] = A::multiply_add(panel[j], word, sum[i][j]);
+                        }
+                    }
+                    a = a.add(1);
+                    b = b.add(PANEL);
+                }
+                left -= words;
             }
         }
         for i in 0..MR {

@@ -2,10 +2,12 @@
 //!
 //! No fused multiply-add here: the sums have the same bits as those of the plain loops in `norm`.
 
-use std::arch::x86_64::{__m256, __m512};
+use std::arch::x86_64::{__m256, __m512, _mm_sfence};
+
+use ndarray::ArrayViewMut2;
 
 use super::vector::Vector;
-use super::{Avx2, Avx512};
+use super::{Avx2, Avx512, Target};
 use crate::gemm::PANEL;
 use crate::norm::Normalised;
 use crate::tile::{Gate, SUMS, Tile};
@@ -80,7 +82,40 @@ macro_rules! entries {
             }
         }
 
+        impl $token {
+            /// Copies rows of 64 values past the caches.
+            pub(crate) fn stream<T: Value>(self, source: &[T], mut target: ArrayViewMut2<T>) {
+                let to = Target::new(&mut target);
+                let (vector, row) = (size_of::<$vector>(), to.stride * size_of::<T>());
+                assert!(source.len() == to.rows * PANEL);
+                assert!(to.start.addr().is_multiple_of(vector) && row.is_multiple_of(vector));
+                // SAFETY: (T), (B).
+                unsafe {
+                    <$vector>::stream_rows::<T>(source.as_ptr().cast(), to);
+                    // Other threads see it once they see what this one does next.
+                    _mm_sfence();
+                }
+            }
+        }
+
         impl Entry for $vector {
+            #[target_feature(enable = $features)]
+            unsafe fn stream_rows<T: Value>(mut source: *const u8, target: Target<T>) {
+                const SIZE: usize = size_of::<$vector>();
+                let width = PANEL * size_of::<T>();
+                for row in 0..target.rows {
+                    // SAFETY: a row of each.
+                    unsafe {
+                        let to = target.start.add(row * target.stride).cast::<u8>();
+                        for at in (0..width).step_by(SIZE) {
+                            let values: $vector = source.add(at).cast::<$vector>().read_unaligned();
+                            values.stream(to.add(at));
+                        }
+                        source = source.add(width);
+                    }
+                }
+            }
+
             #[target_feature(enable = $features)]
             unsafe fn measure<T: Value>(pivot: &[f32; PANEL], place: Place<T>) {
                 // SAFETY: passed on.
@@ -114,6 +149,9 @@ macro_rules! entries {
 
 /// The functions that carry the features.
 trait Entry {
+    /// # Safety
+    /// (T), and the rows are readable and writable, those of `target` on boundaries of vectors.
+    unsafe fn stream_rows<T: Value>(source: *const u8, target: Target<T>);
     /// # Safety
     /// (T), and the place is one of rows of 64 values.
     unsafe fn measure<T: Value>(pivot: &[f32; PANEL], place: Place<T>);

@@ -23,6 +23,11 @@ pub(super) trait Vector: Copy {
     /// # Safety
     /// `COUNT` values are writable.
     unsafe fn store<T: Value>(self, target: *mut T);
+    /// Stores past the caches.
+    ///
+    /// # Safety
+    /// As many bytes are writable, on a boundary of the vector's size.
+    unsafe fn stream(self, target: *mut u8);
     /// Asks for the cache line of `source`, which may be anywhere.
     fn prefetch(source: *const u8);
 }
@@ -47,7 +52,13 @@ macro_rules! by {
 
 /// Loads and stores of both formats: a format of 2 bytes is bfloat16.
 macro_rules! memory {
-    ($load:ident, $store:ident, $widen:ident, $narrow:ident) => {
+    ($load:ident, $store:ident, $stream:ident, $widen:ident, $narrow:ident) => {
+        #[inline(always)]
+        unsafe fn stream(self, target: *mut u8) {
+            // SAFETY: (T), and the caller vouches for the memory.
+            unsafe { $stream(target.cast(), self) }
+        }
+
         #[inline(always)]
         unsafe fn load<T: Value>(source: *const T) -> Self {
             // SAFETY: (T), and the caller vouches for the memory.
@@ -89,7 +100,7 @@ impl Vector for __m512 {
     by!(_mm512_mul_ps: multiply(self, other));
     by!(_mm512_fmadd_ps: multiply_add(self, factor, sum));
     by!(gate_512: gate(self, other));
-    memory!(_mm512_loadu_ps, _mm512_storeu_ps, widen_512, narrow_512);
+    memory!(_mm512_loadu_ps, _mm512_storeu_ps, _mm512_stream_ps, widen_512, narrow_512);
 }
 
 impl Vector for __m256 {
@@ -101,7 +112,7 @@ impl Vector for __m256 {
     by!(_mm256_mul_ps: multiply(self, other));
     by!(_mm256_fmadd_ps: multiply_add(self, factor, sum));
     by!(gate_256: gate(self, other));
-    memory!(_mm256_loadu_ps, _mm256_storeu_ps, widen_256, narrow_256);
+    memory!(_mm256_loadu_ps, _mm256_storeu_ps, _mm256_stream_ps, widen_256, narrow_256);
 }
 
 /// # Safety
