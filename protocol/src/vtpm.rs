@@ -166,7 +166,7 @@ impl Vtpm {
 }
 
 /// The only attestation key in the claims.
-fn attestation_key(claims: &[u8]) -> Option<RsaPublicKeyComponents<Vec<u8>>> {
+pub(crate) fn attestation_key(claims: &[u8]) -> Option<RsaPublicKeyComponents<Vec<u8>>> {
     let claims: Claims = serde_json::from_slice(claims).ok()?;
     let mut keys = claims.keys.into_iter().filter(|key| key.kid == ATTESTATION_KEY);
     let key = keys.next().filter(|key| key.kty == "RSA")?;

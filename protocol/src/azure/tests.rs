@@ -367,6 +367,34 @@ fn reports_of_others_are_named() {
     assert_eq!(parse_report(&good[..1235]), Err("too short"));
 }
 
+/// A report, and a quote with its key, as machines of Azure made them (test data of the crate az-cvm-vtpm).
+#[test]
+fn what_real_machines_have_recorded_is_read_and_verified() {
+    let recorded = include_bytes!("hcl-report.bin");
+    let (report, found) = parse_report(recorded).expect("a report of a TD");
+    assert_eq!((report[0], found.len()), (0x81, 1202));
+    assert!(crate::vtpm::attestation_key(found).is_some());
+
+    let mut rest = &include_bytes!("tpm-quote.bin")[..];
+    let [signature, message] = [0, 1].map(|_| {
+        let (len, after) = rest.split_first_chunk().expect("a length");
+        let (part, after) = after.split_at(u64::from_le_bytes(*len) as usize);
+        rest = after;
+        part.to_vec()
+    });
+    let mut pcrs = [[0; 32]; 24];
+    pcrs.as_flattened_mut().copy_from_slice(&rest[8..]);
+    let key = include_bytes!("tpm-key.der");
+    let at = key.windows(5).position(|head| head == [2, 0x82, 1, 1, 0]).expect("a modulus") + 5;
+    let claims = claims(&key[at..at + 256]).into_bytes();
+    let mut quoted = [0; 64];
+    quoted[..32].copy_from_slice(digest(&SHA256, &claims).as_ref());
+    let mut vtpm = Vtpm { claims, message, signature, pcrs };
+    assert_eq!(vtpm.verify(&quoted), Ok(&b"challenge"[..]));
+    vtpm.pcrs[7][0] ^= 1;
+    assert_eq!(vtpm.verify(&quoted), Err(Rejection::Vtpm("the TPM's quote is over other PCRs")));
+}
+
 /// Pods there are machines of their own; their agent answers with all of it, in two encodings.
 #[test]
 fn an_agents_answer_becomes_the_same_evidence() {
