@@ -104,10 +104,8 @@ pub fn run(options: Options) -> std::io::Result<Report> {
 /// Seconds of each step, and the arena's bytes.
 fn train(options: Options, network: Network) -> std::io::Result<(Vec<f64>, usize)> {
     let way = (options.precision, options.conv);
-    let initial = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
     let mut params = Arena::new(network.layout.len)?;
-    params.as_mut_slice().copy_from_slice(&initial);
-    drop(initial);
+    init::initialise_in(&network.layout, 1, init::IDENTITY_BLOCKS, params.as_mut_slice());
     let mut velocity = Arena::new(network.layout.trained)?;
     let mut gradients = Arena::new(network.layout.len)?;
     let batch = random_batch(options.batch);

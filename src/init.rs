@@ -11,15 +11,20 @@ use crate::rng::Stream;
 /// [`PLAIN_BLOCKS`] as in torchvision by default.
 pub fn initialise(layout: &Layout, seed: u64, last: f32) -> Vec<f32> {
     let mut values = vec![0.0; layout.len];
+    initialise_in(layout, seed, last, &mut values);
+    values
+}
+
+/// The same, into memory that is there.
+pub fn initialise_in(layout: &Layout, seed: u64, last: f32, values: &mut [f32]) {
     for tensor in &layout.tensors {
         let own = if tensor.name.ends_with("bn3.weight") {
             vec![last; tensor.range.len()]
         } else {
             tensor_values(tensor, seed)
         };
-        tensor.import(&own, &mut values);
+        tensor.import(&own, values);
     }
-    values
 }
 
 /// Blocks that start as the identity: what a job uses.
