@@ -162,9 +162,9 @@ impl Conv {
         panel_index(self.taps(), self.channels_in, [k, c, r * self.kernel + s])
     }
 
-    /// `y = x * w`; all of `y` is written. `finish` is called for each tile of `y`, or some rows of one, once
-    /// these are complete; `beside` is what it reads of the size of `y`, up to three slices. `sums` has
-    /// [`Conv::sums_len`] values for it, `scratch` has [`Conv::scratch_len`].
+    /// `y = x * w`; all of `y` is written. `finish` is called for each tile of `y` once it is complete;
+    /// `beside` is what it reads of the size of `y`, up to three slices. `sums` has [`Conv::sums_len`] values
+    /// for it, `scratch` has [`Conv::scratch_len`].
     pub fn forward<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
@@ -498,16 +498,16 @@ impl Pass<'_> {
                 return finish(tile);
             }
             let Tile { row, channel, values: place, sums } = tile;
-            let mut beside = [T::default(); IMAGES * PANEL];
-            let rows = &mut beside[..place.len()];
+            let mut held = [T::default(); IMAGES * PANEL];
+            let held = &mut held[..place.len()];
             let shape = place.raw_dim();
-            let mut values = ArrayViewMut2::from_shape(shape, &mut *rows).expect("whole rows");
+            let mut values = ArrayViewMut2::from_shape(shape, &mut *held).expect("whole rows");
             if accumulate {
                 values.assign(&place);
             }
             multiply(values.view_mut());
             finish(Tile { row, channel, values, sums });
-            stream(isa, rows, place);
+            stream(isa, held, place);
         });
     }
 

@@ -180,27 +180,32 @@ impl Client {
         let mut stream = Stream::new(&mut tls, &mut socket);
         stream.write_all(request.as_bytes())?;
         stream.write_all(body)?;
-        let end = Instant::now() + ANSWER_WAIT;
-        let mut bytes = Vec::new();
-        let mut buffer = vec![0; 16 << 10];
-        loop {
-            if Instant::now() > end {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            let len = match stream.read(&mut buffer) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // Many servers end without saying so; a length or an end mark tells if all is there.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
-                Err(error) => return Err(error),
-            };
-            bytes.extend_from_slice(&buffer[..len]);
-            if bytes.len() > HEAD_LEN_MAX + BODY_LEN_MAX {
-                return Err(io::Error::other("an answer of more than 8 MiB"));
-            }
-            if let Some(answer) = parse(&bytes, len == 0)? {
-                return Ok(answer);
-            }
+        receive(&mut stream, ANSWER_WAIT)
+    }
+}
+
+/// Reads an answer, which has to be there in time.
+fn receive(stream: &mut impl Read, wait: Duration) -> io::Result<Answer> {
+    let end = Instant::now() + wait;
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        if Instant::now() > end {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let len = match stream.read(&mut buffer) {
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            // Many servers end without saying so; a length or an end mark tells if all is there.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => 0,
+            Err(error) => return Err(error),
+        };
+        bytes.extend_from_slice(&buffer[..len]);
+        if bytes.len() > HEAD_LEN_MAX + BODY_LEN_MAX {
+            return Err(io::Error::other("an answer of more than 8 MiB"));
+        }
+        if let Some(answer) = parse(&bytes, len == 0)? {
+            return Ok(answer);
         }
     }
 }
@@ -229,10 +234,7 @@ pub(crate) fn ask_plain(to: &SocketAddr, request: &[u8], wait: Duration) -> io::
     socket.set_read_timeout(Some(wait))?;
     socket.set_write_timeout(Some(wait))?;
     socket.write_all(request)?;
-    let mut bytes = Vec::new();
-    socket.take((HEAD_LEN_MAX + BODY_LEN_MAX) as u64).read_to_end(&mut bytes)?;
-    let answer = parse(&bytes, true)?;
-    answer.ok_or_else(|| io::Error::other("no answer"))
+    receive(&mut socket, wait)
 }
 
 /// The answer in `bytes`, once it is complete (RFC 9112); `ended` says that no more will come.
