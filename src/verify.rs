@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
 use base64ct::{Base64, Encoding};
-use protocol::dcap::{self, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
+use protocol::dcap::{self, Anchor, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
 use protocol::{
     Body, CertificateEvidence, Evidence, Pccs, Pcrs, Policy, Rejection, TdReport, Vtpm,
 };
@@ -116,10 +116,11 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
         }
     };
     let root = match &args.root {
-        None => dcap::INTEL_ROOT,
+        None => Anchor::default(),
         Some(path) => {
             log::warn!("TEST ROOT {}: says nothing about real platforms", path.display());
-            digest(&SHA256, &read(path)?).as_ref().try_into().expect("32 bytes")
+            let root = digest(&SHA256, &read(path)?);
+            Anchor::new(root.as_ref().try_into().expect("32 bytes"))
         }
     };
     let now = args.at.unwrap_or_else(now);
@@ -185,7 +186,7 @@ fn unbound(evidence: &CertificateEvidence) -> Option<(String, String, &'static s
 fn collateral_of(
     source: &Source,
     quote: &[u8],
-    root: &[u8; 32],
+    root: &Anchor,
     now: u64,
 ) -> Result<Vec<u8>, Failure> {
     let (address, authority) = match source {
@@ -242,7 +243,7 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
     print(&fields.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
-fn judge(quote: &[u8], collateral: &[u8], root: &[u8; 32], now: u64, policy: &Policy) -> Outcome {
+fn judge(quote: &[u8], collateral: &[u8], root: &Anchor, now: u64, policy: &Policy) -> Outcome {
     let damaged = "the evidence is damaged or forged: get a new quote";
     let Evidence { quote, vtpm } = match Evidence::parse(quote) {
         Ok(evidence) => evidence,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::dcap::{self, Collateral, Fault, Item, Origin, Problem, Verdict};
+use crate::dcap::{self, Anchor, Collateral, Fault, Item, Origin, Problem, Verdict};
 use crate::hex::Hex;
 use crate::pccs::{FetchError, Pccs};
 use crate::quote::Quote;
@@ -26,6 +26,7 @@ const ENDS_SOON: u64 = 2 * 86400;
 /// Collateral of the platforms that may take part.
 #[derive(Debug, Default)]
 pub struct Shelf {
+    root: Anchor,
     bundles: Mutex<Vec<Arc<Collateral>>>,
     service: Option<Pccs>,
     cache: Option<PathBuf>,
@@ -72,7 +73,7 @@ impl Shelf {
         let judged = self.judge_here(quote, now);
         match (&judged, shown) {
             (Err(Rejection::Dcap(fault)), Some(shown)) if is_lack(fault) => {
-                Ok(dcap::verify(quote, shown, &dcap::INTEL_ROOT, now)?)
+                Ok(dcap::verify(quote, shown, &self.root, now)?)
             }
             _ => judged,
         }
@@ -83,7 +84,7 @@ impl Shelf {
         self.judge_here(quote, now).ok()?;
         let bundles = self.bundles().clone();
         let serves =
-            |bundle: &&Arc<Collateral>| dcap::verify(quote, bundle, &dcap::INTEL_ROOT, now).is_ok();
+            |bundle: &&Arc<Collateral>| dcap::verify(quote, bundle, &self.root, now).is_ok();
         let bytes = bundles.iter().rev().find(serves)?.encode().into_bytes();
         (bytes.len() <= SHOWN_LEN_MAX).then_some(bytes)
     }
@@ -98,7 +99,7 @@ impl Shelf {
             return judged.map_err(Rejection::from);
         }
         // What is wrong with the quote itself says more; and only genuine platforms make us ask.
-        let origin = dcap::origin(quote, &dcap::INTEL_ROOT, now)?;
+        let origin = dcap::origin(quote, &self.root, now)?;
         match self.refresh(origin) {
             Ok(true) => self.judge_offline(quote, now).map_err(Rejection::from),
             Ok(false) => judged.map_err(Rejection::from),
@@ -116,7 +117,7 @@ impl Shelf {
         let mut refused = None;
         let bundles = self.bundles().clone();
         for bundle in bundles.iter().rev() {
-            match dcap::verify(quote, bundle, &dcap::INTEL_ROOT, now) {
+            match dcap::verify(quote, bundle, &self.root, now) {
                 Ok(verdict) => return Ok(verdict),
                 // A fault of this platform's own collateral says more than that of another's.
                 Err(fault) if refused.as_ref().is_none_or(of_another) => refused = Some(fault),

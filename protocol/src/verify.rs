@@ -11,7 +11,7 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::certificate::{CertificateEvidence, Identity};
 use crate::chain;
-use crate::dcap::{self, Collateral, Fault, Item, Problem, Shortcoming};
+use crate::dcap::{self, Anchor, Collateral, Fault, Item, Problem, Shortcoming};
 use crate::hex::Hex;
 use crate::message::Role;
 use crate::policy::Policy;
@@ -229,7 +229,7 @@ impl Verifier {
             }
             Trust::Remote(service) => {
                 // Only quotes of genuine platforms are worth a question.
-                dcap::origin(quote, &dcap::INTEL_ROOT, now)?;
+                dcap::origin(quote, &Anchor::default(), now)?;
                 let status = service.appraise(Evidence::quote_bytes(bytes), &report, now);
                 let status = status.map_err(Rejection::Remote)?;
                 if !self.policy.rules.accepted.contains(&status) {
@@ -267,7 +267,7 @@ impl Verifier {
         match self.verify(quote, report_data, None, now) {
             Err(Rejection::Dcap(fault)) if is_lack(&fault) => {
                 let evidence = Evidence::parse(quote).map_err(Rejection::Malformed)?;
-                dcap::origin(&evidence.quote, &dcap::INTEL_ROOT, now)?;
+                dcap::origin(&evidence.quote, &Anchor::default(), now)?;
                 let report = *evidence.quote.td().map_err(Rejection::Malformed)?;
                 self.check_td(&evidence, &report, report_data, None)
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kernels::Isa;
 use luks::Source as Volume;
-use protocol::dcap::{self, Collateral, date};
+use protocol::dcap::{self, Anchor, Collateral, date};
 use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, Role};
 
 use super::{DoctorArgs, Finding};
@@ -261,7 +261,7 @@ fn collateral(args: &DoctorArgs, quote: Option<&Quote>) -> Vec<Finding> {
             return Finding::warning(ITEM, format!("{name}: parsed only"), "needs a quote to try");
         };
         let now = clock();
-        match dcap::verify(quote, &bundle, &dcap::INTEL_ROOT, now) {
+        match dcap::verify(quote, &bundle, &Anchor::default(), now) {
             Ok(verdict) => {
                 let end = verdict.valid[1];
                 let found =
@@ -290,7 +290,7 @@ fn fetched(
 ) -> Result<Collateral, Failure> {
     let quote =
         quote.ok_or_else(|| Failure::new(format!("{address}: needs a quote to ask with")))?;
-    let origin = dcap::origin(quote, &dcap::INTEL_ROOT, clock()).doing(address)?;
+    let origin = dcap::origin(quote, &Anchor::default(), clock()).doing(address)?;
     Pccs::new(address, authority).doing(address)?.fetch(&origin).doing(address)
 }
 

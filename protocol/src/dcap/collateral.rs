@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::anchor::Anchor;
 use super::fault::{Fault, Item, Problem};
 use super::pck::Platform;
 use super::pki::{Certificate, check_dates};
@@ -238,12 +239,13 @@ impl TcbInfo {
     pub(super) fn parse(
         collateral: &Collateral,
         signer: &Certificate,
+        root: &Anchor,
         is_tdx: bool,
         now: u64,
     ) -> Result<Self, Fault> {
         const ITEM: Item = Item::TcbInfo;
         let text = &collateral.tcb_info;
-        signer.verify_fixed(text, &collateral.tcb_info_signature, ITEM)?;
+        signer.verify_fixed(text, &collateral.tcb_info_signature, root, ITEM)?;
         Self::from_raw(document(text, ITEM)?, is_tdx, now)
     }
 
@@ -400,12 +402,13 @@ impl Identity {
     pub(super) fn parse(
         collateral: &Collateral,
         signer: &Certificate,
+        root: &Anchor,
         is_tdx: bool,
         now: u64,
     ) -> Result<Self, Fault> {
         const ITEM: Item = Item::QeIdentity;
         let text = &collateral.qe_identity;
-        signer.verify_fixed(text, &collateral.qe_identity_signature, ITEM)?;
+        signer.verify_fixed(text, &collateral.qe_identity_signature, root, ITEM)?;
         Self::from_raw(document(text, ITEM)?, is_tdx, now)
     }
 

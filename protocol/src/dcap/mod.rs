@@ -10,6 +10,7 @@
 //! Every certificate, list and document is dated in both directions; what names itself wrongly, is
 //! signed by somebody else or belongs to another platform is an error of its own, with a stable code.
 
+mod anchor;
 mod collateral;
 mod fault;
 mod pck;
@@ -17,6 +18,7 @@ mod pki;
 mod rules;
 mod tcb;
 
+pub use anchor::{Anchor, INTEL_ROOT};
 pub use collateral::{Collateral, date, parse_timestamp};
 pub use fault::{Fault, Item, Problem};
 pub use pck::Platform;
@@ -29,12 +31,6 @@ use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use crate::quote::{Body, Quote};
 use collateral::{Identity, TcbInfo};
 use pki::{Certificate, RevocationList};
-
-/// SHA-256 of Intel's SGX Root CA certificate.
-pub const INTEL_ROOT: [u8; 32] = [
-    0x44, 0xa0, 0x19, 0x6b, 0x2b, 0x99, 0xf8, 0x89, 0xb8, 0xe1, 0x49, 0xe9, 0x5b, 0x80, 0x7a, 0x35,
-    0x0e, 0x74, 0x24, 0x96, 0x43, 0x99, 0xe8, 0x85, 0xa7, 0xcb, 0xb8, 0xcc, 0xfa, 0xb6, 0x74, 0xd3,
-];
 
 /// What is found out about a genuine quote; whether it is good enough is a policy's question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,43 +66,42 @@ pub struct Verdict {
     pub body: Body,
 }
 
-/// Verifies a quote with its collateral at `now`, in seconds since 1970, for platforms under the root
-/// certificate whose SHA-256 is `root`.
+/// Verifies a quote with its collateral at `now`, in seconds since 1970, for platforms under a root.
 ///
 /// # Errors
 /// The first thing that is wrong.
 pub fn verify(
     quote: &Quote,
     collateral: &Collateral,
-    root: &[u8; 32],
+    root: &Anchor,
     now: u64,
 ) -> Result<Verdict, Fault> {
     let chain = Certificate::parse_chain(&quote.chain, Item::PckChain)?;
     let [leaf, intermediate, anchor] = trusted_chain(&chain, root, now)?;
     let roots = RevocationList::parse(&collateral.root_ca_crl, Item::RootCrl)?;
-    roots.check(anchor, now, Item::RootCrl)?;
+    roots.check(anchor, root, now, Item::RootCrl)?;
     let leaves = RevocationList::parse(&collateral.pck_crl, Item::PckCrl)?;
-    leaves.check(intermediate, now, Item::PckCrl)?;
+    leaves.check(intermediate, root, now, Item::PckCrl)?;
     roots.refuse(intermediate, Item::Intermediate)?;
     leaves.refuse(leaf, Item::Pck)?;
     let machine = Platform::parse(leaf)?;
-    verify_signatures(quote, leaf)?;
+    verify_signatures(quote, leaf, root)?;
 
     let is_tdx = matches!(quote.body, Body::Td(_));
     let signer = |chain: &[u8]| {
         let chain = Certificate::parse_chain(chain, Item::TcbSigner)?;
         let signer = pki::tcb_signer(&chain, root)?.clone();
-        signer.check_issued_by(anchor, now, Item::TcbSigner)?;
+        signer.check_issued_by(anchor, root, now, Item::TcbSigner)?;
         roots.refuse(&signer, Item::TcbSigner).map(|()| signer)
     };
     let [of_info, of_identity] =
         [&collateral.tcb_info_issuer_chain, &collateral.qe_identity_issuer_chain];
     let info_signer = signer(of_info)?;
-    let info = TcbInfo::parse(collateral, &info_signer, is_tdx, now)?;
+    let info = TcbInfo::parse(collateral, &info_signer, root, is_tdx, now)?;
     info.check_platform(&machine)?;
     // Mostly the same signer.
     let signer = if of_info == of_identity { info_signer } else { signer(of_identity)? };
-    let identity = Identity::parse(collateral, &signer, is_tdx, now)?;
+    let identity = Identity::parse(collateral, &signer, root, is_tdx, now)?;
     let qe = identity.rate(&quote.qe_report)?;
     let mut verdict = assess(quote, &info, &qe, &machine)?;
     verdict.evaluation_number = info.evaluation_number.min(identity.evaluation_number);
@@ -124,17 +119,17 @@ pub fn verify(
 /// Leaf, intermediate and root of a quote's chain, each issued by the next, up to the trusted root.
 fn trusted_chain<'a>(
     chain: &'a [Certificate],
-    root: &[u8; 32],
+    root: &Anchor,
     now: u64,
 ) -> Result<[&'a Certificate; 3], Fault> {
     let [leaf, intermediate, anchor] = pki::pck_chain(chain)?;
-    if anchor.sha256() != *root {
+    if !root.is(&anchor.sha256()) {
         return Err(Fault::new(Item::Root, Problem::Untrusted));
     }
     // Its hash says more than its own signature on itself.
     anchor.check_dates(now, Item::Root)?;
-    intermediate.check_issued_by(anchor, now, Item::Intermediate)?;
-    leaf.check_issued_by(intermediate, now, Item::Pck)?;
+    intermediate.check_issued_by(anchor, root, now, Item::Intermediate)?;
+    leaf.check_issued_by(intermediate, root, now, Item::Pck)?;
     Ok([leaf, intermediate, anchor])
 }
 
@@ -153,10 +148,10 @@ pub struct Origin {
 ///
 /// # Errors
 /// The first thing that is wrong.
-pub fn origin(quote: &Quote, root: &[u8; 32], now: u64) -> Result<Origin, Fault> {
+pub fn origin(quote: &Quote, root: &Anchor, now: u64) -> Result<Origin, Fault> {
     let chain = Certificate::parse_chain(&quote.chain, Item::PckChain)?;
     let [leaf, intermediate, _] = trusted_chain(&chain, root, now)?;
-    verify_signatures(quote, leaf)?;
+    verify_signatures(quote, leaf, root)?;
     let name = intermediate.common_name().unwrap_or_default();
     Ok(Origin {
         fmspc: Platform::parse(leaf)?.fmspc,
@@ -220,12 +215,12 @@ fn assess(
 
 /// As [`verify_signatures`] for a leaf in DER, which the caller trusts.
 pub(crate) fn verify_signed_by(quote: &Quote, leaf: &[u8]) -> Result<(), Fault> {
-    verify_signatures(quote, &Certificate::parse(leaf, Item::Pck)?)
+    verify_signatures(quote, &Certificate::parse(leaf, Item::Pck)?, &Anchor::default())
 }
 
 /// The PCK key signed the QE's report, that vouches for the attestation key, and that signed the quote.
-fn verify_signatures(quote: &Quote, leaf: &Certificate) -> Result<(), Fault> {
-    leaf.verify_fixed(&quote.qe_report, &quote.qe_signature, Item::QeReport)?;
+fn verify_signatures(quote: &Quote, leaf: &Certificate, root: &Anchor) -> Result<(), Fault> {
+    leaf.verify_fixed(&quote.qe_report, &quote.qe_signature, root, Item::QeReport)?;
     let vouched = digest(&SHA256, &[quote.attestation_key.as_slice(), &quote.auth].concat());
     let (hash, tail) = quote.qe_report[320..].split_at(32);
     if hash != vouched.as_ref() || tail.iter().any(|&byte| byte != 0) {

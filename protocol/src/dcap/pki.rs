@@ -1,7 +1,6 @@
 //! Certificates and revocation lists under Intel's root: names, dates in both directions, signatures.
 
 use ring::digest::{SHA256, digest};
-use ring::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use x509_cert::crl::CertificateList;
@@ -10,6 +9,7 @@ use x509_cert::der::{Decode, Reader, SliceReader};
 use x509_cert::ext::pkix::BasicConstraints;
 use x509_cert::time::Time;
 
+use super::anchor::{Anchor, Encoding};
 use super::fault::{Fault, Item, Problem};
 
 /// Most certificates of a chain, and most bytes of a list.
@@ -86,7 +86,7 @@ impl Certificate {
         check_dates([seconds(&validity.not_before), seconds(&validity.not_after)], now, item)
     }
 
-    pub(super) fn check_signature(&self, issuer: &Self, item: Item) -> Result<(), Fault> {
+    fn check_signature(&self, issuer: &Self, root: &Anchor, item: Item) -> Result<(), Fault> {
         let wrong = || Fault::new(item, Problem::Signature);
         let tbs = signed_part(&self.der).ok_or_else(wrong)?;
         let algorithms = [&self.parsed.signature_algorithm, &self.parsed.tbs_certificate.signature];
@@ -94,11 +94,17 @@ impl Certificate {
         if algorithms.iter().any(|algorithm| algorithm.oid != ECDSA_WITH_SHA256) {
             return Err(wrong());
         }
-        issuer.verify_asn1(tbs, signature, item)
+        issuer.verify_asn1(tbs, signature, root, item)
     }
 
     /// Dated, signed and named by an authority.
-    pub(super) fn check_issued_by(&self, issuer: &Self, now: u64, item: Item) -> Result<(), Fault> {
+    pub(super) fn check_issued_by(
+        &self,
+        issuer: &Self,
+        root: &Anchor,
+        now: u64,
+        item: Item,
+    ) -> Result<(), Fault> {
         if self.parsed.tbs_certificate.issuer != issuer.parsed.tbs_certificate.subject {
             return Err(Fault::new(item, Problem::Mismatch("its issuer")));
         }
@@ -108,13 +114,18 @@ impl Certificate {
         if self.is_authority() != (item == Item::Intermediate) {
             return Err(Fault::new(item, Problem::Mismatch("whether it is a CA")));
         }
-        self.check_signature(issuer, item)?;
+        self.check_signature(issuer, root, item)?;
         self.check_dates(now, item)
     }
 
-    fn verify_asn1(&self, message: &[u8], signature: &[u8], item: Item) -> Result<(), Fault> {
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.key)
-            .verify(message, signature)
+    fn verify_asn1(
+        &self,
+        message: &[u8],
+        signature: &[u8],
+        root: &Anchor,
+        item: Item,
+    ) -> Result<(), Fault> {
+        root.verify(Encoding::Asn1, &self.key, message, signature)
             .map_err(|_| Fault::new(item, Problem::Signature))
     }
 
@@ -123,10 +134,10 @@ impl Certificate {
         &self,
         message: &[u8],
         signature: &[u8],
+        root: &Anchor,
         item: Item,
     ) -> Result<(), Fault> {
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, &self.key)
-            .verify(message, signature)
+        root.verify(Encoding::Fixed, &self.key, message, signature)
             .map_err(|_| Fault::new(item, Problem::Signature))
     }
 }
@@ -142,7 +153,8 @@ fn signed_part(der: &[u8]) -> Option<&[u8]> {
 pub(crate) fn fuzz(data: &[u8]) {
     if let Ok(certificate) = Certificate::parse(data, Item::Pck) {
         let _ = super::pck::Platform::parse(&certificate);
-        let _ = certificate.check_issued_by(&certificate, 1_788_220_800, Item::Pck);
+        let _ =
+            certificate.check_issued_by(&certificate, &Anchor::default(), 1_788_220_800, Item::Pck);
     }
     let _ = super::pck::Platform::read(data);
     if let Ok(list) = RevocationList::parse(data, Item::PckCrl) {
@@ -174,7 +186,7 @@ pub(super) fn pck_chain(chain: &[Certificate]) -> Result<[&Certificate; 3], Faul
 /// The signer of documents in a chain that ends in the trusted root.
 pub(super) fn tcb_signer<'a>(
     chain: &'a [Certificate],
-    root: &[u8; 32],
+    root: &Anchor,
 ) -> Result<&'a Certificate, Fault> {
     let named = |certificate: &&Certificate| {
         certificate.common_name().is_some_and(|name| name.contains("SGX TCB Signing"))
@@ -183,7 +195,7 @@ pub(super) fn tcb_signer<'a>(
     let signer = signer.ok_or(Fault::new(Item::TcbSigner, Problem::Missing("SGX TCB Signing")))?;
     // Whatever else is there must be the root.
     let others = chain.iter().filter(|other| other.der != signer.der);
-    match others.into_iter().all(|other| other.sha256() == *root) {
+    match others.into_iter().all(|other| root.is(&other.sha256())) {
         true => Ok(signer),
         false => Err(Fault::new(Item::TcbSigner, Problem::Untrusted)),
     }
@@ -213,7 +225,13 @@ impl RevocationList {
         Ok(Self { parsed, signed, valid })
     }
 
-    pub(super) fn check(&self, issuer: &Certificate, now: u64, item: Item) -> Result<(), Fault> {
+    pub(super) fn check(
+        &self,
+        issuer: &Certificate,
+        root: &Anchor,
+        now: u64,
+        item: Item,
+    ) -> Result<(), Fault> {
         let list = &self.parsed.tbs_cert_list;
         if list.issuer != issuer.parsed.tbs_certificate.subject {
             return Err(Fault::new(item, Problem::Mismatch("its issuer")));
@@ -223,7 +241,7 @@ impl RevocationList {
         if self.parsed.signature_algorithm.oid != ECDSA_WITH_SHA256 {
             return Err(wrong());
         }
-        issuer.verify_asn1(&self.signed, signature, item)?;
+        issuer.verify_asn1(&self.signed, signature, root, item)?;
         check_dates(self.valid, now, item)
     }
 

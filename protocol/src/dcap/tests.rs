@@ -23,7 +23,7 @@ fn unhex(text: &str) -> Vec<u8> {
 fn verify_bytes(
     quote: &[u8],
     collateral: &Collateral,
-    root: &[u8; 32],
+    root: &Anchor,
     now: u64,
 ) -> Result<Verdict, String> {
     let quote = Quote::parse(quote).map_err(|error| error.to_string())?;
@@ -50,7 +50,8 @@ fn generated_cases_have_their_expected_outcome() {
         let case = json(&path.join("case.json"));
         let name = case["case"].as_str().expect("a name");
         let read = |file: &str| std::fs::read(path.join(file)).expect("a file");
-        let root = digest(&SHA256, &read("root.der")).as_ref().try_into().expect("32 bytes");
+        let root = digest(&SHA256, &read("root.der"));
+        let root = Anchor::new(root.as_ref().try_into().expect("32 bytes"));
         let now = case["now_unix"].as_u64().expect("a time");
         let outcome = Collateral::parse(&read("collateral.json"))
             .map_err(|fault| fault.code())
@@ -145,6 +146,7 @@ fn quotes_of_real_platforms_are_judged_as_intel_does() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/dcap/vectors");
     let folder = std::env::var_os("HFL_TDX_VECTORS").map_or(here, PathBuf::from);
     let cases = std::fs::read_to_string(folder.join("cases.jsonl")).expect("cases");
+    let root = Anchor::default();
     let mut wrong = Vec::new();
     let mut count = 0;
     for line in cases.lines() {
@@ -155,7 +157,7 @@ fn quotes_of_real_platforms_are_judged_as_intel_does() {
         }
         let (quote, collateral) = real(&folder, &case);
         let now = case["now_unix"].as_u64().expect("a time");
-        let outcome = verify_bytes(&quote, &collateral, &INTEL_ROOT, now);
+        let outcome = verify_bytes(&quote, &collateral, &root, now);
         let reference = &case["ref_intel_qvl"];
         match (&outcome, reference["status"].as_str()) {
             (Ok(verdict), Some(status)) if verdict.status.name() == status => {
@@ -169,9 +171,9 @@ fn quotes_of_real_platforms_are_judged_as_intel_does() {
         wrong.extend(rule_differences(&name, &outcome, &case["dcap_qvl_0_7_0"]));
         count += 1;
         // Another time, another root: refused for that reason.
-        let early = verify_bytes(&quote, &collateral, &INTEL_ROOT, now - 20 * 365 * 86400);
+        let early = verify_bytes(&quote, &collateral, &root, now - 20 * 365 * 86400);
         assert!(early.expect_err("before everything").ends_with("not-yet-valid"), "{name}");
-        let other = verify_bytes(&quote, &collateral, &[7; 32], now);
+        let other = verify_bytes(&quote, &collateral, &Anchor::new([7; 32]), now);
         assert_eq!(other.err().as_deref(), Some("root-untrusted"), "{name}");
     }
     assert!(wrong.is_empty(), "{} of {count}: {wrong:#?}", wrong.len());
@@ -191,11 +193,14 @@ fn a_change_anywhere_in_a_quote_is_refused_unless_its_content_stays_the_same() {
         let chain = Certificate::parse_chain(&quote.chain, Item::PckChain).expect("a chain");
         chain.iter().map(Certificate::sha256).collect::<Vec<_>>()
     };
+    // It remembers the signatures of the unchanged one.
+    let root = Anchor::default();
+    assert!(verify_bytes(&quote, &collateral, &root, now).is_ok());
     let mut tolerated = 0;
     for at in 0..quote.len() {
         let mut changed = quote.clone();
         changed[at] ^= 0x20;
-        if verify_bytes(&changed, &collateral, &INTEL_ROOT, now).is_ok() {
+        if verify_bytes(&changed, &collateral, &root, now).is_ok() {
             // Only the text around the certificates is covered by nothing.
             let mut changed = Quote::parse(&changed).expect("accepted");
             assert_eq!(chain(&changed), chain(&original), "byte {at}");
@@ -203,7 +208,7 @@ fn a_change_anywhere_in_a_quote_is_refused_unless_its_content_stays_the_same() {
             assert_eq!(changed, original, "byte {at}");
             tolerated += 1;
         }
-        let cut = verify_bytes(&quote[..at], &collateral, &INTEL_ROOT, now);
+        let cut = verify_bytes(&quote[..at], &collateral, &root, now);
         assert!(cut.is_err() || quote[at..].iter().all(|&byte| byte == 0), "cut at {at}");
     }
     assert!(tolerated < 60, "{tolerated} changes were accepted");
@@ -224,12 +229,14 @@ fn a_change_anywhere_in_signed_collateral_is_refused() {
         |collateral| &mut collateral.root_ca_crl,
         |collateral| &mut collateral.pck_crl,
     ];
+    let root = Anchor::default();
+    assert!(verify_bytes(&quote, &collateral, &root, now).is_ok());
     for (index, field) in fields.into_iter().enumerate() {
         let len = field(&mut collateral.clone()).len();
         for at in (0..len).step_by(if len > 2000 { 37 } else { 1 }) {
             let mut changed = collateral.clone();
             field(&mut changed)[at] ^= 1;
-            let outcome = verify_bytes(&quote, &changed, &INTEL_ROOT, now);
+            let outcome = verify_bytes(&quote, &changed, &root, now);
             assert!(outcome.is_err(), "field {index}, byte {at}");
         }
     }
@@ -298,7 +305,7 @@ fn known_verdict(status: Status) -> Verdict {
     let (bytes, collateral) = real(&folder, &case);
     let now = case["now_unix"].as_u64().expect("a time");
     let quote = Quote::parse(&bytes).expect("a quote");
-    let verdict = verify(&quote, &collateral, &INTEL_ROOT, now).expect("genuine");
+    let verdict = verify(&quote, &collateral, &Anchor::default(), now).expect("genuine");
     let tcb_date = parse_timestamp("2025-08-13T00:00:00Z").expect("a date");
     Verdict { status, tcb_date, evaluation_number: 18, issued: NOW - 10 * 86400, ..verdict }
 }
@@ -360,7 +367,7 @@ fn gigantic_and_deep_documents_are_refused_before_they_cost_anything() {
     let (quote, mut collateral) = real(&folder, &case);
     let now = case["now_unix"].as_u64().expect("a time");
     collateral.tcb_info = deep(100_000).into_bytes();
-    let refused = verify_bytes(&quote, &collateral, &INTEL_ROOT, now).expect_err("unsigned");
+    let refused = verify_bytes(&quote, &collateral, &Anchor::default(), now).expect_err("unsigned");
     assert_eq!(refused, "tcb-info-signature");
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use serde_json::Value;
 
 use super::*;
-use crate::dcap::{self, INTEL_ROOT};
+use crate::dcap::{self, Anchor};
 use crate::http::standin::{self, Reply, Service};
 use crate::{Policy, Quote, Rejection, Shelf, Trust, Verifier};
 
@@ -105,7 +105,7 @@ pub(crate) fn real_td() -> (Vec<u8>, Collateral, u64) {
         let parsed = Quote::parse(&quote).expect("a quote");
         let now = case["now_unix"].as_u64().expect("a time");
         let accepted = Policy::default();
-        let verdict = dcap::verify(&parsed, &collateral, &INTEL_ROOT, now).expect("genuine");
+        let verdict = dcap::verify(&parsed, &collateral, &Anchor::default(), now).expect("genuine");
         let fit = parsed.td().is_ok_and(|td| accepted.check(td, None, None).is_ok());
         if fit && accepted.check_platform(&verdict, now).is_ok() {
             return (quote, collateral, now);
@@ -118,7 +118,7 @@ pub(crate) fn real_td() -> (Vec<u8>, Collateral, u64) {
 fn every_shape_of_a_service_gives_the_same_collateral() {
     let (quote, collateral, now) = real_td();
     let quote = Quote::parse(&quote).expect("a quote");
-    let origin = dcap::origin(&quote, &INTEL_ROOT, now).expect("genuine");
+    let origin = dcap::origin(&quote, &Anchor::default(), now).expect("genuine");
     for (lists, chunked) in [("der", false), ("pem", true), ("hex", false)] {
         let shape = Shape { collateral: collateral.clone(), chunked, lists, status: 200 };
         let service = serve(shape);
@@ -136,7 +136,7 @@ fn every_shape_of_a_service_gives_the_same_collateral() {
 fn refusals_say_what_to_do_and_another_certificate_is_not_believed() {
     let (quote, collateral, now) = real_td();
     let quote = Quote::parse(&quote).expect("a quote");
-    let origin = dcap::origin(&quote, &INTEL_ROOT, now).expect("genuine");
+    let origin = dcap::origin(&quote, &Anchor::default(), now).expect("genuine");
     for (status, code, part) in [
         (404, "pccs-no-data", "fetch it first"),
         (461, "pccs-status", "security version"),
