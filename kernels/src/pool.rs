@@ -112,6 +112,30 @@ impl Pool {
         });
     }
 
+    /// As [`Pool::for_each_block`], with a part of `scratch` for each task, of `len` values: as many tasks
+    /// run at a time as there are parts.
+    pub fn for_each_block_with<T: Send, U: Send>(
+        &self,
+        (data, block): (ArrayViewMut4<T>, [usize; 4]),
+        (scratch, len): (&mut [U], usize),
+        task: impl Fn([usize; 4], ArrayViewMut4<T>, &mut [U]) + Sync,
+    ) {
+        let blocks = Blocks::new(data, block);
+        let next = AtomicUsize::new(0);
+        let parts = (scratch.len() / len).min(self.threads());
+        self.for_each_chunk(&mut scratch[..parts * len], len, |_, scratch| {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= blocks.count() {
+                    return;
+                }
+                let origin = blocks.origin(index);
+                // SAFETY: each index is claimed once, so each block is borrowed once.
+                task(origin, unsafe { blocks.piece(origin) }, scratch);
+            }
+        });
+    }
+
     /// As [`Pool::for_each_block`] over two arrays that are cut into the same grid; the origin is the
     /// first one's.
     pub fn for_each_block2<T: Send, U: Send>(
@@ -389,6 +413,24 @@ mod tests {
         });
         for ((a, b, c, d), &value) in array.indexed_iter() {
             assert_eq!(value, (1000 * a + 100 * b + 10 * c + d) as f32);
+        }
+    }
+
+    #[test]
+    fn no_two_tasks_have_the_same_part_of_the_scratch_at_once() {
+        for (threads, parts) in [(1, 3), (3, 3), (4, 2), (2, 1)] {
+            let pool = Pool::new(threads);
+            let mut array = Array4::<u32>::zeros((3, 4, 5, 6));
+            let mut scratch = vec![0; 8 * parts + 5];
+            let target = (array.view_mut(), [1, 1, 2, 6]);
+            pool.for_each_block_with(target, (&mut scratch, 8), |[a, b, c, _], mut block, part| {
+                let mark = (100 * a + 10 * b + c) as u32;
+                part.fill(mark);
+                std::thread::yield_now();
+                assert!(part.len() == 8 && part.iter().all(|&value| value == mark));
+                block.mapv_inplace(|value| value + 1);
+            });
+            assert!(array.iter().all(|&value| value == 1), "{threads} threads, {parts} parts");
         }
     }
 

@@ -8,11 +8,13 @@
 //!
 //! Lavin and Gray (2015). The products `.` are sums over channels (or images): 36 matrix products, by
 //! the same kernels as the direct convolution. In `[H][W][N][C]` every transform works on whole slices,
-//! element by element. A group of tiles at a time goes through the three stages, small enough for the
-//! last-level cache. Only for 3x3 filters with stride 1 over maps whose sides are multiples of 4, in
-//! `f32`, on vector tiers. The rounding errors are larger than the direct convolution's by about ten.
+//! element by element. A group of tiles at a time goes through the three stages: with few channels, one
+//! that a thread keeps in its second-level cache; with more, when the weights are too many to be read for
+//! so few rows, one that all threads share in the last-level cache. Only for 3x3 filters with stride 1
+//! over maps whose sides are multiples of 4, in `f32`, on vector tiers. The rounding errors are larger
+//! than the direct convolution's by about ten.
 
-use ndarray::{ArrayViewMut4, Axis, s};
+use ndarray::{ArrayViewMut4, Axis, ShapeBuilder, s};
 
 use crate::gemm::{self, Beside, Matrix, Next, PANEL, Term};
 use crate::isa::Isa;
@@ -27,8 +29,15 @@ const SIDE: usize = TILE + 2;
 const FREQUENCIES: usize = SIDE * SIDE;
 /// Taps of the filter.
 const TAPS: usize = 9;
-/// Values of one frequency of a group, about: 36 of them are 4.5 MiB.
+/// Values of one frequency of a shared group, about: 36 of them are 4.5 MiB.
 const GROUP: usize = 1 << 15;
+/// Most channels of layers whose groups a thread keeps to itself, and rows of such a group.
+const OWN_CHANNELS: usize = 128;
+const OWN_ROWS: usize = 16;
+/// Threads that have room for a group.
+const OWN_PARTS: usize = 64;
+/// Values between two frequencies: five cache lines, so that 36 of them lie in different sets.
+const GAP: usize = 80;
 
 /// One of the five transforms.
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +128,13 @@ impl Winograd {
     pub(crate) fn scratch_len(&self, n: usize) -> usize {
         let rows = self.groups(n).map(|group| group.rows()).max().unwrap_or(0);
         let [c, k] = self.channels;
-        FREQUENCIES * (rows * (c + k) + c * k)
+        let parts = if self.is_own() { OWN_PARTS * stages_len(OWN_ROWS, [c, k]) } else { 0 };
+        FREQUENCIES * c * k + stages_len(rows, [c, k]).max(parts)
+    }
+
+    /// Whether a thread keeps a group to itself.
+    fn is_own(&self) -> bool {
+        self.channels.iter().all(|&channels| channels <= OWN_CHANNELS)
     }
 
     fn size(&self) -> [usize; 2] {
@@ -179,10 +194,12 @@ impl Winograd {
         transform_weights(exec, c, (w, turned), weights);
         let [height, width] = self.size();
         let mut y = view4(y, [height, width, n, k]);
+        let map = Map { data: x, size: self.size(), n, channels: c };
+        if self.is_own() {
+            return self.convolve_alone(exec, (map, weights), y, scratch);
+        }
         for group in self.groups(n) {
-            let (inputs, rest) = scratch.split_at_mut(FREQUENCIES * group.rows() * c);
-            let products = &mut rest[..FREQUENCIES * group.rows() * k];
-            let map = Map { data: x, size: self.size(), n, channels: c };
+            let (inputs, products) = scratch.split_at_mut(FREQUENCIES * distance(group.rows(), c));
             transform_inputs(exec, map, group, inputs);
             multiply(exec, group.rows(), (c, k), (inputs, weights), products);
             let (h, w) = (group.row * TILE, group.column * TILE);
@@ -190,6 +207,40 @@ impl Winograd {
             let y = y.slice_mut(s![h..h + TILE, w..w + group.tiles * TILE, images, ..]);
             transform_outputs(exec, group, products, y);
         }
+    }
+
+    /// All stages of a group by one thread.
+    fn convolve_alone(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        (x, weights): (Map, &[f32]),
+        y: ArrayViewMut4<f32>,
+        scratch: &mut [f32],
+    ) {
+        let (c, k) = (x.channels, y.len_of(Axis(3)));
+        let images = x.n.min(OWN_ROWS);
+        let tiles = (OWN_ROWS / images).min(self.tiles[1]);
+        let (block, len) = ([TILE, TILE * tiles, images, k], stages_len(OWN_ROWS, [c, k]));
+        pool.for_each_block_with((y, block), (scratch, len), |[h, w, image, _], mut y, scratch| {
+            let (tiles, images) = (y.len_of(Axis(1)) / TILE, y.len_of(Axis(2)));
+            let rows = tiles * images;
+            let (inputs, products) = scratch.split_at_mut(FREQUENCIES * distance(rows, c));
+            let mut target = stage(inputs, [FREQUENCIES, tiles, images, c]);
+            for (tile, target) in target.axis_chunks_iter_mut(Axis(1), 1).enumerate() {
+                transform_input(isa, x, [h, w + tile * TILE, image], target);
+            }
+            let mut target = stage(products, [FREQUENCIES, 1, rows, k]);
+            for (frequency, mut target) in target.axis_chunks_iter_mut(Axis(0), 1).enumerate() {
+                let panels = target.axis_chunks_iter_mut(Axis(3), PANEL);
+                for (panel, target) in panels.enumerate() {
+                    let at = [frequency, 0, panel * PANEL];
+                    multiply_block(isa, (rows, c, k), (inputs, weights), at, target);
+                }
+            }
+            for (tile, y) in y.axis_chunks_iter_mut(Axis(1), TILE).enumerate() {
+                transform_output(isa, rows, products, tile * images, y);
+            }
+        });
     }
 
     /// `dw = x' * dy`.
@@ -206,16 +257,15 @@ impl Winograd {
         let (sums, scratch) = scratch.split_at_mut(FREQUENCIES * c * k);
         for (index, group) in self.groups(n).enumerate() {
             let rows = group.rows();
-            let (inputs, rest) = scratch.split_at_mut(FREQUENCIES * rows * c);
-            let gradients = &mut rest[..FREQUENCIES * rows * k];
+            let (inputs, gradients) = scratch.split_at_mut(FREQUENCIES * distance(rows, c));
             let map = Map { data: x, size: self.size(), n, channels: c };
             transform_inputs(exec, map, group, inputs);
             let map = Map { data: dy, size: self.size(), n, channels: k };
             transform_gradients(exec, map, group, gradients);
             let target = view4(sums, [FREQUENCIES, k / PANEL, c, PANEL]);
             pool.for_each_block(target, [1, 1, c, PANEL], |[frequency, panel, ..], block| {
-                let x = &inputs[frequency * rows * c..][..rows * c];
-                let dy = &gradients[frequency * rows * k..][..rows * k];
+                let x = &inputs[frequency * distance(rows, c)..][..rows * c];
+                let dy = &gradients[frequency * distance(rows, k)..][..rows * k];
                 let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
                 add_products(isa, (x, c), (&dy[panel * PANEL..], k), (rows, index > 0), block);
             });
@@ -260,23 +310,27 @@ const SLICE: usize = 2048;
 fn transform_inputs((pool, isa): (&Pool, Isa), x: Map, group: Group, inputs: &mut [f32]) {
     let c = x.channels;
     let images = (SLICE / c).max(1);
-    let target = view4(inputs, [FREQUENCIES, group.tiles, group.images, c]);
-    pool.for_each_block(target, [FREQUENCIES, 1, images, c], |[_, tile, image, _], mut block| {
-        let len = block.len_of(Axis(2)) * c;
-        let sources: [_; FREQUENCIES] = std::array::from_fn(|i| {
-            let h = (group.row * TILE + i / SIDE).checked_sub(1);
-            let w = ((group.column + tile) * TILE + i % SIDE).checked_sub(1);
-            x.at([h, w], group.image + image, len)
-        });
-        Transform::Input.apply(isa, &sources, &mut slices::<FREQUENCIES>(&mut block));
+    let target = stage(inputs, [FREQUENCIES, group.tiles, group.images, c]);
+    pool.for_each_block(target, [FREQUENCIES, 1, images, c], |[_, tile, image, _], block| {
+        let at = [group.row * TILE, (group.column + tile) * TILE, group.image + image];
+        transform_input(isa, x, at, block);
     });
+}
+
+/// Inputs of a tile of outputs at (h, w) and of some images to `[36][1][images][c]`.
+fn transform_input(isa: Isa, x: Map, [h, w, image]: [usize; 3], mut block: ArrayViewMut4<f32>) {
+    let len = block.len_of(Axis(2)) * x.channels;
+    let sources: [_; FREQUENCIES] = std::array::from_fn(|i| {
+        x.at([(h + i / SIDE).checked_sub(1), (w + i % SIDE).checked_sub(1)], image, len)
+    });
+    Transform::Input.apply(isa, &sources, &mut slices::<FREQUENCIES>(&mut block));
 }
 
 /// Gradients by the outputs of a group to `[36][tile][image][k]`.
 fn transform_gradients((pool, isa): (&Pool, Isa), dy: Map, group: Group, gradients: &mut [f32]) {
     let k = dy.channels;
     let images = (SLICE / k).max(1);
-    let target = view4(gradients, [FREQUENCIES, group.tiles, group.images, k]);
+    let target = stage(gradients, [FREQUENCIES, group.tiles, group.images, k]);
     pool.for_each_block(target, [FREQUENCIES, 1, images, k], |[_, tile, image, _], mut block| {
         let len = block.len_of(Axis(2)) * k;
         let sources: [_; TILE * TILE] = std::array::from_fn(|i| {
@@ -293,19 +347,30 @@ fn multiply(
     (pool, isa): (&Pool, Isa),
     rows: usize,
     (c, k): (usize, usize),
-    (inputs, weights): (&[f32], &[f32]),
+    operands: (&[f32], &[f32]),
     products: &mut [f32],
 ) {
-    let target = view4(products, [1, FREQUENCIES, rows, k]);
-    pool.for_each_block(target, [1, 1, IMAGES, PANEL], |[_, frequency, row, channel], block| {
-        let panel = frequency * k / PANEL + channel / PANEL;
-        let term = Term {
-            a: &inputs[(frequency * rows + row) * c..(frequency + 1) * rows * c],
-            b: &weights[panel * c * PANEL..][..c * PANEL],
-        };
-        let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-        gemm::multiply(isa, &[term], (c, c), block, false, Beside::NOTHING);
+    let target = stage(products, [FREQUENCIES, 1, rows, k]);
+    pool.for_each_block(target, [1, 1, IMAGES, PANEL], |[frequency, _, row, channel], block| {
+        multiply_block(isa, (rows, c, k), operands, [frequency, row, channel], block);
     });
+}
+
+/// Some rows of one frequency times one panel.
+fn multiply_block(
+    isa: Isa,
+    (rows, c, k): (usize, usize, usize),
+    (inputs, weights): (&[f32], &[f32]),
+    [frequency, row, channel]: [usize; 3],
+    block: ArrayViewMut4<f32>,
+) {
+    let panel = frequency * k / PANEL + channel / PANEL;
+    let term = Term {
+        a: &inputs[frequency * distance(rows, c)..][row * c..rows * c],
+        b: &weights[panel * c * PANEL..][..c * PANEL],
+    };
+    let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
+    gemm::multiply(isa, &[term], (c, c), block, false, Beside::NOTHING);
 }
 
 /// `[36][tile][image][k]` to the outputs of a group.
@@ -317,20 +382,30 @@ fn transform_outputs(
 ) {
     let k = y.len_of(Axis(3));
     let images = (SLICE / k).max(1);
-    pool.for_each_block(y, [TILE, TILE, images, k], |[_, w, image, _], mut block| {
-        let len = block.len_of(Axis(2)) * k;
-        let sources: [_; FREQUENCIES] = std::array::from_fn(|frequency| {
-            let row = (frequency * group.tiles + w / TILE) * group.images + image;
-            Some(&products[row * k..][..len])
-        });
-        let images = block.len_of(Axis(2));
-        let mut pixels = block.exact_chunks_mut((1, 1, images, k)).into_iter();
-        let mut targets: [_; TILE * TILE] = std::array::from_fn(|_| {
-            let slice = pixels.next().and_then(ArrayViewMut4::into_slice);
-            slice.expect("whole images are contiguous")
-        });
-        Transform::Output.apply(isa, &sources, &mut targets);
+    pool.for_each_block(y, [TILE, TILE, images, k], |[_, w, image, _], block| {
+        let row = w / TILE * group.images + image;
+        transform_output(isa, group.rows(), products, row, block);
     });
+}
+
+/// `[36][images][k]` from a row on to the outputs of a tile.
+fn transform_output(
+    isa: Isa,
+    rows: usize,
+    products: &[f32],
+    row: usize,
+    mut block: ArrayViewMut4<f32>,
+) {
+    let (images, k) = (block.len_of(Axis(2)), block.len_of(Axis(3)));
+    let sources: [_; FREQUENCIES] = std::array::from_fn(|frequency| {
+        Some(&products[frequency * distance(rows, k) + row * k..][..images * k])
+    });
+    let mut pixels = block.exact_chunks_mut((1, 1, images, k)).into_iter();
+    let mut targets: [_; TILE * TILE] = std::array::from_fn(|_| {
+        let slice = pixels.next().and_then(ArrayViewMut4::into_slice);
+        slice.expect("whole images are contiguous")
+    });
+    Transform::Output.apply(isa, &sources, &mut targets);
 }
 
 /// `block (+)= x' . dy` over `rows` rows.
@@ -358,6 +433,23 @@ fn add_products(
         let accumulate = accumulate || first > 0;
         gemm::multiply_transposed(isa, x_rows, &strips, next, block.view_mut(), accumulate);
     }
+}
+
+/// Values from one frequency to the next in a stage.
+fn distance(rows: usize, channels: usize) -> usize {
+    rows * channels + GAP
+}
+
+/// Values of the two stages of a group.
+fn stages_len(rows: usize, channels: [usize; 2]) -> usize {
+    FREQUENCIES * channels.map(|channels| distance(rows, channels)).iter().sum::<usize>()
+}
+
+/// A stage `[36][tiles][images][channels]`.
+fn stage(data: &mut [f32], shape: [usize; 4]) -> ArrayViewMut4<'_, f32> {
+    let [_, tiles, images, channels] = shape;
+    let strides = [distance(tiles * images, channels), images * channels, channels, 1];
+    ArrayViewMut4::from_shape(shape.strides(strides), data).expect("room for a group")
 }
 
 /// The outermost slices of a block.

@@ -9,8 +9,14 @@ use super::vector::Vector;
 use super::{Avx2, Avx512};
 use crate::winograd::Transform;
 
+/// Values of a slice that are asked for ahead.
+const AHEAD: usize = 64;
+
 /// A matrix of `OUT` rows by `IN` columns times a vector.
 trait Matrix<const IN: usize, const OUT: usize> {
+    /// Whether it reads activations: so many slices that the CPU does not see what comes next.
+    const FROM_MEMORY: bool = false;
+
     fn apply<V: Vector>(x: [V; IN]) -> [V; OUT];
 }
 
@@ -26,6 +32,8 @@ struct Gradient;
 struct Result;
 
 impl Matrix<6, 6> for Input {
+    const FROM_MEMORY: bool = true;
+
     #[inline(always)]
     fn apply<V: Vector>([x0, x1, x2, x3, x4, x5]: [V; 6]) -> [V; 6] {
         let (two, four, five) = (V::splat(2.0), V::splat(4.0), V::splat(5.0));
@@ -77,6 +85,8 @@ impl Matrix<6, 4> for Output {
 }
 
 impl Matrix<4, 6> for Gradient {
+    const FROM_MEMORY: bool = true;
+
     #[inline(always)]
     fn apply<V: Vector>([y0, y1, y2, y3]: [V; 4]) -> [V; 6] {
         let (even, odd) = (y0.add(y2), y1.add(y3));
@@ -124,6 +134,9 @@ unsafe fn square<V: Vector, M: Matrix<IN, OUT>, const IN: usize, const OUT: usiz
             for row in 0..IN {
                 let source = sources[row * IN + column];
                 if !source.is_null() {
+                    if M::FROM_MEMORY {
+                        V::prefetch(source.wrapping_add(at + AHEAD).cast());
+                    }
                     // SAFETY: inside a source.
                     x[row] = unsafe { V::load(source.add(at)) };
                 }
