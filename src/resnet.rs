@@ -163,7 +163,8 @@ impl<T: Value> ResNet<T> {
         let unit = &self.network.units[u];
         let weight = &params[unit.weight.clone()];
         let [mean, _] = unit.running.clone().map(|range| &params[range]);
-        let sums = self.sums.tiles(output_shape(unit, n));
+        let shape = unit.conv.output_tiles(n);
+        let sums = self.sums.tiles(shape);
         let measure = |tile: Tile<T>| measure_tile(self.isa, mean, tile);
         let z = self.plan.z(u, n, unit);
         match x {
@@ -181,8 +182,7 @@ impl<T: Value> ResNet<T> {
         }
         self.sums.add_up(exec);
         let Norm { statistics, fold, .. } = &mut self.norms[u];
-        let (pixels, ..) = output_shape(unit, n);
-        statistics.set(&self.sums, pixels * n, mean);
+        statistics.set(&self.sums, shape.0 * shape.1, mean);
         let affine = unit.affine.clone().map(|range| &params[range]);
         fold.set(NORM, (&statistics.mean, &statistics.variance), affine.into());
     }
@@ -315,7 +315,7 @@ impl<T: Value> ResNet<T> {
         let a = self.activate(0, n);
         let exec = (&self.pool, self.isa);
         let target = first(&self.plan.inner[0], a.len());
-        let shape = output_shape(&self.network.units[0], n);
+        let shape = self.network.units[0].conv.output_tiles(n);
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (da, rest) = around(&mut self.arena, target.clone());
         let gradient = (rest.get(a), rest.get(y), rest.get(dy));
@@ -380,8 +380,7 @@ impl<T: Value> ResNet<T> {
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (dx, rest) = around(&mut self.arena, target.clone());
         let behind = view.behind(behind, &rest);
-        let [h, w] = unit.conv.input;
-        let sums = self.sums.tiles((h * w, n, unit.conv.channels_in));
+        let sums = self.sums.tiles(unit.conv.input_tiles(n));
         let operands = (rest.get(dz), &*panels);
         let results = (dx, sums, self.scratch.as_mut_slice());
         let beside = behind.reads();
@@ -506,9 +505,4 @@ impl Norm {
             slope: Slope::new(channels),
         }
     }
-}
-
-/// Pixels, images and channels of a unit's output.
-fn output_shape(unit: &Unit, n: usize) -> (usize, usize, usize) {
-    (unit.conv.output[0] * unit.conv.output[1], n, unit.conv.channels_out)
 }

@@ -219,7 +219,7 @@ impl<T: Value> Layer<T> {
 
     fn forward(&mut self, exec: (&Pool, Isa)) {
         let (conv, n) = (&self.conv, self.n);
-        let shape = (conv.output[0] * conv.output[1], n, conv.channels_out);
+        let shape = conv.output_tiles(n);
         let (y, sums) = (self.y.as_mut_slice(), self.sums.tiles(shape));
         let finish = |tile: Tile<T>| measure_tile(exec.1, &self.mean, tile);
         if conv.channels_in == 3 {
@@ -238,7 +238,7 @@ impl<T: Value> Layer<T> {
         if conv.channels_in == 3 {
             return;
         }
-        let shape = (conv.input[0] * conv.input[1], n, conv.channels_in);
+        let shape = conv.input_tiles(n);
         let scratch = self.scratch.as_mut_slice();
         let results = (self.dx.as_mut_slice(), self.sums.tiles(shape), scratch);
         let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };

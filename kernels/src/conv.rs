@@ -43,6 +43,9 @@ pub struct Conv {
     backward: Table,
     /// Bits of the taps that hit any pixel.
     used: u64,
+    /// Whether each output pixel is made of the same input pixel alone: then pixels and images are one
+    /// long list of rows.
+    is_pointwise: bool,
     /// The other way to compute it, where it was asked for.
     winograd: Option<Winograd>,
 }
@@ -103,6 +106,8 @@ impl Conv {
         let hits = hits(input, output, kernel, stride, pad);
         let forward = Table::new(output[0] * output[1], hits.iter().map(|h| (h.to, h.tap, h.from)));
         let backward = Table::new(input[0] * input[1], hits.iter().map(|h| (h.from, h.tap, h.to)));
+        let is_pointwise =
+            kernel == 1 && input == output && hits.iter().all(|hit| hit.from == hit.to);
         let used = hits.iter().fold(0, |used, hit| used | 1 << hit.tap);
         Ok(Self {
             input,
@@ -113,6 +118,7 @@ impl Conv {
             forward,
             backward,
             used,
+            is_pointwise,
             winograd: None,
         })
     }
@@ -152,6 +158,23 @@ impl Conv {
         self.output[0] * self.output[1] * n * self.channels_out
     }
 
+    /// Pixels, images and channels of an output as it is cut into tiles.
+    pub fn output_tiles(&self, n: usize) -> (usize, usize, usize) {
+        let (pixels, n) = self.rows(self.output, n);
+        (pixels, n, self.channels_out)
+    }
+
+    /// As [`Conv::output_tiles`] of the gradient by the input.
+    pub fn input_tiles(&self, n: usize) -> (usize, usize, usize) {
+        let (pixels, n) = self.rows(self.input, n);
+        (pixels, n, self.channels_in)
+    }
+
+    /// Pixels and images, or one pixel with all rows where that is the same.
+    fn rows(&self, [h, w]: [usize; 2], n: usize) -> (usize, usize) {
+        if self.is_pointwise { (1, h * w * n) } else { (h * w, n) }
+    }
+
     /// Multiplications with values inside the image, for one pass over `n` images.
     pub fn multiplications(&self, n: usize) -> usize {
         self.forward.entries.len() * n * self.channels_in * self.channels_out
@@ -174,17 +197,16 @@ impl Conv {
         (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        let shape = (self.forward.pixels(), n, self.channels_out);
         if let Some(winograd) = self.fast(isa)
             && let (Some(x), Some(w)) = (T::single(x), T::single(w))
             && let Some(target) = T::single_mut(y)
         {
             winograd.forward((pool, isa), n, (x, w), target, scratch);
-            return visit_tiles(pool, shape, y, sums, finish);
+            return visit_tiles(pool, self.output_tiles(n), y, sums, finish);
         }
-        let pass = Pass { table: &self.forward, taps: self.taps(), n, k: self.channels_in };
-        let results = ((y, self.channels_out), sums);
-        pass.run((pool, isa), (x, w), results, false, (beside, finish));
+        let pass = Pass { table: &self.forward, taps: self.taps(), k: self.channels_in };
+        let shape = self.output_tiles(n);
+        pass.run((pool, isa), (x, w), shape, (y, sums), false, (beside, finish));
     }
 
     /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
@@ -197,12 +219,12 @@ impl Conv {
         finish: impl Fn(Tile<T>) + Sync,
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        let pass = Pass { table: &self.forward, taps: self.taps(), n, k: self.channels_in };
-        let shape = (pass.table.pixels(), n, self.channels_out);
+        let pass = Pass { table: &self.forward, taps: self.taps(), k: self.channels_in };
+        let shape = self.output_tiles(n);
         for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
             let mut sum = [0.0_f32; IMAGES * PANEL];
             let sum = &mut sum[..tile.values.len()];
-            pass.sum((x, w), (pixel, image, tile.channel), |terms, k| {
+            pass.sum((x, w), (pixel, shape.1, image, tile.channel), |terms, k| {
                 let rows = (tile.values.nrows(), PANEL);
                 let c = ArrayViewMut2::from_shape(rows, &mut *sum).expect("whole rows");
                 multiply(isa, terms, k, c, false, Beside::NOTHING);
@@ -234,17 +256,17 @@ impl Conv {
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         assert_eq!((dy.len(), transposed.len()), (self.output_len(n), self.weights()));
-        let shape = (self.backward.pixels(), n, self.channels_in);
         if let Some(winograd) = self.fast(isa).filter(|_| !accumulate)
             && let (Some(dy), Some(w)) = (T::single(dy), T::single(transposed))
             && let Some(target) = T::single_mut(dx)
         {
             winograd.backward_input((pool, isa), n, (dy, w), target, scratch);
-            return visit_tiles(pool, shape, dx, sums, finish);
+            return visit_tiles(pool, self.input_tiles(n), dx, sums, finish);
         }
-        let pass = Pass { table: &self.backward, taps: self.taps(), n, k: self.channels_out };
-        let results = ((dx, self.channels_in), sums);
-        pass.run((pool, isa), (dy, transposed), results, accumulate, (beside, finish));
+        let pass = Pass { table: &self.backward, taps: self.taps(), k: self.channels_out };
+        let shape = self.input_tiles(n);
+        let operands = (dy, transposed);
+        pass.run((pool, isa), operands, shape, (dx, sums), accumulate, (beside, finish));
     }
 
     /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`; those of
@@ -307,14 +329,14 @@ impl Conv {
     ) {
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
         assert_eq!(dw.len(), self.weights());
-        let (taps, splits, panels) = (self.taps(), self.splits(), self.channels_out / PANEL);
-        let pixels = self.forward.pixels();
+        let (taps, splits, panels) = (self.taps(), self.splits(n), self.channels_out / PANEL);
+        let steps = self.steps(n);
         let parts = if splits == 1 { &mut *dw } else { &mut scratch[..splits * self.weights()] };
         let parts = view4(parts, [splits * panels, taps, self.channels_in, PANEL]);
         let rows = self.weight_rows();
         pool.for_each_block(parts, [1, taps, rows, PANEL], |[part, _, c, _], block| {
             let (split, panel) = (part / panels, part % panels);
-            let range = split * pixels / splits..(split + 1) * pixels / splits;
+            let range = split * steps / splits..(split + 1) * steps / splits;
             self.sum_weights(isa, n, (x, dy), (range, panel, c), &strips, block);
         });
         if splits > 1 {
@@ -324,28 +346,36 @@ impl Conv {
 
     /// Values of the sums over the tiles of an output or an input of `n` images, whichever are more.
     pub fn sums_len(&self, n: usize) -> usize {
-        let of = |[h, w]: [usize; 2], channels| sums_len(h * w, n, channels);
-        of(self.output, self.channels_out).max(of(self.input, self.channels_in))
+        sums_len(self.output_tiles(n)).max(sums_len(self.input_tiles(n)))
     }
 
     /// Values that passes over `n` images need beside their operands.
     pub fn scratch_len(&self, n: usize) -> usize {
-        let splits = self.splits();
+        let splits = self.splits(n);
         let parts = if splits == 1 { 0 } else { splits * self.weights() };
         self.winograd.map_or(parts, |winograd| parts.max(winograd.scratch_len(n)))
     }
 
-    /// One task of the gradient by weight: a range of output pixels, one panel, rows from `c` on.
+    /// Steps of the sum over pixels and images.
+    fn steps(&self, n: usize) -> usize {
+        let (pixels, n) = self.rows(self.output, n);
+        pixels * n.div_ceil(IMAGES)
+    }
+
+    /// One task of the gradient by weight: a range of steps, one panel, rows from `c` on.
     fn sum_weights<X: Value, T: Value>(
         &self,
         isa: Isa,
         n: usize,
         (x, dy): (&[X], &[T]),
-        (pixels, panel, c): (Range<usize>, usize, usize),
+        (steps, panel, c): (Range<usize>, usize, usize),
         strips: impl Fn(Matrix<T>, &mut [X::Word]),
         block: ArrayViewMut4<f32>,
     ) {
         let (k, channels) = (self.channels_out, self.channels_in);
+        let (pixels, n) = self.rows(self.output, n);
+        let chunks = n.div_ceil(IMAGES);
+        let place = |step: usize| (step / chunks, step % chunks * IMAGES);
         let gradient = |pixel: usize, image: usize| &dy[(pixel * n + image) * k + panel * PANEL..];
         let input = |entry: &Entry, image: usize, c: usize| {
             &x[(entry.pixel as usize * n + image) * channels + c..]
@@ -354,39 +384,35 @@ impl Conv {
         let mut packed = [X::Word::default(); IMAGES * PANEL];
         let mut columns = [X::Word::default(); IMAGES / 2 * COLUMNS];
         let mut begun = 0_u64;
-        let last = self.forward.pixels() - 1;
-        for pixel in pixels {
-            for image in (0..n).step_by(IMAGES) {
-                let rows = IMAGES.min(n - image);
-                let dy = Matrix { data: gradient(pixel, image), rows, cols: PANEL, stride: k };
-                strips(dy, &mut packed);
-                // What comes after: the next images of this pixel, or the next pixel.
-                let after = if image + IMAGES < n { image + IMAGES } else { 0 };
-                let pixel_after = if after == 0 { (pixel + 1).min(last) } else { pixel };
-                let entries = self.forward.of(pixel);
-                let ahead = self.forward.of(pixel_after).first();
-                for (index, entry) in entries.iter().enumerate() {
-                    let tap = entry.tap as usize;
-                    let mut tile = block.index_axis_mut(Axis(0), tap);
-                    for (chunk, tile) in tile.axis_chunks_iter_mut(Axis(0), X::CHUNK).enumerate() {
-                        let c = c + chunk * X::CHUNK;
-                        let data = input(entry, image, c);
-                        let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
-                        let next = Next {
-                            a: match entries.get(index + 1) {
-                                Some(entry) => input(entry, image, c),
-                                None => ahead.map_or(data, |entry| input(entry, after, c)),
-                            },
-                            a_stride: channels,
-                            b: gradient(pixel_after, after),
-                            b_stride: k,
-                            rows_at_once: X::WORD,
-                        };
-                        let x = X::columns(isa, x, &mut columns);
-                        X::multiply_transposed(isa, x, &packed, next, tile, begun >> tap & 1 == 1);
-                    }
-                    begun |= 1 << tap;
+        for step in steps {
+            let (pixel, image) = place(step);
+            let rows = IMAGES.min(n - image);
+            let dy = Matrix { data: gradient(pixel, image), rows, cols: PANEL, stride: k };
+            strips(dy, &mut packed);
+            let (pixel_after, after) = place((step + 1).min(pixels * chunks - 1));
+            let entries = self.forward.of(pixel);
+            let ahead = self.forward.of(pixel_after).first();
+            for (index, entry) in entries.iter().enumerate() {
+                let tap = entry.tap as usize;
+                let mut tile = block.index_axis_mut(Axis(0), tap);
+                for (chunk, tile) in tile.axis_chunks_iter_mut(Axis(0), X::CHUNK).enumerate() {
+                    let c = c + chunk * X::CHUNK;
+                    let data = input(entry, image, c);
+                    let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
+                    let next = Next {
+                        a: match entries.get(index + 1) {
+                            Some(entry) => input(entry, image, c),
+                            None => ahead.map_or(data, |entry| input(entry, after, c)),
+                        },
+                        a_stride: channels,
+                        b: gradient(pixel_after, after),
+                        b_stride: k,
+                        rows_at_once: X::WORD,
+                    };
+                    let x = X::columns(isa, x, &mut columns);
+                    X::multiply_transposed(isa, x, &packed, next, tile, begun >> tap & 1 == 1);
                 }
+                begun |= 1 << tap;
             }
         }
         for (tap, mut tile) in block.outer_iter_mut().enumerate() {
@@ -405,12 +431,12 @@ impl Conv {
         (TASK_ROWS / self.taps()).next_multiple_of(PANEL).min(self.channels_in)
     }
 
-    /// Into how many ranges of pixels the sum over them is cut: enough for many threads, few enough
-    /// that adding up the parts costs little. A function of the shape alone.
-    fn splits(&self) -> usize {
+    /// Into how many ranges of steps the sum over them is cut: enough for many threads, few enough that
+    /// adding up the parts costs little. No function of the threads.
+    fn splits(&self, n: usize) -> usize {
         let tasks = self.channels_out / PANEL * self.channels_in.div_ceil(self.weight_rows());
         let room = PARTS_MAX / self.weights();
-        (TASKS / tasks).min(room).min(self.forward.pixels()).max(1)
+        (TASKS / tasks).min(room).min(self.steps(n)).max(1)
     }
 }
 
@@ -459,7 +485,6 @@ const COLUMNS: usize = 128;
 struct Pass<'a> {
     table: &'a Table,
     taps: usize,
-    n: usize,
     /// Channels of the source.
     k: usize,
 }
@@ -470,16 +495,17 @@ const STREAMED: usize = 16 << 20;
 const ALIGNMENT: usize = 64;
 
 impl Pass<'_> {
-    /// Computes the tiles of `y`, an activation of so many channels, and finishes each.
+    /// Computes the tiles of `y`, an activation of such a shape, and finishes each.
     fn run<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
         operands: (&[T], &[T]),
-        ((y, channels), sums): ((&mut [T], usize), &mut [f32]),
+        shape: (usize, usize, usize),
+        (y, sums): (&mut [T], &mut [f32]),
         accumulate: bool,
         (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
-        let shape = (self.table.pixels(), self.n, channels);
+        let (_, n, channels) = shape;
         let aligned = y.as_ptr().addr().is_multiple_of(ALIGNMENT);
         let streamed = size_of_val(y) >= STREAMED && aligned;
         for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
@@ -489,7 +515,7 @@ impl Pass<'_> {
                 *start = &data[at..];
             }
             let multiply = |c: ArrayViewMut2<T>| {
-                self.sum(operands, (pixel, image, tile.channel), |terms, k| {
+                self.sum(operands, (pixel, n, image, tile.channel), |terms, k| {
                     T::multiply(isa, terms, k, c, accumulate, ahead);
                 });
             };
@@ -515,10 +541,10 @@ impl Pass<'_> {
     fn sum<T: Value>(
         &self,
         (source, panels): (&[T], &[T]),
-        (pixel, image, channel): (usize, usize, usize),
+        (pixel, n, image, channel): (usize, usize, usize, usize),
         product: impl FnOnce(&[Term<T>], (usize, usize)),
     ) {
-        let Self { table, taps, n, k } = *self;
+        let Self { table, taps, k } = *self;
         let panel = channel / PANEL * taps;
         let mut terms = [Term { a: &[][..], b: &[][..] }; KERNEL_MAX * KERNEL_MAX];
         let entries = table.of(pixel);

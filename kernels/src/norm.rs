@@ -99,8 +99,8 @@ impl Sums {
     }
 
     /// The sums of the tiles of an activation `[pixels][n][channels]`, to be written.
-    pub fn tiles(&mut self, (pixels, n, channels): (usize, usize, usize)) -> &mut [f32] {
-        (self.used, self.channels) = (sums_len(pixels, n, channels), channels);
+    pub fn tiles(&mut self, shape: (usize, usize, usize)) -> &mut [f32] {
+        (self.used, self.channels) = (sums_len(shape), shape.2);
         &mut self.tiles[..self.used]
     }
 

@@ -24,10 +24,6 @@ impl Table {
         Self { starts, entries }
     }
 
-    pub(crate) fn pixels(&self) -> usize {
-        self.starts.len() - 1
-    }
-
     pub(crate) fn of(&self, pixel: usize) -> &[Entry] {
         &self.entries[self.starts[pixel]..self.starts[pixel + 1]]
     }

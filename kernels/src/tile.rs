@@ -42,20 +42,21 @@ pub(crate) enum Gate<'a, T> {
 }
 
 /// Values of the sums of all tiles of an activation.
-pub fn sums_len(pixels: usize, n: usize, channels: usize) -> usize {
+pub fn sums_len((pixels, n, channels): (usize, usize, usize)) -> usize {
     pixels * n.div_ceil(IMAGES) * SUMS * channels
 }
 
 /// Calls `task(pixel, image, tile)` for each tile of an activation `[pixels][n][channels]`.
 pub(crate) fn for_each_tile<T: Send>(
     pool: &Pool,
-    (pixels, n, channels): (usize, usize, usize),
+    shape: (usize, usize, usize),
     values: &mut [T],
     sums: &mut [f32],
     task: impl Fn(usize, usize, Tile<T>) + Sync,
 ) {
+    let (pixels, n, channels) = shape;
     let chunks = n.div_ceil(IMAGES);
-    let sums = &mut sums[..sums_len(pixels, n, channels)];
+    let sums = &mut sums[..sums_len(shape)];
     let values = view4(values, [1, pixels, n, channels]);
     let sums = view4(sums, [1, pixels, chunks * SUMS, channels]);
     let blocks = ([1, 1, IMAGES, PANEL], [1, 1, SUMS, PANEL]);

@@ -147,8 +147,7 @@ fn convolution_case_by<T: Value>(case: &Case, rounding: f64, way: fn(Conv) -> Co
     let filter = filter(&conv, &weights);
     let y4 = scalar::conv_forward(x4.view(), filter.view(), window);
     let dw4 = scalar::conv_backward_weight(x4.view(), dy4.view(), kernel, window);
-    let mut sums =
-        vec![0.0; sums_len(h * w, n, channels[1]).max(sums_len(side * side, n, channels[0]))];
+    let mut sums = vec![0.0; conv.sums_len(n)];
     for isa in Isa::available() {
         let what = format!("{} {side}x{side} {channels:?} k{kernel}/{stride} n{n}", isa.name());
         let exec = (&pool, isa);
@@ -216,7 +215,7 @@ fn measured(
     pivot: &[f32],
 ) -> Statistics {
     let (pixels, n, channels) = shape;
-    let mut sums = Sums::new(sums_len(pixels, n, channels), channels);
+    let mut sums = Sums::new(sums_len(shape), channels);
     let mut z = z.to_vec();
     visit_tiles(exec.0, shape, &mut z, sums.tiles(shape), |tile| measure_tile(exec.1, pivot, tile));
     sums.add_up(exec);
@@ -255,7 +254,7 @@ fn normalisation_matches_the_oracle_on_every_tier() {
             fold.activate(exec, &z, Identity::Projected(&identity, &one), &mut y);
             check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
             let mut finished = z.clone();
-            let mut unused = vec![0.0; sums_len(flat.0, n, channels)];
+            let mut unused = vec![0.0; sums_len(flat)];
             visit_tiles(&pool, flat, &mut finished, &mut unused, |tile| {
                 fold.finish_tile(isa, (Some(&identity), true), tile);
             });
@@ -291,8 +290,8 @@ impl Backward<'_> {
         (dy, masked4): (&[f32], &Array4<f64>),
         what: &str,
     ) {
-        let (pixels, n, channels) = self.shape;
-        let mut sums = Sums::new(sums_len(pixels, n, channels), channels);
+        let (.., channels) = self.shape;
+        let mut sums = Sums::new(sums_len(self.shape), channels);
         let mut g = dy.to_vec();
         visit_tiles(self.exec.0, self.shape, &mut g, sums.tiles(self.shape), |tile| {
             mask_tile(self.exec.1, mask, of, tile);
@@ -437,7 +436,10 @@ fn plain_gradients_match_finite_differences() {
 #[test]
 fn bits_do_not_depend_on_threads_or_vector_tier() {
     bits_agree(&Conv::new([6, 6], [64, 128], 3, 2, 1).expect("shape"));
+    // A group for each thread, and one for all.
     bits_agree(&Conv::new([8, 8], [64, 128], 3, 1, 1).expect("shape").with_winograd());
+    bits_agree(&Conv::new([8, 8], [192, 128], 3, 1, 1).expect("shape").with_winograd());
+    bits_agree(&Conv::new([8, 8], [64, 128], 1, 1, 0).expect("shape"));
 }
 
 fn bits_agree(conv: &Conv) {
@@ -447,13 +449,12 @@ fn bits_agree(conv: &Conv) {
     let run = |isa: Isa, threads: usize| {
         let pool = Pool::new(threads);
         let exec = (&pool, isa);
-        let (pixels, inputs) = (conv.output[0] * conv.output[1], conv.input[0] * conv.input[1]);
-        let shape = (pixels, n, 128);
-        let mut sums = Sums::new(sums_len(inputs, n, 64).max(sums_len(pixels, n, 128)), 128);
+        let pixels = conv.output[0] * conv.output[1];
+        let mut sums = Sums::new(conv.sums_len(n), 128);
         let mut all = vec![0.0; conv.output_len(n)];
         let mut scratch = vec![0.0; conv.scratch_len(n)];
         let finish = |tile: Tile<f32>| measure_tile(isa, &[0.0; 128], tile);
-        let results = (&mut *all, sums.tiles(shape), &mut *scratch);
+        let results = (&mut *all, sums.tiles(conv.output_tiles(n)), &mut *scratch);
         conv.forward(exec, n, (&x, &w), results, (&[], finish));
         sums.add_up(exec);
         let mut statistics = Statistics::new(128);
@@ -461,7 +462,7 @@ fn bits_agree(conv: &Conv) {
         let mut transposed = vec![0.0; conv.weights()];
         conv.transpose(exec, &w, &mut transposed);
         let mut dx = vec![0.0; x.len()];
-        let results = (&mut *dx, sums.tiles((inputs, n, 64)), &mut *scratch);
+        let results = (&mut *dx, sums.tiles(conv.input_tiles(n)), &mut *scratch);
         conv.backward_input(exec, n, (&dy, &transposed), results, false, (&[], |_| {}));
         let mut dw = vec![0.0; w.len()];
         conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
@@ -495,7 +496,7 @@ fn outputs_that_are_streamed_have_the_bits_of_those_that_are_not() {
 }
 
 fn streamed_case<T: Value>(isa: Isa, conv: &Conv, (n, part): (usize, usize)) {
-    let (pool, pixels) = (Pool::new(2), conv.output[0] * conv.output[1]);
+    let pool = Pool::new(2);
     let (exec, [c, k]) = ((&pool, isa), [conv.channels_in, conv.channels_out]);
     // The gradient by the input of the layer turned round has the large output too.
     let turned = Conv::new(conv.output, [k, c], 1, 1, 0).expect("shape");
@@ -513,7 +514,7 @@ fn streamed_case<T: Value>(isa: Isa, conv: &Conv, (n, part): (usize, usize)) {
         let [mut y, mut dx] = [0, 1].map(|_| Arena::new(conv.output_len(n)).expect("memory"));
         let (y, dx) = (y.as_mut_slice(), dx.as_mut_slice());
         dx.copy_from_slice(before);
-        let mut sums = vec![0.0; sums_len(pixels, n, k)];
+        let mut sums = vec![0.0; conv.sums_len(n)];
         let of = Normalised { z: before, mean: &mean };
         let finish = |tile: Tile<T>| mask_tile(isa, Mask::Output(before), (of, None), tile);
         let mut packed = vec![T::default(); conv.weights()];
