@@ -1,63 +1,73 @@
 //! `Plan`: where each buffer of a training step is in the one arena, and views of it.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use kernels::{Arena, Value};
 
-use crate::network::{Network, Unit};
+use crate::network::{Block, Network, Unit};
 
-/// Where things are in the arena, for the largest batch.
+/// Where things are in the arena, for the largest batch. Depth 0 is the stem, 1 the first block, and so
+/// on to the head, which is the deepest: forward goes down, backward comes up again. So what forward keeps
+/// is needed at its own depth and all below, and what a depth works with is needed there alone: the large
+/// gradients of the first blocks lie where the activations of the last ones were.
 pub(crate) struct Plan {
     /// Output of each unit's convolution.
     pub(crate) z: Vec<Range<usize>>,
     /// Output of the stem, then of each block.
     pub(crate) y: Vec<Range<usize>>,
-    /// An activation between two convolutions, computed again when needed.
-    pub(crate) activation: Range<usize>,
-    /// Gradient at a block's output, then at its input.
-    pub(crate) outer: Range<usize>,
-    /// Gradients inside a block.
-    pub(crate) inner: [Range<usize>; 2],
+    /// The gradient at each of these; blocks of one stage share theirs.
+    pub(crate) outer: Vec<Range<usize>>,
+    /// Of each depth: an activation between two convolutions, computed again when needed.
+    pub(crate) activation: Vec<Range<usize>>,
+    /// Of each depth: gradients inside a block.
+    pub(crate) inner: Vec<[Range<usize>; 2]>,
+    end: usize,
     batch_max: usize,
 }
 
 impl Plan {
     pub(crate) fn new(network: &Network, n: usize) -> Self {
-        let mut end = 0;
-        let mut take = |len: usize| {
-            // Pieces start at cache lines.
-            let start = end;
-            end = (start + len).next_multiple_of(32);
-            start..start + len
-        };
         let outputs: Vec<usize> =
             network.units.iter().map(|unit| unit.conv.output_len(n)).collect();
-        let z = outputs.iter().map(|&len| take(len)).collect();
-        let stem = network.max_pool.map_or(outputs[0], |pool| {
-            pool.output * pool.output * n * network.units[0].conv.channels_out
-        });
-        let y: Vec<Range<usize>> = std::iter::once(stem)
-            .chain(network.blocks.iter().map(|block| outputs[block.units[2]]))
-            .map(&mut take)
-            .collect();
-        // The stem's activation is only computed again where it is pooled.
-        let stem_activation = network.max_pool.map(|_| outputs[0]);
-        let between =
-            network.blocks.iter().flat_map(|b| [outputs[b.units[0]], outputs[b.units[1]]]);
-        let activation = between.chain(stem_activation).max().unwrap_or(0);
-        let outer = y.iter().map(Range::len).max().unwrap_or(0);
-        Self {
-            z,
-            activation: take(activation),
-            outer: take(outer),
-            inner: [take(outer.max(activation)), take(outer.max(activation))],
-            y,
-            batch_max: n,
+        let blocks = &network.blocks;
+        let head = blocks.len() + 1;
+        let pooled = network
+            .max_pool
+            .map(|pool| pool.output * pool.output * n * network.units[0].conv.channels_out);
+        let mut places = Places::default();
+        let mut z = vec![places.take(0..=head, outputs[0])];
+        let mut y = vec![places.take(0..=head, pooled.unwrap_or(outputs[0]))];
+        for (index, Block { units, projection }) in blocks.iter().enumerate() {
+            let kept = index + 1..=head;
+            z.extend(
+                units.iter().chain(projection).map(|&u| places.take(kept.clone(), outputs[u])),
+            );
+            y.push(places.take(kept, outputs[units[2]]));
         }
+        let mut outer = vec![places.take(0..=1, y[0].len())];
+        let first_of_stage = |index: &usize| blocks[*index].projection.is_some();
+        let firsts: Vec<usize> = (0..blocks.len()).filter(first_of_stage).collect();
+        for (stage, &first) in firsts.iter().enumerate() {
+            let after = firsts.get(stage + 1).copied().unwrap_or(blocks.len());
+            let shared = places.take(first + 1..=after + 1, y[first + 1].len());
+            outer.extend(std::iter::repeat_n(shared, after - first));
+        }
+        // The stem's activation is only computed again where it is pooled.
+        let stem = if pooled.is_some() { outputs[0] } else { 0 };
+        let mut activation = vec![places.take(0..=0, stem)];
+        let mut inner = vec![[0, 1].map(|_| places.take(0..=0, stem))];
+        for (index, Block { units: [u1, u2, u3], .. }) in blocks.iter().enumerate() {
+            let here = index + 1..=index + 1;
+            let between = outputs[*u1].max(outputs[*u2]);
+            activation.push(places.take(here.clone(), between));
+            inner.push([0, 1].map(|_| places.take(here.clone(), between.max(outputs[*u3]))));
+        }
+        Self { z, y, outer, activation, inner, end: places.end(), batch_max: n }
     }
 
+    /// Values of the arena.
     pub(crate) fn end(&self) -> usize {
-        self.inner[1].end
+        self.end
     }
 
     /// Output of the stem (0), then of each block, for `n` images.
@@ -67,6 +77,38 @@ impl Plan {
 
     pub(crate) fn z(&self, u: usize, n: usize, unit: &Unit) -> Range<usize> {
         first(&self.z[u], unit.conv.output_len(n))
+    }
+}
+
+/// Buffers that were given a place, and the depths at which each is needed.
+#[derive(Default)]
+struct Places {
+    taken: Vec<(RangeInclusive<usize>, Range<usize>)>,
+}
+
+impl Places {
+    /// The lowest place that no other buffer needs at any of these depths.
+    fn take(&mut self, depths: RangeInclusive<usize>, len: usize) -> Range<usize> {
+        let meets = |other: &RangeInclusive<usize>| {
+            other.start() <= depths.end() && depths.start() <= other.end()
+        };
+        let mut others: Vec<_> =
+            self.taken.iter().filter(|(at, _)| meets(at)).map(|(_, place)| place).collect();
+        others.sort_by_key(|place| place.start);
+        let mut start = 0;
+        for other in others {
+            if start + len <= other.start {
+                break;
+            }
+            // Pieces start at cache lines.
+            start = start.max(other.end.next_multiple_of(32));
+        }
+        self.taken.push((depths, start..start + len));
+        start..start + len
+    }
+
+    fn end(&self) -> usize {
+        self.taken.iter().map(|(_, place)| place.end).max().unwrap_or(0)
     }
 }
 
@@ -102,4 +144,42 @@ pub(crate) fn around<T: Value>(
     let (before, rest) = arena.as_mut_slice().split_at_mut(hole.start);
     let (inside, after) = rest.split_at_mut(hole.len());
     (inside, Rest { before, after, offset: hole.end })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::Stem;
+
+    #[test]
+    fn what_is_needed_at_the_same_depth_does_not_overlap() {
+        for stem in [Stem::Imagenet, Stem::Cifar] {
+            let network = Network::resnet50(stem).expect("shapes");
+            let Plan { z, y, outer, activation, inner, end, .. } = Plan::new(&network, 3);
+            let head = network.blocks.len() + 1;
+            for depth in 0..=head {
+                // A stem has one unit, a block three or four; the head has none.
+                let units = |block: &Block| 3 + usize::from(block.projection.is_some());
+                let above = depth.min(network.blocks.len());
+                let count = 1 + network.blocks[..above].iter().map(units).sum::<usize>();
+                let mut live: Vec<&Range<usize>> = z[..count].iter().chain(&y[..=above]).collect();
+                live.push(&outer[above]);
+                if depth < head {
+                    live.push(&activation[depth]);
+                    live.extend(&inner[depth]);
+                    let before = depth.saturating_sub(1);
+                    live.extend((outer[before] != outer[depth]).then_some(&outer[before]));
+                }
+                live.retain(|place| !place.is_empty());
+                live.sort_by_key(|place| place.start);
+                for pair in live.windows(2) {
+                    assert!(pair[0].end <= pair[1].start, "depth {depth}: {pair:?}");
+                }
+                assert!(live.iter().all(|place| place.end <= end && place.start % 32 == 0));
+            }
+            assert_eq!((z.len(), y.len()), (network.units.len(), network.blocks.len() + 1));
+            let kept: usize = z.iter().chain(&y).map(Range::len).sum();
+            assert!(end < kept + kept / 20, "{end} values for {kept} that are kept");
+        }
+    }
 }

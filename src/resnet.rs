@@ -187,10 +187,10 @@ impl<T: Value> ResNet<T> {
         fold.set(NORM, (&statistics.mean, &statistics.variance), affine.into());
     }
 
-    /// The activation after a unit, into the shared buffer.
-    fn activate(&mut self, u: usize, n: usize) -> Range<usize> {
+    /// The activation after a unit, into the buffer of its depth.
+    fn activate(&mut self, u: usize, depth: usize, n: usize) -> Range<usize> {
         let z = self.z(u, n);
-        let target = first(&self.plan.activation, z.len());
+        let target = first(&self.plan.activation[depth], z.len());
         let (y, rest) = around(&mut self.arena, target.clone());
         let exec = (&self.pool, self.isa);
         self.norms[u].fold.activate(exec, rest.get(z), Identity::None, y);
@@ -201,7 +201,7 @@ impl<T: Value> ResNet<T> {
         let target = self.y(0, n);
         let x = match self.network.max_pool {
             None => self.z(0, n),
-            Some(_) => self.activate(0, n),
+            Some(_) => self.activate(0, 0, n),
         };
         let exec = (&self.pool, self.isa);
         let (y, rest) = around(&mut self.arena, target);
@@ -218,9 +218,9 @@ impl<T: Value> ResNet<T> {
         let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
         let x = self.y(index, n);
         self.convolve(u1, Some(x.clone()), params, n);
-        let a1 = self.activate(u1, n);
+        let a1 = self.activate(u1, index + 1, n);
         self.convolve(u2, Some(a1), params, n);
-        let a2 = self.activate(u2, n);
+        let a2 = self.activate(u2, index + 1, n);
         self.convolve(u3, Some(a2), params, n);
         if let Some(p) = projection {
             self.convolve(p, Some(x.clone()), params, n);
@@ -240,7 +240,7 @@ impl<T: Value> ResNet<T> {
         let exec = (&self.pool, self.isa);
         let (n, count) = (flow.n, flow.n * self.network.features);
         let last = self.network.blocks.len();
-        let outer = first(&self.plan.outer, self.y(last, n).len());
+        let outer = first(&self.plan.outer[last], self.y(last, n).len());
         let Head { linear, features, logits } = &mut self.head;
         let (features, gradient) = features.split_at_mut(self.batch_max * self.network.features);
         let (features, gradient) = (&features[..count], &mut gradient[..count]);
@@ -267,22 +267,22 @@ impl<T: Value> ResNet<T> {
         let n = flow.n;
         let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
         let (x, y) = (self.y(index, n), self.y(index + 1, n));
-        let dy = first(&self.plan.outer, y.len());
-        let [inner0, inner1] = self.plan.inner.clone();
+        let dy = first(&self.plan.outer[index + 1], y.len());
+        let [inner0, inner1] = self.plan.inner[index + 1].clone();
         self.backward_norm(u3, 1, flow);
         if let Some(p) = projection {
             self.backward_norm(p, 2, flow);
         }
         let dz3 = self.apply_slope(u3, &dy, &inner0, n);
-        let a2 = self.activate(u2, n);
+        let a2 = self.activate(u2, index + 1, n);
         let da2 = self.backward_conv(u3, flow, (a2, dz3), (&inner1, false), Behind::Unit(u2));
         self.backward_norm(u2, 1, flow);
         let dz2 = self.apply_slope(u2, &da2, &da2, n);
-        let a1 = self.activate(u1, n);
+        let a1 = self.activate(u1, index + 1, n);
         let da1 = self.backward_conv(u2, flow, (a1, dz2), (&inner0, false), Behind::Unit(u1));
         self.backward_norm(u1, 1, flow);
         let dz1 = self.apply_slope(u1, &da1, &da1, n);
-        let outer = self.plan.outer.clone();
+        let outer = self.plan.outer[index].clone();
         if let Some(p) = projection {
             let dzp = self.apply_slope(p, &dy, &inner1, n);
             self.backward_conv(p, flow, (x.clone(), dzp), (&outer, false), Behind::Nothing);
@@ -295,7 +295,7 @@ impl<T: Value> ResNet<T> {
     fn backward_stem(&mut self, flow: &mut Flow) {
         let n = flow.n;
         let y = self.y(0, n);
-        let dy = first(&self.plan.outer, y.len());
+        let dy = first(&self.plan.outer[0], y.len());
         let da = match self.network.max_pool {
             None => dy,
             Some(_) => self.backward_pool(y, dy, n),
@@ -312,9 +312,9 @@ impl<T: Value> ResNet<T> {
     /// The masked gradient at the stem's activation from that at the pooled one, and its sums.
     fn backward_pool(&mut self, y: Range<usize>, dy: Range<usize>, n: usize) -> Range<usize> {
         let Some(max_pool) = self.network.max_pool else { return dy };
-        let a = self.activate(0, n);
+        let a = self.activate(0, 0, n);
         let exec = (&self.pool, self.isa);
-        let target = first(&self.plan.inner[0], a.len());
+        let target = first(&self.plan.inner[0][0], a.len());
         let shape = self.network.units[0].conv.output_tiles(n);
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (da, rest) = around(&mut self.arena, target.clone());
