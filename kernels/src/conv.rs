@@ -221,8 +221,8 @@ impl Conv {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         let pass = Pass { table: &self.forward, taps: self.taps(), k: self.channels_in };
         let shape = self.output_tiles(n);
-        for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
-            let mut sum = [0.0_f32; IMAGES * PANEL];
+        let held = || [0.0_f32; IMAGES * PANEL];
+        for_each_tile(pool, shape, (y, sums), held, |sum, (pixel, image), mut tile| {
             let sum = &mut sum[..tile.values.len()];
             pass.sum((x, w), (pixel, shape.1, image, tile.channel), |terms, k| {
                 let rows = (tile.values.nrows(), PANEL);
@@ -508,7 +508,8 @@ impl Pass<'_> {
         let (_, n, channels) = shape;
         let aligned = y.as_ptr().addr().is_multiple_of(ALIGNMENT);
         let streamed = size_of_val(y) >= STREAMED && aligned;
-        for_each_tile(pool, shape, y, sums, |pixel, image, mut tile| {
+        let held = || [T::default(); IMAGES * PANEL];
+        for_each_tile(pool, shape, (y, sums), held, |held, (pixel, image), mut tile| {
             let at = tile.row * channels + tile.channel;
             let mut ahead = Beside { stride: channels, ..Beside::NOTHING };
             for (start, data) in ahead.starts.iter_mut().zip(beside) {
@@ -524,7 +525,6 @@ impl Pass<'_> {
                 return finish(tile);
             }
             let Tile { row, channel, values: place, sums } = tile;
-            let mut held = [T::default(); IMAGES * PANEL];
             let held = &mut held[..place.len()];
             let shape = place.raw_dim();
             let mut values = ArrayViewMut2::from_shape(shape, &mut *held).expect("whole rows");

@@ -68,6 +68,26 @@ impl Pool {
         assert!(!shared.failed.swap(false, Ordering::AcqRel), "a kernel thread panicked");
     }
 
+    /// As [`Pool::run`], with a state that each thread makes once and its tasks share one after the other.
+    fn run_with<S>(
+        &self,
+        tasks: usize,
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, usize) + Sync,
+    ) {
+        let next = AtomicUsize::new(0);
+        self.run(self.threads().min(tasks), |_| {
+            let mut state = state();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                if index >= tasks {
+                    return;
+                }
+                task(&mut state, index);
+            }
+        });
+    }
+
     /// Splits `data` into chunks of `len` (the last may be shorter) and calls `task(index, chunk)`.
     pub fn for_each_chunk<T: Send>(
         &self,
@@ -137,20 +157,21 @@ impl Pool {
     }
 
     /// As [`Pool::for_each_block`] over two arrays that are cut into the same grid; the origin is the
-    /// first one's.
-    pub fn for_each_block2<T: Send, U: Send>(
+    /// first one's. Each thread makes a state for its tasks.
+    pub fn for_each_block2<T: Send, U: Send, S>(
         &self,
         first: (ArrayViewMut4<T>, [usize; 4]),
         second: (ArrayViewMut4<U>, [usize; 4]),
-        task: impl Fn([usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>) + Sync,
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>) + Sync,
     ) {
         let (first, second) = (Blocks::new(first.0, first.1), Blocks::new(second.0, second.1));
         assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
-        self.run(first.count(), |index| {
+        self.run_with(first.count(), state, |state, index| {
             let origin = first.origin(index);
-            // SAFETY: `run` calls each index once, so each block is borrowed once.
+            // SAFETY: `run_with` calls each index once, so each block is borrowed once.
             let (a, b) = unsafe { (first.piece(origin), second.piece(second.origin(index))) };
-            task(origin, a, b);
+            task(state, origin, a, b);
         });
     }
 }

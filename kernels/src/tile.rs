@@ -46,13 +46,14 @@ pub fn sums_len((pixels, n, channels): (usize, usize, usize)) -> usize {
     pixels * n.div_ceil(IMAGES) * SUMS * channels
 }
 
-/// Calls `task(pixel, image, tile)` for each tile of an activation `[pixels][n][channels]`.
-pub(crate) fn for_each_tile<T: Send>(
+/// Calls `task(state, (pixel, image), tile)` for each tile of an activation `[pixels][n][channels]`, with a
+/// state that each thread makes once.
+pub(crate) fn for_each_tile<T: Send, S>(
     pool: &Pool,
     shape: (usize, usize, usize),
-    values: &mut [T],
-    sums: &mut [f32],
-    task: impl Fn(usize, usize, Tile<T>) + Sync,
+    (values, sums): (&mut [T], &mut [f32]),
+    state: impl Fn() -> S + Sync,
+    task: impl Fn(&mut S, (usize, usize), Tile<T>) + Sync,
 ) {
     let (pixels, n, channels) = shape;
     let chunks = n.div_ceil(IMAGES);
@@ -60,11 +61,12 @@ pub(crate) fn for_each_tile<T: Send>(
     let values = view4(values, [1, pixels, n, channels]);
     let sums = view4(sums, [1, pixels, chunks * SUMS, channels]);
     let blocks = ([1, 1, IMAGES, PANEL], [1, 1, SUMS, PANEL]);
-    pool.for_each_block2((values, blocks.0), (sums, blocks.1), |at, values, sums| {
+    let (values, sums) = ((values, blocks.0), (sums, blocks.1));
+    pool.for_each_block2(values, sums, state, |state, at, values, sums| {
         let [_, pixel, image, channel] = at;
         let (values, sums) = (flat(values), flat(sums));
         let row = pixel * n + image;
-        task(pixel, image, Tile { row, channel, values, sums });
+        task(state, (pixel, image), Tile { row, channel, values, sums });
     });
 }
 
@@ -76,7 +78,7 @@ pub fn visit_tiles<T: Send>(
     sums: &mut [f32],
     task: impl Fn(Tile<T>) + Sync,
 ) {
-    for_each_tile(pool, shape, values, sums, |_, _, tile| task(tile));
+    for_each_tile(pool, shape, (values, sums), || (), |(), _, tile| task(tile));
 }
 
 /// Copies rows of 64 values past the caches, where the tier can: what is written once and read much later
