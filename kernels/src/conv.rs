@@ -19,7 +19,7 @@ use crate::gemm::{self, Beside, Matrix, Next, Term, multiply};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::taps::{Entry, Table, hits};
-use crate::tile::{IMAGES, Tile, for_each_tile, stream, sums_len, view4, visit_tiles};
+use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed, stream, sums_len, view4, visit_tiles};
 use crate::value::Value;
 use crate::winograd::Winograd;
 
@@ -489,11 +489,6 @@ struct Pass<'a> {
     k: usize,
 }
 
-/// Bytes of an output that are written past the caches: it would not stay there until it is read.
-const STREAMED: usize = 16 << 20;
-/// Where such an output has to begin: at a cache line, as arenas do.
-const ALIGNMENT: usize = 64;
-
 impl Pass<'_> {
     /// Computes the tiles of `y`, an activation of such a shape, and finishes each.
     fn run<T: Value>(
@@ -506,8 +501,7 @@ impl Pass<'_> {
         (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         let (_, n, channels) = shape;
-        let aligned = y.as_ptr().addr().is_multiple_of(ALIGNMENT);
-        let streamed = size_of_val(y) >= STREAMED && aligned;
+        let streamed = is_streamed(y);
         let held = || [T::default(); IMAGES * PANEL];
         for_each_tile(pool, shape, (y, sums), held, |held, (pixel, image), mut tile| {
             let at = tile.row * channels + tile.channel;

@@ -12,10 +12,12 @@
 //! images of a tile, relative to a pivot so that a large mean costs no digits, and merged in `f64` in a
 //! fixed order ([`Sums`]). What is left is one pass forward and one backward.
 
+use std::ops::Range;
+
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::tile::{Gate, SUMS, Tile, sums_len};
+use crate::tile::{Gate, SUMS, Tile, is_streamed, rows_of, stream, sums_len};
 use crate::value::Value;
 
 /// The constants of a normalisation.
@@ -244,23 +246,22 @@ impl Folded {
         identity: Identity<T>,
         y: &mut [T],
     ) {
-        let channels = self.scale.len();
         assert_eq!(z.len(), y.len());
-        let len = chunk_rows(channels) * channels;
-        pool.for_each_chunk(y, len, |index, y| {
-            let range = index * len..index * len + y.len();
-            let z = &z[range.clone()];
-            isa.run(
-                #[inline(always)]
-                || match identity {
+        write_rows(
+            (pool, isa),
+            (y, self.scale.len()),
+            #[inline(always)]
+            |range, y| {
+                let z = &z[range.clone()];
+                match identity {
                     Identity::None => activate(self, z, y),
-                    Identity::Plain(x) => activate_add(self, (z, &x[range.clone()]), y),
+                    Identity::Plain(x) => activate_add(self, (z, &x[range]), y),
                     Identity::Projected(x, fold) => {
-                        activate_projected((self, fold), (z, &x[range.clone()]), y);
+                        activate_projected((self, fold), (z, &x[range]), y);
                     }
-                },
-            );
-        });
+                }
+            },
+        );
     }
 
     /// A tile of `z` becomes `z*scale + shift`, plus `identity`, and at least 0 where `relu` is set.
@@ -301,18 +302,48 @@ impl Slope {
     }
 
     /// `dz = a*g + b*z + c` into another buffer.
-    pub fn apply<T: Value>(&self, (pool, isa): (&Pool, Isa), (g, z): (&[T], &[T]), dz: &mut [T]) {
-        let len = chunk_rows(self.a.len()) * self.a.len();
+    pub fn apply<T: Value>(&self, exec: (&Pool, Isa), (g, z): (&[T], &[T]), dz: &mut [T]) {
         assert_eq!((g.len(), z.len()), (dz.len(), dz.len()));
-        pool.for_each_chunk(dz, len, |index, dz| {
-            let range = index * len..index * len + dz.len();
-            isa.run(
-                #[inline(always)]
-                || slope_into(self, (&g[range.clone()], &z[range.clone()]), dz),
-            );
-        });
+        write_rows(
+            exec,
+            (dz, self.a.len()),
+            #[inline(always)]
+            |range, dz| slope_into(self, (&g[range.clone()], &z[range]), dz),
+        );
     }
 }
+
+/// Calls `write(range, part)` for parts of whole rows that make up `y`, past the caches where it is large.
+fn write_rows<T: Value>(
+    (pool, isa): (&Pool, Isa),
+    (y, channels): (&mut [T], usize),
+    write: impl Fn(Range<usize>, &mut [T]) + Sync,
+) {
+    let len = chunk_rows(channels) * channels;
+    let streamed = is_streamed(y);
+    pool.for_each_chunk(y, len, |index, y| {
+        let start = index * len;
+        if !streamed {
+            return isa.run(
+                #[inline(always)]
+                || write(start..start + y.len(), y),
+            );
+        }
+        let mut held = [T::default(); HELD];
+        let part = HELD / channels * channels;
+        for (index, y) in y.chunks_mut(part).enumerate() {
+            let (start, held) = (start + index * part, &mut held[..y.len()]);
+            isa.run(
+                #[inline(always)]
+                || write(start..start + held.len(), held),
+            );
+            stream(isa, held, rows_of(y));
+        }
+    });
+}
+
+/// Values that are computed before they are written past the caches: a few rows.
+const HELD: usize = 1 << 12;
 
 /// Rows that one task of an elementwise pass works on.
 fn chunk_rows(channels: usize) -> usize {

@@ -81,6 +81,20 @@ pub fn visit_tiles<T: Send>(
     for_each_tile(pool, shape, (values, sums), || (), |(), _, tile| task(tile));
 }
 
+/// Bytes of an activation that is written past the caches: it would not stay there until it is read.
+const STREAMED: usize = 16 << 20;
+
+/// Whether an activation is so large, and begins at a cache line, as those in arenas do.
+pub(crate) fn is_streamed<T>(values: &[T]) -> bool {
+    size_of_val(values) >= STREAMED && values.as_ptr().addr().is_multiple_of(64)
+}
+
+/// A slice as rows of 64 values.
+pub(crate) fn rows_of<T>(values: &mut [T]) -> ArrayViewMut2<'_, T> {
+    let rows = values.len() / PANEL;
+    ArrayViewMut2::from_shape((rows, PANEL), values).expect("rows of whole panels")
+}
+
 /// Copies rows of 64 values past the caches, where the tier can: what is written once and read much later
 /// would only be fetched first and push out what is needed.
 pub(crate) fn stream<T: Value>(isa: Isa, rows: &[T], mut target: ArrayViewMut2<T>) {
