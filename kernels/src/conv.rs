@@ -19,7 +19,9 @@ use crate::gemm::{self, Beside, Matrix, Next, Term, multiply};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::taps::{Entry, Table, hits};
-use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed, stream, sums_len, view4, visit_tiles};
+use crate::tile::{
+    IMAGES, Tile, for_each_tile, is_streamed, rows_of, stream, sums_len, view4, visit_tiles,
+};
 use crate::value::Value;
 use crate::winograd::Winograd;
 
@@ -334,10 +336,11 @@ impl Conv {
         let parts = if splits == 1 { &mut *dw } else { &mut scratch[..splits * self.weights()] };
         let parts = view4(parts, [splits * panels, taps, self.channels_in, PANEL]);
         let rows = self.weight_rows();
-        pool.for_each_block(parts, [1, taps, rows, PANEL], |[part, _, c, _], block| {
+        let parts = (parts, [1, taps, rows, PANEL]);
+        pool.for_each_block_with(parts, Packed::default, |packed, [part, _, c, _], block| {
             let (split, panel) = (part / panels, part % panels);
             let range = split * steps / splits..(split + 1) * steps / splits;
-            self.sum_weights(isa, n, (x, dy), (range, panel, c), &strips, block);
+            self.sum_weights(isa, n, (x, dy), (range, panel, c), (&strips, packed), block);
         });
         if splits > 1 {
             add_up((pool, isa), &scratch[..splits * dw.len()], dw);
@@ -369,7 +372,7 @@ impl Conv {
         n: usize,
         (x, dy): (&[X], &[T]),
         (steps, panel, c): (Range<usize>, usize, usize),
-        strips: impl Fn(Matrix<T>, &mut [X::Word]),
+        (strips, packed): (impl Fn(Matrix<T>, &mut [X::Word]), &mut Packed<X::Word>),
         block: ArrayViewMut4<f32>,
     ) {
         let (k, channels) = (self.channels_out, self.channels_in);
@@ -381,14 +384,13 @@ impl Conv {
             &x[(entry.pixel as usize * n + image) * channels + c..]
         };
         let mut block = block.index_axis_move(Axis(0), 0);
-        let mut packed = [X::Word::default(); IMAGES * PANEL];
-        let mut columns = [X::Word::default(); IMAGES / 2 * COLUMNS];
+        let Packed { dy: packed, columns } = packed;
         let mut begun = 0_u64;
         for step in steps {
             let (pixel, image) = place(step);
             let rows = IMAGES.min(n - image);
             let dy = Matrix { data: gradient(pixel, image), rows, cols: PANEL, stride: k };
-            strips(dy, &mut packed);
+            strips(dy, packed);
             let (pixel_after, after) = place((step + 1).min(pixels * chunks - 1));
             let entries = self.forward.of(pixel);
             let ahead = self.forward.of(pixel_after).first();
@@ -409,8 +411,8 @@ impl Conv {
                         b_stride: k,
                         rows_at_once: X::WORD,
                     };
-                    let x = X::columns(isa, x, &mut columns);
-                    X::multiply_transposed(isa, x, &packed, next, tile, begun >> tap & 1 == 1);
+                    let x = X::columns(isa, x, columns);
+                    X::multiply_transposed(isa, x, packed, next, tile, begun >> tap & 1 == 1);
                 }
                 begun |= 1 << tap;
             }
@@ -481,6 +483,18 @@ const KERNEL_MAX: usize = 7;
 /// Columns that are packed at a time where they have to be: as many as a format's chunk has.
 const COLUMNS: usize = 128;
 
+/// Operands of a gradient by weight as its kernel reads them.
+struct Packed<W> {
+    dy: [W; IMAGES * PANEL],
+    columns: [W; IMAGES / 2 * COLUMNS],
+}
+
+impl<W: Copy + Default> Default for Packed<W> {
+    fn default() -> Self {
+        Self { dy: [W::default(); IMAGES * PANEL], columns: [W::default(); IMAGES / 2 * COLUMNS] }
+    }
+}
+
 /// One pass that writes pixels: forward, or gradient by input.
 struct Pass<'a> {
     table: &'a Table,
@@ -520,11 +534,20 @@ impl Pass<'_> {
             }
             let Tile { row, channel, values: place, sums } = tile;
             let held = &mut held[..place.len()];
-            let shape = place.raw_dim();
-            let mut values = ArrayViewMut2::from_shape(shape, &mut *held).expect("whole rows");
             if accumulate {
-                values.assign(&place);
+                // In the widest vectors, so that many lines are on their way at once.
+                isa.run(
+                    #[inline(always)]
+                    || {
+                        for (row, held) in
+                            place.rows().into_iter().zip(held.chunks_exact_mut(PANEL))
+                        {
+                            held.copy_from_slice(row.to_slice().expect("rows are contiguous"));
+                        }
+                    },
+                );
             }
+            let mut values = rows_of(held);
             multiply(values.view_mut());
             finish(Tile { row, channel, values, sums });
             stream(isa, held, place);

@@ -124,17 +124,27 @@ impl Pool {
         block: [usize; 4],
         task: impl Fn([usize; 4], ArrayViewMut4<T>) + Sync,
     ) {
+        self.for_each_block_with((data, block), || (), |(), origin, block| task(origin, block));
+    }
+
+    /// As [`Pool::for_each_block`], with a state that each thread makes once.
+    pub fn for_each_block_with<T: Send, S>(
+        &self,
+        (data, block): (ArrayViewMut4<T>, [usize; 4]),
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>) + Sync,
+    ) {
         let blocks = Blocks::new(data, block);
-        self.run(blocks.count(), |index| {
+        self.run_with(blocks.count(), state, |state, index| {
             let origin = blocks.origin(index);
-            // SAFETY: `run` calls each index once, so each block is borrowed once.
-            task(origin, unsafe { blocks.piece(origin) });
+            // SAFETY: `run_with` calls each index once, so each block is borrowed once.
+            task(state, origin, unsafe { blocks.piece(origin) });
         });
     }
 
     /// As [`Pool::for_each_block`], with a part of `scratch` for each task, of `len` values: as many tasks
     /// run at a time as there are parts.
-    pub fn for_each_block_with<T: Send, U: Send>(
+    pub fn for_each_block_in<T: Send, U: Send>(
         &self,
         (data, block): (ArrayViewMut4<T>, [usize; 4]),
         (scratch, len): (&mut [U], usize),
@@ -444,7 +454,7 @@ mod tests {
             let mut array = Array4::<u32>::zeros((3, 4, 5, 6));
             let mut scratch = vec![0; 8 * parts + 5];
             let target = (array.view_mut(), [1, 1, 2, 6]);
-            pool.for_each_block_with(target, (&mut scratch, 8), |[a, b, c, _], mut block, part| {
+            pool.for_each_block_in(target, (&mut scratch, 8), |[a, b, c, _], mut block, part| {
                 let mark = (100 * a + 10 * b + c) as u32;
                 part.fill(mark);
                 std::thread::yield_now();

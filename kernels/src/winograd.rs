@@ -221,7 +221,7 @@ impl Winograd {
         let images = x.n.min(OWN_ROWS);
         let tiles = (OWN_ROWS / images).min(self.tiles[1]);
         let (block, len) = ([TILE, TILE * tiles, images, k], stages_len(OWN_ROWS, [c, k]));
-        pool.for_each_block_with((y, block), (scratch, len), |[h, w, image, _], mut y, scratch| {
+        pool.for_each_block_in((y, block), (scratch, len), |[h, w, image, _], mut y, scratch| {
             let (tiles, images) = (y.len_of(Axis(1)) / TILE, y.len_of(Axis(2)));
             let rows = tiles * images;
             let (inputs, products) = scratch.split_at_mut(FREQUENCIES * distance(rows, c));
@@ -263,11 +263,14 @@ impl Winograd {
             let map = Map { data: dy, size: self.size(), n, channels: k };
             transform_gradients(exec, map, group, gradients);
             let target = view4(sums, [FREQUENCIES, k / PANEL, c, PANEL]);
-            pool.for_each_block(target, [1, 1, c, PANEL], |[frequency, panel, ..], block| {
+            let target = (target, [1, 1, c, PANEL]);
+            let strips = || [0.0; IMAGES * PANEL];
+            pool.for_each_block_with(target, strips, |strips, [frequency, panel, ..], block| {
                 let x = &inputs[frequency * distance(rows, c)..][..rows * c];
                 let dy = &gradients[frequency * distance(rows, k)..][..rows * k];
                 let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-                add_products(isa, (x, c), (&dy[panel * PANEL..], k), (rows, index > 0), block);
+                let dy = (&dy[panel * PANEL..], k);
+                add_products(isa, (x, c), (dy, strips), (rows, index > 0), block);
             });
         }
         let len = c * PANEL;
@@ -412,16 +415,15 @@ fn transform_output(
 fn add_products(
     isa: Isa,
     (x, c): (&[f32], usize),
-    (dy, k): (&[f32], usize),
+    ((dy, k), strips): ((&[f32], usize), &mut [f32]),
     (rows, accumulate): (usize, bool),
     mut block: ndarray::ArrayViewMut2<f32>,
 ) {
-    let mut strips = [0.0; IMAGES * PANEL];
     for first in (0..rows).step_by(IMAGES) {
         let count = IMAGES.min(rows - first);
         let after = (first + IMAGES).min(rows - 1);
         let dy_rows = Matrix { data: &dy[first * k..], rows: count, cols: PANEL, stride: k };
-        gemm::strips(dy_rows, &mut strips, |value| value);
+        gemm::strips(dy_rows, strips, |value| value);
         let x_rows = Matrix { data: &x[first * c..], rows: count, cols: c, stride: c };
         let next = Next {
             a: &x[after * c..],
@@ -431,7 +433,7 @@ fn add_products(
             rows_at_once: 1,
         };
         let accumulate = accumulate || first > 0;
-        gemm::multiply_transposed(isa, x_rows, &strips, next, block.view_mut(), accumulate);
+        gemm::multiply_transposed(isa, x_rows, strips, next, block.view_mut(), accumulate);
     }
 }
 
