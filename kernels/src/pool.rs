@@ -153,6 +153,7 @@ impl Pool {
         let blocks = Blocks::new(data, block);
         let next = AtomicUsize::new(0);
         let parts = (scratch.len() / len).min(self.threads());
+        assert!(parts > 0, "scratch of {} values, parts of {len}", scratch.len());
         self.for_each_chunk(&mut scratch[..parts * len], len, |_, scratch| {
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
