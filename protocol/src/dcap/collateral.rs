@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::anchor::Anchor;
+use super::anchor::{Anchor, Encoding};
 use super::fault::{Fault, Item, Problem};
 use super::pck::Platform;
 use super::pki::{Certificate, check_dates};
@@ -245,7 +245,8 @@ impl TcbInfo {
     ) -> Result<Self, Fault> {
         const ITEM: Item = Item::TcbInfo;
         let text = &collateral.tcb_info;
-        signer.verify_fixed(text, &collateral.tcb_info_signature, root, ITEM)?;
+        let signed = (text.as_slice(), collateral.tcb_info_signature.as_slice());
+        signer.verify(root, Encoding::Fixed, signed, ITEM)?;
         Self::from_raw(document(text, ITEM)?, is_tdx, now)
     }
 
@@ -408,7 +409,8 @@ impl Identity {
     ) -> Result<Self, Fault> {
         const ITEM: Item = Item::QeIdentity;
         let text = &collateral.qe_identity;
-        signer.verify_fixed(text, &collateral.qe_identity_signature, root, ITEM)?;
+        let signed = (text.as_slice(), collateral.qe_identity_signature.as_slice());
+        signer.verify(root, Encoding::Fixed, signed, ITEM)?;
         Self::from_raw(document(text, ITEM)?, is_tdx, now)
     }
 

@@ -94,7 +94,7 @@ impl Certificate {
         if algorithms.iter().any(|algorithm| algorithm.oid != ECDSA_WITH_SHA256) {
             return Err(wrong());
         }
-        issuer.verify_asn1(tbs, signature, root, item)
+        issuer.verify(root, Encoding::Asn1, (tbs, signature), item)
     }
 
     /// Dated, signed and named by an authority.
@@ -118,26 +118,15 @@ impl Certificate {
         self.check_dates(now, item)
     }
 
-    fn verify_asn1(
+    /// Checks a signature by this certificate's key.
+    pub(super) fn verify(
         &self,
-        message: &[u8],
-        signature: &[u8],
         root: &Anchor,
+        encoding: Encoding,
+        (message, signature): (&[u8], &[u8]),
         item: Item,
     ) -> Result<(), Fault> {
-        root.verify(Encoding::Asn1, &self.key, message, signature)
-            .map_err(|_| Fault::new(item, Problem::Signature))
-    }
-
-    /// Checks a signature that is `r || s`.
-    pub(super) fn verify_fixed(
-        &self,
-        message: &[u8],
-        signature: &[u8],
-        root: &Anchor,
-        item: Item,
-    ) -> Result<(), Fault> {
-        root.verify(Encoding::Fixed, &self.key, message, signature)
+        root.verify(encoding, &self.key, message, signature)
             .map_err(|_| Fault::new(item, Problem::Signature))
     }
 }
@@ -241,7 +230,7 @@ impl RevocationList {
         if self.parsed.signature_algorithm.oid != ECDSA_WITH_SHA256 {
             return Err(wrong());
         }
-        issuer.verify_asn1(&self.signed, signature, root, item)?;
+        issuer.verify(root, Encoding::Asn1, (&self.signed, signature), item)?;
         check_dates(self.valid, now, item)
     }
 
