@@ -307,6 +307,11 @@ impl Token {
         self.claims[name].as_str()
     }
 
+    /// Whether there is such a claim.
+    pub fn has(&self, name: &str) -> bool {
+        !self.claim(name).is_null()
+    }
+
     /// Checks that the token is about this TD as its quote describes it, and says what the service thinks
     /// of its platform.
     ///

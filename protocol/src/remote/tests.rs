@@ -101,6 +101,8 @@ fn quotes_are_judged_by_either_service_and_by_the_policy() {
     assert!(other.starts_with("token-claim"), "{other}");
     let replayed = refused("maa", |claims| claims["nonce"] = "before".into());
     assert!(replayed.starts_with("token-claim") && replayed.contains("nonce"), "{replayed}");
+    let of_another = refused("ita", |claims| claims["verifier_nonce"] = json!({"val": "AA=="}));
+    assert!(of_another.contains("verifier_nonce"), "{of_another}");
     let late = refused("ita", |claims| claims["exp"] = 1000.into());
     assert!(late.starts_with("token-time"), "{late}");
     let foreign = refused("maa", |claims| claims["iss"] = "https://other.example".into());
