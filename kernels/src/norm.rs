@@ -320,7 +320,7 @@ fn write_rows<T: Value>(
     write: impl Fn(Range<usize>, &mut [T]) + Sync,
 ) {
     let len = chunk_rows(channels) * channels;
-    let streamed = is_streamed(y);
+    let streamed = is_streamed(y) && channels <= HELD && channels.is_multiple_of(PANEL);
     pool.for_each_chunk(y, len, |index, y| {
         let start = index * len;
         if !streamed {

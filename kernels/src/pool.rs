@@ -60,7 +60,7 @@ impl Pool {
         shared.next.store(0, Ordering::Relaxed);
         shared.busy.store(self.threads.len(), Ordering::Relaxed);
         shared.publish(Region { body, tasks });
-        let own = catch_unwind(AssertUnwindSafe(|| shared.claim(body, tasks)));
+        let own = catch_unwind(AssertUnwindSafe(|| claim(&shared.next, tasks, body)));
         shared.wait_idle();
         if let Err(panic) = own {
             resume_unwind(panic);
@@ -78,13 +78,7 @@ impl Pool {
         let next = AtomicUsize::new(0);
         self.run(self.threads().min(tasks), |_| {
             let mut state = state();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= tasks {
-                    return;
-                }
-                task(&mut state, index);
-            }
+            claim(&next, tasks, |index| task(&mut state, index));
         });
     }
 
@@ -155,15 +149,11 @@ impl Pool {
         let parts = (scratch.len() / len).min(self.threads());
         assert!(parts > 0, "scratch of {} values, parts of {len}", scratch.len());
         self.for_each_chunk(&mut scratch[..parts * len], len, |_, scratch| {
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                if index >= blocks.count() {
-                    return;
-                }
+            claim(&next, blocks.count(), |index| {
                 let origin = blocks.origin(index);
                 // SAFETY: each index is claimed once, so each block is borrowed once.
                 task(origin, unsafe { blocks.piece(origin) }, scratch);
-            }
+            });
         });
     }
 
@@ -241,7 +231,9 @@ impl Shared {
         let _flush = FlushDenormals::enter();
         let mut seen = 0;
         while let Some(region) = self.await_region(&mut seen) {
-            let outcome = catch_unwind(AssertUnwindSafe(|| self.claim(region.body, region.tasks)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                claim(&self.next, region.tasks, region.body);
+            }));
             if outcome.is_err() {
                 self.failed.store(true, Ordering::Release);
             }
@@ -267,16 +259,6 @@ impl Shared {
         if published.stop { None } else { published.region }
     }
 
-    fn claim(&self, body: &(dyn Fn(usize) + Sync), tasks: usize) {
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            if index >= tasks {
-                return;
-            }
-            body(index);
-        }
-    }
-
     fn wait_idle(&self) {
         for _ in 0..SPINS {
             if self.busy.load(Ordering::Acquire) == 0 {
@@ -288,6 +270,17 @@ impl Shared {
         while self.busy.load(Ordering::Acquire) != 0 {
             guard = self.idle.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+    }
+}
+
+/// Calls `task` with the numbers below `tasks` that no other thread takes from `next`.
+fn claim(next: &AtomicUsize, tasks: usize, mut task: impl FnMut(usize)) {
+    loop {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        if index >= tasks {
+            return;
+        }
+        task(index);
     }
 }
 

@@ -92,6 +92,7 @@ pub(crate) fn is_streamed<T>(values: &[T]) -> bool {
 /// A slice as rows of 64 values.
 pub(crate) fn rows_of<T>(values: &mut [T]) -> ArrayViewMut2<'_, T> {
     let rows = values.len() / PANEL;
+    assert_eq!(values.len(), rows * PANEL, "a part of a panel");
     ArrayViewMut2::from_shape((rows, PANEL), values).expect("rows of whole panels")
 }
 

@@ -532,3 +532,51 @@ fn streamed_case<T: Value>(isa: Isa, conv: &Conv, (n, part): (usize, usize)) {
     assert!(same(&images(&dx, k), &dx_part), "{}: by input", isa.name());
     assert!(y.iter().any(|value| value.widen() != 0.0));
 }
+
+/// The passes between convolutions write large maps past the caches too: with the same bits as those that
+/// do not begin at a cache line, which are written as usual.
+#[test]
+fn large_activations_and_gradients_have_the_bits_of_those_that_are_not_streamed() {
+    for isa in Isa::available() {
+        streamed_passes::<f32>(isa);
+        streamed_passes::<Bf16>(isa);
+    }
+}
+
+fn streamed_passes<T: Value>(isa: Isa) {
+    // More than 16 MiB, and a last part that is shorter than the others.
+    let (channels, rows) = (192, (16 << 20) / size_of::<T>() / 192 + 7);
+    let (pool, len) = (Pool::new(2), rows * channels);
+    let exec = (&pool, isa);
+    let [(z, _), (x, _)] = [1, 2].map(|seed| stored::<T>(len, seed));
+    let fold = Folded { scale: values(channels, 3), shift: values(channels, 4) };
+    let mut statistics = Statistics::new(channels);
+    (statistics.mean, statistics.variance, statistics.rows) =
+        (values(channels, 5), vec![0.5; channels], rows);
+    let shape = (1, rows, channels);
+    let mut sums = Sums::new(sums_len(shape), channels);
+    sums.tiles(shape).fill(3.0);
+    sums.add_up(exec);
+    let mut slope = Slope::new(channels);
+    let [mut dgamma, mut dbeta] = [0, 1].map(|_| vec![0.0; channels]);
+    let results = (&mut *dgamma, &mut *dbeta, &mut slope);
+    statistics.backward(NORM, (&sums, 1), &values(channels, 6), results);
+    let run = |pass: usize, y: &mut [T]| match pass {
+        0 => fold.activate(exec, &z, Identity::None, y),
+        1 => fold.activate(exec, &z, Identity::Plain(&x), y),
+        2 => fold.activate(exec, &z, Identity::Projected(&x, &fold), y),
+        _ => slope.apply(exec, (&x, &z), y),
+    };
+    let mut arena = Arena::<T>::new(2 * len + 64).expect("memory");
+    let (streamed, plain) = arena.as_mut_slice().split_at_mut(len);
+    let aside = usize::from(plain.as_ptr().addr().is_multiple_of(64));
+    let plain = &mut plain[aside..][..len];
+    for pass in 0..4 {
+        streamed.fill(T::narrow(-1.0));
+        plain.fill(T::narrow(-2.0));
+        run(pass, streamed);
+        run(pass, plain);
+        let same = streamed.iter().zip(&*plain).all(|(a, b)| a.widen() == b.widen());
+        assert!(same, "{} pass {pass}", isa.name());
+    }
+}

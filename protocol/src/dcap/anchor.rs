@@ -16,7 +16,7 @@ pub const INTEL_ROOT: [u8; 32] = [
     0x0e, 0x74, 0x24, 0x96, 0x43, 0x99, 0xe8, 0x85, 0xa7, 0xcb, 0xb8, 0xcc, 0xfa, 0xb6, 0x74, 0xd3,
 ];
 
-/// Most signatures that are remembered: five for a kind of platform, two for a machine.
+/// Most signatures that are remembered: six for a kind of platform, two for a machine.
 const REMEMBERED_MAX: usize = 4096;
 
 /// How a signature is written down.
