@@ -169,8 +169,15 @@ impl<T> Clone for Target<T> {
 impl<T> Copy for Target<T> {}
 
 impl<T> Target<T> {
+    /// Of 64 columns.
     fn new(c: &mut ArrayViewMut2<T>) -> Self {
-        assert!(c.ncols() == PANEL && c.strides()[1] == 1 && c.strides()[0] >= 0);
+        assert_eq!(c.ncols(), PANEL);
+        Self::rows(c)
+    }
+
+    /// Of any columns.
+    fn rows(c: &mut ArrayViewMut2<T>) -> Self {
+        assert!(c.strides()[1] == 1 && c.strides()[0] >= 0);
         Self { start: c.as_mut_ptr(), rows: c.nrows(), stride: c.strides()[0].unsigned_abs() }
     }
 }
@@ -204,7 +211,9 @@ unsafe fn tile<A: Arithmetic, const MR: usize, const NV: usize>(
     c: *mut A::Out,
     c_stride: usize,
     accumulate: bool,
+    beside: Columns,
 ) {
+    let mut asked = 0;
     let mut sum = [[A::zero(); NV]; MR];
     // SAFETY: every access below stays in the rows and columns that the caller vouches for.
     unsafe {
@@ -224,6 +233,12 @@ unsafe fn tile<A: Arithmetic, const MR: usize, const NV: usize>(
                 let words = left.min(LINE / size_of::<A::Word>());
                 for i in 0..MR {
                     A::prefetch(a.wrapping_add((i + ROWS) * stride).cast());
+                }
+                // Two rows at a time, since only so many lines can be on their way.
+                if asked < ROWS {
+                    beside.prefetch::<A>(row + asked);
+                    beside.prefetch::<A>(row + asked + 1);
+                    asked += 2;
                 }
                 for _ in 0..words {
                     let mut panel = [A::zero(); NV];
@@ -266,19 +281,17 @@ unsafe fn tiles<A: Arithmetic, const NV: usize>(
     for column in (0..PANEL).step_by(NV * A::COUNT) {
         for row in (0..c.rows).step_by(ROWS) {
             let at = (row, column, stride);
-            if column == 0 {
-                beside.prefetch::<A>(row);
-            }
+            let beside = if column == 0 { beside } else { Columns::NOTHING };
             // SAFETY: the caller's promise; the arms take no more rows than are left.
             unsafe {
                 let target = c.start.add(row * c.stride + column);
                 match c.rows - row {
-                    1 => tile::<A, 1, NV>(pieces, at, target, c.stride, accumulate),
-                    2 => tile::<A, 2, NV>(pieces, at, target, c.stride, accumulate),
-                    3 => tile::<A, 3, NV>(pieces, at, target, c.stride, accumulate),
-                    4 => tile::<A, 4, NV>(pieces, at, target, c.stride, accumulate),
-                    5 => tile::<A, 5, NV>(pieces, at, target, c.stride, accumulate),
-                    _ => tile::<A, ROWS, NV>(pieces, at, target, c.stride, accumulate),
+                    1 => tile::<A, 1, NV>(pieces, at, target, c.stride, accumulate, beside),
+                    2 => tile::<A, 2, NV>(pieces, at, target, c.stride, accumulate, beside),
+                    3 => tile::<A, 3, NV>(pieces, at, target, c.stride, accumulate, beside),
+                    4 => tile::<A, 4, NV>(pieces, at, target, c.stride, accumulate, beside),
+                    5 => tile::<A, 5, NV>(pieces, at, target, c.stride, accumulate, beside),
+                    _ => tile::<A, ROWS, NV>(pieces, at, target, c.stride, accumulate, beside),
                 }
             }
         }
@@ -303,14 +316,14 @@ impl<T> From<Beside<'_, T>> for Columns {
 }
 
 impl Columns {
-    /// Asks for the rows of a register tile.
+    const NOTHING: Self = Self { starts: [None; 3], stride: 0, width: 0 };
+
+    /// Asks for a row.
     #[inline(always)]
-    fn prefetch<A: Arithmetic>(&self, first: usize) {
+    fn prefetch<A: Arithmetic>(&self, row: usize) {
         for start in self.starts.iter().flatten() {
-            for row in first..first + ROWS {
-                for line in (0..self.width).step_by(LINE) {
-                    A::prefetch(start.wrapping_add(row * self.stride + line));
-                }
+            for line in (0..self.width).step_by(LINE) {
+                A::prefetch(start.wrapping_add(row * self.stride + line));
             }
         }
     }
