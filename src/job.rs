@@ -63,7 +63,7 @@ pub enum Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Algorithm {
-    /// By Winograd's minimal filtering where it is faster, at some more rounding error.
+    /// By Winograd's and Strassen's algorithms where they are faster, at some more rounding error.
     Auto,
     /// By the definition.
     Direct,

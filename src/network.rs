@@ -91,11 +91,11 @@ impl Network {
         Ok(builder.finish(stem, max_pool, blocks, channels))
     }
 
-    /// The same layers, computed that way: Winograd's convolution pays for every layer that allows it.
+    /// The same layers, computed that way: fast algorithms pay for every layer that allows them.
     #[must_use]
     pub fn computed(mut self, conv: Algorithm) -> Self {
         if conv == Algorithm::Auto {
-            let fast = |unit: Unit| Unit { conv: unit.conv.with_winograd(), ..unit };
+            let fast = |unit: Unit| Unit { conv: unit.conv.with_fast_algorithms(), ..unit };
             self.units = self.units.into_iter().map(fast).collect();
         }
         self

@@ -21,15 +21,15 @@ fn main() {
     let threads = args.next().map_or(1, |text| text.parse().expect("THREADS is a number"));
     let wanted = args.next().unwrap_or_default();
     let pool = Pool::new(threads);
-    let winograd = tier.ends_with("+winograd");
-    let tier = tier.trim_end_matches("+winograd").to_owned();
+    let is_fast = tier.ends_with("+fast");
+    let tier = tier.trim_end_matches("+fast").to_owned();
     if tier == "bf16" {
         assert!(Isa::detect().has_bf16(), "this CPU has no AVX512-BF16");
-        return table::<Bf16>((&pool, Isa::detect()), (&stem, &tier, winograd), batch, &wanted);
+        return table::<Bf16>((&pool, Isa::detect()), (&stem, &tier, is_fast), batch, &wanted);
     }
     let isa = Isa::named(&tier);
     let isa = isa.expect("TIER is portable, avx2, avx512 or bf16, and this CPU has it");
-    table::<f32>((&pool, isa), (&stem, &tier, winograd), batch, &wanted);
+    table::<f32>((&pool, isa), (&stem, &tier, is_fast), batch, &wanted);
 }
 
 /// Passes of a layer: three convolutions, with what is done to their tiles, and three over memory.
@@ -37,14 +37,14 @@ const PASSES: usize = 6;
 
 fn table<T: Value>(
     (pool, isa): (&Pool, Isa),
-    (stem, tier, winograd): (&str, &str, bool),
+    (stem, tier, is_fast): (&str, &str, bool),
     batch: usize,
     wanted: &str,
 ) {
     let threads = pool.threads();
     println!(
         "{stem} stem, {tier}{}, {batch} images, {threads} threads",
-        if winograd { " with Winograd's convolution" } else { "" }
+        if is_fast { ", fast algorithms" } else { "" }
     );
     println!(
         "GFLOP/s, and share of the peak that is measured beside; the passes include the sums for"
@@ -60,7 +60,7 @@ fn table<T: Value>(
         if !name.contains(wanted) {
             continue;
         }
-        let conv = if winograd { conv.with_winograd() } else { conv };
+        let conv = if is_fast { conv.with_fast_algorithms() } else { conv };
         let flops = 2.0 * conv.multiplications(batch) as f64;
         let flops = [flops, if conv.channels_in == 3 { 0.0 } else { flops }, flops];
         let (seconds, peak) = Layer::<T>::new(conv, batch).time((pool, isa));

@@ -10,20 +10,22 @@
 //! border costs nothing (at 2x2 maps that is half of a 3x3 filter), and a stride only makes the tables
 //! shorter.
 
+mod pass;
+mod weight;
+
 use std::fmt;
-use std::ops::Range;
 
-use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
+use ndarray::ArrayViewMut2;
 
-use crate::gemm::{self, Beside, Matrix, Next, Term, multiply};
+use crate::gemm::{self, Beside, multiply};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::taps::{Entry, Table, hits};
-use crate::tile::{
-    IMAGES, Tile, for_each_tile, is_streamed, rows_of, stream, sums_len, view4, visit_tiles,
-};
+use crate::taps::{KERNEL_MAX, Table, hits};
+use crate::tile::{IMAGES, Tile, for_each_tile, sums_len, view4, visit_tiles};
 use crate::value::Value;
 use crate::winograd::Winograd;
+
+use pass::Pass;
 
 pub use crate::gemm::PANEL;
 
@@ -48,7 +50,8 @@ pub struct Conv {
     /// Whether each output pixel is made of the same input pixel alone: then pixels and images are one
     /// long list of rows.
     is_pointwise: bool,
-    /// The other way to compute it, where it was asked for.
+    /// Whether algorithms with fewer multiplications may compute it, and Winograd's if that is one.
+    is_fast: bool,
     winograd: Option<Winograd>,
 }
 
@@ -121,27 +124,30 @@ impl Conv {
             backward,
             used,
             is_pointwise,
+            is_fast: false,
             winograd: None,
         })
     }
 
-    /// Computes by Winograd's F(4x4, 3x3) in `f32` on vector tiers, if the shape allows it: three to four
-    /// times fewer multiplications for about ten times the rounding error.
+    /// Computes with fewer multiplications in `f32` on vector tiers, where the shape allows it: by Winograd's
+    /// F(4x4, 3x3), three to four times fewer for about ten times the rounding error, else by Strassen's
+    /// product, an eighth fewer.
     #[must_use]
-    pub fn with_winograd(mut self) -> Self {
+    pub fn with_fast_algorithms(mut self) -> Self {
         if self.kernel == 3 && self.input == self.output {
             self.winograd = Winograd::new(self.input, [self.channels_in, self.channels_out]);
         }
+        self.is_fast = true;
         self
     }
 
-    /// Whether [`Conv::with_winograd`] had an effect.
+    /// Whether [`Conv::with_fast_algorithms`] chose Winograd's.
     pub fn is_winograd(&self) -> bool {
         self.winograd.is_some()
     }
 
-    /// What computes passes over `f32`, if not the direct way.
-    fn fast(&self, isa: Isa) -> Option<&Winograd> {
+    /// What computes passes over `f32` by Winograd's algorithm, where it was chosen.
+    fn winograd(&self, isa: Isa) -> Option<&Winograd> {
         self.winograd.as_ref().filter(|_| isa != Isa::Portable)
     }
 
@@ -199,14 +205,14 @@ impl Conv {
         (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        if let Some(winograd) = self.fast(isa)
+        if let Some(winograd) = self.winograd(isa)
             && let (Some(x), Some(w)) = (T::single(x), T::single(w))
             && let Some(target) = T::single_mut(y)
         {
             winograd.forward((pool, isa), n, (x, w), target, scratch);
             return visit_tiles(pool, self.output_tiles(n), y, sums, finish);
         }
-        let pass = Pass { table: &self.forward, taps: self.taps(), k: self.channels_in };
+        let pass = self.pass_forward();
         let shape = self.output_tiles(n);
         pass.run((pool, isa), (x, w), shape, (y, sums), false, (beside, finish));
     }
@@ -221,10 +227,10 @@ impl Conv {
         finish: impl Fn(Tile<T>) + Sync,
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        let pass = Pass { table: &self.forward, taps: self.taps(), k: self.channels_in };
+        let pass = self.pass_forward();
         let shape = self.output_tiles(n);
         let held = || [0.0_f32; IMAGES * PANEL];
-        for_each_tile(pool, shape, (y, sums), held, |sum, (pixel, image), mut tile| {
+        for_each_tile(pool, (shape, 1), (y, sums), held, |sum, (pixel, image), mut tile| {
             let sum = &mut sum[..tile.values.len()];
             pass.sum((x, w), (pixel, shape.1, image, tile.channel), |terms, k| {
                 let rows = (tile.values.nrows(), PANEL);
@@ -258,14 +264,15 @@ impl Conv {
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         assert_eq!((dy.len(), transposed.len()), (self.output_len(n), self.weights()));
-        if let Some(winograd) = self.fast(isa).filter(|_| !accumulate)
+        if let Some(winograd) = self.winograd(isa).filter(|_| !accumulate)
             && let (Some(dy), Some(w)) = (T::single(dy), T::single(transposed))
             && let Some(target) = T::single_mut(dx)
         {
             winograd.backward_input((pool, isa), n, (dy, w), target, scratch);
             return visit_tiles(pool, self.input_tiles(n), dx, sums, finish);
         }
-        let pass = Pass { table: &self.backward, taps: self.taps(), k: self.channels_out };
+        let (taps, is_fast) = (self.taps(), self.is_fast);
+        let pass = Pass { table: &self.backward, taps, k: self.channels_out, is_fast };
         let shape = self.input_tiles(n);
         let operands = (dy, transposed);
         pass.run((pool, isa), operands, shape, (dx, sums), accumulate, (beside, finish));
@@ -296,10 +303,15 @@ impl Conv {
         results: (&mut [f32], &mut [f32]),
     ) {
         let ((x, dy), (dw, scratch)) = (operands, results);
-        if let Some(winograd) = self.fast(exec.1)
+        if let Some(winograd) = self.winograd(exec.1)
             && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
         {
             return winograd.backward_weight(exec, n, (x, dy), dw, scratch);
+        }
+        if self.sums_pairs(exec.1, n)
+            && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
+        {
+            return self.sum_pairs(exec, n, (x, dy), (dw, scratch));
         }
         let results = (dw, scratch);
         self.sum_parts(exec, n, (x, dy), results, |dy, strips| T::strips(exec.1, dy, strips));
@@ -321,32 +333,6 @@ impl Conv {
         });
     }
 
-    fn sum_parts<X: Value, T: Value>(
-        &self,
-        (pool, isa): (&Pool, Isa),
-        n: usize,
-        (x, dy): (&[X], &[T]),
-        (dw, scratch): (&mut [f32], &mut [f32]),
-        strips: impl Fn(Matrix<T>, &mut [X::Word]) + Sync,
-    ) {
-        assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
-        assert_eq!(dw.len(), self.weights());
-        let (taps, splits, panels) = (self.taps(), self.splits(n), self.channels_out / PANEL);
-        let steps = self.steps(n);
-        let parts = if splits == 1 { &mut *dw } else { &mut scratch[..splits * self.weights()] };
-        let parts = view4(parts, [splits * panels, taps, self.channels_in, PANEL]);
-        let rows = self.weight_rows();
-        let parts = (parts, [1, taps, rows, PANEL]);
-        pool.for_each_block_with(parts, Packed::default, |packed, [part, _, c, _], block| {
-            let (split, panel) = (part / panels, part % panels);
-            let range = split * steps / splits..(split + 1) * steps / splits;
-            self.sum_weights(isa, n, (x, dy), (range, panel, c), (&strips, packed), block);
-        });
-        if splits > 1 {
-            add_up((pool, isa), &scratch[..splits * dw.len()], dw);
-        }
-    }
-
     /// Values of the sums over the tiles of an output or an input of `n` images, whichever are more.
     pub fn sums_len(&self, n: usize) -> usize {
         sums_len(self.output_tiles(n)).max(sums_len(self.input_tiles(n)))
@@ -354,224 +340,21 @@ impl Conv {
 
     /// Values that passes over `n` images need beside their operands.
     pub fn scratch_len(&self, n: usize) -> usize {
-        let splits = self.splits(n);
-        let parts = if splits == 1 { 0 } else { splits * self.weights() };
+        let parts = self.parts_len(n);
         self.winograd.map_or(parts, |winograd| parts.max(winograd.scratch_len(n)))
     }
 
-    /// Steps of the sum over pixels and images.
-    fn steps(&self, n: usize) -> usize {
-        let (pixels, n) = self.rows(self.output, n);
-        pixels * n.div_ceil(IMAGES)
-    }
-
-    /// One task of the gradient by weight: a range of steps, one panel, rows from `c` on.
-    fn sum_weights<X: Value, T: Value>(
-        &self,
-        isa: Isa,
-        n: usize,
-        (x, dy): (&[X], &[T]),
-        (steps, panel, c): (Range<usize>, usize, usize),
-        (strips, packed): (impl Fn(Matrix<T>, &mut [X::Word]), &mut Packed<X::Word>),
-        block: ArrayViewMut4<f32>,
-    ) {
-        let (k, channels) = (self.channels_out, self.channels_in);
-        let (pixels, n) = self.rows(self.output, n);
-        let chunks = n.div_ceil(IMAGES);
-        let place = |step: usize| (step / chunks, step % chunks * IMAGES);
-        let gradient = |pixel: usize, image: usize| &dy[(pixel * n + image) * k + panel * PANEL..];
-        let input = |entry: &Entry, image: usize, c: usize| {
-            &x[(entry.pixel as usize * n + image) * channels + c..]
-        };
-        let mut block = block.index_axis_move(Axis(0), 0);
-        let Packed { dy: packed, columns } = packed;
-        let mut begun = 0_u64;
-        for step in steps {
-            let (pixel, image) = place(step);
-            let rows = IMAGES.min(n - image);
-            let dy = Matrix { data: gradient(pixel, image), rows, cols: PANEL, stride: k };
-            strips(dy, packed);
-            let (pixel_after, after) = place((step + 1).min(pixels * chunks - 1));
-            let entries = self.forward.of(pixel);
-            let ahead = self.forward.of(pixel_after).first();
-            for (index, entry) in entries.iter().enumerate() {
-                let tap = entry.tap as usize;
-                let mut tile = block.index_axis_mut(Axis(0), tap);
-                for (chunk, tile) in tile.axis_chunks_iter_mut(Axis(0), X::CHUNK).enumerate() {
-                    let c = c + chunk * X::CHUNK;
-                    let data = input(entry, image, c);
-                    let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
-                    let next = Next {
-                        a: match entries.get(index + 1) {
-                            Some(entry) => input(entry, image, c),
-                            None => ahead.map_or(data, |entry| input(entry, after, c)),
-                        },
-                        a_stride: channels,
-                        b: gradient(pixel_after, after),
-                        b_stride: k,
-                        rows_at_once: X::WORD,
-                    };
-                    let x = X::columns(isa, x, columns);
-                    X::multiply_transposed(isa, x, packed, next, tile, begun >> tap & 1 == 1);
-                }
-                begun |= 1 << tap;
-            }
-        }
-        for (tap, mut tile) in block.outer_iter_mut().enumerate() {
-            if begun >> tap & 1 == 0 {
-                tile.fill(0.0);
-            }
-        }
+    fn pass_forward(&self) -> Pass<'_> {
+        let (taps, is_fast) = (self.taps(), self.is_fast);
+        Pass { table: &self.forward, taps, k: self.channels_in, is_fast }
     }
 
     fn taps(&self) -> usize {
         self.kernel * self.kernel
     }
-
-    /// Rows of `dw` that one task computes: as many as stay in the second-level cache with all taps.
-    fn weight_rows(&self) -> usize {
-        (TASK_ROWS / self.taps()).next_multiple_of(PANEL).min(self.channels_in)
-    }
-
-    /// Into how many ranges of steps the sum over them is cut: enough for many threads, few enough that
-    /// adding up the parts costs little. No function of the threads.
-    fn splits(&self, n: usize) -> usize {
-        let tasks = self.channels_out / PANEL * self.channels_in.div_ceil(self.weight_rows());
-        let room = PARTS_MAX / self.weights();
-        (TASKS / tasks).min(room).min(self.steps(n)).max(1)
-    }
-}
-
-/// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB.
-const TASK_ROWS: usize = 512;
-/// Tasks of a gradient by weight that are enough.
-const TASKS: usize = 32;
-/// Values of all parts of a gradient by weight: 1 MiB.
-const PARTS_MAX: usize = 1 << 18;
-
-/// `dw` = the sum of the parts, in their order.
-fn add_up((pool, isa): (&Pool, Isa), parts: &[f32], dw: &mut [f32]) {
-    const LEN: usize = 1 << 12;
-    let len = dw.len();
-    pool.for_each_chunk(dw, LEN, |index, dw| {
-        isa.run(
-            #[inline(always)]
-            || {
-                for (number, part) in parts.chunks_exact(len).enumerate() {
-                    let part = &part[index * LEN..][..dw.len()];
-                    if number == 0 {
-                        dw.copy_from_slice(part);
-                        continue;
-                    }
-                    for (sum, &value) in dw.iter_mut().zip(part) {
-                        *sum += value;
-                    }
-                }
-            },
-        );
-    });
 }
 
 /// Where the weight (output channel, input channel, tap) is in panels `[Cout/64][taps][Cin][64]`.
 pub fn panel_index(taps: usize, channels_in: usize, [k, c, tap]: [usize; 3]) -> usize {
     ((k / PANEL * taps + tap) * channels_in + c) * PANEL + k % PANEL
-}
-
-/// Largest side of a filter.
-const KERNEL_MAX: usize = 7;
-
-/// Columns that are packed at a time where they have to be: as many as a format's chunk has.
-const COLUMNS: usize = 128;
-
-/// Operands of a gradient by weight as its kernel reads them.
-struct Packed<W> {
-    dy: [W; IMAGES * PANEL],
-    columns: [W; IMAGES / 2 * COLUMNS],
-}
-
-impl<W: Copy + Default> Default for Packed<W> {
-    fn default() -> Self {
-        Self { dy: [W::default(); IMAGES * PANEL], columns: [W::default(); IMAGES / 2 * COLUMNS] }
-    }
-}
-
-/// One pass that writes pixels: forward, or gradient by input.
-struct Pass<'a> {
-    table: &'a Table,
-    taps: usize,
-    /// Channels of the source.
-    k: usize,
-}
-
-impl Pass<'_> {
-    /// Computes the tiles of `y`, an activation of such a shape, and finishes each.
-    fn run<T: Value>(
-        &self,
-        (pool, isa): (&Pool, Isa),
-        operands: (&[T], &[T]),
-        shape: (usize, usize, usize),
-        (y, sums): (&mut [T], &mut [f32]),
-        accumulate: bool,
-        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
-    ) {
-        let (_, n, channels) = shape;
-        let streamed = is_streamed(y);
-        let held = || [T::default(); IMAGES * PANEL];
-        for_each_tile(pool, shape, (y, sums), held, |held, (pixel, image), mut tile| {
-            let at = tile.row * channels + tile.channel;
-            let mut ahead = Beside { stride: channels, ..Beside::NOTHING };
-            for (start, data) in ahead.starts.iter_mut().zip(beside) {
-                *start = &data[at..];
-            }
-            let multiply = |c: ArrayViewMut2<T>| {
-                self.sum(operands, (pixel, n, image, tile.channel), |terms, k| {
-                    T::multiply(isa, terms, k, c, accumulate, ahead);
-                });
-            };
-            if !streamed {
-                multiply(tile.values.view_mut());
-                return finish(tile);
-            }
-            let Tile { row, channel, values: place, sums } = tile;
-            let held = &mut held[..place.len()];
-            if accumulate {
-                // In the widest vectors, so that many lines are on their way at once.
-                isa.run(
-                    #[inline(always)]
-                    || {
-                        for (row, held) in
-                            place.rows().into_iter().zip(held.chunks_exact_mut(PANEL))
-                        {
-                            held.copy_from_slice(row.to_slice().expect("rows are contiguous"));
-                        }
-                    },
-                );
-            }
-            let mut values = rows_of(held);
-            multiply(values.view_mut());
-            finish(Tile { row, channel, values, sums });
-            stream(isa, held, place);
-        });
-    }
-
-    /// Hands the terms of a tile to `product`, with `k` and the distance of rows.
-    fn sum<T: Value>(
-        &self,
-        (source, panels): (&[T], &[T]),
-        (pixel, n, image, channel): (usize, usize, usize, usize),
-        product: impl FnOnce(&[Term<T>], (usize, usize)),
-    ) {
-        let Self { table, taps, k } = *self;
-        let panel = channel / PANEL * taps;
-        let mut terms = [Term { a: &[][..], b: &[][..] }; KERNEL_MAX * KERNEL_MAX];
-        let entries = table.of(pixel);
-        for (term, &Entry { tap, pixel }) in terms.iter_mut().zip(entries) {
-            let (pixel, tap) = (pixel as usize, tap as usize);
-            *term = Term {
-                a: &source[(pixel * n + image) * k..(pixel + 1) * n * k],
-                b: &panels[(panel + tap) * k * PANEL..][..k * PANEL],
-            };
-        }
-        product(&terms[..entries.len()], (k, k));
-    }
 }

@@ -51,6 +51,14 @@ pub struct Beside<'a, T> {
 impl<T> Beside<'_, T> {
     /// Nothing.
     pub(crate) const NOTHING: Self = Self { starts: [&[]; 3], stride: 0 };
+
+    /// From another row on.
+    pub(crate) fn below(self, row: usize) -> Self {
+        Self {
+            starts: self.starts.map(|data| data.get(row * self.stride..).unwrap_or(&[])),
+            ..self
+        }
+    }
 }
 
 /// What the next product will read, to be fetched from memory during this one. Only hints.

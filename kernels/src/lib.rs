@@ -47,6 +47,7 @@ mod pool;
 mod pooling;
 pub mod scalar;
 mod sgd;
+mod strassen;
 mod taps;
 mod tile;
 mod value;

@@ -337,7 +337,7 @@ fn write_rows<T: Value>(
                 #[inline(always)]
                 || write(start..start + held.len(), held),
             );
-            stream(isa, held, rows_of(y));
+            stream(isa, held, rows_of(y, PANEL));
         }
     });
 }

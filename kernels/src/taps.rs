@@ -1,5 +1,8 @@
 //! Which taps of a filter hit which pixels: the tables that a convolution walks.
 
+/// Largest side of a filter.
+pub(crate) const KERNEL_MAX: usize = 7;
+
 /// A tap and the pixel on its other side.
 #[derive(Clone, Copy)]
 pub(crate) struct Entry {

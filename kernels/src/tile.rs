@@ -46,11 +46,22 @@ pub fn sums_len((pixels, n, channels): (usize, usize, usize)) -> usize {
     pixels * n.div_ceil(IMAGES) * SUMS * channels
 }
 
+impl<T> Tile<'_, T> {
+    /// Calls `task` for each 64 channels of a wide one.
+    pub(crate) fn for_each_panel(mut self, task: impl Fn(Tile<T>)) {
+        let values = self.values.axis_chunks_iter_mut(Axis(1), PANEL);
+        let sums = self.sums.axis_chunks_iter_mut(Axis(1), PANEL);
+        for (panel, (values, sums)) in values.zip(sums).enumerate() {
+            task(Tile { row: self.row, channel: self.channel + panel * PANEL, values, sums });
+        }
+    }
+}
+
 /// Calls `task(state, (pixel, image), tile)` for each tile of an activation `[pixels][n][channels]`, with a
-/// state that each thread makes once.
+/// state that each thread makes once; tiles are some panels wide.
 pub(crate) fn for_each_tile<T: Send, S>(
     pool: &Pool,
-    shape: (usize, usize, usize),
+    (shape, panels): ((usize, usize, usize), usize),
     (values, sums): (&mut [T], &mut [f32]),
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, (usize, usize), Tile<T>) + Sync,
@@ -60,7 +71,8 @@ pub(crate) fn for_each_tile<T: Send, S>(
     let sums = &mut sums[..sums_len(shape)];
     let values = view4(values, [1, pixels, n, channels]);
     let sums = view4(sums, [1, pixels, chunks * SUMS, channels]);
-    let blocks = ([1, 1, IMAGES, PANEL], [1, 1, SUMS, PANEL]);
+    let width = panels * PANEL;
+    let blocks = ([1, 1, IMAGES, width], [1, 1, SUMS, width]);
     let (values, sums) = ((values, blocks.0), (sums, blocks.1));
     pool.for_each_block2(values, sums, state, |state, at, values, sums| {
         let [_, pixel, image, channel] = at;
@@ -78,7 +90,7 @@ pub fn visit_tiles<T: Send>(
     sums: &mut [f32],
     task: impl Fn(Tile<T>) + Sync,
 ) {
-    for_each_tile(pool, shape, (values, sums), || (), |(), _, tile| task(tile));
+    for_each_tile(pool, (shape, 1), (values, sums), || (), |(), _, tile| task(tile));
 }
 
 /// Bytes of an activation that is written past the caches: it would not stay there until it is read.
@@ -89,19 +101,19 @@ pub(crate) fn is_streamed<T>(values: &[T]) -> bool {
     size_of_val(values) >= STREAMED && values.as_ptr().addr().is_multiple_of(64)
 }
 
-/// A slice as rows of 64 values.
-pub(crate) fn rows_of<T>(values: &mut [T]) -> ArrayViewMut2<'_, T> {
-    let rows = values.len() / PANEL;
-    assert_eq!(values.len(), rows * PANEL, "a part of a panel");
-    ArrayViewMut2::from_shape((rows, PANEL), values).expect("rows of whole panels")
+/// A slice as rows of so many values.
+pub(crate) fn rows_of<T>(values: &mut [T], columns: usize) -> ArrayViewMut2<'_, T> {
+    let rows = values.len() / columns;
+    assert_eq!(values.len(), rows * columns, "a part of a row");
+    ArrayViewMut2::from_shape((rows, columns), values).expect("whole rows")
 }
 
-/// Copies rows of 64 values past the caches, where the tier can: what is written once and read much later
+/// Copies rows past the caches, where the tier can: what is written once and read much later
 /// would only be fetched first and push out what is needed.
 pub(crate) fn stream<T: Value>(isa: Isa, rows: &[T], mut target: ArrayViewMut2<T>) {
     match isa {
         Isa::Portable => {
-            let rows = rows.chunks_exact(PANEL);
+            let rows = rows.chunks_exact(target.ncols());
             for (mut target, row) in target.rows_mut().into_iter().zip(rows) {
                 target.as_slice_mut().expect("rows are contiguous").copy_from_slice(row);
             }

@@ -3,11 +3,12 @@
 //! Arithmetic is `f32` either way: values are widened when they are loaded and rounded when they are
 //! stored, and sums never pass through a narrow format.
 
-use ndarray::ArrayViewMut2;
+use ndarray::{ArrayViewMut2, Axis};
 
 use crate::gemm::{self, Beside, Matrix, Next, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::strassen;
 
 /// A bfloat16: the upper half of an `f32`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +49,21 @@ pub trait Product: Copy + Default + Send + Sync + 'static {
         c: ArrayViewMut2<Self>,
         accumulate: bool,
         beside: Beside<Self>,
+    );
+
+    /// Whether [`Product::multiply_pair`] is faster than two products.
+    #[doc(hidden)]
+    fn has_pairs(isa: Isa) -> bool;
+
+    /// See [`strassen::multiply`].
+    #[doc(hidden)]
+    fn multiply_pair(
+        isa: Isa,
+        terms: [&[Term<Self>]; 2],
+        k_and_stride: (usize, usize),
+        c: ArrayViewMut2<Self>,
+        accumulate: bool,
+        beside: [Beside<Self>; 2],
     );
 
     /// See [`gemm::multiply_transposed`].
@@ -132,6 +148,21 @@ impl Product for f32 {
         gemm::multiply(isa, terms, k_and_stride, c, accumulate, beside);
     }
 
+    fn has_pairs(isa: Isa) -> bool {
+        isa != Isa::Portable
+    }
+
+    fn multiply_pair(
+        isa: Isa,
+        terms: [&[Term<f32>]; 2],
+        k_and_stride: (usize, usize),
+        c: ArrayViewMut2<f32>,
+        accumulate: bool,
+        beside: [Beside<f32>; 2],
+    ) {
+        strassen::multiply(isa, terms, k_and_stride, c, accumulate, beside);
+    }
+
     fn multiply_transposed(
         isa: Isa,
         a: Matrix<f32>,
@@ -181,6 +212,24 @@ impl Product for Bf16 {
         beside: Beside<Bf16>,
     ) {
         gemm::multiply_bf16(isa, terms, k_and_stride, c, accumulate, beside);
+    }
+
+    fn has_pairs(_: Isa) -> bool {
+        false
+    }
+
+    fn multiply_pair(
+        isa: Isa,
+        terms: [&[Term<Bf16>]; 2],
+        k_and_stride: (usize, usize),
+        c: ArrayViewMut2<Bf16>,
+        accumulate: bool,
+        beside: [Beside<Bf16>; 2],
+    ) {
+        let (left, right) = c.split_at(Axis(1), gemm::PANEL);
+        for ((terms, c), beside) in terms.into_iter().zip([left, right]).zip(beside) {
+            gemm::multiply_bf16(isa, terms, k_and_stride, c, accumulate, beside);
+        }
     }
 
     fn multiply_transposed(

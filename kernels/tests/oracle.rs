@@ -106,15 +106,26 @@ fn winograd_convolutions_match_the_oracle() {
         (8, [192, 64], 1),
     ] {
         let case = Case { side, channels, kernel: 3, stride: 1, n };
-        assert!(case.conv().with_winograd().is_winograd());
+        assert!(case.conv().with_fast_algorithms().is_winograd());
         // The direct convolution's bound, and ten times its rounding error.
-        convolution_case_by::<f32>(&case, 1e-5, Conv::with_winograd);
+        convolution_case_by::<f32>(&case, 1e-5, Conv::with_fast_algorithms);
     }
-    let refused = |case: Case| !case.conv().with_winograd().is_winograd();
+    let refused = |case: Case| !case.conv().with_fast_algorithms().is_winograd();
     assert!(refused(Case { side: 6, channels: [64, 64], kernel: 3, stride: 1, n: 1 }));
     assert!(refused(Case { side: 8, channels: [64, 64], kernel: 3, stride: 2, n: 1 }));
     assert!(refused(Case { side: 8, channels: [64, 64], kernel: 1, stride: 1, n: 1 }));
     assert!(refused(Case { side: 8, channels: [3, 64], kernel: 3, stride: 1, n: 1 }));
+}
+
+/// Rows of both ways in a set of the cache, rows and steps that are left over, pixels without taps.
+#[test]
+fn strassen_products_match_the_oracle() {
+    for (side, channels, stride, n) in
+        [(8, [1024, 128], 1, 32), (8, [256, 256], 1, 17), (8, [256, 256], 2, 130)]
+    {
+        let case = Case { side, channels, kernel: 1, stride, n };
+        convolution_case_by::<f32>(&case, 0.0, Conv::with_fast_algorithms);
+    }
 }
 
 #[test]
@@ -437,12 +448,16 @@ fn plain_gradients_match_finite_differences() {
 fn bits_do_not_depend_on_threads_or_vector_tier() {
     bits_agree(&Conv::new([6, 6], [64, 128], 3, 2, 1).expect("shape"));
     // A group for each thread, and one for all.
-    bits_agree(&Conv::new([8, 8], [64, 128], 3, 1, 1).expect("shape").with_winograd());
-    bits_agree(&Conv::new([8, 8], [192, 128], 3, 1, 1).expect("shape").with_winograd());
+    bits_agree(&Conv::new([8, 8], [64, 128], 3, 1, 1).expect("shape").with_fast_algorithms());
+    bits_agree(&Conv::new([8, 8], [192, 128], 3, 1, 1).expect("shape").with_fast_algorithms());
     bits_agree(&Conv::new([8, 8], [64, 128], 1, 1, 0).expect("shape"));
+    // Strassen's product: other bits than those of the direct way.
+    let conv = || Conv::new([16, 16], [256, 128], 1, 1, 0).expect("shape");
+    assert!(bits_agree(&conv().with_fast_algorithms()) != bits_agree(&conv()));
 }
 
-fn bits_agree(conv: &Conv) {
+/// The bits of the best tier.
+fn bits_agree(conv: &Conv) -> Vec<u32> {
     let n = 11;
     let (x, dy) = (values(conv.input_len(n), 1), values(conv.output_len(n), 2));
     let w = values(conv.weights(), 3);
@@ -480,57 +495,52 @@ fn bits_agree(conv: &Conv) {
     }
     let vector: Vec<_> = tiers.iter().skip(1).map(|&isa| run(isa, 2)).collect();
     assert!(vector.windows(2).all(|pair| pair[0] == pair[1]), "vector tiers differ");
+    run(tiers[tiers.len() - 1], 2)
 }
 
-/// A large output goes past the caches; a third of its images, which do not, give the same bits.
+/// A large output goes past the caches; one that does not begin at a cache line does not.
 #[test]
 fn outputs_that_are_streamed_have_the_bits_of_those_that_are_not() {
-    let conv = Conv::new([16, 16], [64, 256], 1, 1, 0).expect("shape");
-    let (n, part) = (66, 22);
-    assert!(4 * conv.output_len(n) >= 16 << 20 && 4 * conv.output_len(part) < 16 << 20);
+    let shape = |channels| Conv::new([16, 16], channels, 1, 1, 0).expect("shape");
     for isa in Isa::available() {
-        streamed_case::<f32>(isa, &conv, (n, part));
+        streamed_case::<f32>(isa, &shape([64, 256]));
+        streamed_case::<f32>(isa, &shape([256, 256]).with_fast_algorithms());
     }
-    let conv = Conv::new([16, 16], [64, 512], 1, 1, 0).expect("shape");
-    streamed_case::<Bf16>(Isa::detect(), &conv, (n, part));
+    streamed_case::<Bf16>(Isa::detect(), &shape([64, 512]));
 }
 
-fn streamed_case<T: Value>(isa: Isa, conv: &Conv, (n, part): (usize, usize)) {
-    let pool = Pool::new(2);
+fn streamed_case<T: Value>(isa: Isa, conv: &Conv) {
+    let (pool, n) = (Pool::new(2), 66);
     let (exec, [c, k]) = ((&pool, isa), [conv.channels_in, conv.channels_out]);
+    let len = conv.output_len(n);
+    assert!(len * size_of::<T>() >= 16 << 20);
     // The gradient by the input of the layer turned round has the large output too.
-    let turned = Conv::new(conv.output, [k, c], 1, 1, 0).expect("shape");
-    let images = |data: &[T], channels: usize| -> Vec<T> {
-        let rows = data.chunks_exact(n * channels);
-        rows.flat_map(|row| &row[part * channels..2 * part * channels]).copied().collect()
-    };
+    let turned = Conv::new(conv.output, [k, c], 1, 1, 0).expect("shape").with_fast_algorithms();
     let (x, _) = stored::<T>(conv.input_len(n), 1);
-    let (before, _) = stored::<T>(conv.output_len(n), 2);
+    let (before, _) = stored::<T>(len, 2);
     let weights = values(conv.weights(), 3);
     let mut panels = vec![T::default(); conv.weights()];
     turned.transpose(exec, &values(turned.weights(), 4), &mut panels);
     let mean = vec![0.1; k];
-    let run = |n: usize, x: &[T], before: &[T]| -> (Vec<T>, Vec<T>) {
-        let [mut y, mut dx] = [0, 1].map(|_| Arena::new(conv.output_len(n)).expect("memory"));
-        let (y, dx) = (y.as_mut_slice(), dx.as_mut_slice());
-        dx.copy_from_slice(before);
+    let run = |aside: usize| -> Vec<T> {
+        let [mut y, mut dx] = [0, 1].map(|_| Arena::new(len + aside).expect("memory"));
+        let (y, dx) = (&mut y.as_mut_slice()[aside..], &mut dx.as_mut_slice()[aside..]);
+        dx.copy_from_slice(&before);
         let mut sums = vec![0.0; conv.sums_len(n)];
-        let of = Normalised { z: before, mean: &mean };
-        let finish = |tile: Tile<T>| mask_tile(isa, Mask::Output(before), (of, None), tile);
+        let of = Normalised { z: &before, mean: &mean };
+        let finish = |tile: Tile<T>| mask_tile(isa, Mask::Output(&before), (of, None), tile);
         let mut packed = vec![T::default(); conv.weights()];
         let forward = T::panels(exec, &weights, &mut packed);
         let results = (&mut *y, &mut *sums, &mut [][..]);
-        conv.forward(exec, n, (x, forward), results, (&[before], finish));
+        conv.forward(exec, n, (&x, forward), results, (&[&before], finish));
         let results = (&mut *dx, &mut *sums, &mut [][..]);
-        turned.backward_input(exec, n, (x, &panels), results, true, (&[before], finish));
-        (y.to_vec(), dx.to_vec())
+        turned.backward_input(exec, n, (&x, &panels), results, true, (&[&before], finish));
+        [&*y, &*dx].concat()
     };
-    let (y, dx) = run(n, &x, &before);
-    let (y_part, dx_part) = run(part, &images(&x, c), &images(&before, k));
-    let same = |a: &[T], b: &[T]| a.iter().zip(b).all(|(a, b)| a.widen() == b.widen());
-    assert!(same(&images(&y, k), &y_part), "{}: forward", isa.name());
-    assert!(same(&images(&dx, k), &dx_part), "{}: by input", isa.name());
-    assert!(y.iter().any(|value| value.widen() != 0.0));
+    let (streamed, plain) = (run(0), run(1));
+    let same = streamed.iter().zip(&plain).all(|(a, b)| a.widen() == b.widen());
+    assert!(same, "{} {c}-{k}", isa.name());
+    assert!(streamed[..len].iter().any(|value| value.widen() != 0.0));
 }
 
 /// The passes between convolutions write large maps past the caches too: with the same bits as those that

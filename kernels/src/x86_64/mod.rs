@@ -12,6 +12,7 @@
 mod avx2;
 mod avx512;
 mod avx512_bf16;
+mod strassen;
 mod tile;
 mod transform;
 mod vector;
@@ -317,6 +318,12 @@ impl<T> From<Beside<'_, T>> for Columns {
 
 impl Columns {
     const NOTHING: Self = Self { starts: [None; 3], stride: 0, width: 0 };
+
+    /// From another row on.
+    fn below(self, row: usize) -> Self {
+        let starts = self.starts.map(|start| start.map(|at| at.wrapping_add(row * self.stride)));
+        Self { starts, ..self }
+    }
 
     /// Asks for a row.
     #[inline(always)]

@@ -83,15 +83,16 @@ macro_rules! entries {
         }
 
         impl $token {
-            /// Copies rows of 64 values past the caches.
+            /// Copies rows past the caches.
             pub(crate) fn stream<T: Value>(self, source: &[T], mut target: ArrayViewMut2<T>) {
-                let to = Target::new(&mut target);
-                let (vector, row) = (size_of::<$vector>(), to.stride * size_of::<T>());
-                assert!(source.len() == to.rows * PANEL);
+                let (to, columns) = (Target::rows(&mut target), target.ncols());
+                let vector = size_of::<$vector>();
+                let [row, width] = [to.stride, columns].map(|values| values * size_of::<T>());
+                assert!(source.len() == to.rows * columns && width.is_multiple_of(vector));
                 assert!(to.start.addr().is_multiple_of(vector) && row.is_multiple_of(vector));
                 // SAFETY: (T), (B).
                 unsafe {
-                    <$vector>::stream_rows::<T>(source.as_ptr().cast(), to);
+                    <$vector>::stream_rows::<T>(source.as_ptr().cast(), to, width);
                     // Other threads see it once they see what this one does next.
                     _mm_sfence();
                 }
@@ -100,9 +101,12 @@ macro_rules! entries {
 
         impl Entry for $vector {
             #[target_feature(enable = $features)]
-            unsafe fn stream_rows<T: Value>(mut source: *const u8, target: Target<T>) {
+            unsafe fn stream_rows<T: Value>(
+                mut source: *const u8,
+                target: Target<T>,
+                width: usize,
+            ) {
                 const SIZE: usize = size_of::<$vector>();
-                let width = PANEL * size_of::<T>();
                 for row in 0..target.rows {
                     // SAFETY: a row of each.
                     unsafe {
@@ -150,8 +154,9 @@ macro_rules! entries {
 /// The functions that carry the features.
 trait Entry {
     /// # Safety
-    /// (T), and the rows are readable and writable, those of `target` on boundaries of vectors.
-    unsafe fn stream_rows<T: Value>(source: *const u8, target: Target<T>);
+    /// (T), and the rows of `width` bytes are readable and writable, whole vectors, those of `target` on
+    /// their boundaries.
+    unsafe fn stream_rows<T: Value>(source: *const u8, target: Target<T>, width: usize);
     /// # Safety
     /// (T), and the place is one of rows of 64 values.
     unsafe fn measure<T: Value>(pivot: &[f32; PANEL], place: Place<T>);

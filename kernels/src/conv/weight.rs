@@ -1,0 +1,261 @@
+//! The gradient by weight: tasks sum ranges of pixels and images, and some parts are added up at the end.
+
+use std::ops::Range;
+
+use ndarray::{ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
+
+use super::Conv;
+use crate::gemm::{self, Matrix, Next, PANEL};
+use crate::isa::Isa;
+use crate::pool::Pool;
+use crate::strassen;
+use crate::taps::Entry;
+use crate::tile::{IMAGES, view4};
+use crate::value::Value;
+
+/// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB.
+const TASK_ROWS: usize = 512;
+/// Tasks of a gradient by weight that are enough.
+const TASKS: usize = 32;
+/// Values of all parts of a gradient by weight: 1 MiB.
+const PARTS_MAX: usize = 1 << 18;
+
+impl Conv {
+    /// Tap by tap and image by image.
+    pub(super) fn sum_parts<X: Value, T: Value>(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        (x, dy): (&[X], &[T]),
+        results: (&mut [f32], &mut [f32]),
+        strips: impl Fn(Matrix<T>, &mut [X::Word]) + Sync,
+    ) {
+        assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
+        self.split(exec, (self.steps(n), 1), results, Packed::default, |packed, task, block| {
+            let block = block.index_axis_move(Axis(0), 0);
+            self.sum_weights(exec.1, n, (x, dy), task, (&strips, packed), block);
+        });
+    }
+
+    /// Whether [`Conv::sum_pairs`] serves.
+    pub(super) fn sums_pairs(&self, isa: Isa, n: usize) -> bool {
+        isa != Isa::Portable && self.pair_steps(n) > 0
+    }
+
+    /// Two panels at a time by Strassen's product.
+    pub(super) fn sum_pairs(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        (x, dy): (&[f32], &[f32]),
+        results: (&mut [f32], &mut [f32]),
+    ) {
+        assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
+        let (isa, steps) = (exec.1, self.pair_steps(n));
+        let (channels, k) = (self.channels_in, self.channels_out);
+        let state = || [0.0; strassen::RIGHT];
+        self.split(exec, (steps, 2), results, state, |right, (range, panel, c), block| {
+            let (a, b) = block.split_at(Axis(0), 1);
+            let mut tiles =
+                [a, b].map(|tile| tile.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0));
+            let begun = range.start;
+            let from = |step: usize| {
+                let row = step * strassen::STEP;
+                let x = x.get(row * channels + c..).unwrap_or(&[]);
+                (x, dy.get(row * k + panel * PANEL..).unwrap_or(&[]))
+            };
+            for step in range.clone() {
+                let ((x, dy), next) = (from(step), from(step + 1));
+                strassen::sum_right(isa, (dy, k), right);
+                let tiles = tiles.each_mut().map(|tile| tile.view_mut());
+                let (operands, strides) = ((x, &*right), [channels, k]);
+                let accumulate = step > begun;
+                strassen::multiply_transposed(isa, operands, strides, next, tiles, accumulate);
+            }
+            if range.end == steps {
+                let (x, dy) = from(steps);
+                let rows = dy.len().div_ceil(k);
+                add_rows(isa, rows, [(x, channels), (dy, k)], right, tiles);
+            }
+        });
+    }
+
+    /// Calls `task(state, (steps, panel, channel), block)` for all parts of `dw`: `panels` at a time of some
+    /// rows from a channel on, over a range of steps.
+    fn split<S>(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        (steps, panels): (usize, usize),
+        (dw, scratch): (&mut [f32], &mut [f32]),
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, (Range<usize>, usize, usize), ArrayViewMut4<f32>) + Sync,
+    ) {
+        assert_eq!(dw.len(), self.weights());
+        let (splits, all) = (self.splits(steps, panels), self.channels_out / PANEL);
+        let parts = if splits == 1 { &mut *dw } else { &mut scratch[..splits * self.weights()] };
+        let parts = view4(parts, [splits * all, self.taps(), self.channels_in, PANEL]);
+        let parts = (parts, [panels, self.taps(), self.weight_rows(), PANEL]);
+        pool.for_each_block_with(parts, state, |state, [part, _, c, _], block| {
+            let (split, panel) = (part / all, part % all);
+            let range = split * steps / splits..(split + 1) * steps / splits;
+            task(state, (range, panel, c), block);
+        });
+        if splits > 1 {
+            add_up((pool, isa), &scratch[..splits * dw.len()], dw);
+        }
+    }
+
+    /// Values of all parts, where there are several.
+    pub(super) fn parts_len(&self, n: usize) -> usize {
+        let mut splits = self.splits(self.steps(n), 1);
+        if self.pair_steps(n) > 0 {
+            splits = splits.max(self.splits(self.pair_steps(n), 2));
+        }
+        if splits == 1 { 0 } else { splits * self.weights() }
+    }
+
+    /// Steps of the sum over pixels and images.
+    fn steps(&self, n: usize) -> usize {
+        let (pixels, n) = self.rows(self.output, n);
+        pixels * n.div_ceil(IMAGES)
+    }
+
+    /// Whole steps of Strassen's product; none where it cannot be taken.
+    fn pair_steps(&self, n: usize) -> usize {
+        let channels = [self.channels_in, self.channels_out];
+        let fits = channels.iter().all(|channels| channels.is_multiple_of(strassen::COLUMNS));
+        let rows = self.output[0] * self.output[1] * n;
+        if self.is_fast && self.is_pointwise && fits { rows / strassen::STEP } else { 0 }
+    }
+
+    /// One task of the gradient by weight: a range of steps, one panel, rows from `c` on.
+    fn sum_weights<X: Value, T: Value>(
+        &self,
+        isa: Isa,
+        n: usize,
+        (x, dy): (&[X], &[T]),
+        (steps, panel, c): (Range<usize>, usize, usize),
+        (strips, packed): (impl Fn(Matrix<T>, &mut [X::Word]), &mut Packed<X::Word>),
+        mut block: ArrayViewMut3<f32>,
+    ) {
+        let (k, channels) = (self.channels_out, self.channels_in);
+        let (pixels, n) = self.rows(self.output, n);
+        let chunks = n.div_ceil(IMAGES);
+        let place = |step: usize| (step / chunks, step % chunks * IMAGES);
+        let gradient = |pixel: usize, image: usize| &dy[(pixel * n + image) * k + panel * PANEL..];
+        let input = |entry: &Entry, image: usize, c: usize| {
+            &x[(entry.pixel as usize * n + image) * channels + c..]
+        };
+        let Packed { dy: packed, columns } = packed;
+        let mut begun = 0_u64;
+        for step in steps {
+            let (pixel, image) = place(step);
+            let rows = IMAGES.min(n - image);
+            let dy = Matrix { data: gradient(pixel, image), rows, cols: PANEL, stride: k };
+            strips(dy, packed);
+            let (pixel_after, after) = place((step + 1).min(pixels * chunks - 1));
+            let entries = self.forward.of(pixel);
+            let ahead = self.forward.of(pixel_after).first();
+            for (index, entry) in entries.iter().enumerate() {
+                let tap = entry.tap as usize;
+                let mut tile = block.index_axis_mut(Axis(0), tap);
+                for (chunk, tile) in tile.axis_chunks_iter_mut(Axis(0), X::CHUNK).enumerate() {
+                    let c = c + chunk * X::CHUNK;
+                    let data = input(entry, image, c);
+                    let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
+                    let next = Next {
+                        a: match entries.get(index + 1) {
+                            Some(entry) => input(entry, image, c),
+                            None => ahead.map_or(data, |entry| input(entry, after, c)),
+                        },
+                        a_stride: channels,
+                        b: gradient(pixel_after, after),
+                        b_stride: k,
+                        rows_at_once: X::WORD,
+                    };
+                    let x = X::columns(isa, x, columns);
+                    X::multiply_transposed(isa, x, packed, next, tile, begun >> tap & 1 == 1);
+                }
+                begun |= 1 << tap;
+            }
+        }
+        for (tap, mut tile) in block.outer_iter_mut().enumerate() {
+            if begun >> tap & 1 == 0 {
+                tile.fill(0.0);
+            }
+        }
+    }
+
+    /// Rows of `dw` that one task computes: as many as stay in the second-level cache with all taps.
+    fn weight_rows(&self) -> usize {
+        (TASK_ROWS / self.taps()).next_multiple_of(PANEL).min(self.channels_in)
+    }
+
+    /// Into how many ranges the steps of a sum are cut, where a task has so many panels: enough for many
+    /// threads, few enough that adding up the parts costs little. No function of the threads.
+    fn splits(&self, steps: usize, panels: usize) -> usize {
+        let blocks = self.channels_in.div_ceil(self.weight_rows());
+        let tasks = self.channels_out / PANEL / panels * blocks;
+        let room = PARTS_MAX / self.weights();
+        (TASKS / tasks).min(room).min(steps).max(1)
+    }
+}
+
+/// Adds the last rows, fewer than a step, to two tiles the direct way.
+fn add_rows(
+    isa: Isa,
+    rows: usize,
+    [(x, channels), (dy, k)]: [(&[f32], usize); 2],
+    strips: &mut [f32],
+    tiles: [ArrayViewMut2<f32>; 2],
+) {
+    for (panel, mut tile) in tiles.into_iter().enumerate() {
+        for from in (0..rows).step_by(IMAGES) {
+            let rows = IMAGES.min(rows - from);
+            let dy = Matrix { data: &dy[from * k + panel * PANEL..], rows, cols: PANEL, stride: k };
+            gemm::strips(dy, strips, |value| value);
+            let data = &x[from * channels..];
+            let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
+            let next = Next::<f32, f32>::default();
+            gemm::multiply_transposed(isa, x, strips, next, tile.view_mut(), true);
+        }
+    }
+}
+
+/// `dw` = the sum of the parts, in their order.
+fn add_up((pool, isa): (&Pool, Isa), parts: &[f32], dw: &mut [f32]) {
+    const LEN: usize = 1 << 12;
+    let len = dw.len();
+    pool.for_each_chunk(dw, LEN, |index, dw| {
+        isa.run(
+            #[inline(always)]
+            || {
+                for (number, part) in parts.chunks_exact(len).enumerate() {
+                    let part = &part[index * LEN..][..dw.len()];
+                    if number == 0 {
+                        dw.copy_from_slice(part);
+                        continue;
+                    }
+                    for (sum, &value) in dw.iter_mut().zip(part) {
+                        *sum += value;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Columns that are packed at a time where they have to be: as many as a format's chunk has.
+const COLUMNS: usize = 128;
+
+/// Operands of a gradient by weight as its kernel reads them.
+struct Packed<W> {
+    dy: [W; IMAGES * PANEL],
+    columns: [W; IMAGES / 2 * COLUMNS],
+}
+
+impl<W: Copy + Default> Default for Packed<W> {
+    fn default() -> Self {
+        Self { dy: [W::default(); IMAGES * PANEL], columns: [W::default(); IMAGES / 2 * COLUMNS] }
+    }
+}
