@@ -59,7 +59,7 @@ impl Pool {
         let shared = &*self.shared;
         shared.next.store(0, Ordering::Relaxed);
         shared.busy.store(self.threads.len(), Ordering::Relaxed);
-        shared.publish(Region { body, tasks });
+        shared.publish(|published| published.region = Some(Region { body, tasks }));
         let own = catch_unwind(AssertUnwindSafe(|| claim(&shared.next, tasks, body)));
         shared.wait_idle();
         if let Err(panic) = own {
@@ -179,9 +179,7 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.lock().stop = true;
-        self.shared.generation.fetch_add(1, Ordering::Release);
-        self.shared.wake.notify_all();
+        self.shared.publish(|published| published.stop = true);
         for thread in self.threads.drain(..) {
             // A panic of the thread was already reported by `run`.
             let _ = thread.join();
@@ -221,9 +219,13 @@ impl Shared {
         self.published.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    fn publish(&self, region: Region) {
-        self.lock().region = Some(region);
+    /// Makes a change and wakes the threads. The generation moves under the lock: a thread that has just
+    /// looked at it then waits before it is woken.
+    fn publish(&self, change: impl FnOnce(&mut Published)) {
+        let mut published = self.lock();
+        change(&mut published);
         self.generation.fetch_add(1, Ordering::Release);
+        drop(published);
         self.wake.notify_all();
     }
 
@@ -457,6 +459,20 @@ mod tests {
             });
             assert!(array.iter().all(|&value| value == 1), "{threads} threads, {parts} parts");
         }
+    }
+
+    /// The pauses are about as long as threads look for a region before they sleep.
+    #[test]
+    fn no_thread_misses_a_region_while_it_goes_to_sleep() {
+        let pool = Pool::new(2);
+        let mut counts = [0_usize; 2];
+        for round in 0..20_000 {
+            for _ in 0..SPINS + round % 512 {
+                std::hint::spin_loop();
+            }
+            pool.for_each_chunk(&mut counts, 1, |_, count| count[0] += 1);
+        }
+        assert_eq!(counts, [20_000; 2]);
     }
 
     #[test]
