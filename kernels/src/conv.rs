@@ -21,7 +21,7 @@ use crate::gemm::{self, Beside, multiply};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::taps::{KERNEL_MAX, Table, hits};
-use crate::tile::{IMAGES, Tile, for_each_tile, sums_len, view4, visit_tiles};
+use crate::tile::{IMAGES, Tile, for_each_tile, sums_len, view4};
 use crate::value::Value;
 use crate::winograd::Winograd;
 
@@ -166,16 +166,20 @@ impl Conv {
         self.output[0] * self.output[1] * n * self.channels_out
     }
 
-    /// Pixels, images and channels of an output as it is cut into tiles.
+    /// Pixels, images and channels of an output as it is cut into tiles: fewer images are more pixels.
     pub fn output_tiles(&self, n: usize) -> (usize, usize, usize) {
-        let (pixels, n) = self.rows(self.output, n);
-        (pixels, n, self.channels_out)
+        self.tiles(self.output, n, self.channels_out)
     }
 
     /// As [`Conv::output_tiles`] of the gradient by the input.
     pub fn input_tiles(&self, n: usize) -> (usize, usize, usize) {
-        let (pixels, n) = self.rows(self.input, n);
-        (pixels, n, self.channels_in)
+        self.tiles(self.input, n, self.channels_in)
+    }
+
+    fn tiles(&self, map: [usize; 2], n: usize, channels: usize) -> (usize, usize, usize) {
+        let (pixels, n) = self.rows(map, n);
+        let images = self.winograd.and_then(|winograd| winograd.images(n)).unwrap_or(n);
+        (pixels * n / images, images, channels)
     }
 
     /// Pixels and images, or one pixel with all rows where that is the same.
@@ -207,14 +211,12 @@ impl Conv {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         if let Some(winograd) = self.winograd(isa)
             && let (Some(x), Some(w)) = (T::single(x), T::single(w))
-            && let Some(target) = T::single_mut(y)
         {
-            winograd.forward((pool, isa), n, (x, w), target, scratch);
-            return visit_tiles(pool, self.output_tiles(n), y, sums, finish);
+            return winograd.forward((pool, isa), n, (x, w), (y, sums, scratch), (beside, finish));
         }
+        let shapes = (self.rows(self.output, n), self.output_tiles(n));
         let pass = self.pass_forward();
-        let shape = self.output_tiles(n);
-        pass.run((pool, isa), (x, w), shape, (y, sums), false, (beside, finish));
+        pass.finish((pool, isa), (x, w), shapes, (y, sums), false, (beside, finish));
     }
 
     /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
@@ -266,16 +268,15 @@ impl Conv {
         assert_eq!((dy.len(), transposed.len()), (self.output_len(n), self.weights()));
         if let Some(winograd) = self.winograd(isa).filter(|_| !accumulate)
             && let (Some(dy), Some(w)) = (T::single(dy), T::single(transposed))
-            && let Some(target) = T::single_mut(dx)
         {
-            winograd.backward_input((pool, isa), n, (dy, w), target, scratch);
-            return visit_tiles(pool, self.input_tiles(n), dx, sums, finish);
+            let results = (dx, sums, scratch);
+            return winograd.backward_input((pool, isa), n, (dy, w), results, (beside, finish));
         }
         let (taps, is_fast) = (self.taps(), self.is_fast);
         let pass = Pass { table: &self.backward, taps, k: self.channels_out, is_fast };
-        let shape = self.input_tiles(n);
-        let operands = (dy, transposed);
-        pass.run((pool, isa), operands, shape, (dx, sums), accumulate, (beside, finish));
+        let shapes = (self.rows(self.input, n), self.input_tiles(n));
+        let (operands, results) = ((dy, transposed), (dx, sums));
+        pass.finish((pool, isa), operands, shapes, results, accumulate, (beside, finish));
     }
 
     /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`; those of
@@ -333,9 +334,16 @@ impl Conv {
         });
     }
 
-    /// Values of the sums over the tiles of an output or an input of `n` images, whichever are more.
+    /// Values of the sums over the tiles of an output or an input of up to `n` images, whichever are more.
     pub fn sums_len(&self, n: usize) -> usize {
-        sums_len(self.output_tiles(n)).max(sums_len(self.input_tiles(n)))
+        let chunks = self.winograd.map_or(1, |winograd| winograd.chunks(n));
+        [(self.input, self.channels_in), (self.output, self.channels_out)]
+            .map(|(map, channels)| {
+                let (pixels, n) = self.rows(map, n);
+                sums_len((pixels, n, channels)).max(sums_len((pixels * chunks, 1, channels)))
+            })
+            .into_iter()
+            .fold(0, usize::max)
     }
 
     /// Values that passes over `n` images need beside their operands.

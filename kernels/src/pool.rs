@@ -141,19 +141,48 @@ impl Pool {
     pub fn for_each_block_in<T: Send, U: Send>(
         &self,
         (data, block): (ArrayViewMut4<T>, [usize; 4]),
-        (scratch, len): (&mut [U], usize),
+        scratch: (&mut [U], usize),
         task: impl Fn([usize; 4], ArrayViewMut4<T>, &mut [U]) + Sync,
     ) {
         let blocks = Blocks::new(data, block);
+        self.run_in(blocks.count(), scratch, |index, scratch| {
+            let origin = blocks.origin(index);
+            // SAFETY: `run_in` calls each index once, so each block is borrowed once.
+            task(origin, unsafe { blocks.piece(origin) }, scratch);
+        });
+    }
+
+    /// As [`Pool::for_each_block_in`] over two arrays that are cut into the same grid; the origin is the
+    /// first one's.
+    pub fn for_each_block2_in<T: Send, U: Send, V: Send>(
+        &self,
+        first: (ArrayViewMut4<T>, [usize; 4]),
+        second: (ArrayViewMut4<U>, [usize; 4]),
+        scratch: (&mut [V], usize),
+        task: impl Fn([usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>, &mut [V]) + Sync,
+    ) {
+        let (first, second) = (Blocks::new(first.0, first.1), Blocks::new(second.0, second.1));
+        assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
+        self.run_in(first.count(), scratch, |index, scratch| {
+            let origin = first.origin(index);
+            // SAFETY: `run_in` calls each index once, so each block is borrowed once.
+            let (a, b) = unsafe { (first.piece(origin), second.piece(second.origin(index))) };
+            task(origin, a, b, scratch);
+        });
+    }
+
+    /// As [`Pool::run`], with a part of `scratch` for each task.
+    fn run_in<U: Send>(
+        &self,
+        tasks: usize,
+        (scratch, len): (&mut [U], usize),
+        task: impl Fn(usize, &mut [U]) + Sync,
+    ) {
         let next = AtomicUsize::new(0);
         let parts = (scratch.len() / len).min(self.threads());
         assert!(parts > 0, "scratch of {} values, parts of {len}", scratch.len());
         self.for_each_chunk(&mut scratch[..parts * len], len, |_, scratch| {
-            claim(&next, blocks.count(), |index| {
-                let origin = blocks.origin(index);
-                // SAFETY: each index is claimed once, so each block is borrowed once.
-                task(origin, unsafe { blocks.piece(origin) }, scratch);
-            });
+            claim(&next, tasks, |index| task(index, scratch));
         });
     }
 

@@ -40,6 +40,10 @@ pub trait Product: Copy + Default + Send + Sync + 'static {
     #[doc(hidden)]
     fn single_mut(values: &mut [Self]) -> Option<&mut [f32]>;
 
+    /// The same values, where the format is `f32`.
+    #[doc(hidden)]
+    fn of_single_mut(values: &mut [f32]) -> Option<&mut [Self]>;
+
     /// See [`gemm::multiply`].
     #[doc(hidden)]
     fn multiply(
@@ -137,6 +141,10 @@ impl Product for f32 {
         Some(values)
     }
 
+    fn of_single_mut(values: &mut [f32]) -> Option<&mut [f32]> {
+        Some(values)
+    }
+
     fn multiply(
         isa: Isa,
         terms: &[Term<f32>],
@@ -200,6 +208,10 @@ impl Product for Bf16 {
     }
 
     fn single_mut(_: &mut [Bf16]) -> Option<&mut [f32]> {
+        None
+    }
+
+    fn of_single_mut(_: &mut [f32]) -> Option<&mut [Bf16]> {
         None
     }
 

@@ -14,12 +14,13 @@
 //! over maps whose sides are multiples of 4, in `f32`, on vector tiers. The rounding errors are larger
 //! than the direct convolution's by about ten.
 
-use ndarray::{ArrayViewMut4, Axis, ShapeBuilder, s};
+use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis, ShapeBuilder, s};
 
 use crate::gemm::{self, Beside, Matrix, Next, PANEL, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::tile::{IMAGES, view4};
+use crate::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, stream, view4, visit_tiles};
+use crate::value::Value;
 
 /// Side of a tile of outputs.
 const TILE: usize = 4;
@@ -156,90 +157,120 @@ impl Winograd {
         })
     }
 
+    /// Images of a tile that is finished as soon as it is computed, if `n` are cut into such.
+    pub(crate) fn images(&self, n: usize) -> Option<usize> {
+        let images = n.min(OWN_ROWS);
+        (self.is_own() && n.is_multiple_of(images)).then_some(images)
+    }
+
+    /// The most tiles of a pixel for up to `n` images.
+    pub(crate) fn chunks(&self, n: usize) -> usize {
+        n.div_ceil(if self.is_own() { OWN_ROWS } else { IMAGES })
+    }
+
     /// `y = x * w`.
-    pub(crate) fn forward(
+    pub(crate) fn forward<T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
         (x, w): (&[f32], &[f32]),
-        y: &mut [f32],
-        scratch: &mut [f32],
+        results: (&mut [T], &mut [f32], &mut [f32]),
+        after: (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
-        self.convolve(exec, n, self.channels, (x, w, false), y, scratch);
+        self.convolve(exec, n, self.channels, (x, w, false), results, after);
     }
 
     /// `dx = dy * w'` for transposed panels.
-    pub(crate) fn backward_input(
+    pub(crate) fn backward_input<T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
         (dy, w): (&[f32], &[f32]),
-        dx: &mut [f32],
-        scratch: &mut [f32],
+        results: (&mut [T], &mut [f32], &mut [f32]),
+        after: (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         let [c, k] = self.channels;
-        self.convolve(exec, n, [k, c], (dy, w, true), dx, scratch);
+        self.convolve(exec, n, [k, c], (dy, w, true), results, after);
     }
 
-    fn convolve(
+    fn convolve<T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
         [c, k]: [usize; 2],
         (x, w, turned): (&[f32], &[f32], bool),
-        y: &mut [f32],
-        scratch: &mut [f32],
+        (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
+        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         let (weights, scratch) = scratch.split_at_mut(FREQUENCIES * c * k);
         transform_weights(exec, c, (w, turned), weights);
         let [height, width] = self.size();
-        let mut y = view4(y, [height, width, n, k]);
         let map = Map { data: x, size: self.size(), n, channels: c };
+        let shape = (height * width, n, k);
         if self.is_own() {
-            return self.convolve_alone(exec, (map, weights), y, scratch);
+            let results = (&mut *y, &mut *sums, scratch);
+            self.convolve_alone(exec, (map, weights), k, results, (beside, &finish));
+            if self.images(n).is_none() {
+                visit_tiles(exec.0, shape, y, sums, finish);
+            }
+            return;
         }
+        let target = T::single_mut(y).expect("only `f32` is computed this way");
+        let mut target = view4(target, [height, width, n, k]);
         for group in self.groups(n) {
             let (inputs, products) = scratch.split_at_mut(FREQUENCIES * distance(group.rows(), c));
             transform_inputs(exec, map, group, inputs);
             multiply(exec, group.rows(), (c, k), (inputs, weights), products);
             let (h, w) = (group.row * TILE, group.column * TILE);
             let images = group.image..group.image + group.images;
-            let y = y.slice_mut(s![h..h + TILE, w..w + group.tiles * TILE, images, ..]);
+            let y = target.slice_mut(s![h..h + TILE, w..w + group.tiles * TILE, images, ..]);
             transform_outputs(exec, group, products, y);
         }
+        visit_tiles(exec.0, shape, y, sums, finish);
     }
 
-    /// All stages of a group by one thread.
-    fn convolve_alone(
+    /// Group by group, all stages of one by one thread, which finishes its tiles where it can.
+    fn convolve_alone<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
         (x, weights): (Map, &[f32]),
-        y: ArrayViewMut4<f32>,
-        scratch: &mut [f32],
+        k: usize,
+        (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
+        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
-        let (c, k) = (x.channels, y.len_of(Axis(3)));
-        let images = x.n.min(OWN_ROWS);
-        let tiles = (OWN_ROWS / images).min(self.tiles[1]);
-        let (block, len) = ([TILE, TILE * tiles, images, k], stages_len(OWN_ROWS, [c, k]));
-        pool.for_each_block_in((y, block), (scratch, len), |[h, w, image, _], mut y, scratch| {
-            let (tiles, images) = (y.len_of(Axis(1)) / TILE, y.len_of(Axis(2)));
-            let rows = tiles * images;
-            let (inputs, products) = scratch.split_at_mut(FREQUENCIES * distance(rows, c));
-            let mut target = stage(inputs, [FREQUENCIES, tiles, images, c]);
-            for (tile, target) in target.axis_chunks_iter_mut(Axis(1), 1).enumerate() {
-                transform_input(isa, x, [h, w + tile * TILE, image], target);
-            }
-            let mut target = stage(products, [FREQUENCIES, 1, rows, k]);
-            for (frequency, mut target) in target.axis_chunks_iter_mut(Axis(0), 1).enumerate() {
-                let panels = target.axis_chunks_iter_mut(Axis(3), PANEL);
-                for (panel, target) in panels.enumerate() {
-                    let at = [frequency, 0, panel * PANEL];
-                    multiply_block(isa, (rows, c, k), (inputs, weights), at, target);
+        let ([height, width], n, streamed) = (self.size(), x.n, is_streamed(y));
+        let images = n.min(OWN_ROWS);
+        let side = TILE * (OWN_ROWS / images).min(self.tiles[1]);
+        let y = (view4(y, [height, width, n, k]), [TILE, side, images, k]);
+        let scratch = (scratch, stages_len(OWN_ROWS, [x.channels, k]));
+        let row = |[h, w, image, _]: [usize; 4]| (h * width + w) * n + image;
+        let group = |at, y: ArrayViewMut4<T>, scratch: &mut [f32], put: &mut Put<T>| {
+            let [h, w, image, _] = at;
+            let ahead = |[p, q]: [usize; 2], channel: usize| {
+                let mut ahead = Beside { stride: k, ..Beside::NOTHING };
+                let from = row([h + p, w + q, image, 0]) * k + channel;
+                for (start, data) in ahead.starts.iter_mut().zip(beside) {
+                    *start = T::single(&data[from..]).unwrap_or(&[]);
                 }
-            }
-            for (tile, y) in y.axis_chunks_iter_mut(Axis(1), TILE).enumerate() {
-                transform_output(isa, rows, products, tile * images, y);
-            }
+                ahead
+            };
+            convolve_group((isa, streamed), (x, weights), [h, w, image], y, scratch, (&ahead, put));
+        };
+        if self.images(n).is_none() {
+            return pool.for_each_block_in(y, scratch, |at, y, scratch| {
+                group(at, y, scratch, &mut |_, _| {});
+            });
+        }
+        let sums = &mut sums[..height * width * (n / images) * SUMS * k];
+        let sums = view4(sums, [height, width, n / images * SUMS, k]);
+        let sums = (sums, [TILE, side, SUMS, k]);
+        pool.for_each_block2_in(y, sums, scratch, |at, y, mut sums, scratch| {
+            group(at, y, scratch, &mut |[p, q], values| {
+                let [h, w, image, _] = at;
+                let sums = sums.slice_mut(s![p, q, .., ..]);
+                let row = row([h + p, w + q, image, 0]);
+                Tile { row, channel: 0, values, sums }.for_each_panel(&finish);
+            });
         });
     }
 
@@ -281,6 +312,58 @@ impl Winograd {
             let mut targets = split::<TAPS>(dw);
             Transform::Result.apply(isa, &sources, &mut targets);
         });
+    }
+}
+
+/// What is done to the values of a pixel of a group, `[images][k]`.
+type Put<'a, T> = dyn FnMut([usize; 2], ArrayViewMut2<T>) + 'a;
+/// What lies beside a pixel of a group, from a channel on.
+type Ahead<'a> = dyn Fn([usize; 2], usize) -> Beside<'a, f32> + 'a;
+
+/// The group at (h, w, image) by all stages; each pixel is handed to `put` before it is written to `y`, and
+/// what lies beside it is asked for before.
+fn convolve_group<T: Value>(
+    (isa, streamed): (Isa, bool),
+    (x, weights): (Map, &[f32]),
+    [h, w, image]: [usize; 3],
+    mut y: ArrayViewMut4<T>,
+    scratch: &mut [f32],
+    (beside, put): (&Ahead, &mut Put<T>),
+) {
+    let (_, width, images, k) = y.dim();
+    let (c, tiles) = (x.channels, width / TILE);
+    let rows = tiles * images;
+    let (inputs, products) = scratch.split_at_mut(FREQUENCIES * distance(rows, c));
+    let mut target = stage(inputs, [FREQUENCIES, tiles, images, c]);
+    for (tile, target) in target.axis_chunks_iter_mut(Axis(1), 1).enumerate() {
+        transform_input(isa, x, [h, w + tile * TILE, image], target);
+    }
+    let mut target = stage(products, [FREQUENCIES, 1, rows, k]);
+    for (frequency, mut target) in target.axis_chunks_iter_mut(Axis(0), 1).enumerate() {
+        for (panel, target) in target.axis_chunks_iter_mut(Axis(3), PANEL).enumerate() {
+            let at = [frequency, 0, panel * PANEL];
+            let ahead = match [frequency / TILE, frequency % TILE] {
+                pixel if pixel[0] < TILE && tiles == 1 => beside(pixel, panel * PANEL),
+                _ => Beside::NOTHING,
+            };
+            multiply_block(isa, (rows, c, k), (inputs, weights), at, target, ahead);
+        }
+    }
+    // The inputs are not needed any more.
+    let held = &mut inputs[..TILE * TILE * images * k];
+    for tile in 0..tiles {
+        transform_output(isa, rows, products, tile * images, view4(held, [TILE, TILE, images, k]));
+        let held = T::of_single_mut(held).expect("only `f32` is computed this way");
+        for (pixel, held) in held.chunks_exact_mut(images * k).enumerate() {
+            let at = [pixel / TILE, tile * TILE + pixel % TILE];
+            put(at, rows_of(held, k));
+            let y = y.slice_mut(s![at[0], at[1], .., ..]);
+            if streamed {
+                stream(isa, held, y);
+            } else {
+                y.into_slice().expect("whole images are contiguous").copy_from_slice(held);
+            }
+        }
     }
 }
 
@@ -355,7 +438,8 @@ fn multiply(
 ) {
     let target = stage(products, [FREQUENCIES, 1, rows, k]);
     pool.for_each_block(target, [1, 1, IMAGES, PANEL], |[frequency, _, row, channel], block| {
-        multiply_block(isa, (rows, c, k), operands, [frequency, row, channel], block);
+        let at = [frequency, row, channel];
+        multiply_block(isa, (rows, c, k), operands, at, block, Beside::NOTHING);
     });
 }
 
@@ -366,6 +450,7 @@ fn multiply_block(
     (inputs, weights): (&[f32], &[f32]),
     [frequency, row, channel]: [usize; 3],
     block: ArrayViewMut4<f32>,
+    beside: Beside<f32>,
 ) {
     let panel = frequency * k / PANEL + channel / PANEL;
     let term = Term {
@@ -373,7 +458,7 @@ fn multiply_block(
         b: &weights[panel * c * PANEL..][..c * PANEL],
     };
     let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-    gemm::multiply(isa, &[term], (c, c), block, false, Beside::NOTHING);
+    gemm::multiply(isa, &[term], (c, c), block, false, beside);
 }
 
 /// `[36][tile][image][k]` to the outputs of a group.
@@ -417,7 +502,7 @@ fn add_products(
     (x, c): (&[f32], usize),
     ((dy, k), strips): ((&[f32], usize), &mut [f32]),
     (rows, accumulate): (usize, bool),
-    mut block: ndarray::ArrayViewMut2<f32>,
+    mut block: ArrayViewMut2<f32>,
 ) {
     for first in (0..rows).step_by(IMAGES) {
         let count = IMAGES.min(rows - first);
@@ -467,4 +552,37 @@ fn slices<'a, const N: usize>(block: &'a mut ArrayViewMut4<f32>) -> [&'a mut [f3
 fn split<const N: usize>(data: &mut [f32]) -> [&mut [f32]; N] {
     let mut parts = data.chunks_exact_mut(data.len() / N);
     std::array::from_fn(|_| parts.next().expect("as many parts"))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Conv, Isa, Pool, Tile, measure_tile, sums_len, visit_tiles};
+
+    /// With batches that are cut into small tiles, and one that is not.
+    #[test]
+    fn tiles_that_are_finished_at_once_have_the_sums_of_a_second_pass() {
+        let (pool, pivot) = (Pool::new(2), [0.25; 128]);
+        let conv = Conv::new([8, 8], [64, 128], 3, 1, 1).expect("shape").with_fast_algorithms();
+        let w: Vec<f32> = (0..conv.weights()).map(|i| (i % 13) as f32 - 6.0).collect();
+        for (isa, n) in
+            Isa::available().into_iter().flat_map(|isa| [(isa, 32), (isa, 33), (isa, 5)])
+        {
+            let exec = (&pool, isa);
+            let x: Vec<f32> = (0..conv.input_len(n)).map(|i| (i % 17) as f32 - 8.0).collect();
+            let [mut y, mut scratch] =
+                [conv.output_len(n), conv.scratch_len(n)].map(|len| vec![0.0; len]);
+            let shape = conv.output_tiles(n);
+            let [mut sums, mut later] = [0, 1].map(|_| vec![f32::NAN; conv.sums_len(n)]);
+            let results = (&mut *y, &mut *sums, &mut *scratch);
+            let measure = |tile: Tile<f32>| measure_tile(isa, &pivot, tile);
+            conv.forward(exec, n, (&x, &w), results, (&[], measure));
+            visit_tiles(&pool, shape, &mut y, &mut later, measure);
+            let bits = |sums: &[f32]| -> Vec<u32> {
+                let tiles = sums[..sums_len(shape)].chunks_exact(3 * 128);
+                tiles.flat_map(|sums| &sums[..2 * 128]).map(|sum| sum.to_bits()).collect()
+            };
+            assert_eq!(bits(&sums), bits(&later), "{} {n}", isa.name());
+            assert_eq!(shape.0 * shape.1, 64 * n);
+        }
+    }
 }

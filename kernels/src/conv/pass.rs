@@ -7,7 +7,7 @@ use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::strassen;
 use crate::taps::{Entry, KERNEL_MAX, Table};
-use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed, rows_of, stream};
+use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed, rows_of, stream, visit_tiles};
 use crate::value::Value;
 
 /// How each pixel of the target is made of pixels of the source.
@@ -24,8 +24,26 @@ pub(super) struct Pass<'a> {
 const TASKS: usize = 16;
 
 impl Pass<'_> {
+    /// Computes `y` and finishes its tiles: as soon as each is computed, if it is computed in the same.
+    pub(super) fn finish<T: Value>(
+        &self,
+        exec: (&Pool, Isa),
+        operands: (&[T], &[T]),
+        ((pixels, n), tiles): ((usize, usize), (usize, usize, usize)),
+        (y, sums): (&mut [T], &mut [f32]),
+        accumulate: bool,
+        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+    ) {
+        let shape = (pixels, n, tiles.2);
+        if shape == tiles {
+            return self.run(exec, operands, shape, (y, sums), accumulate, (beside, finish));
+        }
+        self.run(exec, operands, shape, (y, sums), accumulate, (&[], |_| {}));
+        visit_tiles(exec.0, tiles, y, sums, finish);
+    }
+
     /// Computes the tiles of `y`, an activation of such a shape, and finishes each.
-    pub(super) fn run<T: Value>(
+    fn run<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
         operands: (&[T], &[T]),
