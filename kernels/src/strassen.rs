@@ -74,7 +74,7 @@ pub(crate) fn cuts(rows: usize) -> bool {
     rows >= ROWS_MIN && rows.is_multiple_of(4)
 }
 
-/// As [`crate::gemm::multiply`] for two neighbouring panels, whose terms have the same `a`.
+/// As [`crate::gemm::multiply`] for two neighbouring panels, whose terms, at least one, have the same `a`.
 pub(crate) fn multiply(
     isa: Isa,
     [left, right]: [&[Term<f32>]; 2],
