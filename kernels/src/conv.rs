@@ -337,13 +337,11 @@ impl Conv {
     /// Values of the sums over the tiles of an output or an input of up to `n` images, whichever are more.
     pub fn sums_len(&self, n: usize) -> usize {
         let chunks = self.winograd.map_or(1, |winograd| winograd.chunks(n));
-        [(self.input, self.channels_in), (self.output, self.channels_out)]
-            .map(|(map, channels)| {
-                let (pixels, n) = self.rows(map, n);
-                sums_len((pixels, n, channels)).max(sums_len((pixels * chunks, 1, channels)))
-            })
-            .into_iter()
-            .fold(0, usize::max)
+        let len = |map: [usize; 2], channels: usize| {
+            let (pixels, n) = self.rows(map, n);
+            sums_len((pixels, n, channels)).max(sums_len((pixels * chunks, 1, channels)))
+        };
+        len(self.input, self.channels_in).max(len(self.output, self.channels_out))
     }
 
     /// Values that passes over `n` images need beside their operands.

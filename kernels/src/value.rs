@@ -57,9 +57,11 @@ pub trait Product: Copy + Default + Send + Sync + 'static {
 
     /// Whether [`Product::multiply_pair`] is faster than two products.
     #[doc(hidden)]
-    fn has_pairs(isa: Isa) -> bool;
+    fn has_pairs(_: Isa) -> bool {
+        false
+    }
 
-    /// See [`strassen::multiply`].
+    /// Two neighbouring panels, whose terms have the same `a`.
     #[doc(hidden)]
     fn multiply_pair(
         isa: Isa,
@@ -68,7 +70,12 @@ pub trait Product: Copy + Default + Send + Sync + 'static {
         c: ArrayViewMut2<Self>,
         accumulate: bool,
         beside: [Beside<Self>; 2],
-    );
+    ) {
+        let (left, right) = c.split_at(Axis(1), gemm::PANEL);
+        for ((terms, c), beside) in terms.into_iter().zip([left, right]).zip(beside) {
+            Self::multiply(isa, terms, k_and_stride, c, accumulate, beside);
+        }
+    }
 
     /// See [`gemm::multiply_transposed`].
     #[doc(hidden)]
@@ -224,24 +231,6 @@ impl Product for Bf16 {
         beside: Beside<Bf16>,
     ) {
         gemm::multiply_bf16(isa, terms, k_and_stride, c, accumulate, beside);
-    }
-
-    fn has_pairs(_: Isa) -> bool {
-        false
-    }
-
-    fn multiply_pair(
-        isa: Isa,
-        terms: [&[Term<Bf16>]; 2],
-        k_and_stride: (usize, usize),
-        c: ArrayViewMut2<Bf16>,
-        accumulate: bool,
-        beside: [Beside<Bf16>; 2],
-    ) {
-        let (left, right) = c.split_at(Axis(1), gemm::PANEL);
-        for ((terms, c), beside) in terms.into_iter().zip([left, right]).zip(beside) {
-            gemm::multiply_bf16(isa, terms, k_and_stride, c, accumulate, beside);
-        }
     }
 
     fn multiply_transposed(

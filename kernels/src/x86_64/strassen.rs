@@ -191,9 +191,10 @@ unsafe fn run<V: Vector, const NV: usize>(product: Product) {
         match (a.kind, b.kind) {
             (SUM | DIFFERENCE, _) if is_crowded => packed::<V, NV>(product),
             (SUM, SUM) => tiles::<V, NV, SUM, SUM>(product),
-            (SUM, _) => tiles::<V, NV, SUM, ONE>(product),
-            (DIFFERENCE, _) => tiles::<V, NV, DIFFERENCE, SUM>(product),
-            _ => tiles::<V, NV, ONE, DIFFERENCE>(product),
+            (SUM, ONE) => tiles::<V, NV, SUM, ONE>(product),
+            (DIFFERENCE, SUM) => tiles::<V, NV, DIFFERENCE, SUM>(product),
+            (ONE, DIFFERENCE) => tiles::<V, NV, ONE, DIFFERENCE>(product),
+            _ => unreachable!("none of the seven products"),
         }
     }
 }
@@ -234,7 +235,8 @@ unsafe fn packed<V: Vector, const NV: usize>(product: Product) {
             let part = Product { a, stride: k, rows, places, beside, ..product };
             match product.b.kind {
                 ONE => tiles::<V, NV, ONE, ONE>(part),
-                _ => tiles::<V, NV, ONE, SUM>(part),
+                SUM => tiles::<V, NV, ONE, SUM>(part),
+                _ => unreachable!("none of the seven products"),
             }
         }
     }
