@@ -51,23 +51,41 @@ impl MaxPool {
             isa.run(
                 #[inline(always)]
                 || {
-                    dx.fill(T::narrow(0.0));
-                    for o in self.windows_over(i) {
-                        let (y, dy) = (&y[o * row..][..row], &dy[o * row..][..row]);
-                        let x_i = &x[i * row..][..row];
-                        for (at, dx) in dx.iter_mut().enumerate() {
-                            if x_i[at].widen() == y[at].widen() {
-                                let is_largest =
-                                    |&j: &usize| x[j * row + at].widen() == y[at].widen();
-                                if self.window(o).find(is_largest) == Some(i) {
-                                    *dx = T::narrow(dx.widen() + dy[at].widen());
-                                }
-                            }
-                        }
+                    for (part, dx) in dx.chunks_mut(PART).enumerate() {
+                        self.gather((i, row, part * PART), (x, y, dy), dx);
                     }
                 },
             );
         });
+    }
+
+    /// Some values of the gradient at input pixel `i`, from `start` of its row on.
+    #[inline(always)]
+    fn gather<T: Value>(
+        self,
+        (i, row, start): (usize, usize, usize),
+        (x, y, dy): (&[T], &[T], &[T]),
+        dx: &mut [T],
+    ) {
+        let len = dx.len();
+        dx.fill(T::narrow(0.0));
+        for o in self.windows_over(i) {
+            let [y, dy] = [y, dy].map(|data| &data[o * row + start..][..len]);
+            // As words, so that the loops become vectors: all ones where `i` is the first of the largest.
+            let mut is_first = [u32::MAX; PART];
+            for j in self.window(o).take_while(|&j| j <= i) {
+                let x = &x[j * row + start..][..len];
+                for ((is_first, x), y) in is_first.iter_mut().zip(x).zip(y) {
+                    let is_largest = x.widen() == y.widen();
+                    let passes = if is_largest == (j == i) { u32::MAX } else { 0 };
+                    *is_first &= passes;
+                }
+            }
+            for ((dx, dy), is_first) in dx.iter_mut().zip(dy).zip(&is_first) {
+                let share = f32::from_bits(dy.widen().to_bits() & is_first);
+                *dx = T::narrow(dx.widen() + share);
+            }
+        }
     }
 
     /// Input pixels of the window of output pixel `o`, in reading order.
@@ -127,3 +145,5 @@ pub fn average_backward<T: Value>((pool, isa): (&Pool, Isa), dy: &[f32], dx: &mu
 }
 
 const AVERAGE_LEN: usize = 1 << 12;
+/// Values of a row that are worked on at a time: what is read of nine pixels stays in the first-level cache.
+const PART: usize = 256;
