@@ -1,7 +1,7 @@
 //! The forward pass with running statistics: each convolution, its normalisation, ReLU and residual add
 //! in one pass over memory, and no more memory than the largest block needs.
 
-use kernels::{Arena, Folded, Isa, Linear, Pool, Tile, average_forward};
+use kernels::{Arena, Folded, Isa, Linear, Pool, Scratch, Tile, average_forward};
 
 use crate::cifar::{Batch, CLASSES};
 use crate::network::{Block, Network, Unit};
@@ -132,7 +132,9 @@ impl Inference {
             let y = &mut y.as_mut_slice()[..unit.conv.output_len(n)];
             let add = add.map(Arena::as_slice);
             let finish = |tile: Tile<f32>| fold.finish_tile(exec.1, (add, relu), tile);
-            let results = (y, &mut *self.sums, self.scratch.as_mut_slice());
+            // Weights are read as they are.
+            let scratch = Scratch { panels: &mut [], parts: self.scratch.as_mut_slice() };
+            let results = (y, &mut *self.sums, scratch);
             let beside = add.as_slice();
             unit.conv.forward(exec, n, operands, results, (beside, finish));
         };

@@ -11,8 +11,8 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Slope, Statistics,
-    Sums, Tile, Value, average_backward, average_forward, mask_tile, measure_tile,
+    Arena, BatchNorm, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Scratch, Slope,
+    Statistics, Sums, Tile, Value, average_backward, average_forward, mask_tile, measure_tile,
     softmax_cross_entropy, visit_tiles,
 };
 
@@ -170,8 +170,7 @@ impl<T: Value> ResNet<T> {
         match x {
             Some(x) => {
                 let (z, rest) = around(&mut self.arena, z);
-                let weight = T::panels(exec, weight, self.panels.as_mut_slice());
-                let results = (z, sums, self.scratch.as_mut_slice());
+                let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
                 unit.conv.forward(exec, n, (rest.get(x), weight), results, (&[], measure));
             }
             None => {
@@ -375,14 +374,12 @@ impl<T: Value> ResNet<T> {
         let results = (&mut flow.gradients[weight.clone()], self.scratch.as_mut_slice());
         unit.conv.backward_weight(exec, n, operands, results);
 
-        let panels = &mut self.panels.as_mut_slice()[..weight.len()];
-        unit.conv.transpose(exec, &flow.params[weight], panels);
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (dx, rest) = around(&mut self.arena, target.clone());
         let behind = view.behind(behind, &rest);
         let sums = self.sums.tiles(unit.conv.input_tiles(n));
-        let operands = (rest.get(dz), &*panels);
-        let results = (dx, sums, self.scratch.as_mut_slice());
+        let operands = (rest.get(dz), &flow.params[weight]);
+        let results = (dx, sums, scratch(&mut self.panels, &mut self.scratch));
         let beside = behind.reads();
         let beside = &beside[..beside.iter().take_while(|data| !data.is_empty()).count()];
         unit.conv.backward_input(
@@ -426,6 +423,11 @@ impl<T: Value> ResNet<T> {
     fn y(&self, index: usize, n: usize) -> Range<usize> {
         self.plan.y(index, n)
     }
+}
+
+/// What convolutions work with.
+fn scratch<'a, T: Value>(panels: &'a mut Arena<T>, parts: &'a mut Arena) -> Scratch<'a, T> {
+    Scratch { panels: panels.as_mut_slice(), parts: parts.as_mut_slice() }
 }
 
 /// What a gradient by some convolution's input is the gradient of.

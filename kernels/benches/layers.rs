@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use kernels::{
-    Arena, Bf16, Conv, Folded, Identity, Isa, Mask, Normalised, Pool, Slope, Sums, Tile, Value,
-    mask_tile, measure_tile,
+    Arena, Bf16, Conv, Folded, Identity, Isa, Mask, Normalised, Pool, Scratch, Slope, Sums, Tile,
+    Value, mask_tile, measure_tile,
 };
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
@@ -32,8 +32,8 @@ fn main() {
     table::<f32>((&pool, isa), (&stem, &tier, is_fast), batch, &wanted);
 }
 
-/// Passes of a layer: three convolutions, with what is done to their tiles, and three over memory.
-const PASSES: usize = 6;
+/// Passes of a layer: three convolutions, with what is done to their tiles, and two over memory.
+const PASSES: usize = 5;
 
 fn table<T: Value>(
     (pool, isa): (&Pool, Isa),
@@ -49,10 +49,10 @@ fn table<T: Value>(
     println!(
         "GFLOP/s, and share of the peak that is measured beside; the passes include the sums for"
     );
-    println!("normalisation; activate, slope (its gradient) and turn (of the weights) in ms");
+    println!("normalisation; activate and slope (its gradient) in ms");
     println!(
-        "{:22} {:>2} {:>5} {:>23} {:>23} {:>23} {:>8} {:>6} {:>5}",
-        "layer", "n", "peak", "forward", "by input", "by weight", "activate", "slope", "turn"
+        "{:22} {:>2} {:>5} {:>23} {:>23} {:>23} {:>8} {:>6}",
+        "layer", "n", "peak", "forward", "by input", "by weight", "activate", "slope"
     );
     let (mut total, mut work, mut possible) = ([0.0; PASSES], [0.0; 3], [0.0; 3]);
     for shape in shapes(stem) {
@@ -74,8 +74,8 @@ fn table<T: Value>(
             let rate = flops[pass] / seconds[pass] / 1e9;
             print!(" {:7.2} ms {rate:4.0} {:5.1} %", seconds[pass] * 1e3, 100.0 * rate / peak);
         }
-        let [.., activate, slope, turn] = seconds.map(|seconds| seconds * 1e3);
-        println!(" {activate:8.2} {slope:6.2} {turn:5.2}");
+        let [.., activate, slope] = seconds.map(|seconds| seconds * 1e3);
+        println!(" {activate:8.2} {slope:6.2}");
     }
     print!("{:31}", "all");
     for pass in 0..3 {
@@ -83,8 +83,8 @@ fn table<T: Value>(
         let share = 100.0 * flops / possible[pass];
         print!(" {:7.1} ms {:4.0} {share:5.1} %", seconds * 1e3, flops / seconds / 1e9);
     }
-    let [.., activate, slope, turn] = total.map(|seconds| seconds * 1e3);
-    println!(" {activate:8.1} {slope:6.1} {turn:5.1}");
+    let [.., activate, slope] = total.map(|seconds| seconds * 1e3);
+    println!(" {activate:8.1} {slope:6.1}");
     let sum = |values: &[f64]| values.iter().sum::<f64>();
     println!(
         "convolutions of a step {:.3} s, {:.0} GFLOP/s, {:.1} % of peak; the rest of the table {:.3} s",
@@ -211,9 +211,7 @@ impl<T: Value> Layer<T> {
                 let (y, dy) = (self.y.as_slice(), self.dy.as_mut_slice());
                 self.fold.activate(exec, y, Identity::None, dy);
             }
-            4 => self.slope.apply_in_place(exec, self.y.as_slice(), self.dy.as_mut_slice()),
-            _ if self.conv.channels_in == 3 => {}
-            _ => self.conv.transpose(exec, self.w.as_slice(), self.panels.as_mut_slice()),
+            _ => self.slope.apply_in_place(exec, self.y.as_slice(), self.dy.as_mut_slice()),
         }
     }
 
@@ -226,9 +224,10 @@ impl<T: Value> Layer<T> {
             let operands = (self.images.as_slice(), self.w.as_slice());
             conv.forward_images(exec, n, operands, (y, sums), finish);
         } else {
-            let panels = T::panels(exec, self.w.as_slice(), self.panels.as_mut_slice());
-            let results = (y, sums, self.scratch.as_mut_slice());
-            conv.forward(exec, n, (self.x.as_slice(), panels), results, (&[], finish));
+            let scratch =
+                Scratch { panels: self.panels.as_mut_slice(), parts: self.scratch.as_mut_slice() };
+            let operands = (self.x.as_slice(), self.w.as_slice());
+            conv.forward(exec, n, operands, (y, sums, scratch), (&[], finish));
         }
         self.sums.add_up(exec);
     }
@@ -239,10 +238,11 @@ impl<T: Value> Layer<T> {
             return;
         }
         let shape = conv.input_tiles(n);
-        let scratch = self.scratch.as_mut_slice();
+        let scratch =
+            Scratch { panels: self.panels.as_mut_slice(), parts: self.scratch.as_mut_slice() };
         let results = (self.dx.as_mut_slice(), self.sums.tiles(shape), scratch);
         let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };
-        let operands = (self.dy.as_slice(), self.panels.as_slice());
+        let operands = (self.dy.as_slice(), self.w.as_slice());
         let beside = &[self.other.as_slice(), of.z][..];
         let finish = |tile: Tile<T>| {
             mask_tile(exec.1, Mask::Output(self.other.as_slice()), (of, None), tile);

@@ -55,6 +55,14 @@ pub struct Conv {
     winograd: Option<Winograd>,
 }
 
+/// Memory that a pass works with, whatever it holds.
+pub struct Scratch<'a, T> {
+    /// [`Conv::weights`] values: the weights as the pass reads them, where it does not as they are.
+    pub panels: &'a mut [T],
+    /// [`Conv::scratch_len`] values.
+    pub parts: &'a mut [f32],
+}
+
 /// Why a layer cannot be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShapeError {
@@ -199,24 +207,24 @@ impl Conv {
 
     /// `y = x * w`; all of `y` is written. `finish` is called for each tile of `y` once it is complete;
     /// `beside` is what it reads of the size of `y`, up to three slices. `sums` has [`Conv::sums_len`] values
-    /// for it, `scratch` has [`Conv::scratch_len`].
+    /// for it.
     pub fn forward<T: Value>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        exec: (&Pool, Isa),
         n: usize,
-        (x, w): (&[T], &[T]),
-        (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
-        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+        (x, w): (&[T], &[f32]),
+        (y, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
+        after: (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        if let Some(winograd) = self.winograd(isa)
-            && let (Some(x), Some(w)) = (T::single(x), T::single(w))
+        if let Some(winograd) = self.winograd(exec.1)
+            && let Some(x) = T::single(x)
         {
-            return winograd.forward((pool, isa), n, (x, w), (y, sums, scratch), (beside, finish));
+            return winograd.forward(exec, n, (x, w), (y, sums, scratch.parts), after);
         }
         let shapes = (self.rows(self.output, n), self.output_tiles(n));
-        let pass = self.pass_forward();
-        pass.finish((pool, isa), (x, w), shapes, (y, sums), false, (beside, finish));
+        let panels = T::panels(exec, w, scratch.panels);
+        self.pass_forward().finish(exec, (x, panels), shapes, (y, sums), false, after);
     }
 
     /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
@@ -250,38 +258,39 @@ impl Conv {
         });
     }
 
-    /// `dx = dy * w'`, or `dx +=` where `accumulate` is set. `transposed` holds the weights as
-    /// [`Conv::transpose`] wrote them; `finish` and `beside` are as in [`Conv::forward`].
+    /// `dx = dy * w'`, or `dx +=` where `accumulate` is set; `finish` and `beside` are as in
+    /// [`Conv::forward`].
     ///
     /// # Panics
     /// If the input channels are no multiple of 64 (the first layer needs no such gradient).
     pub fn backward_input<T: Value>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        exec: (&Pool, Isa),
         n: usize,
-        (dy, transposed): (&[T], &[T]),
-        (dx, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
+        (dy, w): (&[T], &[f32]),
+        (dx, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
         accumulate: bool,
-        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+        after: (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
-        assert_eq!((dy.len(), transposed.len()), (self.output_len(n), self.weights()));
-        if let Some(winograd) = self.winograd(isa).filter(|_| !accumulate)
-            && let (Some(dy), Some(w)) = (T::single(dy), T::single(transposed))
+        assert_eq!((dy.len(), w.len()), (self.output_len(n), self.weights()));
+        let panels = &mut scratch.panels[..self.weights()];
+        self.transpose(exec, w, panels);
+        if let Some(winograd) = self.winograd(exec.1).filter(|_| !accumulate)
+            && let (Some(dy), Some(w)) = (T::single(dy), T::single(panels))
         {
-            let results = (dx, sums, scratch);
-            return winograd.backward_input((pool, isa), n, (dy, w), results, (beside, finish));
+            let results = (dx, sums, scratch.parts);
+            return winograd.backward_input(exec, n, (dy, w), results, after);
         }
         let (taps, is_fast) = (self.taps(), self.is_fast);
         let pass = Pass { table: &self.backward, taps, k: self.channels_out, is_fast };
         let shapes = (self.rows(self.input, n), self.input_tiles(n));
-        let (operands, results) = ((dy, transposed), (dx, sums));
-        pass.finish((pool, isa), operands, shapes, results, accumulate, (beside, finish));
+        pass.finish(exec, (dy, panels), shapes, (dx, sums), accumulate, after);
     }
 
     /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`; those of
     /// taps that hit no pixel are left out.
-    pub fn transpose<T: Value>(&self, (pool, isa): (&Pool, Isa), w: &[f32], transposed: &mut [T]) {
+    fn transpose<T: Value>(&self, (pool, isa): (&Pool, Isa), w: &[f32], transposed: &mut [T]) {
         let taps = self.taps();
         assert_eq!(w.len(), self.weights());
         let turned = [self.channels_in / PANEL, taps, self.channels_out, PANEL];

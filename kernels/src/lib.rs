@@ -57,7 +57,7 @@ mod winograd;
 mod x86_64;
 
 pub use arena::Arena;
-pub use conv::{Conv, PANEL, ShapeError, panel_index};
+pub use conv::{Conv, PANEL, Scratch, ShapeError, panel_index};
 pub use isa::Isa;
 pub use linear::Linear;
 pub use loss::softmax_cross_entropy;

@@ -556,7 +556,7 @@ fn split<const N: usize>(data: &mut [f32]) -> [&mut [f32]; N] {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Conv, Isa, Pool, Tile, measure_tile, sums_len, visit_tiles};
+    use crate::{Conv, Isa, Pool, Scratch, Tile, measure_tile, sums_len, visit_tiles};
 
     /// With batches that are cut into small tiles, and one that is not.
     #[test]
@@ -573,7 +573,8 @@ mod tests {
                 [conv.output_len(n), conv.scratch_len(n)].map(|len| vec![0.0; len]);
             let shape = conv.output_tiles(n);
             let [mut sums, mut later] = [0, 1].map(|_| vec![f32::NAN; conv.sums_len(n)]);
-            let results = (&mut *y, &mut *sums, &mut *scratch);
+            let scratch = Scratch { panels: &mut [], parts: &mut scratch };
+            let results = (&mut *y, &mut *sums, scratch);
             let measure = |tile: Tile<f32>| measure_tile(isa, &pivot, tile);
             conv.forward(exec, n, (&x, &w), results, (&[], measure));
             visit_tiles(&pool, shape, &mut y, &mut later, measure);

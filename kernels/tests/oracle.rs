@@ -4,8 +4,8 @@
 use kernels::scalar::{self, Window};
 use kernels::{
     Arena, BatchNorm, Bf16, Conv, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised, PANEL,
-    Pool, Slope, Statistics, Sums, Tile, Value, average_backward, average_forward, mask_tile,
-    measure_tile, softmax_cross_entropy, sums_len, visit_tiles,
+    Pool, Scratch, Slope, Statistics, Sums, Tile, Value, average_backward, average_forward,
+    mask_tile, measure_tile, softmax_cross_entropy, sums_len, visit_tiles,
 };
 use ndarray::{Array1, Array2, Array4, ArrayView4};
 
@@ -136,6 +136,10 @@ fn bfloat16_convolutions_match_the_oracle_over_rounded_operands() {
     }
 }
 
+fn with<'a, T>(panels: &'a mut [T], parts: &'a mut [f32]) -> Scratch<'a, T> {
+    Scratch { panels, parts }
+}
+
 fn convolution_case<T: Value>(case: &Case, rounding: f64) {
     convolution_case_by::<T>(case, rounding, |conv| conv);
 }
@@ -165,6 +169,7 @@ fn convolution_case_by<T: Value>(case: &Case, rounding: f64, way: fn(Conv) -> Co
         let nan = T::narrow(f32::NAN);
         let mut y = vec![nan; conv.output_len(n)];
         let mut dw = vec![f32::NAN; conv.weights()];
+        let mut panels = vec![nan; conv.weights()];
         let mut scratch = vec![f32::NAN; conv.scratch_len(n)];
         if first {
             let results = (&mut *y, &mut *sums);
@@ -172,9 +177,8 @@ fn convolution_case_by<T: Value>(case: &Case, rounding: f64, way: fn(Conv) -> Co
             let results = (&mut *dw, &mut *scratch);
             conv.backward_weight_images(exec, n, (&x_plain, &dy), results);
         } else {
-            let mut packed = vec![nan; conv.weights()];
-            let panels = T::panels(exec, &weights, &mut packed);
-            conv.forward(exec, n, (&x, panels), (&mut y, &mut sums, &mut scratch), (&[], |_| {}));
+            let results = (&mut *y, &mut *sums, with(&mut panels, &mut scratch));
+            conv.forward(exec, n, (&x, &weights), results, (&[], |_| {}));
             conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         }
         let y_bound = bound(kernel * kernel * channels[0]) + rounding;
@@ -188,13 +192,11 @@ fn convolution_case_by<T: Value>(case: &Case, rounding: f64, way: fn(Conv) -> Co
             continue;
         }
         let dx4 = scalar::conv_backward_input(x4.dim(), filter.view(), dy4.view(), window);
-        let mut transposed = vec![nan; conv.weights()];
-        conv.transpose(exec, &weights, &mut transposed);
         let mut dx = vec![nan; x.len()];
         let dx_bound = bound(kernel * kernel * channels[1]) + rounding;
         for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
-            let results = (&mut *dx, &mut *sums, &mut *scratch);
-            conv.backward_input(exec, n, (&dy, &transposed), results, accumulate, (&[&x], |_| {}));
+            let results = (&mut *dx, &mut *sums, with(&mut panels, &mut scratch));
+            conv.backward_input(exec, n, (&dy, &weights), results, accumulate, (&[&x], |_| {}));
             check(&widened(&dx), dx4.iter().map(|v| times * v), dx_bound, &what);
         }
     }
@@ -467,18 +469,19 @@ fn bits_agree(conv: &Conv) -> Vec<u32> {
         let pixels = conv.output[0] * conv.output[1];
         let mut sums = Sums::new(conv.sums_len(n), 128);
         let mut all = vec![0.0; conv.output_len(n)];
+        let mut panels = vec![0.0; conv.weights()];
         let mut scratch = vec![0.0; conv.scratch_len(n)];
         let finish = |tile: Tile<f32>| measure_tile(isa, &[0.0; 128], tile);
-        let results = (&mut *all, sums.tiles(conv.output_tiles(n)), &mut *scratch);
+        let tiles = sums.tiles(conv.output_tiles(n));
+        let results = (&mut *all, tiles, with(&mut panels, &mut scratch));
         conv.forward(exec, n, (&x, &w), results, (&[], finish));
         sums.add_up(exec);
         let mut statistics = Statistics::new(128);
         statistics.set(&sums, pixels * n, &[0.0; 128]);
-        let mut transposed = vec![0.0; conv.weights()];
-        conv.transpose(exec, &w, &mut transposed);
         let mut dx = vec![0.0; x.len()];
-        let results = (&mut *dx, sums.tiles(conv.input_tiles(n)), &mut *scratch);
-        conv.backward_input(exec, n, (&dy, &transposed), results, false, (&[], |_| {}));
+        let tiles = sums.tiles(conv.input_tiles(n));
+        let results = (&mut *dx, tiles, with(&mut panels, &mut scratch));
+        conv.backward_input(exec, n, (&dy, &w), results, false, (&[], |_| {}));
         let mut dw = vec![0.0; w.len()];
         conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         all.extend(statistics.mean.iter().chain(&statistics.variance));
@@ -518,9 +521,7 @@ fn streamed_case<T: Value>(isa: Isa, conv: &Conv) {
     let turned = Conv::new(conv.output, [k, c], 1, 1, 0).expect("shape").with_fast_algorithms();
     let (x, _) = stored::<T>(conv.input_len(n), 1);
     let (before, _) = stored::<T>(len, 2);
-    let weights = values(conv.weights(), 3);
-    let mut panels = vec![T::default(); conv.weights()];
-    turned.transpose(exec, &values(turned.weights(), 4), &mut panels);
+    let (weights, other) = (values(conv.weights(), 3), values(turned.weights(), 4));
     let mean = vec![0.1; k];
     let run = |aside: usize| -> Vec<T> {
         let [mut y, mut dx] = [0, 1].map(|_| Arena::new(len + aside).expect("memory"));
@@ -529,12 +530,11 @@ fn streamed_case<T: Value>(isa: Isa, conv: &Conv) {
         let mut sums = vec![0.0; conv.sums_len(n)];
         let of = Normalised { z: &before, mean: &mean };
         let finish = |tile: Tile<T>| mask_tile(isa, Mask::Output(&before), (of, None), tile);
-        let mut packed = vec![T::default(); conv.weights()];
-        let forward = T::panels(exec, &weights, &mut packed);
-        let results = (&mut *y, &mut *sums, &mut [][..]);
-        conv.forward(exec, n, (&x, forward), results, (&[&before], finish));
-        let results = (&mut *dx, &mut *sums, &mut [][..]);
-        turned.backward_input(exec, n, (&x, &panels), results, true, (&[&before], finish));
+        let mut panels = vec![T::default(); conv.weights()];
+        let results = (&mut *y, &mut *sums, with(&mut panels, &mut []));
+        conv.forward(exec, n, (&x, &weights), results, (&[&before], finish));
+        let results = (&mut *dx, &mut *sums, with(&mut panels, &mut []));
+        turned.backward_input(exec, n, (&x, &other), results, true, (&[&before], finish));
         [&*y, &*dx].concat()
     };
     let (streamed, plain) = (run(0), run(1));
