@@ -110,7 +110,7 @@ pub struct Args {
     /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
     #[argh(option, default = "Precision::Fp32")]
     precision: Precision,
-    /// convolutions in fp32: auto (Winograd's, Strassen's) or direct [auto]
+    /// convolutions: auto (Winograd's, Strassen's) or direct [auto]
     #[argh(option, default = "Algorithm::Auto")]
     conv: Algorithm,
     /// crop and flip: standard or none [standard]
@@ -243,7 +243,7 @@ struct BenchArgs {
     /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
     #[argh(option, default = "Precision::Fp32")]
     precision: Precision,
-    /// convolutions in fp32: auto (Winograd's, Strassen's) or direct [auto]
+    /// convolutions: auto (Winograd's, Strassen's) or direct [auto]
     #[argh(option, default = "Algorithm::Auto")]
     conv: Algorithm,
     /// images of a step [128]

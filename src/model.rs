@@ -39,11 +39,9 @@ impl Model {
                 ),
             ));
         }
+        let network = network.computed(conv);
         Ok(match precision {
-            Precision::Fp32 => {
-                let network = network.computed(conv);
-                Self::Single(Box::new(ResNet::new(network, batch_max, pool, isa)?))
-            }
+            Precision::Fp32 => Self::Single(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
             Precision::Bf16 => Self::Half(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
         })
     }

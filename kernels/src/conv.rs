@@ -47,6 +47,8 @@ pub struct Conv {
     backward: Table,
     /// Bits of the taps that hit any pixel.
     used: u64,
+    /// Whether the stride is 1 and the border keeps the size.
+    keeps_size: bool,
     /// Whether each output pixel is made of the same input pixel alone: then pixels and images are one
     /// long list of rows.
     is_pointwise: bool,
@@ -131,18 +133,20 @@ impl Conv {
             forward,
             backward,
             used,
+            keeps_size: stride == 1 && kernel == 2 * pad + 1,
             is_pointwise,
             is_fast: false,
             winograd: None,
         })
     }
 
-    /// Computes with fewer multiplications in `f32` on vector tiers, where the shape allows it: by Winograd's
-    /// F(4x4, 3x3), three to four times fewer for about ten times the rounding error, else by Strassen's
-    /// product, an eighth fewer.
+    /// Computes with fewer multiplications on vector tiers, where the shape allows it: by Winograd's F(4x4, 3x3),
+    /// three to four times fewer for about ten times the rounding error of `f32`, or over maps of 2x2 not
+    /// quite half as many; else, in `f32`, by Strassen's product, an eighth fewer. In between all is `f32`,
+    /// whatever activations are stored as.
     #[must_use]
     pub fn with_fast_algorithms(mut self) -> Self {
-        if self.kernel == 3 && self.input == self.output {
+        if self.kernel == 3 && self.keeps_size {
             self.winograd = Winograd::new(self.input, [self.channels_in, self.channels_out]);
         }
         self.is_fast = true;
@@ -154,9 +158,10 @@ impl Conv {
         self.winograd.is_some()
     }
 
-    /// What computes passes over `f32` by Winograd's algorithm, where it was chosen.
-    fn winograd(&self, isa: Isa) -> Option<&Winograd> {
-        self.winograd.as_ref().filter(|_| isa != Isa::Portable)
+    /// What computes passes by Winograd's algorithm, where it was chosen and pays.
+    fn winograd<T: Value>(&self, isa: Isa) -> Option<&Winograd> {
+        let pays = |winograd: &&Winograd| isa != Isa::Portable && winograd.pays(T::WORD);
+        self.winograd.as_ref().filter(pays)
     }
 
     /// Number of weights.
@@ -217,9 +222,7 @@ impl Conv {
         after: (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        if let Some(winograd) = self.winograd(exec.1)
-            && let Some(x) = T::single(x)
-        {
+        if let Some(winograd) = self.winograd::<T>(exec.1) {
             return winograd.forward(exec, n, (x, w), (y, sums, scratch.parts), after);
         }
         let shapes = (self.rows(self.output, n), self.output_tiles(n));
@@ -245,7 +248,7 @@ impl Conv {
             pass.sum((x, w), (pixel, shape.1, image, tile.channel), |terms, k| {
                 let rows = (tile.values.nrows(), PANEL);
                 let c = ArrayViewMut2::from_shape(rows, &mut *sum).expect("whole rows");
-                multiply(isa, terms, k, c, false, Beside::NOTHING);
+                multiply(isa, terms, k, c, false, Beside::<T>::NOTHING);
             });
             for (mut row, sum) in tile.values.rows_mut().into_iter().zip(sum.chunks_exact(PANEL)) {
                 let row = row.as_slice_mut().expect("rows are contiguous");
@@ -274,14 +277,12 @@ impl Conv {
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         assert_eq!((dy.len(), w.len()), (self.output_len(n), self.weights()));
-        let panels = &mut scratch.panels[..self.weights()];
-        self.transpose(exec, w, panels);
-        if let Some(winograd) = self.winograd(exec.1).filter(|_| !accumulate)
-            && let (Some(dy), Some(w)) = (T::single(dy), T::single(panels))
-        {
+        if let Some(winograd) = self.winograd::<T>(exec.1).filter(|_| !accumulate) {
             let results = (dx, sums, scratch.parts);
             return winograd.backward_input(exec, n, (dy, w), results, after);
         }
+        let panels = &mut scratch.panels[..self.weights()];
+        self.transpose(exec, w, panels);
         let (taps, is_fast) = (self.taps(), self.is_fast);
         let pass = Pass { table: &self.backward, taps, k: self.channels_out, is_fast };
         let shapes = (self.rows(self.input, n), self.input_tiles(n));
@@ -313,9 +314,7 @@ impl Conv {
         results: (&mut [f32], &mut [f32]),
     ) {
         let ((x, dy), (dw, scratch)) = (operands, results);
-        if let Some(winograd) = self.winograd(exec.1)
-            && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
-        {
+        if let Some(winograd) = self.winograd::<T>(exec.1) {
             return winograd.backward_weight(exec, n, (x, dy), dw, scratch);
         }
         if self.sums_pairs(exec.1, n)

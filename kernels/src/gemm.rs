@@ -106,7 +106,7 @@ pub(crate) fn multiply(
     (k, stride): (usize, usize),
     mut c: ArrayViewMut2<f32>,
     accumulate: bool,
-    beside: Beside<f32>,
+    beside: Beside<impl Copy>,
 ) {
     assert_eq!(c.ncols(), PANEL);
     match isa {
@@ -353,7 +353,7 @@ mod tests {
                             (k, stride),
                             c.view_mut(),
                             accumulate,
-                            Beside::NOTHING,
+                            Beside::<f32>::NOTHING,
                         );
                         let want = Array2::from_shape_fn((n, PANEL), |(row, col)| {
                             let mut sum = if accumulate { 0.5_f64 } else { 0.0 };
@@ -414,7 +414,7 @@ mod tests {
             .iter()
             .map(|&isa| {
                 let mut c = Array2::zeros((n, PANEL));
-                multiply(isa, &terms, (k, k), c.view_mut(), false, Beside::NOTHING);
+                multiply(isa, &terms, (k, k), c.view_mut(), false, Beside::<f32>::NOTHING);
                 c
             })
             .collect();

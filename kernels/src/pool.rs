@@ -136,53 +136,57 @@ impl Pool {
         });
     }
 
-    /// As [`Pool::for_each_block`], with a part of `scratch` for each task, of `len` values: as many tasks
-    /// run at a time as there are parts.
-    pub fn for_each_block_in<T: Send, U: Send>(
+    /// As [`Pool::for_each_block_with`], with a part of `scratch` besides for each task, of `len` values: as
+    /// many tasks run at a time as there are parts.
+    pub fn for_each_block_in<T: Send, U: Send, S>(
         &self,
         (data, block): (ArrayViewMut4<T>, [usize; 4]),
         scratch: (&mut [U], usize),
-        task: impl Fn([usize; 4], ArrayViewMut4<T>, &mut [U]) + Sync,
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, &mut [U]) + Sync,
     ) {
         let blocks = Blocks::new(data, block);
-        self.run_in(blocks.count(), scratch, |index, scratch| {
+        self.run_in(blocks.count(), scratch, state, |state, index, scratch| {
             let origin = blocks.origin(index);
             // SAFETY: `run_in` calls each index once, so each block is borrowed once.
-            task(origin, unsafe { blocks.piece(origin) }, scratch);
+            task(state, origin, unsafe { blocks.piece(origin) }, scratch);
         });
     }
 
     /// As [`Pool::for_each_block_in`] over two arrays that are cut into the same grid; the origin is the
     /// first one's.
-    pub fn for_each_block2_in<T: Send, U: Send, V: Send>(
+    pub fn for_each_block2_in<T: Send, U: Send, V: Send, S>(
         &self,
         first: (ArrayViewMut4<T>, [usize; 4]),
         second: (ArrayViewMut4<U>, [usize; 4]),
         scratch: (&mut [V], usize),
-        task: impl Fn([usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>, &mut [V]) + Sync,
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>, &mut [V]) + Sync,
     ) {
         let (first, second) = (Blocks::new(first.0, first.1), Blocks::new(second.0, second.1));
         assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
-        self.run_in(first.count(), scratch, |index, scratch| {
+        self.run_in(first.count(), scratch, state, |state, index, scratch| {
             let origin = first.origin(index);
             // SAFETY: `run_in` calls each index once, so each block is borrowed once.
             let (a, b) = unsafe { (first.piece(origin), second.piece(second.origin(index))) };
-            task(origin, a, b, scratch);
+            task(state, origin, a, b, scratch);
         });
     }
 
-    /// As [`Pool::run`], with a part of `scratch` for each task.
-    fn run_in<U: Send>(
+    /// As [`Pool::run_with`], with a part of `scratch` for each task.
+    fn run_in<U: Send, S>(
         &self,
         tasks: usize,
         (scratch, len): (&mut [U], usize),
-        task: impl Fn(usize, &mut [U]) + Sync,
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, usize, &mut [U]) + Sync,
     ) {
         let next = AtomicUsize::new(0);
         let parts = (scratch.len() / len).min(self.threads());
         assert!(parts > 0, "scratch of {} values, parts of {len}", scratch.len());
         self.for_each_chunk(&mut scratch[..parts * len], len, |_, scratch| {
-            claim(&next, tasks, |index| task(index, scratch));
+            let mut state = state();
+            claim(&next, tasks, |index| task(&mut state, index, scratch));
         });
     }
 
@@ -479,13 +483,18 @@ mod tests {
             let mut array = Array4::<u32>::zeros((3, 4, 5, 6));
             let mut scratch = vec![0; 8 * parts + 5];
             let target = (array.view_mut(), [1, 1, 2, 6]);
-            pool.for_each_block_in(target, (&mut scratch, 8), |[a, b, c, _], mut block, part| {
-                let mark = (100 * a + 10 * b + c) as u32;
-                part.fill(mark);
-                std::thread::yield_now();
-                assert!(part.len() == 8 && part.iter().all(|&value| value == mark));
-                block.mapv_inplace(|value| value + 1);
-            });
+            pool.for_each_block_in(
+                target,
+                (&mut scratch, 8),
+                || (),
+                |(), [a, b, c, _], mut block, part| {
+                    let mark = (100 * a + 10 * b + c) as u32;
+                    part.fill(mark);
+                    std::thread::yield_now();
+                    assert!(part.len() == 8 && part.iter().all(|&value| value == mark));
+                    block.mapv_inplace(|value| value + 1);
+                },
+            );
             assert!(array.iter().all(|&value| value == 1), "{threads} threads, {parts} parts");
         }
     }

@@ -9,6 +9,7 @@ use crate::gemm::{self, Beside, Matrix, Next, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::strassen;
+use crate::winograd::SLICE;
 
 /// A bfloat16: the upper half of an `f32`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,13 +37,9 @@ pub trait Product: Copy + Default + Send + Sync + 'static {
     #[doc(hidden)]
     fn single(values: &[Self]) -> Option<&[f32]>;
 
-    /// The same values, where the format is `f32`.
+    /// As many zeros as are read at a time outside of a map.
     #[doc(hidden)]
-    fn single_mut(values: &mut [Self]) -> Option<&mut [f32]>;
-
-    /// The same values, where the format is `f32`.
-    #[doc(hidden)]
-    fn of_single_mut(values: &mut [f32]) -> Option<&mut [Self]>;
+    fn zeros() -> &'static [Self];
 
     /// See [`gemm::multiply`].
     #[doc(hidden)]
@@ -144,12 +141,8 @@ impl Product for f32 {
         Some(values)
     }
 
-    fn single_mut(values: &mut [f32]) -> Option<&mut [f32]> {
-        Some(values)
-    }
-
-    fn of_single_mut(values: &mut [f32]) -> Option<&mut [f32]> {
-        Some(values)
+    fn zeros() -> &'static [f32] {
+        &[0.0; SLICE]
     }
 
     fn multiply(
@@ -214,12 +207,8 @@ impl Product for Bf16 {
         None
     }
 
-    fn single_mut(_: &mut [Bf16]) -> Option<&mut [f32]> {
-        None
-    }
-
-    fn of_single_mut(_: &mut [f32]) -> Option<&mut [Bf16]> {
-        None
+    fn zeros() -> &'static [Bf16] {
+        &[Bf16(0); SLICE]
     }
 
     fn multiply(

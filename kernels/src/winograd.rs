@@ -1,44 +1,78 @@
-//! Winograd's convolution F(4x4, 3x3): 36 multiplications where the direct one needs 144.
+//! Winograd's convolutions: 36 multiplications where the direct one needs 144, and 9 where it needs 16.
 //!
 //! ```text
-//! forward         y  = A'[ (G w G') . (B' x B) ]A      tiles of 6x6 inputs to 4x4 outputs
+//! forward         y  = A'[ (G w G') . (B' x B) ]A      tiles of inputs to tiles of outputs
 //! by input        the same over dy with the filter turned round
 //! by weight       dw = G'[ sum (B' x B) . (A dy A') ]G
 //! ```
 //!
-//! Lavin and Gray (2015). The products `.` are sums over channels (or images): 36 matrix products, by
-//! the same kernels as the direct convolution. In `[H][W][N][C]` every transform works on whole slices,
-//! element by element. A group of tiles at a time goes through the three stages: with few channels, one
-//! that a thread keeps in its second-level cache; with more, when the weights are too many to be read for
-//! so few rows, one that all threads share in the last-level cache. Only for 3x3 filters with stride 1
-//! over maps whose sides are multiples of 4, in `f32`, on vector tiers. The rounding errors are larger
-//! than the direct convolution's by about ten.
+//! Winograd, "Arithmetic Complexity of Computations" (1980); Lavin and Gray (2015). The products `.` are sums
+//! over channels (or images): matrix products, by the same kernels as the direct convolution. In
+//! `[H][W][N][C]` every transform works on whole slices, element by element. A group of tiles at a time goes
+//! through the three stages: with few channels, one that a thread keeps in its second-level cache
+//! ([`alone`]); with more, when the weights are too many to be read for so few rows, one that all threads
+//! share in the last-level cache. Only for 3x3 filters with stride 1 over maps of 2x2 or whose sides are
+//! multiples of 4, on vector tiers. Everything between activations is `f32`. The rounding errors are larger
+//! than the direct convolution's by about ten (maps of 2x2: about the same).
 
-use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis, ShapeBuilder, s};
+mod alone;
+mod stage;
 
-use crate::gemm::{self, Beside, Matrix, Next, PANEL, Term};
+use ndarray::{Axis, s};
+
+use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, stream, view4, visit_tiles};
+use crate::tile::{IMAGES, Tile, view4, visit_tiles};
 use crate::value::Value;
 
-/// Side of a tile of outputs.
-const TILE: usize = 4;
-/// Side of a tile of inputs.
-const SIDE: usize = TILE + 2;
-/// Products of a tile.
-const FREQUENCIES: usize = SIDE * SIDE;
+use stage::{Map, add_products, distance, slices};
+
+/// Most products of a tile.
+pub(crate) const PRODUCTS_MAX: usize = 36;
 /// Taps of the filter.
 const TAPS: usize = 9;
 /// Values of one frequency of a shared group, about: 36 of them are 4.5 MiB.
 const GROUP: usize = 1 << 15;
-/// Most channels of layers whose groups a thread keeps to itself, and rows of such a group.
-const OWN_CHANNELS: usize = 128;
-const OWN_ROWS: usize = 16;
-/// Threads that have room for a group.
-const OWN_PARTS: usize = 64;
-/// Values between two frequencies: five cache lines, so that 36 of them lie in different sets.
-const GAP: usize = 80;
+/// Values of one slice that one task transforms, about: 36 of them stay in the second-level cache.
+pub(crate) const SLICE: usize = 2048;
+
+/// How a map is cut into tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// F(4x4, 3x3): 6x6 inputs to 4x4 outputs by 36 products.
+    Four,
+    /// A map of 2x2, whose border is known to be zero: a product of a Toeplitz matrix of 2 by 2 in either
+    /// direction, with 3 multiplications each.
+    Two,
+}
+
+impl Scheme {
+    fn of(size: [usize; 2]) -> Option<Self> {
+        match size {
+            [2, 2] => Some(Self::Two),
+            _ => size.iter().all(|side| side.is_multiple_of(4)).then_some(Self::Four),
+        }
+    }
+
+    /// Sides of a tile's inputs, products and outputs.
+    fn sides(self) -> [usize; 3] {
+        match self {
+            Self::Four => [6, 6, 4],
+            Self::Two => [2, 3, 2],
+        }
+    }
+
+    /// Side of a tile of outputs.
+    fn tile(self) -> usize {
+        self.sides()[2]
+    }
+
+    /// Products of a tile.
+    fn products(self) -> usize {
+        self.sides()[1].pow(2)
+    }
+}
 
 /// One of the five transforms.
 #[derive(Clone, Copy, Debug)]
@@ -52,30 +86,37 @@ pub(crate) enum Transform {
 
 impl Transform {
     /// Sides of the squares it reads and writes.
-    pub(crate) fn sides(self) -> (usize, usize) {
+    pub(crate) fn sides(self, scheme: Scheme) -> [usize; 2] {
+        let [inputs, products, outputs] = scheme.sides();
         match self {
-            Self::Input => (SIDE, SIDE),
-            Self::Weights => (3, SIDE),
-            Self::Output => (SIDE, TILE),
-            Self::Gradient => (TILE, SIDE),
-            Self::Result => (SIDE, 3),
+            Self::Input => [inputs, products],
+            Self::Weights => [3, products],
+            Self::Output => [products, outputs],
+            Self::Gradient => [outputs, products],
+            Self::Result => [products, 3],
         }
     }
 
-    fn apply(self, isa: Isa, sources: &[Option<&[f32]>], targets: &mut [&mut [f32]]) {
+    fn apply<S: Value, D: Value>(
+        self,
+        (isa, scheme): (Isa, Scheme),
+        sources: &[&[S]; PRODUCTS_MAX],
+        targets: &mut [&mut [D]; PRODUCTS_MAX],
+    ) {
         match isa {
             Isa::Portable => unreachable!("only vector tiers choose this convolution"),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(token) => token.transform(self, sources, targets),
+            Isa::Avx2(token) => token.transform((scheme, self), sources, targets),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.transform(self, sources, targets),
+            Isa::Avx512(token) => token.transform((scheme, self), sources, targets),
         }
     }
 }
 
-/// A 3x3 convolution with stride 1 and padding 1 over maps of `side` times 4 by `side` times 4.
+/// A 3x3 convolution with stride 1 and padding 1.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Winograd {
+    scheme: Scheme,
     /// Tiles along each side.
     tiles: [usize; 2],
     channels: [usize; 2],
@@ -99,47 +140,35 @@ impl Group {
     }
 }
 
-/// An activation to read: `[height][width][n][channels]`.
-#[derive(Clone, Copy)]
-struct Map<'a> {
-    data: &'a [f32],
-    size: [usize; 2],
-    n: usize,
-    channels: usize,
-}
-
-impl<'a> Map<'a> {
-    /// `len` values from an image of a pixel on, or `None` outside of the map.
-    fn at(&self, [h, w]: [Option<usize>; 2], image: usize, len: usize) -> Option<&'a [f32]> {
-        let (h, w) = (h.filter(|&h| h < self.size[0])?, w.filter(|&w| w < self.size[1])?);
-        let pixel = h * self.size[1] + w;
-        Some(&self.data[(pixel * self.n + image) * self.channels..][..len])
-    }
-}
-
 impl Winograd {
     /// For maps of `size` and channels in and out; `None` where it does not fit.
     pub(crate) fn new(size: [usize; 2], channels: [usize; 2]) -> Option<Self> {
-        let fits = size.iter().all(|&side| side.is_multiple_of(TILE))
-            && channels.iter().all(|&channels| channels.is_multiple_of(PANEL));
-        fits.then_some(Self { tiles: size.map(|side| side / TILE), channels })
+        let scheme = Scheme::of(size)?;
+        let fits = |channels: &usize| channels.is_multiple_of(PANEL) && *channels <= SLICE;
+        let tiles = size.map(|side| side / scheme.tile());
+        channels.iter().all(fits).then_some(Self { scheme, tiles, channels })
+    }
+
+    /// Whether it is faster than direct products of words of so many values.
+    pub(crate) fn pays(&self, word: usize) -> bool {
+        self.scheme == Scheme::Four || word == 1
     }
 
     /// Values that a pass over `n` images needs beside its operands.
     pub(crate) fn scratch_len(&self, n: usize) -> usize {
         let rows = self.groups(n).map(|group| group.rows()).max().unwrap_or(0);
         let [c, k] = self.channels;
-        let parts = if self.is_own() { OWN_PARTS * stages_len(OWN_ROWS, [c, k]) } else { 0 };
-        FREQUENCIES * c * k + stages_len(rows, [c, k]).max(parts)
+        let stages = distance(rows, c) + distance(rows, k);
+        self.weights_len() + (self.scheme.products() * stages).max(self.alone_len())
     }
 
-    /// Whether a thread keeps a group to itself.
-    fn is_own(&self) -> bool {
-        self.channels.iter().all(|&channels| channels <= OWN_CHANNELS)
+    /// Values of the transformed weights.
+    fn weights_len(&self) -> usize {
+        self.scheme.products() * self.channels[0] * self.channels[1]
     }
 
     fn size(&self) -> [usize; 2] {
-        self.tiles.map(|tiles| tiles * TILE)
+        self.tiles.map(|tiles| tiles * self.scheme.tile())
     }
 
     fn groups(&self, n: usize) -> impl Iterator<Item = Group> {
@@ -157,57 +186,49 @@ impl Winograd {
         })
     }
 
-    /// Images of a tile that is finished as soon as it is computed, if `n` are cut into such.
-    pub(crate) fn images(&self, n: usize) -> Option<usize> {
-        let images = n.min(OWN_ROWS);
-        (self.is_own() && n.is_multiple_of(images)).then_some(images)
-    }
-
-    /// The most tiles of a pixel for up to `n` images.
-    pub(crate) fn chunks(&self, n: usize) -> usize {
-        n.div_ceil(if self.is_own() { OWN_ROWS } else { IMAGES })
-    }
-
     /// `y = x * w`.
     pub(crate) fn forward<T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
-        (x, w): (&[f32], &[f32]),
+        (x, w): (&[T], &[f32]),
         results: (&mut [T], &mut [f32], &mut [f32]),
         after: (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
-        self.convolve(exec, n, self.channels, (x, w, false), results, after);
+        self.convolve(exec, n, (x, w, false), results, after);
     }
 
-    /// `dx = dy * w'` for transposed panels.
+    /// `dx = dy * w'`.
     pub(crate) fn backward_input<T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
-        (dy, w): (&[f32], &[f32]),
+        (dy, w): (&[T], &[f32]),
         results: (&mut [T], &mut [f32], &mut [f32]),
         after: (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
-        let [c, k] = self.channels;
-        self.convolve(exec, n, [k, c], (dy, w, true), results, after);
+        self.convolve(exec, n, (dy, w, true), results, after);
     }
 
+    /// Forward, or with the weights `turned` by input.
     fn convolve<T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
-        [c, k]: [usize; 2],
-        (x, w, turned): (&[f32], &[f32], bool),
+        (x, w, turned): (&[T], &[f32], bool),
         (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
         (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
     ) {
-        let (weights, scratch) = scratch.split_at_mut(FREQUENCIES * c * k);
-        transform_weights(exec, c, (w, turned), weights);
+        let (weights, scratch) = scratch.split_at_mut(self.weights_len());
+        self.transform_weights(exec, (w, turned), weights);
         let [height, width] = self.size();
+        let [mut c, mut k] = self.channels;
+        if turned {
+            (c, k) = (k, c);
+        }
         let map = Map { data: x, size: self.size(), n, channels: c };
         let shape = (height * width, n, k);
-        if self.is_own() {
+        if self.is_alone() {
             let results = (&mut *y, &mut *sums, scratch);
             self.convolve_alone(exec, (map, weights), k, results, (beside, &finish));
             if self.images(n).is_none() {
@@ -215,343 +236,65 @@ impl Winograd {
             }
             return;
         }
-        let target = T::single_mut(y).expect("only `f32` is computed this way");
-        let mut target = view4(target, [height, width, n, k]);
+        let (tile, products) = (self.scheme.tile(), self.scheme.products());
+        let mut target = view4(&mut *y, [height, width, n, k]);
         for group in self.groups(n) {
-            let (inputs, products) = scratch.split_at_mut(FREQUENCIES * distance(group.rows(), c));
-            transform_inputs(exec, map, group, inputs);
-            multiply(exec, group.rows(), (c, k), (inputs, weights), products);
-            let (h, w) = (group.row * TILE, group.column * TILE);
+            let rows = group.rows();
+            let (inputs, outputs) = scratch.split_at_mut(products * distance(rows, c));
+            self.transform_inputs(exec, map, group, inputs);
+            self.multiply(exec, rows, (c, k), (inputs, weights), outputs);
+            let (h, w) = (group.row * tile, group.column * tile);
             let images = group.image..group.image + group.images;
-            let y = target.slice_mut(s![h..h + TILE, w..w + group.tiles * TILE, images, ..]);
-            transform_outputs(exec, group, products, y);
+            let y = target.slice_mut(s![h..h + tile, w..w + group.tiles * tile, images, ..]);
+            self.transform_outputs(exec, group, outputs, y);
         }
         visit_tiles(exec.0, shape, y, sums, finish);
     }
 
-    /// Group by group, all stages of one by one thread, which finishes its tiles where it can.
-    fn convolve_alone<T: Value>(
-        &self,
-        (pool, isa): (&Pool, Isa),
-        (x, weights): (Map, &[f32]),
-        k: usize,
-        (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
-        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
-    ) {
-        let ([height, width], n, streamed) = (self.size(), x.n, is_streamed(y));
-        let images = n.min(OWN_ROWS);
-        let side = TILE * (OWN_ROWS / images).min(self.tiles[1]);
-        let y = (view4(y, [height, width, n, k]), [TILE, side, images, k]);
-        let scratch = (scratch, stages_len(OWN_ROWS, [x.channels, k]));
-        let row = |[h, w, image, _]: [usize; 4]| (h * width + w) * n + image;
-        let group = |at, y: ArrayViewMut4<T>, scratch: &mut [f32], put: &mut Put<T>| {
-            let [h, w, image, _] = at;
-            let ahead = |[p, q]: [usize; 2], channel: usize| {
-                let mut ahead = Beside { stride: k, ..Beside::NOTHING };
-                let from = row([h + p, w + q, image, 0]) * k + channel;
-                for (start, data) in ahead.starts.iter_mut().zip(beside) {
-                    *start = T::single(&data[from..]).unwrap_or(&[]);
-                }
-                ahead
-            };
-            convolve_group((isa, streamed), (x, weights), [h, w, image], y, scratch, (&ahead, put));
-        };
-        if self.images(n).is_none() {
-            return pool.for_each_block_in(y, scratch, |at, y, scratch| {
-                group(at, y, scratch, &mut |_, _| {});
-            });
-        }
-        let sums = &mut sums[..height * width * (n / images) * SUMS * k];
-        let sums = view4(sums, [height, width, n / images * SUMS, k]);
-        let sums = (sums, [TILE, side, SUMS, k]);
-        pool.for_each_block2_in(y, sums, scratch, |at, y, mut sums, scratch| {
-            group(at, y, scratch, &mut |[p, q], values| {
-                let [h, w, image, _] = at;
-                let sums = sums.slice_mut(s![p, q, .., ..]);
-                let row = row([h + p, w + q, image, 0]);
-                Tile { row, channel: 0, values, sums }.for_each_panel(&finish);
-            });
-        });
-    }
-
     /// `dw = x' * dy`.
-    pub(crate) fn backward_weight(
+    pub(crate) fn backward_weight<T: Value>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        exec: (&Pool, Isa),
         n: usize,
-        (x, dy): (&[f32], &[f32]),
+        (x, dy): (&[T], &[T]),
         dw: &mut [f32],
         scratch: &mut [f32],
     ) {
-        let [c, k] = self.channels;
-        let exec = (pool, isa);
-        let (sums, scratch) = scratch.split_at_mut(FREQUENCIES * c * k);
+        let ([c, k], products) = (self.channels, self.scheme.products());
+        let (sums, scratch) = scratch.split_at_mut(self.weights_len());
         for (index, group) in self.groups(n).enumerate() {
             let rows = group.rows();
-            let (inputs, gradients) = scratch.split_at_mut(FREQUENCIES * distance(rows, c));
+            let (inputs, gradients) = scratch.split_at_mut(products * distance(rows, c));
             let map = Map { data: x, size: self.size(), n, channels: c };
-            transform_inputs(exec, map, group, inputs);
+            self.transform_inputs(exec, map, group, inputs);
             let map = Map { data: dy, size: self.size(), n, channels: k };
-            transform_gradients(exec, map, group, gradients);
-            let target = view4(sums, [FREQUENCIES, k / PANEL, c, PANEL]);
+            self.transform_gradients(exec, map, group, gradients);
+            let target = view4(sums, [products, k / PANEL, c, PANEL]);
             let target = (target, [1, 1, c, PANEL]);
             let strips = || [0.0; IMAGES * PANEL];
-            pool.for_each_block_with(target, strips, |strips, [frequency, panel, ..], block| {
+            exec.0.for_each_block_with(target, strips, |strips, [frequency, panel, ..], block| {
                 let x = &inputs[frequency * distance(rows, c)..][..rows * c];
                 let dy = &gradients[frequency * distance(rows, k)..][..rows * k];
                 let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
                 let dy = (&dy[panel * PANEL..], k);
-                add_products(isa, (x, c), (dy, strips), (rows, index > 0), block);
+                add_products(exec.1, (x, c), (dy, strips), (rows, index > 0), block);
             });
         }
-        let len = c * PANEL;
-        pool.for_each_chunk(dw, TAPS * len, |panel, dw| {
-            let sources: [_; FREQUENCIES] = std::array::from_fn(|frequency| {
-                Some(&sums[(frequency * k / PANEL + panel) * len..][..len])
+        self.transform_results(exec, sums, dw);
+    }
+
+    /// `[products][k/64][c][64]` to panels `[k/64][9][c][64]`.
+    fn transform_results(&self, (pool, isa): (&Pool, Isa), sums: &[f32], dw: &mut [f32]) {
+        let ([c, k], products) = (self.channels, self.scheme.products());
+        let dw = view4(dw, [k / PANEL, TAPS, c, PANEL]).permuted_axes([1, 0, 2, 3]);
+        pool.for_each_block(dw, [TAPS, 1, PANEL, PANEL], |[_, panel, row, _], mut block| {
+            let sources = std::array::from_fn(|frequency| match frequency < products {
+                true => &sums[((frequency * k / PANEL + panel) * c + row) * PANEL..],
+                false => &[],
             });
-            let mut targets = split::<TAPS>(dw);
-            Transform::Result.apply(isa, &sources, &mut targets);
+            Transform::Result.apply((isa, self.scheme), &sources, &mut slices(&mut block));
         });
     }
-}
-
-/// What is done to the values of a pixel of a group, `[images][k]`.
-type Put<'a, T> = dyn FnMut([usize; 2], ArrayViewMut2<T>) + 'a;
-/// What lies beside a pixel of a group, from a channel on.
-type Ahead<'a> = dyn Fn([usize; 2], usize) -> Beside<'a, f32> + 'a;
-
-/// The group at (h, w, image) by all stages; each pixel is handed to `put` before it is written to `y`, and
-/// what lies beside it is asked for before.
-fn convolve_group<T: Value>(
-    (isa, streamed): (Isa, bool),
-    (x, weights): (Map, &[f32]),
-    [h, w, image]: [usize; 3],
-    mut y: ArrayViewMut4<T>,
-    scratch: &mut [f32],
-    (beside, put): (&Ahead, &mut Put<T>),
-) {
-    let (_, width, images, k) = y.dim();
-    let (c, tiles) = (x.channels, width / TILE);
-    let rows = tiles * images;
-    let (inputs, products) = scratch.split_at_mut(FREQUENCIES * distance(rows, c));
-    let mut target = stage(inputs, [FREQUENCIES, tiles, images, c]);
-    for (tile, target) in target.axis_chunks_iter_mut(Axis(1), 1).enumerate() {
-        transform_input(isa, x, [h, w + tile * TILE, image], target);
-    }
-    let mut target = stage(products, [FREQUENCIES, 1, rows, k]);
-    for (frequency, mut target) in target.axis_chunks_iter_mut(Axis(0), 1).enumerate() {
-        for (panel, target) in target.axis_chunks_iter_mut(Axis(3), PANEL).enumerate() {
-            let at = [frequency, 0, panel * PANEL];
-            let ahead = match [frequency / TILE, frequency % TILE] {
-                pixel if pixel[0] < TILE && tiles == 1 => beside(pixel, panel * PANEL),
-                _ => Beside::NOTHING,
-            };
-            multiply_block(isa, (rows, c, k), (inputs, weights), at, target, ahead);
-        }
-    }
-    // The inputs are not needed any more.
-    let held = &mut inputs[..TILE * TILE * images * k];
-    for tile in 0..tiles {
-        transform_output(isa, rows, products, tile * images, view4(held, [TILE, TILE, images, k]));
-        let held = T::of_single_mut(held).expect("only `f32` is computed this way");
-        for (pixel, held) in held.chunks_exact_mut(images * k).enumerate() {
-            let at = [pixel / TILE, tile * TILE + pixel % TILE];
-            put(at, rows_of(held, k));
-            let y = y.slice_mut(s![at[0], at[1], .., ..]);
-            if streamed {
-                stream(isa, held, y);
-            } else {
-                y.into_slice().expect("whole images are contiguous").copy_from_slice(held);
-            }
-        }
-    }
-}
-
-/// Panels `[k/64][9][c][64]` to `[36][k/64][c][64]`; `turned` round for the gradient by input.
-fn transform_weights(
-    (pool, isa): (&Pool, Isa),
-    c: usize,
-    (w, turned): (&[f32], bool),
-    weights: &mut [f32],
-) {
-    let panels = w.len() / (TAPS * c * PANEL);
-    let target = view4(weights, [FREQUENCIES, panels, c, PANEL]);
-    pool.for_each_block(target, [FREQUENCIES, 1, ROWS, PANEL], |[_, panel, row, _], mut block| {
-        let len = block.len_of(Axis(2)) * PANEL;
-        let sources: [_; TAPS] = std::array::from_fn(|tap| {
-            let tap = if turned { TAPS - 1 - tap } else { tap };
-            Some(&w[((panel * TAPS + tap) * c + row) * PANEL..][..len])
-        });
-        Transform::Weights.apply(isa, &sources, &mut slices::<FREQUENCIES>(&mut block));
-    });
-}
-
-/// Rows of weights that one task transforms.
-const ROWS: usize = 64;
-
-/// Values of one slice that one task transforms, about: 36 of them stay in the second-level cache.
-const SLICE: usize = 2048;
-
-/// Inputs of a group to `[36][tile][image][c]`.
-fn transform_inputs((pool, isa): (&Pool, Isa), x: Map, group: Group, inputs: &mut [f32]) {
-    let c = x.channels;
-    let images = (SLICE / c).max(1);
-    let target = stage(inputs, [FREQUENCIES, group.tiles, group.images, c]);
-    pool.for_each_block(target, [FREQUENCIES, 1, images, c], |[_, tile, image, _], block| {
-        let at = [group.row * TILE, (group.column + tile) * TILE, group.image + image];
-        transform_input(isa, x, at, block);
-    });
-}
-
-/// Inputs of a tile of outputs at (h, w) and of some images to `[36][1][images][c]`.
-fn transform_input(isa: Isa, x: Map, [h, w, image]: [usize; 3], mut block: ArrayViewMut4<f32>) {
-    let len = block.len_of(Axis(2)) * x.channels;
-    let sources: [_; FREQUENCIES] = std::array::from_fn(|i| {
-        x.at([(h + i / SIDE).checked_sub(1), (w + i % SIDE).checked_sub(1)], image, len)
-    });
-    Transform::Input.apply(isa, &sources, &mut slices::<FREQUENCIES>(&mut block));
-}
-
-/// Gradients by the outputs of a group to `[36][tile][image][k]`.
-fn transform_gradients((pool, isa): (&Pool, Isa), dy: Map, group: Group, gradients: &mut [f32]) {
-    let k = dy.channels;
-    let images = (SLICE / k).max(1);
-    let target = stage(gradients, [FREQUENCIES, group.tiles, group.images, k]);
-    pool.for_each_block(target, [FREQUENCIES, 1, images, k], |[_, tile, image, _], mut block| {
-        let len = block.len_of(Axis(2)) * k;
-        let sources: [_; TILE * TILE] = std::array::from_fn(|i| {
-            let h = group.row * TILE + i / TILE;
-            let w = (group.column + tile) * TILE + i % TILE;
-            dy.at([Some(h), Some(w)], group.image + image, len)
-        });
-        Transform::Gradient.apply(isa, &sources, &mut slices::<FREQUENCIES>(&mut block));
-    });
-}
-
-/// For each frequency, rows of `c` values times panels: rows of `k` values.
-fn multiply(
-    (pool, isa): (&Pool, Isa),
-    rows: usize,
-    (c, k): (usize, usize),
-    operands: (&[f32], &[f32]),
-    products: &mut [f32],
-) {
-    let target = stage(products, [FREQUENCIES, 1, rows, k]);
-    pool.for_each_block(target, [1, 1, IMAGES, PANEL], |[frequency, _, row, channel], block| {
-        let at = [frequency, row, channel];
-        multiply_block(isa, (rows, c, k), operands, at, block, Beside::NOTHING);
-    });
-}
-
-/// Some rows of one frequency times one panel.
-fn multiply_block(
-    isa: Isa,
-    (rows, c, k): (usize, usize, usize),
-    (inputs, weights): (&[f32], &[f32]),
-    [frequency, row, channel]: [usize; 3],
-    block: ArrayViewMut4<f32>,
-    beside: Beside<f32>,
-) {
-    let panel = frequency * k / PANEL + channel / PANEL;
-    let term = Term {
-        a: &inputs[frequency * distance(rows, c)..][row * c..rows * c],
-        b: &weights[panel * c * PANEL..][..c * PANEL],
-    };
-    let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-    gemm::multiply(isa, &[term], (c, c), block, false, beside);
-}
-
-/// `[36][tile][image][k]` to the outputs of a group.
-fn transform_outputs(
-    (pool, isa): (&Pool, Isa),
-    group: Group,
-    products: &[f32],
-    y: ArrayViewMut4<f32>,
-) {
-    let k = y.len_of(Axis(3));
-    let images = (SLICE / k).max(1);
-    pool.for_each_block(y, [TILE, TILE, images, k], |[_, w, image, _], block| {
-        let row = w / TILE * group.images + image;
-        transform_output(isa, group.rows(), products, row, block);
-    });
-}
-
-/// `[36][images][k]` from a row on to the outputs of a tile.
-fn transform_output(
-    isa: Isa,
-    rows: usize,
-    products: &[f32],
-    row: usize,
-    mut block: ArrayViewMut4<f32>,
-) {
-    let (images, k) = (block.len_of(Axis(2)), block.len_of(Axis(3)));
-    let sources: [_; FREQUENCIES] = std::array::from_fn(|frequency| {
-        Some(&products[frequency * distance(rows, k) + row * k..][..images * k])
-    });
-    let mut pixels = block.exact_chunks_mut((1, 1, images, k)).into_iter();
-    let mut targets: [_; TILE * TILE] = std::array::from_fn(|_| {
-        let slice = pixels.next().and_then(ArrayViewMut4::into_slice);
-        slice.expect("whole images are contiguous")
-    });
-    Transform::Output.apply(isa, &sources, &mut targets);
-}
-
-/// `block (+)= x' . dy` over `rows` rows.
-fn add_products(
-    isa: Isa,
-    (x, c): (&[f32], usize),
-    ((dy, k), strips): ((&[f32], usize), &mut [f32]),
-    (rows, accumulate): (usize, bool),
-    mut block: ArrayViewMut2<f32>,
-) {
-    for first in (0..rows).step_by(IMAGES) {
-        let count = IMAGES.min(rows - first);
-        let after = (first + IMAGES).min(rows - 1);
-        let dy_rows = Matrix { data: &dy[first * k..], rows: count, cols: PANEL, stride: k };
-        gemm::strips(dy_rows, strips, |value| value);
-        let x_rows = Matrix { data: &x[first * c..], rows: count, cols: c, stride: c };
-        let next = Next {
-            a: &x[after * c..],
-            a_stride: c,
-            b: &dy[after * k..],
-            b_stride: k,
-            rows_at_once: 1,
-        };
-        let accumulate = accumulate || first > 0;
-        gemm::multiply_transposed(isa, x_rows, strips, next, block.view_mut(), accumulate);
-    }
-}
-
-/// Values from one frequency to the next in a stage.
-fn distance(rows: usize, channels: usize) -> usize {
-    rows * channels + GAP
-}
-
-/// Values of the two stages of a group.
-fn stages_len(rows: usize, channels: [usize; 2]) -> usize {
-    FREQUENCIES * channels.map(|channels| distance(rows, channels)).iter().sum::<usize>()
-}
-
-/// A stage `[36][tiles][images][channels]`.
-fn stage(data: &mut [f32], shape: [usize; 4]) -> ArrayViewMut4<'_, f32> {
-    let [_, tiles, images, channels] = shape;
-    let strides = [distance(tiles * images, channels), images * channels, channels, 1];
-    ArrayViewMut4::from_shape(shape.strides(strides), data).expect("room for a group")
-}
-
-/// The outermost slices of a block.
-fn slices<'a, const N: usize>(block: &'a mut ArrayViewMut4<f32>) -> [&'a mut [f32]; N] {
-    let mut outer = block.outer_iter_mut();
-    std::array::from_fn(|_| {
-        let slice = outer.next().and_then(ndarray::ArrayViewMut3::into_slice);
-        slice.expect("whole rows are contiguous")
-    })
-}
-
-/// `N` equal parts of a slice.
-fn split<const N: usize>(data: &mut [f32]) -> [&mut [f32]; N] {
-    let mut parts = data.chunks_exact_mut(data.len() / N);
-    std::array::from_fn(|_| parts.next().expect("as many parts"))
 }
 
 #[cfg(test)]

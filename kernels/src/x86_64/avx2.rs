@@ -36,7 +36,7 @@ impl Avx2 {
         (k, stride): (usize, usize),
         mut c: ArrayViewMut2<f32>,
         accumulate: bool,
-        beside: Beside<f32>,
+        beside: Beside<impl Copy>,
     ) {
         let target = Target::new(&mut c);
         let (shape, beside) = ((target.rows, k, stride), beside.into());

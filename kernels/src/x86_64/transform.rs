@@ -1,13 +1,15 @@
-//! The transforms of Winograd's convolution in vectors.
+//! The transforms of Winograd's convolutions in vectors.
 //!
-//! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), F(4x4, 3x3). Each one is
-//! a small matrix, applied to the columns and then to the rows of a square of slices, element by element.
+//! Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), F(4x4, 3x3), and the products
+//! of maps of 2x2 pixels. Each one is a small matrix, applied to the columns and then to the rows of a square
+//! of slices, element by element.
 
 use std::arch::x86_64::{__m256, __m512};
 
 use super::vector::Vector;
 use super::{Avx2, Avx512};
-use crate::winograd::Transform;
+use crate::value::Value;
+use crate::winograd::{PRODUCTS_MAX, Scheme, Transform};
 
 /// Values of a slice that are asked for ahead.
 const AHEAD: usize = 64;
@@ -16,38 +18,51 @@ const AHEAD: usize = 64;
 trait Matrix<const IN: usize, const OUT: usize> {
     /// Whether it reads activations: so many slices that the CPU does not see what comes next.
     const FROM_MEMORY: bool = false;
+    /// One or two parts of the rows of a square that are computed one after the other, so that what is
+    /// between the two steps stays in registers.
+    const PARTS: usize = 1;
 
     fn apply<V: Vector>(x: [V; IN]) -> [V; OUT];
 }
 
-/// `B'`: of six inputs.
+/// `B'`: of inputs.
 struct Input;
 /// `G`: of three weights.
 struct Weights;
-/// `A'`: to four outputs.
+/// `A'`: to outputs.
 struct Output;
-/// `A`: of four gradients by the output.
+/// `A`: of gradients by the output.
 struct Gradient;
 /// `G'`: to three gradients by the weight.
 struct Result;
 
+/// `value * factor + sum`, rounded once.
+#[inline(always)]
+fn fma<V: Vector>(factor: f32, value: V, sum: V) -> V {
+    value.multiply_add(V::splat(factor), sum)
+}
+
+/// `value * factor`.
+#[inline(always)]
+fn times<V: Vector>(factor: f32, value: V) -> V {
+    value.multiply(V::splat(factor))
+}
+
 impl Matrix<6, 6> for Input {
     const FROM_MEMORY: bool = true;
+    const PARTS: usize = 2;
 
     #[inline(always)]
     fn apply<V: Vector>([x0, x1, x2, x3, x4, x5]: [V; 6]) -> [V; 6] {
-        let (two, four, five) = (V::splat(2.0), V::splat(4.0), V::splat(5.0));
-        let even = x4.subtract(four.multiply(x2));
-        let odd = x3.subtract(four.multiply(x1));
-        let near = x4.subtract(x2);
-        let far = two.multiply(x3.subtract(x1));
+        let (even, odd) = (fma(-4.0, x2, x4), fma(-4.0, x1, x3));
+        let (near, far) = (x4.subtract(x2), x3.subtract(x1));
         [
-            four.multiply(x0).add(x4).subtract(five.multiply(x2)),
+            fma(4.0, x0, fma(-5.0, x2, x4)),
             even.add(odd),
             even.subtract(odd),
-            near.add(far),
-            near.subtract(far),
-            four.multiply(x1).add(x5).subtract(five.multiply(x3)),
+            fma(2.0, far, near),
+            fma(-2.0, far, near),
+            fma(4.0, x1, fma(-5.0, x3, x5)),
         ]
     }
 }
@@ -55,16 +70,14 @@ impl Matrix<6, 6> for Input {
 impl Matrix<3, 6> for Weights {
     #[inline(always)]
     fn apply<V: Vector>([g0, g1, g2]: [V; 3]) -> [V; 6] {
-        let sixth = V::splat(-1.0 / 6.0);
         let sum = g0.add(g2);
-        let near = V::splat(1.0 / 24.0).multiply(g0).add(V::splat(1.0 / 6.0).multiply(g2));
-        let far = V::splat(1.0 / 12.0).multiply(g1);
+        let near = fma(1.0 / 24.0, g0, times(1.0 / 6.0, g2));
         [
-            V::splat(0.25).multiply(g0),
-            sixth.multiply(sum.add(g1)),
-            sixth.multiply(sum.subtract(g1)),
-            near.add(far),
-            near.subtract(far),
+            times(0.25, g0),
+            times(-1.0 / 6.0, sum.add(g1)),
+            times(-1.0 / 6.0, sum.subtract(g1)),
+            fma(1.0 / 12.0, g1, near),
+            fma(-1.0 / 12.0, g1, near),
             g2,
         ]
     }
@@ -77,9 +90,9 @@ impl Matrix<6, 4> for Output {
         let (sum2, difference2) = (m3.add(m4), m3.subtract(m4));
         [
             m0.add(sum).add(sum2),
-            difference.add(V::splat(2.0).multiply(difference2)),
-            sum.add(V::splat(4.0).multiply(sum2)),
-            difference.add(V::splat(8.0).multiply(difference2)).add(m5),
+            fma(2.0, difference2, difference),
+            fma(4.0, sum2, sum),
+            fma(8.0, difference2, difference).add(m5),
         ]
     }
 }
@@ -90,69 +103,131 @@ impl Matrix<4, 6> for Gradient {
     #[inline(always)]
     fn apply<V: Vector>([y0, y1, y2, y3]: [V; 4]) -> [V; 6] {
         let (even, odd) = (y0.add(y2), y1.add(y3));
-        let even2 = y0.add(V::splat(4.0).multiply(y2));
-        let odd2 = V::splat(2.0).multiply(y1).add(V::splat(8.0).multiply(y3));
-        [y0, even.add(odd), even.subtract(odd), even2.add(odd2), even2.subtract(odd2), y3]
+        let even2 = fma(4.0, y2, y0);
+        let odd2 = fma(4.0, y3, y1);
+        [y0, even.add(odd), even.subtract(odd), fma(2.0, odd2, even2), fma(-2.0, odd2, even2), y3]
     }
 }
 
 impl Matrix<6, 3> for Result {
     #[inline(always)]
     fn apply<V: Vector>([u0, u1, u2, u3, u4, u5]: [V; 6]) -> [V; 3] {
-        let (sixth, sum, sum2) = (V::splat(1.0 / 6.0), u1.add(u2), u3.add(u4));
-        let far = V::splat(1.0 / 12.0).multiply(u3.subtract(u4));
+        let (sum, sum2) = (u1.add(u2), u3.add(u4));
+        let far = times(1.0 / 12.0, u3.subtract(u4));
         [
-            V::splat(0.25)
-                .multiply(u0)
-                .subtract(sixth.multiply(sum))
-                .add(V::splat(1.0 / 24.0).multiply(sum2)),
-            sixth.multiply(u2.subtract(u1)).add(far),
-            sixth.multiply(sum2.subtract(sum)).add(u5),
+            fma(0.25, u0, fma(1.0 / 24.0, sum2, times(-1.0 / 6.0, sum))),
+            fma(1.0 / 6.0, u2.subtract(u1), far),
+            fma(1.0 / 6.0, sum2.subtract(sum), u5),
         ]
     }
 }
 
-/// The squares of slices, as pointers: null for a slice of zeros.
-struct Squares<'a> {
-    sources: &'a [*const f32],
-    targets: &'a [*mut f32],
+impl Matrix<2, 3> for Input {
+    const FROM_MEMORY: bool = true;
+
+    #[inline(always)]
+    fn apply<V: Vector>([x0, x1]: [V; 2]) -> [V; 3] {
+        [x0.add(x1), x1, x0]
+    }
+}
+
+impl Matrix<3, 3> for Weights {
+    #[inline(always)]
+    fn apply<V: Vector>([g0, g1, g2]: [V; 3]) -> [V; 3] {
+        [g1, g2.subtract(g1), g0.subtract(g1)]
+    }
+}
+
+impl Matrix<3, 2> for Output {
+    #[inline(always)]
+    fn apply<V: Vector>([m0, m1, m2]: [V; 3]) -> [V; 2] {
+        [m0.add(m1), m0.add(m2)]
+    }
+}
+
+impl Matrix<2, 3> for Gradient {
+    const FROM_MEMORY: bool = true;
+
+    #[inline(always)]
+    fn apply<V: Vector>([y0, y1]: [V; 2]) -> [V; 3] {
+        [y0.add(y1), y0, y1]
+    }
+}
+
+impl Matrix<3, 3> for Result {
+    #[inline(always)]
+    fn apply<V: Vector>([u0, u1, u2]: [V; 3]) -> [V; 3] {
+        [u2, u0.subtract(u1).subtract(u2), u1]
+    }
+}
+
+/// The squares of slices, as pointers.
+struct Squares<S, D> {
+    sources: [*const S; PRODUCTS_MAX],
+    targets: [*mut D; PRODUCTS_MAX],
     len: usize,
 }
 
 /// # Safety
-/// `IN * IN` sources are null or of `len` readable values, `OUT * OUT` targets of as many writable ones;
-/// `len` is a multiple of the vector's; the features of `V` are there.
+/// `IN * IN` sources are of `len` readable values, `OUT * OUT` targets of as many writable ones; `len` is a
+/// multiple of the vector's; the features of `V` are there.
 #[inline(always)]
-unsafe fn square<V: Vector, M: Matrix<IN, OUT>, const IN: usize, const OUT: usize>(
-    squares: &Squares,
-) {
-    let Squares { sources, targets, len } = *squares;
-    for at in (0..len).step_by(V::COUNT) {
-        let mut half = [[V::zero(); OUT]; IN];
-        for column in 0..IN {
-            let mut x = [V::zero(); IN];
-            for row in 0..IN {
-                let source = sources[row * IN + column];
-                if !source.is_null() {
-                    if M::FROM_MEMORY {
-                        V::prefetch(source.wrapping_add(at + AHEAD).cast());
-                    }
-                    // SAFETY: inside a source.
-                    x[row] = unsafe { V::load(source.add(at)) };
-                }
+unsafe fn square<V, M, S, D, const IN: usize, const OUT: usize>(squares: &Squares<S, D>)
+where
+    V: Vector,
+    M: Matrix<IN, OUT>,
+    S: Value,
+    D: Value,
+{
+    for at in (0..squares.len).step_by(V::COUNT) {
+        // SAFETY: passed on.
+        unsafe {
+            rows::<V, M, S, D, IN, OUT, 0>(squares, at);
+            if M::PARTS == 2 {
+                rows::<V, M, S, D, IN, OUT, 1>(squares, at);
             }
-            half[column] = M::apply(x);
         }
-        for row in 0..OUT {
-            let mut x = [V::zero(); IN];
-            for column in 0..IN {
-                x[column] = half[column][row];
+    }
+}
+
+/// Some rows of one vector of a square. Of what a part does not need nothing is computed: the compiler sees
+/// it, since the loops are of constant lengths.
+///
+/// # Safety
+/// As [`square`].
+#[inline(always)]
+unsafe fn rows<V, M, S, D, const IN: usize, const OUT: usize, const PART: usize>(
+    squares: &Squares<S, D>,
+    at: usize,
+) where
+    V: Vector,
+    M: Matrix<IN, OUT>,
+    S: Value,
+    D: Value,
+{
+    let count = OUT / M::PARTS;
+    let mut half = [[V::zero(); OUT]; IN];
+    for column in 0..IN {
+        let mut x = [V::zero(); IN];
+        for row in 0..IN {
+            let source = squares.sources[row * IN + column];
+            if M::FROM_MEMORY && PART == 0 {
+                V::prefetch(source.wrapping_add(at + AHEAD).cast());
             }
-            let y = M::apply(x);
-            for column in 0..OUT {
-                // SAFETY: inside a target.
-                unsafe { y[column].store(targets[row * OUT + column].add(at)) };
-            }
+            // SAFETY: inside a source.
+            x[row] = unsafe { V::load(source.add(at)) };
+        }
+        half[column] = M::apply(x);
+    }
+    for row in PART * count..(PART + 1) * count {
+        let mut x = [V::zero(); IN];
+        for column in 0..IN {
+            x[column] = half[column][row];
+        }
+        let y = M::apply(x);
+        for column in 0..OUT {
+            // SAFETY: inside a target.
+            unsafe { y[column].store(squares.targets[row * OUT + column].add(at)) };
         }
     }
 }
@@ -160,45 +235,64 @@ unsafe fn square<V: Vector, M: Matrix<IN, OUT>, const IN: usize, const OUT: usiz
 macro_rules! entries {
     ($token:ty, $vector:ty, $features:literal) => {
         impl $token {
-            /// Applies a transform to a square of slices (`None`: zeros) of equal lengths, multiples of
-            /// 16.
-            pub(crate) fn transform(
+            /// Applies a transform to a square of slices of equal lengths, multiples of 16.
+            pub(crate) fn transform<S: Value, D: Value>(
                 self,
-                transform: Transform,
-                sources: &[Option<&[f32]>],
-                targets: &mut [&mut [f32]],
+                (scheme, transform): (Scheme, Transform),
+                sources: &[&[S]; PRODUCTS_MAX],
+                targets: &mut [&mut [D]; PRODUCTS_MAX],
             ) {
-                let (from, to) = transform.sides();
-                assert_eq!((sources.len(), targets.len()), (from * from, to * to));
+                let [from, to] = transform.sides(scheme).map(|side| side * side);
                 let len = targets[0].len();
-                assert!(len.is_multiple_of(16) && targets.iter().all(|t| t.len() == len));
-                assert!(sources.iter().flatten().all(|s| s.len() == len));
-                let mut from = [std::ptr::null(); 36];
-                let mut to = [std::ptr::null_mut(); 36];
-                for (pointer, source) in from.iter_mut().zip(sources) {
-                    *pointer = source.map_or(std::ptr::null(), <[f32]>::as_ptr);
-                }
-                for (pointer, target) in to.iter_mut().zip(targets) {
-                    *pointer = target.as_mut_ptr();
-                }
+                assert!(len.is_multiple_of(16) && targets[..to].iter().all(|t| t.len() == len));
+                assert!(sources[..from].iter().all(|s| s.len() >= len));
+                let targets = targets.each_mut().map(|target| target.as_mut_ptr());
+                let squares = Squares { sources: sources.map(<[S]>::as_ptr), targets, len };
                 // SAFETY: (T), (B).
-                unsafe {
-                    <$vector>::run(transform, &Squares { sources: &from, targets: &to, len });
-                }
+                unsafe { <$vector>::run(scheme, transform, &squares) }
             }
         }
 
         impl Entry for $vector {
             #[target_feature(enable = $features)]
-            unsafe fn run(transform: Transform, squares: &Squares) {
+            unsafe fn run<S: Value, D: Value>(
+                scheme: Scheme,
+                transform: Transform,
+                squares: &Squares<S, D>,
+            ) {
                 // SAFETY: passed on.
                 unsafe {
-                    match transform {
-                        Transform::Input => square::<$vector, Input, 6, 6>(squares),
-                        Transform::Weights => square::<$vector, Weights, 3, 6>(squares),
-                        Transform::Output => square::<$vector, Output, 6, 4>(squares),
-                        Transform::Gradient => square::<$vector, Gradient, 4, 6>(squares),
-                        Transform::Result => square::<$vector, Result, 6, 3>(squares),
+                    match (scheme, transform) {
+                        (Scheme::Four, Transform::Input) => {
+                            square::<$vector, Input, S, D, 6, 6>(squares)
+                        }
+                        (Scheme::Four, Transform::Weights) => {
+                            square::<$vector, Weights, S, D, 3, 6>(squares)
+                        }
+                        (Scheme::Four, Transform::Output) => {
+                            square::<$vector, Output, S, D, 6, 4>(squares)
+                        }
+                        (Scheme::Four, Transform::Gradient) => {
+                            square::<$vector, Gradient, S, D, 4, 6>(squares)
+                        }
+                        (Scheme::Four, Transform::Result) => {
+                            square::<$vector, Result, S, D, 6, 3>(squares)
+                        }
+                        (Scheme::Two, Transform::Input) => {
+                            square::<$vector, Input, S, D, 2, 3>(squares)
+                        }
+                        (Scheme::Two, Transform::Weights) => {
+                            square::<$vector, Weights, S, D, 3, 3>(squares)
+                        }
+                        (Scheme::Two, Transform::Output) => {
+                            square::<$vector, Output, S, D, 3, 2>(squares)
+                        }
+                        (Scheme::Two, Transform::Gradient) => {
+                            square::<$vector, Gradient, S, D, 2, 3>(squares)
+                        }
+                        (Scheme::Two, Transform::Result) => {
+                            square::<$vector, Result, S, D, 3, 3>(squares)
+                        }
                     }
                 }
             }
@@ -210,7 +304,11 @@ macro_rules! entries {
 trait Entry {
     /// # Safety
     /// (T), and as [`square`].
-    unsafe fn run(transform: Transform, squares: &Squares);
+    unsafe fn run<S: Value, D: Value>(
+        scheme: Scheme,
+        transform: Transform,
+        squares: &Squares<S, D>,
+    );
 }
 
 entries!(Avx512, __m512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");

@@ -1,0 +1,234 @@
+//! Groups of tiles that one thread takes through all stages in its second-level cache, and finishes.
+
+use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
+
+use super::stage::{Map, distance};
+use super::{PRODUCTS_MAX, Scheme, Transform, Winograd};
+use crate::gemm::{self, Beside, PANEL, Term};
+use crate::isa::Isa;
+use crate::pool::Pool;
+use crate::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, stream, view4};
+use crate::value::Value;
+
+/// Most channels of layers whose groups a thread keeps to itself, and rows of such a group.
+const CHANNELS: usize = 128;
+const ROWS: usize = 16;
+/// Threads that have room for a group.
+const PARTS: usize = 64;
+/// Tasks of a thread that are enough for the threads to end at the same time.
+const TASKS: usize = 8;
+/// Values of a tile of outputs.
+const HELD: usize = 16 * ROWS * CHANNELS;
+
+/// What is done to the values of a pixel of a group, `[images][k]`.
+type Put<'a, T> = dyn FnMut([usize; 2], ArrayViewMut2<T>) + 'a;
+/// What lies beside a pixel, from a channel on.
+type Ahead<'a, T> = dyn Fn([usize; 3], usize) -> Beside<'a, T> + Sync + 'a;
+
+impl Winograd {
+    /// Whether a thread keeps a group to itself.
+    pub(super) fn is_alone(&self) -> bool {
+        self.channels.iter().all(|&channels| channels <= CHANNELS)
+    }
+
+    /// Values of the parts of all threads.
+    pub(super) fn alone_len(&self) -> usize {
+        if self.is_alone() { PARTS * self.part_len() } else { 0 }
+    }
+
+    fn part_len(&self) -> usize {
+        let [c, k] = self.channels;
+        (self.scheme.products() + 1) * distance(ROWS, c.max(k))
+    }
+
+    /// Images of a tile that is finished as soon as it is computed, if `n` are cut into such.
+    pub(crate) fn images(&self, n: usize) -> Option<usize> {
+        let images = n.min(ROWS);
+        (self.is_alone() && n.is_multiple_of(images)).then_some(images)
+    }
+
+    /// The most tiles of a pixel for up to `n` images.
+    pub(crate) fn chunks(&self, n: usize) -> usize {
+        n.div_ceil(if self.is_alone() { ROWS } else { IMAGES })
+    }
+
+    /// Group by group, all stages of one by one thread, which finishes its tiles where it can.
+    pub(super) fn convolve_alone<T: Value>(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        (x, weights): (Map<T>, &[f32]),
+        k: usize,
+        (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
+        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+    ) {
+        let ([height, width], n, tile) = (self.size(), x.n, self.scheme.tile());
+        let row = |[h, w, image]: [usize; 3]| (h * width + w) * n + image;
+        let ahead = |at: [usize; 3], channel: usize| {
+            let mut ahead = Beside { stride: k, ..Beside::NOTHING };
+            for (start, data) in ahead.starts.iter_mut().zip(beside) {
+                *start = &data[row(at) * k + channel..];
+            }
+            ahead
+        };
+        let work = Work {
+            isa,
+            scheme: self.scheme,
+            x,
+            weights,
+            k,
+            streamed: is_streamed(y),
+            ahead: &ahead,
+        };
+        let images = n.min(ROWS);
+        // As many tiles side by side as leave tasks for all threads: they share inputs. Images outermost:
+        // what tiles share is then near.
+        let [rows, columns] = self.tiles;
+        let tasks = TASKS * pool.threads();
+        let run = columns.min(rows * columns * n.div_ceil(images) / tasks).max(1);
+        let y = view4(y, [height, width, n, k]).permuted_axes([2, 0, 1, 3]);
+        let y = (y, [images, tile, tile * run, k]);
+        let scratch = (scratch, self.part_len());
+        let held = || [T::default(); HELD];
+        if self.images(n).is_none() {
+            return pool.for_each_block_in(y, scratch, held, |held, at, y, part| {
+                let [image, h, w, _] = at;
+                work.run([h, w, image], y, (part, held), &mut |_, _| {});
+            });
+        }
+        let sums = &mut sums[..height * width * (n / images) * SUMS * k];
+        let sums = view4(sums, [height, width, n / images * SUMS, k]).permuted_axes([2, 0, 1, 3]);
+        let sums = (sums, [SUMS, tile, tile * run, k]);
+        pool.for_each_block2_in(y, sums, scratch, held, |held, at, y, mut sums, part| {
+            let [image, h, w, _] = at;
+            work.run([h, w, image], y, (part, held), &mut |[p, q], values| {
+                let sums = sums.index_axis_mut(Axis(1), p).index_axis_move(Axis(1), q);
+                let row = row([h + p, w + q, image]);
+                Tile { row, channel: 0, values, sums }.for_each_panel(&finish);
+            });
+        });
+    }
+}
+
+/// What all groups share.
+struct Work<'a, T> {
+    isa: Isa,
+    scheme: Scheme,
+    x: Map<'a, T>,
+    weights: &'a [f32],
+    k: usize,
+    streamed: bool,
+    ahead: &'a Ahead<'a, T>,
+}
+
+impl<T: Value> Work<'_, T> {
+    /// Tiles side by side from (h, w, image) on, as many at a time as make up the rows of a group; each pixel
+    /// of `y`, `[images][height][width][k]`, is handed to `put` when it is computed.
+    fn run(
+        &self,
+        [h, w, image]: [usize; 3],
+        mut y: ArrayViewMut4<T>,
+        (part, held): (&mut [f32], &mut [T; HELD]),
+        put: &mut Put<T>,
+    ) {
+        let (images, side) = (y.len_of(Axis(0)), self.scheme.tile());
+        let width = (ROWS / images).max(1) * side;
+        let end = y.len_of(Axis(2));
+        for (group, mut y) in y.axis_chunks_iter_mut(Axis(2), width).enumerate() {
+            let tiles = y.len_of(Axis(2)) / side;
+            let at = [h, w + group * width, image];
+            let is_last = (group + 1) * width >= end;
+            self.multiply((at, tiles, images), is_last, part);
+            for (tile, y) in y.axis_chunks_iter_mut(Axis(2), side).enumerate() {
+                let slots = part.chunks(self.distance(tiles * images));
+                let from = tile * images * self.k;
+                let column = group * width + tile * side;
+                self.write(slots.map(|slot| slot.get(from..).unwrap_or(&[])), column, y, held, put);
+            }
+        }
+    }
+
+    /// Values from one frequency to the next. The products of one lie where the inputs of the one before did.
+    fn distance(&self, rows: usize) -> usize {
+        distance(rows, self.x.channels.max(self.k))
+    }
+
+    /// Inputs of some tiles, and their products.
+    fn multiply(
+        &self,
+        (at, tiles, images): ([usize; 3], usize, usize),
+        is_last: bool,
+        part: &mut [f32],
+    ) {
+        let (c, k, side) = (self.x.channels, self.k, self.scheme.tile());
+        let (rows, len) = (tiles * images, images * c);
+        let distance = self.distance(rows);
+        for tile in 0..tiles {
+            let [h, w, image] = at;
+            let sources = self.x.inputs(self.scheme, [h, w + tile * side, image], len);
+            let slots = part.chunks_mut(distance).skip(1).take(self.scheme.products());
+            let mut slots = slots.map(|slot| &mut slot[tile * len..][..len]);
+            let mut targets = std::array::from_fn(|_| slots.next().unwrap_or_default());
+            Transform::Input.apply((self.isa, self.scheme), &sources, &mut targets);
+        }
+        let next = [at[0], at[1] + side, at[2]];
+        let next = self.x.inputs(self.scheme, next, if is_last || tiles > 1 { 0 } else { len });
+        for frequency in 0..self.scheme.products() {
+            let (done, inputs) = part.split_at_mut((frequency + 1) * distance);
+            let mut products = rows_of(&mut done[frequency * distance..][..rows * k], k);
+            for (panel, products) in products.axis_chunks_iter_mut(Axis(1), PANEL).enumerate() {
+                let from = (frequency * k / PANEL + panel) * c * PANEL;
+                let b = &self.weights[from..][..c * PANEL];
+                let pixel = [frequency / side, frequency % side];
+                let place = [at[0] + pixel[0], at[1] + pixel[1], at[2]];
+                let mut ahead = match pixel[0] < side && tiles == 1 {
+                    true => (self.ahead)(place, panel * PANEL),
+                    false => Beside { stride: k, ..Beside::NOTHING },
+                };
+                // What the next tile shares with this one is there.
+                if ahead.starts[2].is_empty() && c == k && frequency % 6 >= 2 {
+                    ahead.starts[2] = next[frequency].get(panel * PANEL..).unwrap_or(&[]);
+                }
+                let term = Term { a: &inputs[..rows * c], b };
+                gemm::multiply(self.isa, &[term], (c, c), products, false, ahead);
+            }
+        }
+    }
+
+    /// The products of one tile to its outputs.
+    fn write<'s>(
+        &self,
+        mut slots: impl Iterator<Item = &'s [f32]>,
+        column: usize,
+        mut y: ArrayViewMut4<T>,
+        held: &mut [T; HELD],
+        put: &mut Put<T>,
+    ) {
+        let (isa, k, side) = (self.isa, self.k, self.scheme.tile());
+        let sources = std::array::from_fn(|_| slots.next().unwrap_or_default());
+        let mut pixels = pixels(&mut y);
+        let len = pixels[0].len();
+        let at = |pixel: usize| [pixel / side, column + pixel % side];
+        if !self.streamed {
+            Transform::Output.apply((isa, self.scheme), &sources, &mut pixels);
+            for (pixel, values) in pixels.into_iter().take(side * side).enumerate() {
+                put(at(pixel), rows_of(values, k));
+            }
+            return;
+        }
+        let mut parts = held.chunks_exact_mut(len);
+        let mut targets = std::array::from_fn(|_| parts.next().unwrap_or_default());
+        Transform::Output.apply((isa, self.scheme), &sources, &mut targets);
+        for (pixel, (held, y)) in targets.into_iter().zip(pixels).take(side * side).enumerate() {
+            put(at(pixel), rows_of(held, k));
+            stream(isa, held, rows_of(y, k));
+        }
+    }
+}
+
+/// The pixels of `[images][height][width][k]`; empty slices after them.
+fn pixels<'a, T>(y: &'a mut ArrayViewMut4<T>) -> [&'a mut [T]; PRODUCTS_MAX] {
+    let (images, _, _, k) = y.dim();
+    let pixels = y.exact_chunks_mut((images, 1, 1, k)).into_iter();
+    let mut pixels = pixels.filter_map(ArrayViewMut4::into_slice);
+    std::array::from_fn(|_| pixels.next().unwrap_or_default())
+}
