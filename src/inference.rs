@@ -1,7 +1,7 @@
 //! The forward pass with running statistics: each convolution, its normalisation, ReLU and residual add
 //! in one pass over memory, and no more memory than the largest block needs.
 
-use kernels::{Arena, Folded, Isa, Linear, Pool, Scratch, Tile, average_forward};
+use kernels::{Arena, Finish, Folded, Isa, Linear, Pool, Scratch, average_forward};
 
 use crate::cifar::{Batch, CLASSES};
 use crate::network::{Block, Network, Unit};
@@ -110,7 +110,7 @@ impl Inference {
             Some(_) => &mut self.shortcut.as_mut_slice()[..len],
         };
         let operands = (&*batch.images, &self.params[unit.weight.clone()]);
-        let finish = |tile: Tile<f32>| fold.finish_tile(exec.1, (None, true), tile);
+        let finish = Finish::Fold(fold, None, true);
         unit.conv.forward_images(exec, n, operands, (y, &mut self.sums), finish);
         if let Some(max_pool) = self.network.max_pool {
             let row = n * unit.conv.channels_out;
@@ -131,12 +131,11 @@ impl Inference {
                 (&x.as_slice()[..unit.conv.input_len(n)], &self.params[unit.weight.clone()]);
             let y = &mut y.as_mut_slice()[..unit.conv.output_len(n)];
             let add = add.map(Arena::as_slice);
-            let finish = |tile: Tile<f32>| fold.finish_tile(exec.1, (add, relu), tile);
+            let finish = Finish::Fold(fold, add, relu);
             // Weights are read as they are.
             let scratch = Scratch { panels: &mut [], parts: self.scratch.as_mut_slice() };
             let results = (y, &mut *self.sums, scratch);
-            let beside = add.as_slice();
-            unit.conv.forward(exec, n, operands, results, (beside, finish));
+            unit.conv.forward(exec, n, operands, results, finish);
         };
         convolve(u1, x, a1, None, true);
         convolve(u2, a1, a2, None, true);

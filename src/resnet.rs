@@ -11,9 +11,9 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Scratch, Slope,
-    Statistics, Sums, Tile, Value, average_backward, average_forward, mask_tile, measure_tile,
-    softmax_cross_entropy, visit_tiles,
+    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Scratch,
+    Slope, Statistics, Sums, Value, average_backward, average_forward, finish_tiles,
+    softmax_cross_entropy,
 };
 
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
@@ -165,13 +165,13 @@ impl<T: Value> ResNet<T> {
         let [mean, _] = unit.running.clone().map(|range| &params[range]);
         let shape = unit.conv.output_tiles(n);
         let sums = self.sums.tiles(shape);
-        let measure = |tile: Tile<T>| measure_tile(self.isa, mean, tile);
+        let measure = Finish::Measure(mean);
         let z = self.plan.z(u, n, unit);
         match x {
             Some(x) => {
                 let (z, rest) = around(&mut self.arena, z);
                 let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
-                unit.conv.forward(exec, n, (rest.get(x), weight), results, (&[], measure));
+                unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
             }
             None => {
                 let images = &self.images[..n * SIDE * SIDE * COLOURS];
@@ -256,7 +256,7 @@ impl<T: Value> ResNet<T> {
         let behind = view.behind(Behind::Output(last), &rest);
         let shape = (dy.len() / count, n, self.network.features);
         let sums = self.sums.tiles(shape);
-        visit_tiles(exec.0, shape, dy, sums, |tile| behind.mask(exec.1, tile));
+        finish_tiles(exec, shape, dy, sums, behind);
         self.sums.add_up(exec);
     }
 
@@ -320,7 +320,7 @@ impl<T: Value> ResNet<T> {
         let gradient = (rest.get(a), rest.get(y), rest.get(dy));
         max_pool.backward(exec, n * shape.2, gradient, da);
         let behind = view.behind(Behind::Unit(0), &rest);
-        visit_tiles(exec.0, shape, da, self.sums.tiles(shape), |tile| behind.mask(exec.1, tile));
+        finish_tiles(exec, shape, da, self.sums.tiles(shape), behind);
         self.sums.add_up(exec);
         target
     }
@@ -362,7 +362,7 @@ impl<T: Value> ResNet<T> {
         u: usize,
         flow: &mut Flow,
         (x, dz): (Range<usize>, Range<usize>),
-        (target, accumulate): (&Range<usize>, bool),
+        (target, add): (&Range<usize>, bool),
         behind: Behind,
     ) -> Range<usize> {
         let (exec, n) = ((&self.pool, self.isa), flow.n);
@@ -376,23 +376,12 @@ impl<T: Value> ResNet<T> {
 
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (dx, rest) = around(&mut self.arena, target.clone());
-        let behind = view.behind(behind, &rest);
+        let finish = view.behind(behind, &rest);
         let sums = self.sums.tiles(unit.conv.input_tiles(n));
         let operands = (rest.get(dz), &flow.params[weight]);
         let results = (dx, sums, scratch(&mut self.panels, &mut self.scratch));
-        let beside = behind.reads();
-        let beside = &beside[..beside.iter().take_while(|data| !data.is_empty()).count()];
-        unit.conv.backward_input(
-            exec,
-            n,
-            operands,
-            results,
-            accumulate,
-            (beside, |tile: Tile<T>| {
-                behind.mask(exec.1, tile);
-            }),
-        );
-        if !beside.is_empty() {
+        unit.conv.backward_input(exec, n, operands, results, (add, finish));
+        if !matches!(finish, Finish::Keep) {
             self.sums.add_up(exec);
         }
         target
@@ -441,30 +430,6 @@ enum Behind {
     Output(usize),
 }
 
-/// What a masked gradient's sums are taken with.
-enum Source<'a, T> {
-    Nothing,
-    Known(Mask<'a, T>, (Normalised<'a, T>, Option<Normalised<'a, T>>)),
-}
-
-impl<'a, T: Value> Source<'a, T> {
-    /// What masking a gradient will read; empty slices at the end.
-    fn reads(&self) -> [&'a [T]; 3] {
-        match *self {
-            Self::Nothing => [&[]; 3],
-            Self::Known(Mask::Folded(_), (of, _)) => [of.z, &[], &[]],
-            Self::Known(Mask::Output(y), (of, other)) => [y, of.z, other.map_or(&[], |of| of.z)],
-        }
-    }
-
-    fn mask(&self, isa: Isa, tile: Tile<T>) {
-        match *self {
-            Self::Nothing => {}
-            Self::Known(mask, of) => mask_tile(isa, mask, of, tile),
-        }
-    }
-}
-
 /// Everything but the arena.
 struct View<'a> {
     network: &'a Network,
@@ -474,15 +439,16 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn behind<T: Value>(&self, behind: Behind, rest: &Rest<'a, T>) -> Source<'a, T> {
+    /// How a gradient ends that is the gradient of this.
+    fn behind<T: Value>(&self, behind: Behind, rest: &Rest<'a, T>) -> Finish<'a, T> {
         let norms = self.norms;
         let of = |u: usize| Normalised {
             z: rest.get(self.plan.z(u, self.n, &self.network.units[u])),
             mean: &norms[u].statistics.mean,
         };
         match behind {
-            Behind::Nothing => Source::Nothing,
-            Behind::Unit(u) => Source::Known(Mask::Folded(&norms[u].fold), (of(u), None)),
+            Behind::Nothing => Finish::Keep,
+            Behind::Unit(u) => Finish::Mask(Mask::Folded(&norms[u].fold), of(u), None),
             Behind::Output(index) => {
                 let (unit, projection) = match index.checked_sub(1) {
                     None => (0, None),
@@ -492,7 +458,7 @@ impl<'a> View<'a> {
                     }
                 };
                 let mask = Mask::Output(rest.get(self.plan.y(index, self.n)));
-                Source::Known(mask, (of(unit), projection.map(of)))
+                Finish::Mask(mask, of(unit), projection.map(of))
             }
         }
     }

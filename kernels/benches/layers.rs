@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use kernels::{
-    Arena, Bf16, Conv, Folded, Identity, Isa, Mask, Normalised, Pool, Scratch, Slope, Sums, Tile,
-    Value, mask_tile, measure_tile,
+    Arena, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Scratch, Slope, Sums,
+    Value,
 };
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
@@ -219,7 +219,7 @@ impl<T: Value> Layer<T> {
         let (conv, n) = (&self.conv, self.n);
         let shape = conv.output_tiles(n);
         let (y, sums) = (self.y.as_mut_slice(), self.sums.tiles(shape));
-        let finish = |tile: Tile<T>| measure_tile(exec.1, &self.mean, tile);
+        let finish = Finish::Measure(&self.mean[..conv.channels_out]);
         if conv.channels_in == 3 {
             let operands = (self.images.as_slice(), self.w.as_slice());
             conv.forward_images(exec, n, operands, (y, sums), finish);
@@ -227,7 +227,7 @@ impl<T: Value> Layer<T> {
             let scratch =
                 Scratch { panels: self.panels.as_mut_slice(), parts: self.scratch.as_mut_slice() };
             let operands = (self.x.as_slice(), self.w.as_slice());
-            conv.forward(exec, n, operands, (y, sums, scratch), (&[], finish));
+            conv.forward(exec, n, operands, (y, sums, scratch), finish);
         }
         self.sums.add_up(exec);
     }
@@ -243,11 +243,8 @@ impl<T: Value> Layer<T> {
         let results = (self.dx.as_mut_slice(), self.sums.tiles(shape), scratch);
         let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };
         let operands = (self.dy.as_slice(), self.w.as_slice());
-        let beside = &[self.other.as_slice(), of.z][..];
-        let finish = |tile: Tile<T>| {
-            mask_tile(exec.1, Mask::Output(self.other.as_slice()), (of, None), tile);
-        };
-        conv.backward_input(exec, n, operands, results, false, (beside, finish));
+        let finish = Finish::Mask(Mask::Output(self.other.as_slice()), of, None);
+        conv.backward_input(exec, n, operands, results, (false, finish));
         self.sums.add_up(exec);
     }
 

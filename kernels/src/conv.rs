@@ -15,13 +15,12 @@ mod weight;
 
 use std::fmt;
 
-use ndarray::ArrayViewMut2;
-
-use crate::gemm::{self, Beside, multiply};
+use crate::finish::Finish;
+use crate::gemm;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::taps::{KERNEL_MAX, Table, hits};
-use crate::tile::{IMAGES, Tile, for_each_tile, sums_len, view4};
+use crate::tile::{sums_len, view4};
 use crate::value::Value;
 use crate::winograd::Winograd;
 
@@ -210,59 +209,38 @@ impl Conv {
         panel_index(self.taps(), self.channels_in, [k, c, r * self.kernel + s])
     }
 
-    /// `y = x * w`; all of `y` is written. `finish` is called for each tile of `y` once it is complete;
-    /// `beside` is what it reads of the size of `y`, up to three slices. `sums` has [`Conv::sums_len`] values
-    /// for it.
+    /// `y = x * w`; all of `y` is written, as it is finished. `sums` has [`Conv::sums_len`] values for that.
     pub fn forward<T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
         (x, w): (&[T], &[f32]),
         (y, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
-        after: (&[&[T]], impl Fn(Tile<T>) + Sync),
+        finish: Finish<T>,
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         if let Some(winograd) = self.winograd::<T>(exec.1) {
-            return winograd.forward(exec, n, (x, w), (y, sums, scratch.parts), after);
+            return winograd.forward(exec, n, (x, w), (y, sums, scratch.parts), finish);
         }
         let shapes = (self.rows(self.output, n), self.output_tiles(n));
         let panels = T::panels(exec, w, scratch.panels);
-        self.pass_forward().finish(exec, (x, panels), shapes, (y, sums), false, after);
+        self.pass_forward().finish(exec, (x, panels), shapes, (y, sums), (false, finish));
     }
 
     /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
     pub fn forward_images<T: Value>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        exec: (&Pool, Isa),
         n: usize,
         (x, w): (&[f32], &[f32]),
-        (y, sums): (&mut [T], &mut [f32]),
-        finish: impl Fn(Tile<T>) + Sync,
+        results: (&mut [T], &mut [f32]),
+        finish: Finish<T>,
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        let pass = self.pass_forward();
-        let shape = self.output_tiles(n);
-        let held = || [0.0_f32; IMAGES * PANEL];
-        for_each_tile(pool, (shape, 1), (y, sums), held, |sum, (pixel, image), mut tile| {
-            let sum = &mut sum[..tile.values.len()];
-            pass.sum((x, w), (pixel, shape.1, image, tile.channel), |terms, k| {
-                let rows = (tile.values.nrows(), PANEL);
-                let c = ArrayViewMut2::from_shape(rows, &mut *sum).expect("whole rows");
-                multiply(isa, terms, k, c, false, Beside::<T>::NOTHING);
-            });
-            for (mut row, sum) in tile.values.rows_mut().into_iter().zip(sum.chunks_exact(PANEL)) {
-                let row = row.as_slice_mut().expect("rows are contiguous");
-                isa.run(
-                    #[inline(always)]
-                    || row.iter_mut().zip(sum).for_each(|(y, &sum)| *y = T::narrow(sum)),
-                );
-            }
-            finish(tile);
-        });
+        self.pass_forward().finish_images(exec, (x, w), self.output_tiles(n), results, finish);
     }
 
-    /// `dx = dy * w'`, or `dx +=` where `accumulate` is set; `finish` and `beside` are as in
-    /// [`Conv::forward`].
+    /// `dx = dy * w'`, or `dx +=` where `add` is set, as it is finished.
     ///
     /// # Panics
     /// If the input channels are no multiple of 64 (the first layer needs no such gradient).
@@ -272,21 +250,20 @@ impl Conv {
         n: usize,
         (dy, w): (&[T], &[f32]),
         (dx, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
-        accumulate: bool,
-        after: (&[&[T]], impl Fn(Tile<T>) + Sync),
+        (add, finish): (bool, Finish<T>),
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         assert_eq!((dy.len(), w.len()), (self.output_len(n), self.weights()));
-        if let Some(winograd) = self.winograd::<T>(exec.1).filter(|_| !accumulate) {
+        if let Some(winograd) = self.winograd::<T>(exec.1).filter(|_| !add) {
             let results = (dx, sums, scratch.parts);
-            return winograd.backward_input(exec, n, (dy, w), results, after);
+            return winograd.backward_input(exec, n, (dy, w), results, finish);
         }
         let panels = &mut scratch.panels[..self.weights()];
         self.transpose(exec, w, panels);
         let (taps, is_fast) = (self.taps(), self.is_fast);
         let pass = Pass { table: &self.backward, taps, k: self.channels_out, is_fast };
         let shapes = (self.rows(self.input, n), self.input_tiles(n));
-        pass.finish(exec, (dy, panels), shapes, (dx, sums), accumulate, after);
+        pass.finish(exec, (dy, panels), shapes, (dx, sums), (add, finish));
     }
 
     /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`; those of

@@ -18,7 +18,9 @@
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, ShapeBuilder};
 
+use crate::finish::Ending;
 use crate::isa::Isa;
+use crate::tile::{Tile, rows_of};
 use crate::value::{Bf16, Value};
 
 /// Columns of a panel: channels of one block of weights.
@@ -32,32 +34,44 @@ pub(crate) const DEPTH: usize = 512;
 
 /// One product of a sum: `n` rows of `a` by `k` rows of a panel.
 #[derive(Clone, Copy)]
-pub struct Term<'a, T> {
+pub(crate) struct Term<'a, T> {
     /// `n` rows of `k` values, the row stride given beside.
     pub(crate) a: &'a [T],
     /// `k` rows of 64 values, contiguous.
     pub(crate) b: &'a [T],
 }
 
-/// What will be read next to the rows of `c`, to be fetched from memory meanwhile. Only hints.
+/// What will be read next to the rows of a result, to be fetched from memory meanwhile. Only hints, never
+/// read from.
 #[derive(Clone, Copy)]
-pub struct Beside<'a, T> {
-    /// Starts of up to three matrices of 64 columns; empty ones are none.
-    pub(crate) starts: [&'a [T]; 3],
-    /// Distance of their rows.
+pub(crate) struct Beside {
+    /// Starts of matrices.
+    pub(crate) starts: [Option<*const u8>; 4],
+    /// Bytes from row to row, and of 64 columns.
     pub(crate) stride: usize,
+    pub(crate) width: usize,
 }
 
-impl<T> Beside<'_, T> {
+impl Beside {
     /// Nothing.
-    pub(crate) const NOTHING: Self = Self { starts: [&[]; 3], stride: 0 };
+    pub(crate) const NOTHING: Self = Self { starts: [None; 4], stride: 0, width: 0 };
+
+    /// Nothing yet, of rows of so many values of a format.
+    pub(crate) fn of<T>(columns: usize) -> Self {
+        let size = size_of::<T>();
+        Self { starts: [None; 4], stride: columns * size, width: PANEL * size }
+    }
+
+    /// From another column on.
+    pub(crate) fn right(self, column: usize) -> Self {
+        let bytes = column / PANEL * self.width;
+        Self { starts: self.starts.map(|start| start.map(|at| at.wrapping_add(bytes))), ..self }
+    }
 
     /// From another row on.
     pub(crate) fn below(self, row: usize) -> Self {
-        Self {
-            starts: self.starts.map(|data| data.get(row * self.stride..).unwrap_or(&[])),
-            ..self
-        }
+        let starts = self.starts.map(|start| start.map(|at| at.wrapping_add(row * self.stride)));
+        Self { starts, ..self }
     }
 }
 
@@ -97,69 +111,110 @@ impl<T> Matrix<'_, T> {
     }
 }
 
-/// `c[n][64] = sum a.b` over the terms, or `+=` where `accumulate` is set.
-///
-/// Each `a` has `c.nrows()` rows of `k` values, `stride` apart.
+/// `c[n][64] = sum a.b` over the terms. Each `a` has `c.nrows()` rows of `k` values, `stride` apart.
 pub(crate) fn multiply(
     isa: Isa,
     terms: &[Term<f32>],
     (k, stride): (usize, usize),
     mut c: ArrayViewMut2<f32>,
-    accumulate: bool,
-    beside: Beside<impl Copy>,
+    beside: Beside,
 ) {
     assert_eq!(c.ncols(), PANEL);
     match isa {
-        Isa::Portable => {
-            let mut beta = if accumulate { 1.0 } else { 0.0 };
-            if terms.is_empty() && !accumulate {
-                c.fill(0.0);
-            }
-            for term in terms {
-                let a = Matrix { data: term.a, rows: c.nrows(), cols: k, stride };
-                let b = Matrix { data: term.b, rows: k, cols: PANEL, stride: PANEL };
-                general_mat_mul(1.0, &a.view(), &b.view(), beta, &mut c);
-                beta = 1.0;
-            }
-        }
+        Isa::Portable => multiply_plainly(terms, (k, stride), &mut c),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.multiply(terms, (k, stride), c, accumulate, beside),
+        Isa::Avx2(token) => token.multiply(terms, (k, stride), c, beside),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.multiply(terms, (k, stride), c, accumulate, beside),
+        Isa::Avx512(token) => token.multiply(terms, (k, stride), c, beside),
     }
 }
 
-/// As [`multiply`] in bfloat16; `k` is even.
+/// Sums of products for a tile of some panels, whose terms have the same `a`.
+#[derive(Clone, Copy)]
+pub struct Products<'a, T> {
+    /// Of each panel: `b` begins with the first one's panel and goes on to the last one's.
+    pub(crate) terms: &'a [Term<'a, T>],
+    /// Values of a row of `a`, and from row to row.
+    pub(crate) k: usize,
+    pub(crate) stride: usize,
+    /// Values from a panel's `b` to the next one's.
+    pub(crate) apart: usize,
+}
+
+impl<'a, T> Products<'a, T> {
+    /// The terms of one panel.
+    fn panel(&self, panel: usize) -> impl Iterator<Item = Term<'a, T>> {
+        let apart = panel * self.apart;
+        self.terms.iter().map(move |term| Term { b: &term.b[apart..], ..*term })
+    }
+}
+
+/// As [`multiply`] for a tile of an activation in any format, which ends so; `held` has room for the sums of a
+/// panel. Of more than one panel, the sums are at most [`DEPTH`] long.
+pub(crate) fn multiply_to<T: Value>(
+    isa: Isa,
+    products: Products<f32>,
+    held: &mut [f32],
+    (ending, mut tile): (&Ending<T>, Tile<T>),
+) {
+    match isa {
+        Isa::Portable => {
+            let held = &mut held[..tile.values.nrows() * PANEL];
+            for (panel, tile) in tile.panels().enumerate() {
+                let terms: Vec<_> = products.panel(panel).collect();
+                let k = (products.k, products.stride);
+                multiply_plainly(&terms, k, &mut rows_of(held, PANEL));
+                ending.plainly(held, tile);
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(token) => token.multiply_to(products, held, (ending, tile)),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => token.multiply_to(products, held, (ending, tile)),
+    }
+}
+
+fn multiply_plainly(terms: &[Term<f32>], (k, stride): (usize, usize), c: &mut ArrayViewMut2<f32>) {
+    if terms.is_empty() {
+        c.fill(0.0);
+    }
+    for (index, term) in terms.iter().enumerate() {
+        let a = Matrix { data: term.a, rows: c.nrows(), cols: k, stride };
+        let b = Matrix { data: term.b, rows: k, cols: PANEL, stride: PANEL };
+        general_mat_mul(1.0, &a.view(), &b.view(), if index > 0 { 1.0 } else { 0.0 }, c);
+    }
+}
+
+/// As [`multiply_to`] in bfloat16; `k` is even, and sums may have any length.
 pub(crate) fn multiply_bf16(
     isa: Isa,
-    terms: &[Term<Bf16>],
-    (k, stride): (usize, usize),
-    mut c: ArrayViewMut2<Bf16>,
-    accumulate: bool,
-    beside: Beside<Bf16>,
+    products: Products<Bf16>,
+    held: &mut [f32],
+    (ending, mut tile): (&Ending<Bf16>, Tile<Bf16>),
 ) {
-    assert_eq!((c.ncols(), k % 2, stride % 2), (PANEL, 0, 0));
+    let Products { k, stride, .. } = products;
+    assert_eq!((k % 2, stride % 2), (0, 0));
     #[cfg(target_arch = "x86_64")]
     if let Some(token) = isa.bf16() {
-        return token.multiply(terms, (k, stride), c, accumulate, beside);
+        return token.multiply_to(products, (ending, tile));
     }
-    isa.run(
-        #[inline(always)]
-        || {
-            for (row, mut c) in c.rows_mut().into_iter().enumerate() {
-                let mut sum = [0.0_f32; PANEL];
-                if accumulate {
-                    sum.iter_mut().zip(&c).for_each(|(sum, c)| *sum = c.widen());
+    let held = &mut held[..tile.values.nrows() * PANEL];
+    for (panel, tile) in tile.panels().enumerate() {
+        isa.run(
+            #[inline(always)]
+            || {
+                for (row, sum) in held.chunks_exact_mut(PANEL).enumerate() {
+                    sum.fill(0.0);
+                    for term in products.panel(panel) {
+                        let a = &term.a[row * stride..][..k];
+                        let pairs = a.chunks_exact(2).zip(term.b.chunks_exact(2 * PANEL));
+                        pairs.for_each(|(a, b)| add_pair([a[0], a[1]], b, sum));
+                    }
                 }
-                for term in terms {
-                    let a = &term.a[row * stride..][..k];
-                    let pairs = a.chunks_exact(2).zip(term.b.chunks_exact(2 * PANEL));
-                    pairs.for_each(|(a, b)| add_pair([a[0], a[1]], b, &mut sum));
-                }
-                c.iter_mut().zip(sum).for_each(|(c, sum)| *c = Bf16::narrow(sum));
-            }
-        },
-    );
+            },
+        );
+        ending.plainly(held, tile);
+    }
 }
 
 /// `sum[j] += a . b[j]` for words `b`.
@@ -344,29 +399,19 @@ mod tests {
                     let terms: Vec<Term<f32>> = (0..count)
                         .map(|t| Term { a: &a[t * n * stride..], b: &b[t * k * PANEL..] })
                         .collect();
-                    for accumulate in [false, true] {
-                        let start = if accumulate { 0.5 } else { f32::NAN };
-                        let mut c = Array2::from_elem((n, PANEL), start);
-                        multiply(
-                            isa,
-                            &terms,
-                            (k, stride),
-                            c.view_mut(),
-                            accumulate,
-                            Beside::<f32>::NOTHING,
-                        );
-                        let want = Array2::from_shape_fn((n, PANEL), |(row, col)| {
-                            let mut sum = if accumulate { 0.5_f64 } else { 0.0 };
-                            for term in &terms {
-                                for i in 0..k {
-                                    sum += f64::from(term.a[row * stride + i])
-                                        * f64::from(term.b[i * PANEL + col]);
-                                }
+                    let mut c = Array2::from_elem((n, PANEL), f32::NAN);
+                    multiply(isa, &terms, (k, stride), c.view_mut(), Beside::NOTHING);
+                    let want = Array2::from_shape_fn((n, PANEL), |(row, col)| {
+                        let mut sum = 0.0_f64;
+                        for term in &terms {
+                            for i in 0..k {
+                                sum += f64::from(term.a[row * stride + i])
+                                    * f64::from(term.b[i * PANEL + col]);
                             }
-                            sum
-                        });
-                        check(&c, &want, k * count, &format!("{} n{n} k{k}x{count}", isa.name()));
-                    }
+                        }
+                        sum
+                    });
+                    check(&c, &want, k * count, &format!("{} n{n} k{k}x{count}", isa.name()));
                 }
             }
         }
@@ -414,7 +459,7 @@ mod tests {
             .iter()
             .map(|&isa| {
                 let mut c = Array2::zeros((n, PANEL));
-                multiply(isa, &terms, (k, k), c.view_mut(), false, Beside::<f32>::NOTHING);
+                multiply(isa, &terms, (k, k), c.view_mut(), Beside::NOTHING);
                 c
             })
             .collect();

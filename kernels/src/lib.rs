@@ -14,8 +14,8 @@
 //! ```
 //!
 //! Weights are panels `[Cout/64][KH][KW][Cin][64]`: what the inner kernel reads is contiguous. A
-//! convolution hands each finished [`Tile`] of its result to a closure, which takes the sums for
-//! normalisation or masks it while it is in the cache.
+//! convolution ends each tile of its result by [`Finish`], which takes the sums for normalisation or masks it
+//! while it is in registers.
 //!
 //! | letter | meaning |
 //! |---|---|
@@ -37,6 +37,7 @@
 #[allow(unsafe_code)]
 mod arena;
 mod conv;
+mod finish;
 mod gemm;
 mod isa;
 mod linear;
@@ -58,14 +59,13 @@ mod x86_64;
 
 pub use arena::Arena;
 pub use conv::{Conv, PANEL, Scratch, ShapeError, panel_index};
+pub use finish::{Finish, finish_tiles};
 pub use isa::Isa;
 pub use linear::Linear;
 pub use loss::softmax_cross_entropy;
-pub use norm::{
-    BatchNorm, Folded, Identity, Mask, Normalised, Slope, Statistics, Sums, mask_tile, measure_tile,
-};
+pub use norm::{BatchNorm, Folded, Identity, Mask, Normalised, Slope, Statistics, Sums};
 pub use pool::Pool;
 pub use pooling::{MaxPool, average_backward, average_forward};
 pub use sgd::{Sgd, momentum_sgd};
-pub use tile::{SUMS, Tile, sums_len, visit_tiles};
+pub use tile::sums_len;
 pub use value::{Bf16, Value};

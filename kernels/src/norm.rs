@@ -7,17 +7,19 @@
 //!           dz = scale*(g - s1/m - (z-mean)*s2/(m*(var+eps)))
 //! ```
 //!
-//! Ioffe and Szegedy, "Batch Normalization" (2015). The sums belong to the convolutions' epilogues: they
-//! are taken tile by tile while it is in the cache ([`measure_tile`], [`mask_tile`]), in `f32` over the
-//! images of a tile, relative to a pivot so that a large mean costs no digits, and merged in `f64` in a
-//! fixed order ([`Sums`]). What is left is one pass forward and one backward.
+//! Ioffe and Szegedy, "Batch Normalization" (2015). The sums belong to the convolutions' ends: they are taken
+//! tile by tile while it is in registers ([`Finish`]), in `f32` over the images of a tile,
+//! relative to a pivot so that a large mean costs no digits, and merged in `f64` in a fixed order ([`Sums`]).
+//! What is left is one pass forward and one backward.
+//!
+//! [`Finish`]: crate::Finish
 
 use std::ops::Range;
 
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::tile::{Gate, SUMS, Tile, is_streamed, rows_of, stream, sums_len};
+use crate::tile::{SUMS, is_streamed, rows_of, stream, sums_len};
 use crate::value::Value;
 
 /// The constants of a normalisation.
@@ -132,50 +134,15 @@ impl Sums {
     }
 }
 
-/// Sums of `z - pivot` and of its square over a tile of `z`; `pivot` is near the mean (the running one
-/// serves).
-pub fn measure_tile<T: Value>(isa: Isa, pivot: &[f32], tile: Tile<T>) {
-    match isa {
-        Isa::Portable => deviations(pivot, tile),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.measure(pivot, tile),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.measure(pivot, tile),
-    }
-}
-
-/// Clears a tile of a gradient where the ReLU did, and takes its sums: of `g`, and of `g*(z-mean)` for
-/// one normalisation or two.
-pub fn mask_tile<T: Value>(
-    isa: Isa,
-    mask: Mask<T>,
-    (first, second): (Normalised<T>, Option<Normalised<T>>),
-    mut tile: Tile<T>,
-) {
-    let gate = match mask {
-        Mask::Folded(fold) => Gate::Folded(&fold.scale, &fold.shift),
-        Mask::Output(y) => Gate::Output(y),
-    };
-    let sums = [(Some(first), gate, (true, 1)), (second, Gate::Open, (false, 2))];
-    for (of, gate, which) in sums {
-        let Some(of) = of else { continue };
-        match isa {
-            Isa::Portable => mask_plainly(gate, of, which, &mut tile),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(token) => token.mask(gate, of, which, &mut tile),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.mask(gate, of, which, &mut tile),
-        }
-    }
-}
-
 impl Statistics {
     /// Room for `channels` channels.
     pub fn new(channels: usize) -> Self {
         Self { mean: vec![0.0; channels], variance: vec![0.0; channels], rows: 0 }
     }
 
-    /// Takes mean and variance from the sums of [`measure_tile`] over `rows` rows.
+    /// Takes mean and variance from the sums of [`Finish::Measure`] over `rows` rows.
+    ///
+    /// [`Finish::Measure`]: crate::Finish::Measure
     pub fn set(&mut self, sums: &Sums, rows: usize, pivot: &[f32]) {
         self.rows = rows;
         for (c, &pivot) in pivot.iter().enumerate() {
@@ -195,8 +162,10 @@ impl Statistics {
         }
     }
 
-    /// Gradients by gamma and beta and the slope of the normalisation, from the sums of [`mask_tile`];
+    /// Gradients by gamma and beta and the slope of the normalisation, from the sums of [`Finish::Mask`];
     /// `which` of its normalisations (1 or 2) is this.
+    ///
+    /// [`Finish::Mask`]: crate::Finish::Mask
     pub fn backward(
         &self,
         norm: BatchNorm,
@@ -260,23 +229,6 @@ impl Folded {
                         activate_projected((self, fold), (z, &x[range]), y);
                     }
                 }
-            },
-        );
-    }
-
-    /// A tile of `z` becomes `z*scale + shift`, plus `identity`, and at least 0 where `relu` is set.
-    pub fn finish_tile<T: Value>(
-        &self,
-        isa: Isa,
-        (identity, relu): (Option<&[T]>, bool),
-        tile: Tile<T>,
-    ) {
-        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
-        isa.run(
-            #[inline(always)]
-            || match identity {
-                None => finish(self, floor, tile),
-                Some(x) => finish_add(self, x, floor, tile),
             },
         );
     }
@@ -350,85 +302,10 @@ fn chunk_rows(channels: usize) -> usize {
     ((1 << 15) / channels).max(64)
 }
 
-fn deviations<T: Value>(pivot: &[f32], tile: Tile<T>) {
-    let Tile { channel, values, mut sums, .. } = tile;
-    for (c, z) in values.columns().into_iter().enumerate() {
-        let (mut first, mut second) = (0.0, 0.0);
-        for z in z {
-            let deviation = z.widen() - pivot[channel + c];
-            first += deviation;
-            second += deviation * deviation;
-        }
-        (sums[[0, c]], sums[[1, c]]) = (first, second);
-    }
-}
-
-/// Clears what the gate stops, and sums `g` (where `is_first`) and `g*(z-mean)` as number `which`.
-fn mask_plainly<T: Value>(
-    gate: Gate<T>,
-    of: Normalised<T>,
-    (is_first, which): (bool, usize),
-    tile: &mut Tile<T>,
-) {
-    let channels = of.mean.len();
-    for (c, column) in tile.values.columns_mut().into_iter().enumerate() {
-        let channel = tile.channel + c;
-        let (mut first, mut second) = (0.0, 0.0);
-        for (index, g) in column.into_iter().enumerate() {
-            let at = (tile.row + index) * channels + channel;
-            let z = of.z[at].widen();
-            let passes = match gate {
-                Gate::Output(y) => y[at].widen() > 0.0,
-                Gate::Folded(scale, shift) => z * scale[channel] + shift[channel] > 0.0,
-                Gate::Open => true,
-            };
-            let kept = if passes { g.widen() } else { 0.0 };
-            *g = T::narrow(kept);
-            first += kept;
-            second += kept * (z - of.mean[channel]);
-        }
-        if is_first {
-            tile.sums[[0, c]] = first;
-        }
-        tile.sums[[which, c]] = second;
-    }
-}
-
 #[inline(always)]
 fn add(total: &mut [f64], values: &[f32]) {
     for (total, &value) in total.iter_mut().zip(values) {
         *total += f64::from(value);
-    }
-}
-
-// The number of columns is read from the tile: loops of a constant length would be unrolled into single
-// steps before the compiler comes to make vectors of them.
-
-#[inline(always)]
-fn finish<T: Value>(fold: &Folded, floor: f32, tile: Tile<T>) {
-    let Tile { channel, mut values, .. } = tile;
-    let width = values.ncols();
-    let (scale, shift) = (&fold.scale[channel..][..width], &fold.shift[channel..][..width]);
-    for values in values.rows_mut() {
-        let values = &mut values.into_slice().expect("rows are contiguous")[..width];
-        for c in 0..width {
-            values[c] = T::narrow((values[c].widen() * scale[c] + shift[c]).max(floor));
-        }
-    }
-}
-
-#[inline(always)]
-fn finish_add<T: Value>(fold: &Folded, x: &[T], floor: f32, tile: Tile<T>) {
-    let Tile { row, channel, mut values, .. } = tile;
-    let (width, channels) = (values.ncols(), fold.scale.len());
-    let (scale, shift) = (&fold.scale[channel..][..width], &fold.shift[channel..][..width]);
-    for (index, values) in values.rows_mut().into_iter().enumerate() {
-        let values = &mut values.into_slice().expect("rows are contiguous")[..width];
-        let x = &x[(row + index) * channels + channel..][..width];
-        for c in 0..width {
-            let value = values[c].widen() * scale[c] + shift[c] + x[c].widen();
-            values[c] = T::narrow(value.max(floor));
-        }
     }
 }
 

@@ -313,9 +313,18 @@ fn claim(next: &AtomicUsize, tasks: usize, mut task: impl FnMut(usize)) {
     loop {
         let index = next.fetch_add(1, Ordering::Relaxed);
         if index >= tasks {
-            return;
+            return publish_streams();
         }
         task(index);
+    }
+}
+
+/// Stores past the caches that this thread made are seen by others before what it stores next.
+fn publish_streams() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 has the instruction.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
     }
 }
 

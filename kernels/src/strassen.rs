@@ -14,7 +14,7 @@
 
 use ndarray::{ArrayViewMut2, Axis};
 
-use crate::gemm::{Beside, PANEL, Term};
+use crate::gemm::{Beside, PANEL, Products};
 use crate::isa::Isa;
 
 /// Columns of a result: two panels.
@@ -74,14 +74,12 @@ pub(crate) fn cuts(rows: usize) -> bool {
     rows >= ROWS_MIN && rows.is_multiple_of(4)
 }
 
-/// As [`crate::gemm::multiply`] for two neighbouring panels, whose terms, at least one, have the same `a`.
+/// As [`crate::gemm::multiply`] for two panels of products, which have at least one term.
 pub(crate) fn multiply(
     isa: Isa,
-    [left, right]: [&[Term<f32>]; 2],
-    (k, stride): (usize, usize),
+    Products { terms, k, stride, apart }: Products<f32>,
     c: ArrayViewMut2<f32>,
-    accumulate: bool,
-    beside: [Beside<f32>; 2],
+    beside: Beside,
 ) {
     let (rows, half) = (c.nrows() / 2, k / 2);
     assert!(c.ncols() == COLUMNS && cuts(c.nrows()) && is_worth(k));
@@ -89,22 +87,22 @@ pub(crate) fn multiply(
     let [upper, lower] = [upper, lower].map(|half| half.split_at(Axis(1), PANEL));
     let mut c = [upper.0, upper.1, lower.0, lower.1];
     let steps = || (0..half).step_by(DEPTH);
-    let last = (left.len() - 1, steps().next_back());
-    for (index, (left, right)) in left.iter().zip(right).enumerate() {
-        let below = &left.a[rows * stride..];
-        let a = [left.a, &left.a[half..], below, &below[half..]];
+    let last = (terms.len() - 1, steps().next_back());
+    for (index, term) in terms.iter().enumerate() {
+        let below = &term.a[rows * stride..];
+        let a = [term.a, &term.a[half..], below, &below[half..]];
         let lower = half * PANEL;
-        let b = [left.b, right.b, &left.b[lower..], &right.b[lower..]];
+        let b = [0, apart, lower, apart + lower].map(|from| &term.b[from..]);
         for from in steps() {
             let a = (a.map(|a| &a[from..]), stride);
             let b = (b.map(|b| &b[from * PANEL..]), DEPTH.min(half - from));
-            let accumulate = accumulate || index > 0 || from > 0;
+            let accumulate = index > 0 || from > 0;
             for (number, product) in PRODUCTS.into_iter().enumerate() {
                 let (left, right, targets) = product;
                 // What lies beside a quarter is asked for during one of the last products.
                 let beside = match number.checked_sub(3) {
                     Some(quarter) if last == (index, Some(from)) => {
-                        beside[quarter % 2].below(quarter / 2 * rows)
+                        beside.right(quarter % 2 * PANEL).below(quarter / 2 * rows)
                     }
                     _ => Beside::NOTHING,
                 };

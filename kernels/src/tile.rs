@@ -1,8 +1,9 @@
 //! Tiles of an activation, one task each: up to 128 images of one pixel by 64 channels, with room for
 //! sums over them.
 //!
-//! What is done to a tile right after it was computed finds it in the first- or second-level cache, and
-//! costs no pass over memory: statistics, the mask of a ReLU, a bias.
+//! Tiles are the tasks of a pass, and what [`Finish`](crate::Finish) works on.
+
+use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
@@ -16,29 +17,18 @@ use crate::value::Value;
 pub(crate) const IMAGES: usize = 128;
 
 /// Sums of a channel that a tile has room for.
-pub const SUMS: usize = 3;
+pub(crate) const SUMS: usize = 3;
 
 /// A tile and where it is.
 pub struct Tile<'a, T> {
     /// Row of its first image: pixel times images of the batch, plus image.
-    pub row: usize,
+    pub(crate) row: usize,
     /// Its first channel.
-    pub channel: usize,
-    /// Images by 64 channels.
-    pub values: ArrayViewMut2<'a, T>,
-    /// Three sums by 64 channels, to be written.
-    pub sums: ArrayViewMut2<'a, f32>,
-}
-
-/// Where a gradient passed.
-#[derive(Clone, Copy)]
-pub(crate) enum Gate<'a, T> {
-    /// Where this is positive.
-    Output(&'a [T]),
-    /// Where `z*scale + shift` is.
-    Folded(&'a [f32], &'a [f32]),
-    /// Everywhere.
-    Open,
+    pub(crate) channel: usize,
+    /// Images by 64 channels, or some times as many.
+    pub(crate) values: ArrayViewMut2<'a, T>,
+    /// Three sums by as many channels, to be written.
+    pub(crate) sums: ArrayViewMut2<'a, f32>,
 }
 
 /// Values of the sums of all tiles of an activation.
@@ -47,13 +37,20 @@ pub fn sums_len((pixels, n, channels): (usize, usize, usize)) -> usize {
 }
 
 impl<T> Tile<'_, T> {
-    /// Calls `task` for each 64 channels of a wide one.
-    pub(crate) fn for_each_panel(mut self, task: impl Fn(Tile<T>)) {
+    /// Its channels.
+    pub(crate) fn channels(&self) -> Range<usize> {
+        self.channel..self.channel + self.values.ncols()
+    }
+
+    /// Its parts of 64 channels.
+    pub(crate) fn panels(&mut self) -> impl Iterator<Item = Tile<'_, T>> {
         let values = self.values.axis_chunks_iter_mut(Axis(1), PANEL);
         let sums = self.sums.axis_chunks_iter_mut(Axis(1), PANEL);
-        for (panel, (values, sums)) in values.zip(sums).enumerate() {
-            task(Tile { row: self.row, channel: self.channel + panel * PANEL, values, sums });
-        }
+        let (row, first) = (self.row, self.channel);
+        values.zip(sums).enumerate().map(move |(panel, (values, sums))| {
+            let channel = first + panel * PANEL;
+            Tile { row, channel, values, sums }
+        })
     }
 }
 
@@ -80,17 +77,6 @@ pub(crate) fn for_each_tile<T: Send, S>(
         let row = pixel * n + image;
         task(state, (pixel, image), Tile { row, channel, values, sums });
     });
-}
-
-/// Calls `task` for each tile of an activation that is already there.
-pub fn visit_tiles<T: Send>(
-    pool: &Pool,
-    shape: (usize, usize, usize),
-    values: &mut [T],
-    sums: &mut [f32],
-    task: impl Fn(Tile<T>) + Sync,
-) {
-    for_each_tile(pool, (shape, 1), (values, sums), || (), |(), _, tile| task(tile));
 }
 
 /// Bytes of an activation that is written past the caches: it would not stay there until it is read.

@@ -3,12 +3,13 @@
 //! Arithmetic is `f32` either way: values are widened when they are loaded and rounded when they are
 //! stored, and sums never pass through a narrow format.
 
-use ndarray::{ArrayViewMut2, Axis};
+use ndarray::ArrayViewMut2;
 
-use crate::gemm::{self, Beside, Matrix, Next, Term};
+use crate::finish::Ending;
+use crate::gemm::{self, Matrix, Next, Products};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::strassen;
+use crate::tile::Tile;
 use crate::winograd::SLICE;
 
 /// A bfloat16: the upper half of an `f32`.
@@ -41,38 +42,14 @@ pub trait Product: Copy + Default + Send + Sync + 'static {
     #[doc(hidden)]
     fn zeros() -> &'static [Self];
 
-    /// See [`gemm::multiply`].
+    /// See [`gemm::multiply_to`].
     #[doc(hidden)]
     fn multiply(
         isa: Isa,
-        terms: &[Term<Self>],
-        k_and_stride: (usize, usize),
-        c: ArrayViewMut2<Self>,
-        accumulate: bool,
-        beside: Beside<Self>,
+        products: Products<Self>,
+        held: &mut [f32],
+        end: (&Ending<Self>, Tile<Self>),
     );
-
-    /// Whether [`Product::multiply_pair`] is faster than two products.
-    #[doc(hidden)]
-    fn has_pairs(_: Isa) -> bool {
-        false
-    }
-
-    /// Two neighbouring panels, whose terms have the same `a`.
-    #[doc(hidden)]
-    fn multiply_pair(
-        isa: Isa,
-        terms: [&[Term<Self>]; 2],
-        k_and_stride: (usize, usize),
-        c: ArrayViewMut2<Self>,
-        accumulate: bool,
-        beside: [Beside<Self>; 2],
-    ) {
-        let (left, right) = c.split_at(Axis(1), gemm::PANEL);
-        for ((terms, c), beside) in terms.into_iter().zip([left, right]).zip(beside) {
-            Self::multiply(isa, terms, k_and_stride, c, accumulate, beside);
-        }
-    }
 
     /// See [`gemm::multiply_transposed`].
     #[doc(hidden)]
@@ -147,28 +124,11 @@ impl Product for f32 {
 
     fn multiply(
         isa: Isa,
-        terms: &[Term<f32>],
-        k_and_stride: (usize, usize),
-        c: ArrayViewMut2<f32>,
-        accumulate: bool,
-        beside: Beside<f32>,
+        products: Products<f32>,
+        held: &mut [f32],
+        end: (&Ending<f32>, Tile<f32>),
     ) {
-        gemm::multiply(isa, terms, k_and_stride, c, accumulate, beside);
-    }
-
-    fn has_pairs(isa: Isa) -> bool {
-        isa != Isa::Portable
-    }
-
-    fn multiply_pair(
-        isa: Isa,
-        terms: [&[Term<f32>]; 2],
-        k_and_stride: (usize, usize),
-        c: ArrayViewMut2<f32>,
-        accumulate: bool,
-        beside: [Beside<f32>; 2],
-    ) {
-        strassen::multiply(isa, terms, k_and_stride, c, accumulate, beside);
+        gemm::multiply_to(isa, products, held, end);
     }
 
     fn multiply_transposed(
@@ -213,13 +173,11 @@ impl Product for Bf16 {
 
     fn multiply(
         isa: Isa,
-        terms: &[Term<Bf16>],
-        k_and_stride: (usize, usize),
-        c: ArrayViewMut2<Bf16>,
-        accumulate: bool,
-        beside: Beside<Bf16>,
+        products: Products<Bf16>,
+        held: &mut [f32],
+        end: (&Ending<Bf16>, Tile<Bf16>),
     ) {
-        gemm::multiply_bf16(isa, terms, k_and_stride, c, accumulate, beside);
+        gemm::multiply_bf16(isa, products, held, end);
     }
 
     fn multiply_transposed(

@@ -20,10 +20,11 @@ mod stage;
 
 use ndarray::{Axis, s};
 
+use crate::finish::{Finish, finish_tiles};
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::tile::{IMAGES, Tile, view4, visit_tiles};
+use crate::tile::{IMAGES, view4};
 use crate::value::Value;
 
 use stage::{Map, add_products, distance, slices};
@@ -193,9 +194,9 @@ impl Winograd {
         n: usize,
         (x, w): (&[T], &[f32]),
         results: (&mut [T], &mut [f32], &mut [f32]),
-        after: (&[&[T]], impl Fn(Tile<T>) + Sync),
+        finish: Finish<T>,
     ) {
-        self.convolve(exec, n, (x, w, false), results, after);
+        self.convolve(exec, n, (x, w, false), results, finish);
     }
 
     /// `dx = dy * w'`.
@@ -205,9 +206,9 @@ impl Winograd {
         n: usize,
         (dy, w): (&[T], &[f32]),
         results: (&mut [T], &mut [f32], &mut [f32]),
-        after: (&[&[T]], impl Fn(Tile<T>) + Sync),
+        finish: Finish<T>,
     ) {
-        self.convolve(exec, n, (dy, w, true), results, after);
+        self.convolve(exec, n, (dy, w, true), results, finish);
     }
 
     /// Forward, or with the weights `turned` by input.
@@ -217,7 +218,7 @@ impl Winograd {
         n: usize,
         (x, w, turned): (&[T], &[f32], bool),
         (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
-        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+        finish: Finish<T>,
     ) {
         let (weights, scratch) = scratch.split_at_mut(self.weights_len());
         self.transform_weights(exec, (w, turned), weights);
@@ -230,9 +231,9 @@ impl Winograd {
         let shape = (height * width, n, k);
         if self.is_alone() {
             let results = (&mut *y, &mut *sums, scratch);
-            self.convolve_alone(exec, (map, weights), k, results, (beside, &finish));
+            self.convolve_alone(exec, (map, weights), k, results, finish);
             if self.images(n).is_none() {
-                visit_tiles(exec.0, shape, y, sums, finish);
+                finish_tiles(exec, shape, y, sums, finish);
             }
             return;
         }
@@ -248,7 +249,7 @@ impl Winograd {
             let y = target.slice_mut(s![h..h + tile, w..w + group.tiles * tile, images, ..]);
             self.transform_outputs(exec, group, outputs, y);
         }
-        visit_tiles(exec.0, shape, y, sums, finish);
+        finish_tiles(exec, shape, y, sums, finish);
     }
 
     /// `dw = x' * dy`.
@@ -299,7 +300,7 @@ impl Winograd {
 
 #[cfg(test)]
 mod tests {
-    use crate::{Conv, Isa, Pool, Scratch, Tile, measure_tile, sums_len, visit_tiles};
+    use crate::{Conv, Finish, Isa, Pool, Scratch, finish_tiles, sums_len};
 
     /// With batches that are cut into small tiles, and one that is not.
     #[test]
@@ -318,9 +319,9 @@ mod tests {
             let [mut sums, mut later] = [0, 1].map(|_| vec![f32::NAN; conv.sums_len(n)]);
             let scratch = Scratch { panels: &mut [], parts: &mut scratch };
             let results = (&mut *y, &mut *sums, scratch);
-            let measure = |tile: Tile<f32>| measure_tile(isa, &pivot, tile);
-            conv.forward(exec, n, (&x, &w), results, (&[], measure));
-            visit_tiles(&pool, shape, &mut y, &mut later, measure);
+            let measure = Finish::Measure(&pivot);
+            conv.forward(exec, n, (&x, &w), results, measure);
+            finish_tiles(exec, shape, &mut y, &mut later, measure);
             let bits = |sums: &[f32]| -> Vec<u32> {
                 let tiles = sums[..sums_len(shape)].chunks_exact(3 * 128);
                 tiles.flat_map(|sums| &sums[..2 * 128]).map(|sum| sum.to_bits()).collect()

@@ -3,9 +3,9 @@
 
 use kernels::scalar::{self, Window};
 use kernels::{
-    Arena, BatchNorm, Bf16, Conv, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised, PANEL,
-    Pool, Scratch, Slope, Statistics, Sums, Tile, Value, average_backward, average_forward,
-    mask_tile, measure_tile, softmax_cross_entropy, sums_len, visit_tiles,
+    Arena, BatchNorm, Bf16, Conv, Finish, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised,
+    PANEL, Pool, Scratch, Slope, Statistics, Sums, Value, average_backward, average_forward,
+    finish_tiles, softmax_cross_entropy, sums_len,
 };
 use ndarray::{Array1, Array2, Array4, ArrayView4};
 
@@ -174,12 +174,12 @@ fn convolution_case<T: Value>(case: &Case, rounding: [f64; 2], way: fn(Conv) -> 
         let mut scratch = vec![f32::NAN; conv.scratch_len(n)];
         if first {
             let results = (&mut *y, &mut *sums);
-            conv.forward_images(exec, n, (&x_plain, &weights), results, |_| {});
+            conv.forward_images(exec, n, (&x_plain, &weights), results, Finish::Keep);
             let results = (&mut *dw, &mut *scratch);
             conv.backward_weight_images(exec, n, (&x_plain, &dy), results);
         } else {
             let results = (&mut *y, &mut *sums, with(&mut panels, &mut scratch));
-            conv.forward(exec, n, (&x, &weights), results, (&[], |_| {}));
+            conv.forward(exec, n, (&x, &weights), results, Finish::Keep);
             conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         }
         let y_bound = bound(kernel * kernel * channels[0]) + rounding[0];
@@ -195,9 +195,9 @@ fn convolution_case<T: Value>(case: &Case, rounding: [f64; 2], way: fn(Conv) -> 
         let dx4 = scalar::conv_backward_input(x4.dim(), filter.view(), dy4.view(), window);
         let mut dx = vec![nan; x.len()];
         let dx_bound = bound(kernel * kernel * channels[1]) + rounding[0];
-        for (accumulate, times) in [(false, 1.0), (true, 2.0)] {
+        for (add, times) in [(false, 1.0), (true, 2.0)] {
             let results = (&mut *dx, &mut *sums, with(&mut panels, &mut scratch));
-            conv.backward_input(exec, n, (&dy, &weights), results, accumulate, (&[&x], |_| {}));
+            conv.backward_input(exec, n, (&dy, &weights), results, (add, Finish::Keep));
             check(&widened(&dx), dx4.iter().map(|v| times * v), dx_bound, &what);
         }
     }
@@ -231,7 +231,7 @@ fn measured(
     let (pixels, n, channels) = shape;
     let mut sums = Sums::new(sums_len(shape), channels);
     let mut z = z.to_vec();
-    visit_tiles(exec.0, shape, &mut z, sums.tiles(shape), |tile| measure_tile(exec.1, pivot, tile));
+    finish_tiles(exec, shape, &mut z, sums.tiles(shape), Finish::Measure(pivot));
     sums.add_up(exec);
     let mut statistics = Statistics::new(channels);
     statistics.set(&sums, pixels * n, pivot);
@@ -269,9 +269,8 @@ fn normalisation_matches_the_oracle_on_every_tier() {
             check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
             let mut finished = z.clone();
             let mut unused = vec![0.0; sums_len(flat)];
-            visit_tiles(&pool, flat, &mut finished, &mut unused, |tile| {
-                fold.finish_tile(isa, (Some(&identity), true), tile);
-            });
+            let finish = Finish::Fold(&fold, Some(&identity), true);
+            finish_tiles(exec, flat, &mut finished, &mut unused, finish);
             check(&finished, scalar::relu_forward(summed.view()), NEAR, &what);
 
             let of = Normalised { z: &z, mean: &statistics.mean };
@@ -307,9 +306,8 @@ impl Backward<'_> {
         let (.., channels) = self.shape;
         let mut sums = Sums::new(sums_len(self.shape), channels);
         let mut g = dy.to_vec();
-        visit_tiles(self.exec.0, self.shape, &mut g, sums.tiles(self.shape), |tile| {
-            mask_tile(self.exec.1, mask, of, tile);
-        });
+        let finish = Finish::Mask(mask, of.0, of.1);
+        finish_tiles(self.exec, self.shape, &mut g, sums.tiles(self.shape), finish);
         sums.add_up(self.exec);
         check(&g, masked4.iter().copied(), 1e-3, what);
         let g4 = array4(masked4.dim(), &g);
@@ -472,17 +470,17 @@ fn bits_agree(conv: &Conv) -> Vec<u32> {
         let mut all = vec![0.0; conv.output_len(n)];
         let mut panels = vec![0.0; conv.weights()];
         let mut scratch = vec![0.0; conv.scratch_len(n)];
-        let finish = |tile: Tile<f32>| measure_tile(isa, &[0.0; 128], tile);
+        let finish = Finish::Measure(&[0.0; 128]);
         let tiles = sums.tiles(conv.output_tiles(n));
         let results = (&mut *all, tiles, with(&mut panels, &mut scratch));
-        conv.forward(exec, n, (&x, &w), results, (&[], finish));
+        conv.forward(exec, n, (&x, &w), results, finish);
         sums.add_up(exec);
         let mut statistics = Statistics::new(128);
         statistics.set(&sums, pixels * n, &[0.0; 128]);
         let mut dx = vec![0.0; x.len()];
         let tiles = sums.tiles(conv.input_tiles(n));
         let results = (&mut *dx, tiles, with(&mut panels, &mut scratch));
-        conv.backward_input(exec, n, (&dy, &w), results, false, (&[], |_| {}));
+        conv.backward_input(exec, n, (&dy, &w), results, (false, Finish::Keep));
         let mut dw = vec![0.0; w.len()];
         conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         all.extend(statistics.mean.iter().chain(&statistics.variance));
@@ -530,12 +528,12 @@ fn streamed_case<T: Value>(isa: Isa, conv: &Conv) {
         dx.copy_from_slice(&before);
         let mut sums = vec![0.0; conv.sums_len(n)];
         let of = Normalised { z: &before, mean: &mean };
-        let finish = |tile: Tile<T>| mask_tile(isa, Mask::Output(&before), (of, None), tile);
+        let finish = Finish::Mask(Mask::Output(&before), of, None);
         let mut panels = vec![T::default(); conv.weights()];
         let results = (&mut *y, &mut *sums, with(&mut panels, &mut []));
-        conv.forward(exec, n, (&x, &weights), results, (&[&before], finish));
+        conv.forward(exec, n, (&x, &weights), results, finish);
         let results = (&mut *dx, &mut *sums, with(&mut panels, &mut []));
-        turned.backward_input(exec, n, (&x, &other), results, true, (&[&before], finish));
+        turned.backward_input(exec, n, (&x, &other), results, (true, finish));
         [&*y, &*dx].concat()
     };
     let (streamed, plain) = (run(0), run(1));

@@ -1,14 +1,13 @@
 //! A pass that writes pixels: forward, or gradient by input.
 
-use ndarray::{ArrayViewMut2, Axis};
-
-use crate::gemm::{Beside, PANEL, Term};
+use crate::finish::{Ending, Finish, finish_tiles};
+use crate::gemm::{self, PANEL, Products, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::strassen;
 use crate::taps::{Entry, KERNEL_MAX, Table};
-use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed, rows_of, stream, visit_tiles};
-use crate::value::Value;
+use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed, rows_of};
+use crate::value::{Product, Value};
 
 /// How each pixel of the target is made of pixels of the source.
 pub(super) struct Pass<'a> {
@@ -22,77 +21,68 @@ pub(super) struct Pass<'a> {
 
 /// Tasks that are enough for Strassen's product to make half as many of them.
 const TASKS: usize = 16;
+/// Bytes of weights that a task of several panels reads for each six rows.
+const WEIGHTS: usize = 256 << 10;
 
 impl Pass<'_> {
-    /// Computes `y` and finishes its tiles: as soon as each is computed, if it is computed in the same.
+    /// Computes `y`, or adds to it, and finishes its tiles: as soon as each is computed, if it is computed in
+    /// the same.
     pub(super) fn finish<T: Value>(
         &self,
         exec: (&Pool, Isa),
         operands: (&[T], &[T]),
         ((pixels, n), tiles): ((usize, usize), (usize, usize, usize)),
         (y, sums): (&mut [T], &mut [f32]),
-        accumulate: bool,
-        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+        (add, finish): (bool, Finish<T>),
     ) {
-        let shape = (pixels, n, tiles.2);
+        let (shape, streamed) = ((pixels, n, tiles.2), is_streamed(y));
+        let ending = Ending { finish, channels: tiles.2, add, streamed };
         if shape == tiles {
-            return self.run(exec, operands, shape, (y, sums), accumulate, (beside, finish));
+            return self.run(exec, operands, shape, (y, sums), ending);
         }
-        self.run(exec, operands, shape, (y, sums), accumulate, (&[], |_| {}));
-        visit_tiles(exec.0, tiles, y, sums, finish);
+        let ending = Ending { finish: Finish::Keep, ..ending };
+        self.run(exec, operands, shape, (y, sums), ending);
+        finish_tiles(exec, tiles, y, sums, finish);
     }
 
-    /// Computes the tiles of `y`, an activation of such a shape, and finishes each.
+    /// Computes the tiles of `y`, an activation of such a shape.
     fn run<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
         operands: (&[T], &[T]),
         shape: (usize, usize, usize),
         (y, sums): (&mut [T], &mut [f32]),
-        accumulate: bool,
-        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+        ending: Ending<T>,
     ) {
         let (_, n, channels) = shape;
-        let panels = if self.takes_pairs::<T>(isa, shape) { 2 } else { 1 };
-        let streamed = is_streamed(y);
-        let held = || [T::default(); 2 * IMAGES * PANEL];
+        let is_pair = self.takes_pairs::<T>(isa, shape);
+        let panels = if is_pair { 2 } else { self.panels::<T>(channels) };
+        let held = || [0.0; 2 * IMAGES * PANEL];
         let tiles = (shape, panels);
         for_each_tile(pool, tiles, (y, sums), held, |held, (pixel, image), mut tile| {
-            let Tile { row, channel, .. } = tile;
-            let multiply = |c: ArrayViewMut2<T>| {
-                let beside = std::array::from_fn(|panel| {
-                    let mut ahead = Beside { stride: channels, ..Beside::NOTHING };
-                    for (start, data) in ahead.starts.iter_mut().zip(beside) {
-                        *start =
-                            data.get(row * channels + channel + panel * PANEL..).unwrap_or(&[]);
-                    }
-                    ahead
+            if self.table.of(pixel).is_empty() {
+                // No tap reaches it: a row of zeros, again and again.
+                return ending.write(isa, (f32::zeros(), 0), tile);
+            }
+            let multiply = |held: &mut [f32], tile: Tile<T>| {
+                self.sum(operands, (pixel, n, image, tile.channel), |products| {
+                    T::multiply(isa, products, held, (&ending, tile));
                 });
-                self.multiply(isa, operands, (pixel, n, image, channel), (c, accumulate), beside);
             };
-            if !streamed {
-                multiply(tile.values.view_mut());
-                return tile.for_each_panel(&finish);
+            if !is_pair {
+                return multiply(held, tile);
             }
-            let Tile { values: place, sums, .. } = tile;
-            let held = &mut held[..place.len()];
-            if accumulate {
-                // In the widest vectors, so that many lines are on their way at once.
-                isa.run(
-                    #[inline(always)]
-                    || {
-                        let rows = held.chunks_exact_mut(place.ncols()).zip(place.rows());
-                        for (held, row) in rows {
-                            held.copy_from_slice(row.to_slice().expect("rows are contiguous"));
-                        }
-                    },
-                );
+            if strassen::cuts(tile.values.nrows())
+                && let (Some(x), Some(w)) = (T::single(operands.0), T::single(operands.1))
+            {
+                let c = &mut held[..tile.values.len()];
+                self.sum((x, w), (pixel, n, image, tile.channel), |products| {
+                    let beside = ending.beside(&tile);
+                    strassen::multiply(isa, products, rows_of(c, strassen::COLUMNS), beside);
+                });
+                return ending.write(isa, (c, strassen::COLUMNS), tile);
             }
-            let columns = place.ncols();
-            multiply(rows_of(held, columns));
-            let values = rows_of(held, columns);
-            Tile { row, channel, values, sums }.for_each_panel(&finish);
-            stream(isa, held, place);
+            tile.panels().for_each(|tile| multiply(held, tile));
         });
     }
 
@@ -104,43 +94,27 @@ impl Pass<'_> {
     ) -> bool {
         let tasks = pixels * n.div_ceil(IMAGES) * channels / strassen::COLUMNS;
         self.is_fast
-            && T::has_pairs(isa)
+            && isa != Isa::Portable
+            && T::WORD == 1
             && strassen::is_worth(self.k)
             && channels.is_multiple_of(strassen::COLUMNS)
             && tasks >= TASKS
     }
 
-    /// One tile, of one or two panels.
-    fn multiply<T: Value>(
-        &self,
-        isa: Isa,
-        operands: (&[T], &[T]),
-        (pixel, n, image, channel): (usize, usize, usize, usize),
-        (mut c, accumulate): (ArrayViewMut2<T>, bool),
-        beside: [Beside<T>; 2],
-    ) {
-        let at = |panel: usize| (pixel, n, image, channel + panel * PANEL);
-        let is_pair = c.ncols() == strassen::COLUMNS && strassen::cuts(c.nrows());
-        if is_pair && !self.table.of(pixel).is_empty() {
-            return self.sum(operands, at(0), |left, k| {
-                self.sum(operands, at(1), |right, _| {
-                    T::multiply_pair(isa, [left, right], k, c, accumulate, beside);
-                });
-            });
-        }
-        for (panel, c) in c.axis_chunks_iter_mut(Axis(1), PANEL).enumerate() {
-            self.sum(operands, at(panel), |terms, k| {
-                T::multiply(isa, terms, k, c, accumulate, beside[panel]);
-            });
-        }
+    /// Panels that a task computes where sums are short: their weights stay in the second-level cache, and what
+    /// is read and written beside is one piece of memory.
+    fn panels<T>(&self, channels: usize) -> usize {
+        let depth = self.taps * self.k;
+        let room = WEIGHTS / (depth * PANEL * size_of::<T>());
+        if depth > gemm::DEPTH { 1 } else { room.clamp(1, channels / PANEL) }
     }
 
-    /// Hands the terms of a tile to `product`, with `k` and the distance of rows.
-    pub(super) fn sum<T: Value>(
+    /// Hands what makes up a tile to `product`.
+    fn sum<T: Value>(
         &self,
         (source, panels): (&[T], &[T]),
         (pixel, n, image, channel): (usize, usize, usize, usize),
-        product: impl FnOnce(&[Term<T>], (usize, usize)),
+        product: impl FnOnce(Products<T>),
     ) {
         let Self { table, taps, k, .. } = *self;
         let panel = channel / PANEL * taps;
@@ -150,9 +124,28 @@ impl Pass<'_> {
             let (pixel, tap) = (pixel as usize, tap as usize);
             *term = Term {
                 a: &source[(pixel * n + image) * k..(pixel + 1) * n * k],
-                b: &panels[(panel + tap) * k * PANEL..][..k * PANEL],
+                b: &panels[(panel + tap) * k * PANEL..],
             };
         }
-        product(&terms[..entries.len()], (k, k));
+        let terms = &terms[..entries.len()];
+        product(Products { terms, k, stride: k, apart: taps * k * PANEL });
+    }
+
+    /// As [`Pass::finish`] of operands that are `f32` in every format.
+    pub(super) fn finish_images<T: Value>(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        operands: (&[f32], &[f32]),
+        shape: (usize, usize, usize),
+        (y, sums): (&mut [T], &mut [f32]),
+        finish: Finish<T>,
+    ) {
+        let ending = Ending { finish, channels: shape.2, add: false, streamed: is_streamed(y) };
+        let held = || [0.0; IMAGES * PANEL];
+        for_each_tile(pool, (shape, 1), (y, sums), held, |held, (pixel, image), tile| {
+            self.sum(operands, (pixel, shape.1, image, tile.channel), |products| {
+                gemm::multiply_to(isa, products, held, (&ending, tile));
+            });
+        });
     }
 }

@@ -3,11 +3,12 @@
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
 use super::stage::{Map, distance};
-use super::{PRODUCTS_MAX, Scheme, Transform, Winograd};
+use super::{PRODUCTS_MAX, Transform, Winograd};
+use crate::finish::{Ending, Finish};
 use crate::gemm::{self, Beside, PANEL, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, stream, view4};
+use crate::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, view4};
 use crate::value::Value;
 
 /// Most channels of layers whose groups a thread keeps to itself, and rows of such a group.
@@ -20,10 +21,8 @@ const TASKS: usize = 8;
 /// Values of a tile of outputs.
 const HELD: usize = 16 * ROWS * CHANNELS;
 
-/// What is done to the values of a pixel of a group, `[images][k]`.
-type Put<'a, T> = dyn FnMut([usize; 2], ArrayViewMut2<T>) + 'a;
-/// What lies beside a pixel, from a channel on.
-type Ahead<'a, T> = dyn Fn([usize; 3], usize) -> Beside<'a, T> + Sync + 'a;
+/// What becomes of a pixel of a task: `[images][k]` as they were computed, or what is there.
+type Put<'a, T> = dyn FnMut([usize; 2], Option<&[T]>, ArrayViewMut2<T>) + 'a;
 
 impl Winograd {
     /// Whether a thread keeps a group to itself.
@@ -59,26 +58,12 @@ impl Winograd {
         (x, weights): (Map<T>, &[f32]),
         k: usize,
         (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
-        (beside, finish): (&[&[T]], impl Fn(Tile<T>) + Sync),
+        finish: Finish<T>,
     ) {
         let ([height, width], n, tile) = (self.size(), x.n, self.scheme.tile());
-        let row = |[h, w, image]: [usize; 3]| (h * width + w) * n + image;
-        let ahead = |at: [usize; 3], channel: usize| {
-            let mut ahead = Beside { stride: k, ..Beside::NOTHING };
-            for (start, data) in ahead.starts.iter_mut().zip(beside) {
-                *start = &data[row(at) * k + channel..];
-            }
-            ahead
-        };
-        let work = Work {
-            isa,
-            scheme: self.scheme,
-            x,
-            weights,
-            k,
-            streamed: is_streamed(y),
-            ahead: &ahead,
-        };
+        let finish = if self.images(n).is_some() { finish } else { Finish::Keep };
+        let ending = Ending { finish, channels: k, add: false, streamed: is_streamed(y) };
+        let work = Work { isa, winograd: *self, x, weights, k, ending };
         let images = n.min(ROWS);
         // As many tiles side by side as leave tasks for all threads: they share inputs. Images outermost:
         // what tiles share is then near.
@@ -91,19 +76,20 @@ impl Winograd {
         let held = || [T::default(); HELD];
         if self.images(n).is_none() {
             return pool.for_each_block_in(y, scratch, held, |held, at, y, part| {
-                let [image, h, w, _] = at;
-                work.run([h, w, image], y, (part, held), &mut |_, _| {});
+                work.run(at, y, (part, held), &mut |_, source, values| {
+                    let sums = ArrayViewMut2::from_shape((0, k), &mut []).expect("nothing");
+                    work.put(source, Tile { row: 0, channel: 0, values, sums });
+                });
             });
         }
         let sums = &mut sums[..height * width * (n / images) * SUMS * k];
         let sums = view4(sums, [height, width, n / images * SUMS, k]).permuted_axes([2, 0, 1, 3]);
         let sums = (sums, [SUMS, tile, tile * run, k]);
         pool.for_each_block2_in(y, sums, scratch, held, |held, at, y, mut sums, part| {
-            let [image, h, w, _] = at;
-            work.run([h, w, image], y, (part, held), &mut |[p, q], values| {
+            work.run(at, y, (part, held), &mut |[p, q], source, values| {
+                let row = work.row([at[0], at[1] + p, at[2] + q]);
                 let sums = sums.index_axis_mut(Axis(1), p).index_axis_move(Axis(1), q);
-                let row = row([h + p, w + q, image]);
-                Tile { row, channel: 0, values, sums }.for_each_panel(&finish);
+                work.put(source, Tile { row, channel: 0, values, sums });
             });
         });
     }
@@ -112,25 +98,37 @@ impl Winograd {
 /// What all groups share.
 struct Work<'a, T> {
     isa: Isa,
-    scheme: Scheme,
+    winograd: Winograd,
     x: Map<'a, T>,
     weights: &'a [f32],
     k: usize,
-    streamed: bool,
-    ahead: &'a Ahead<'a, T>,
+    ending: Ending<'a, T>,
 }
 
 impl<T: Value> Work<'_, T> {
-    /// Tiles side by side from (h, w, image) on, as many at a time as make up the rows of a group; each pixel
+    /// Row of an image of a pixel.
+    fn row(&self, [image, h, w]: [usize; 3]) -> usize {
+        (h * self.x.size[1] + w) * self.x.n + image
+    }
+
+    /// Ends a pixel.
+    fn put(&self, source: Option<&[T]>, tile: Tile<T>) {
+        match source {
+            Some(values) => self.ending.write(self.isa, (values, self.k), tile),
+            None => self.ending.write_in_place(self.isa, tile),
+        }
+    }
+
+    /// Tiles side by side from (image, h, w) on, as many at a time as make up the rows of a group; each pixel
     /// of `y`, `[images][height][width][k]`, is handed to `put` when it is computed.
     fn run(
         &self,
-        [h, w, image]: [usize; 3],
+        [image, h, w, _]: [usize; 4],
         mut y: ArrayViewMut4<T>,
         (part, held): (&mut [f32], &mut [T; HELD]),
         put: &mut Put<T>,
     ) {
-        let (images, side) = (y.len_of(Axis(0)), self.scheme.tile());
+        let (images, side) = (y.len_of(Axis(0)), self.winograd.scheme.tile());
         let width = (ROWS / images).max(1) * side;
         let end = y.len_of(Axis(2));
         for (group, mut y) in y.axis_chunks_iter_mut(Axis(2), width).enumerate() {
@@ -159,37 +157,38 @@ impl<T: Value> Work<'_, T> {
         is_last: bool,
         part: &mut [f32],
     ) {
-        let (c, k, side) = (self.x.channels, self.k, self.scheme.tile());
-        let (rows, len) = (tiles * images, images * c);
+        let (scheme, c, k) = (self.winograd.scheme, self.x.channels, self.k);
+        let (side, rows, len) = (scheme.tile(), tiles * images, images * c);
         let distance = self.distance(rows);
         for tile in 0..tiles {
             let [h, w, image] = at;
-            let sources = self.x.inputs(self.scheme, [h, w + tile * side, image], len);
-            let slots = part.chunks_mut(distance).skip(1).take(self.scheme.products());
+            let sources = self.x.inputs(scheme, [h, w + tile * side, image], len);
+            let slots = part.chunks_mut(distance).skip(1).take(scheme.products());
             let mut slots = slots.map(|slot| &mut slot[tile * len..][..len]);
             let mut targets = std::array::from_fn(|_| slots.next().unwrap_or_default());
-            Transform::Input.apply((self.isa, self.scheme), &sources, &mut targets);
+            Transform::Input.apply((self.isa, scheme), &sources, &mut targets);
         }
         let next = [at[0], at[1] + side, at[2]];
-        let next = self.x.inputs(self.scheme, next, if is_last || tiles > 1 { 0 } else { len });
-        for frequency in 0..self.scheme.products() {
+        let next = self.x.inputs(scheme, next, if is_last || tiles > 1 { 0 } else { len });
+        for frequency in 0..scheme.products() {
             let (done, inputs) = part.split_at_mut((frequency + 1) * distance);
             let mut products = rows_of(&mut done[frequency * distance..][..rows * k], k);
+            let pixel = [frequency / side, frequency % side];
+            let row = self.row([at[2], at[0] + pixel[0], at[1] + pixel[1]]);
             for (panel, products) in products.axis_chunks_iter_mut(Axis(1), PANEL).enumerate() {
                 let from = (frequency * k / PANEL + panel) * c * PANEL;
                 let b = &self.weights[from..][..c * PANEL];
-                let pixel = [frequency / side, frequency % side];
-                let place = [at[0] + pixel[0], at[1] + pixel[1], at[2]];
-                let mut ahead = match pixel[0] < side && tiles == 1 {
-                    true => (self.ahead)(place, panel * PANEL),
-                    false => Beside { stride: k, ..Beside::NOTHING },
+                let mut beside = match pixel[0] < side && tiles == 1 {
+                    true => self.ending.finish.beside(row, panel * PANEL, k),
+                    false => Beside::of::<T>(k),
                 };
                 // What the next tile shares with this one is there.
-                if ahead.starts[2].is_empty() && c == k && frequency % 6 >= 2 {
-                    ahead.starts[2] = next[frequency].get(panel * PANEL..).unwrap_or(&[]);
+                if c == k && frequency % 6 >= 2 {
+                    let next = next[frequency].get(panel * PANEL..);
+                    beside.starts[3] = next.map(|data| data.as_ptr().cast());
                 }
                 let term = Term { a: &inputs[..rows * c], b };
-                gemm::multiply(self.isa, &[term], (c, c), products, false, ahead);
+                gemm::multiply(self.isa, &[term], (c, c), products, beside);
             }
         }
     }
@@ -203,24 +202,24 @@ impl<T: Value> Work<'_, T> {
         held: &mut [T; HELD],
         put: &mut Put<T>,
     ) {
-        let (isa, k, side) = (self.isa, self.k, self.scheme.tile());
+        let (k, scheme) = (self.k, self.winograd.scheme);
+        let (how, side) = ((self.isa, scheme), scheme.tile());
         let sources = std::array::from_fn(|_| slots.next().unwrap_or_default());
         let mut pixels = pixels(&mut y);
         let len = pixels[0].len();
         let at = |pixel: usize| [pixel / side, column + pixel % side];
-        if !self.streamed {
-            Transform::Output.apply((isa, self.scheme), &sources, &mut pixels);
+        if !self.ending.streamed {
+            Transform::Output.apply(how, &sources, &mut pixels);
             for (pixel, values) in pixels.into_iter().take(side * side).enumerate() {
-                put(at(pixel), rows_of(values, k));
+                put(at(pixel), None, rows_of(values, k));
             }
             return;
         }
         let mut parts = held.chunks_exact_mut(len);
         let mut targets = std::array::from_fn(|_| parts.next().unwrap_or_default());
-        Transform::Output.apply((isa, self.scheme), &sources, &mut targets);
+        Transform::Output.apply(how, &sources, &mut targets);
         for (pixel, (held, y)) in targets.into_iter().zip(pixels).take(side * side).enumerate() {
-            put(at(pixel), rows_of(held, k));
-            stream(isa, held, rows_of(y, k));
+            put(at(pixel), Some(held), rows_of(y, k));
         }
     }
 }

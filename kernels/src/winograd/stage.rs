@@ -156,7 +156,7 @@ impl Winograd {
                     b: &weights[panel * c * PANEL..][..c * PANEL],
                 };
                 let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-                gemm::multiply(isa, &[term], (c, c), block, false, Beside::<f32>::NOTHING);
+                gemm::multiply(isa, &[term], (c, c), block, Beside::NOTHING);
             },
         );
     }

@@ -4,8 +4,12 @@ use std::arch::x86_64::*;
 
 use ndarray::ArrayViewMut2;
 
-use super::{Ahead, Arithmetic, Columns, Piece, Single, Target, for_each_group};
-use crate::gemm::{Beside, DEPTH, Matrix, Next, PANEL, Term};
+use super::ending::End;
+use super::{Ahead, Arithmetic, Group, PIECES_MAX, Piece, Single, Target, for_each_group};
+use crate::finish::Ending;
+use crate::gemm::{Beside, DEPTH, Matrix, Next, PANEL, Products, Term};
+use crate::tile::Tile;
+use crate::value::Value;
 
 /// Proof that this CPU has AVX-512 (F, BW, DQ, VL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,19 +39,46 @@ impl Avx512 {
         2 * Single::<__m512>::COUNT * unsafe { chain(rounds) }
     }
 
+    /// See [`crate::gemm::multiply`].
     pub(crate) fn multiply(
         self,
         terms: &[Term<f32>],
         (k, stride): (usize, usize),
         mut c: ArrayViewMut2<f32>,
-        accumulate: bool,
-        beside: Beside<impl Copy>,
+        beside: Beside,
     ) {
-        let target = Target::new(&mut c);
-        let (shape, beside) = ((target.rows, k, stride), beside.into());
-        for_each_group(terms, shape, DEPTH, accumulate, |pieces, accumulate| {
+        let end = End::keep(&mut c);
+        // One group: the sums of several would need a place.
+        assert!(terms.len() <= PIECES_MAX);
+        let rows = end.out.rows;
+        for_each_group(terms, (rows, k, stride), usize::MAX, |pieces, _, _| {
+            let group = Group { end: Some(&end), beside, ..Group::NONE };
             // SAFETY: (T), (B).
-            unsafe { tiles(pieces, stride, target, accumulate, beside) }
+            unsafe { tiles(pieces, [rows, PANEL, stride], group) }
+        });
+    }
+
+    /// See [`crate::gemm::multiply_to`].
+    pub(crate) fn multiply_to<T: Value>(
+        self,
+        products: Products<f32>,
+        held: &mut [f32],
+        (ending, tile): (&Ending<T>, Tile<T>),
+    ) {
+        let Products { terms, k, stride, apart } = products;
+        let beside = ending.beside(&tile);
+        let end = End::new(ending, tile);
+        let (partial, rows) = (held.as_mut_ptr(), end.out.rows);
+        assert!(held.len() >= rows * PANEL);
+        assert!(end.columns == PANEL || terms.len() * k <= DEPTH);
+        products.assert_panels(end.columns / PANEL);
+        for_each_group(terms, (rows, k, stride), DEPTH, |pieces, is_first, is_last| {
+            let before = if is_first { std::ptr::null() } else { partial.cast_const() };
+            let end_or_none = is_last.then_some(&end);
+            let beside = if is_last { beside } else { Beside::NOTHING };
+            let group = Group { before, partial, end: end_or_none, beside, apart };
+            // SAFETY: (T), (B).
+            unsafe { tiles(pieces, [rows, end.columns, stride], group) }
         });
     }
 
@@ -83,15 +114,9 @@ fn chain(rounds: usize) -> usize {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn tiles(
-    pieces: &[Piece<f32>],
-    stride: usize,
-    c: Target<f32>,
-    accumulate: bool,
-    beside: Columns,
-) {
+unsafe fn tiles<T: Value>(pieces: &[Piece<f32>], shape: [usize; 3], group: Group<T>) {
     // SAFETY: passed on.
-    unsafe { super::tiles::<Single<__m512>, 4>(pieces, stride, c, accumulate, beside) }
+    unsafe { super::tiles::<Single<__m512>, T, 4>(pieces, shape, group) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]

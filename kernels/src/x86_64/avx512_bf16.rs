@@ -1,14 +1,15 @@
 //! The entry points of AVX512-BF16: products of pairs, summed in `f32`.
 
 use std::arch::x86_64::*;
-use std::marker::PhantomData;
 
 use ndarray::ArrayViewMut2;
 
-use super::vector::widen_512;
-use super::{Ahead, Arithmetic, Avx512, Columns, Piece, Target, for_each_group};
-use crate::gemm::{Beside, Matrix, Next, PANEL, Term};
-use crate::value::{Bf16, Product};
+use super::ending::End;
+use super::{Ahead, Arithmetic, Avx512, Group, PIECES_MAX, Piece, Target, for_each_group};
+use crate::finish::Ending;
+use crate::gemm::{Matrix, Next, PANEL, Products};
+use crate::tile::Tile;
+use crate::value::{Bf16, Product, Value};
 
 /// Proof that this CPU has AVX512-BF16 besides AVX-512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,24 +24,26 @@ impl Avx512Bf16 {
     /// Operations of `rounds` of multiply-add on registers alone.
     pub(crate) fn chain(self, rounds: usize) -> usize {
         // SAFETY: (T).
-        2 * Bf16::WORD * Pairs::<f32>::COUNT * unsafe { chain(rounds) }
+        2 * Bf16::WORD * Pairs::COUNT * unsafe { chain(rounds) }
     }
 
-    pub(crate) fn multiply(
+    /// See [`crate::gemm::multiply_bf16`].
+    pub(crate) fn multiply_to(
         self,
-        terms: &[Term<Bf16>],
-        (k, stride): (usize, usize),
-        mut c: ArrayViewMut2<Bf16>,
-        accumulate: bool,
-        beside: Beside<Bf16>,
+        products: Products<Bf16>,
+        (ending, tile): (&Ending<Bf16>, Tile<Bf16>),
     ) {
-        let target = Target::new(&mut c);
-        let (shape, beside) = ((target.rows, k, stride), beside.into());
-        // One group: the sums of several could not be kept in `c`.
-        assert!(terms.len() <= super::PIECES_MAX);
-        for_each_group(terms, shape, usize::MAX, accumulate, |pieces, accumulate| {
+        let Products { terms, k, stride, apart } = products;
+        let beside = ending.beside(&tile);
+        let end = End::new(ending, tile);
+        let (rows, words) = (end.out.rows, [stride, apart].map(|values| values / Bf16::WORD));
+        // One group: sums stay in registers from the first to the last term.
+        assert!(terms.len() <= PIECES_MAX);
+        products.assert_panels(end.columns / PANEL);
+        for_each_group(terms, (rows, k, stride), usize::MAX, |pieces, _, _| {
+            let group = Group { end: Some(&end), beside, apart: words[1], ..Group::NONE };
             // SAFETY: (T), (B).
-            unsafe { tiles(pieces, stride / Bf16::WORD, target, accumulate, beside) }
+            unsafe { tiles(pieces, [rows, end.columns, words[0]], group) }
         });
     }
 
@@ -75,19 +78,13 @@ impl Avx512Bf16 {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 fn chain(rounds: usize) -> usize {
-    super::chain::<Pairs<f32>>(rounds, 0x3F00_3F00)
+    super::chain::<Pairs>(rounds, 0x3F00_3F00)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn tiles(
-    pieces: &[Piece<u32>],
-    stride: usize,
-    c: Target<Bf16>,
-    accumulate: bool,
-    beside: Columns,
-) {
+unsafe fn tiles(pieces: &[Piece<u32>], shape: [usize; 3], group: Group<Bf16>) {
     // SAFETY: passed on.
-    unsafe { super::tiles::<Pairs<Bf16>, 4>(pieces, stride, c, accumulate, beside) }
+    unsafe { super::tiles::<Pairs, Bf16, 4>(pieces, shape, group) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
@@ -99,7 +96,7 @@ unsafe fn tiles_transposed(
     accumulate: bool,
 ) {
     // SAFETY: passed on.
-    unsafe { super::tiles_transposed::<Pairs<f32>, 12, 2>(a, b, next, c, accumulate) }
+    unsafe { super::tiles_transposed::<Pairs, 12, 2>(a, b, next, c, accumulate) }
 }
 
 /// Columns that are interleaved at a time.
@@ -159,61 +156,12 @@ unsafe fn pair_rows(rows: &[f32], words: &mut [Bf16]) {
     }
 }
 
-/// How sixteen sums are kept in memory.
-trait Stored: Copy {
-    /// # Safety
-    /// Sixteen values are readable at `source`.
-    unsafe fn load(source: *const Self) -> __m512;
-    /// # Safety
-    /// Sixteen values are writable at `target`.
-    unsafe fn store(sums: __m512, target: *mut Self);
-}
+/// Products of pairs of bfloat16. Only the entry points above use it: (T) holds in every method.
+struct Pairs;
 
-impl Stored for f32 {
-    #[inline(always)]
-    unsafe fn load(source: *const f32) -> __m512 {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm512_loadu_ps(source) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(sums: __m512, target: *mut f32) {
-        // SAFETY: (T), and the caller vouches for the memory.
-        unsafe { _mm512_storeu_ps(target, sums) }
-    }
-}
-
-impl Stored for Bf16 {
-    #[inline(always)]
-    unsafe fn load(source: *const Bf16) -> __m512 {
-        // SAFETY: passed on.
-        unsafe { widen_512(source.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(sums: __m512, target: *mut Bf16) {
-        // SAFETY: (T), and the caller vouches for the memory; the two vector types have 32 bytes.
-        unsafe {
-            let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
-            _mm256_storeu_si256(target.cast(), rounded);
-        }
-    }
-}
-
-/// Pairs of bfloat16 in, `S` out. Only the entry points above use it: (T) holds in every method.
-struct Pairs<S>(PhantomData<S>);
-
-impl<S: Stored> Arithmetic for Pairs<S> {
+impl Arithmetic for Pairs {
     type Lanes = __m512;
     type Word = u32;
-    type Out = S;
-    const COUNT: usize = 16;
-
-    #[inline(always)]
-    fn zero() -> __m512 {
-        // SAFETY: (T).
-        unsafe { _mm512_setzero_ps() }
-    }
 
     #[inline(always)]
     fn splat(word: u32) -> __m512 {
@@ -228,18 +176,6 @@ impl<S: Stored> Arithmetic for Pairs<S> {
     }
 
     #[inline(always)]
-    unsafe fn load_sums(source: *const S) -> __m512 {
-        // SAFETY: passed on.
-        unsafe { S::load(source) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_sums(sums: __m512, target: *mut S) {
-        // SAFETY: passed on.
-        unsafe { S::store(sums, target) }
-    }
-
-    #[inline(always)]
     fn multiply_add(words: __m512, factor: __m512, sum: __m512) -> __m512 {
         // SAFETY: (T); vectors of 64 bytes, read as pairs of bfloat16.
         unsafe {
@@ -250,8 +186,28 @@ impl<S: Stored> Arithmetic for Pairs<S> {
     }
 
     #[inline(always)]
-    fn prefetch(source: *const u8) {
-        // SAFETY: a hint; it reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(source.cast()) }
+    unsafe fn store<T: Value>(sums: __m512, target: *mut T) {
+        // SAFETY: (T), and the caller vouches for the memory; the two vector types have 32 bytes.
+        unsafe {
+            if size_of::<T>() == size_of::<f32>() {
+                _mm512_storeu_ps(target.cast(), sums);
+            } else {
+                let rounded = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(sums));
+                _mm256_storeu_si256(target.cast(), rounded);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn stream<T: Value, const NV: usize>(sums: &[__m512; NV], target: *mut T) {
+        const { assert!(size_of::<T>() == size_of::<Bf16>() && NV.is_multiple_of(2)) };
+        for j in (0..NV).step_by(2) {
+            // SAFETY: (T), and the caller vouches for the memory; both vector types have 64 bytes.
+            unsafe {
+                let rounded = _mm512_cvtne2ps_pbh(sums[j + 1], sums[j]);
+                let rounded = std::mem::transmute::<__m512bh, __m512i>(rounded);
+                _mm512_stream_si512(target.add(j * Self::COUNT).cast(), rounded);
+            }
+        }
     }
 }

@@ -12,8 +12,9 @@
 mod avx2;
 mod avx512;
 mod avx512_bf16;
+mod ending;
 mod strassen;
-mod tile;
+mod stream;
 mod transform;
 mod vector;
 
@@ -21,8 +22,10 @@ use std::marker::PhantomData;
 
 use ndarray::ArrayViewMut2;
 
-use crate::gemm::{Beside, Matrix, Next, PANEL, STRIP, Term};
+use crate::gemm::{Beside, Matrix, Next, PANEL, Products, STRIP, Term};
+use crate::value::Value;
 
+use ending::End;
 use vector::Vector;
 
 pub(crate) use avx2::Avx2;
@@ -40,44 +43,37 @@ const PIECES_MAX: usize = 64;
 
 /// Vectors of `f32` sums, and the words that are multiplied into them.
 trait Arithmetic {
-    type Lanes: Copy;
+    type Lanes: Vector;
     /// What is multiplied at a time: an `f32`, or two neighbouring bfloat16.
     type Word: Copy;
-    /// What sums are stored as.
-    type Out: Copy;
     /// Sums of a vector.
-    const COUNT: usize;
+    const COUNT: usize = Self::Lanes::COUNT;
 
-    fn zero() -> Self::Lanes;
     fn splat(word: Self::Word) -> Self::Lanes;
     /// # Safety
     /// `COUNT` words are readable at `source`.
     unsafe fn load(source: *const Self::Word) -> Self::Lanes;
-    /// # Safety
-    /// `COUNT` sums are readable at `source`.
-    unsafe fn load_sums(source: *const Self::Out) -> Self::Lanes;
-    /// # Safety
-    /// `COUNT` sums are writable at `target`.
-    unsafe fn store_sums(sums: Self::Lanes, target: *mut Self::Out);
     /// `sum + words . factor`.
     fn multiply_add(words: Self::Lanes, factor: Self::Lanes, sum: Self::Lanes) -> Self::Lanes;
-    /// Asks for the cache line of `source`, which may be anywhere.
-    fn prefetch(source: *const u8);
+    /// Rounds sums to what results are stored as.
+    ///
+    /// # Safety
+    /// `COUNT` values are writable at `target`.
+    unsafe fn store<T: Value>(sums: Self::Lanes, target: *mut T);
+    /// The same past the caches.
+    ///
+    /// # Safety
+    /// `NV` times `COUNT` values are writable at `target`, which is on a boundary of as many bytes as they
+    /// have, at most of a cache line.
+    unsafe fn stream<T: Value, const NV: usize>(sums: &[Self::Lanes; NV], target: *mut T);
 }
 
-/// `f32` in, `f32` out.
+/// Products of `f32`.
 struct Single<V>(PhantomData<V>);
 
 impl<V: Vector> Arithmetic for Single<V> {
     type Lanes = V;
     type Word = f32;
-    type Out = f32;
-    const COUNT: usize = V::COUNT;
-
-    #[inline(always)]
-    fn zero() -> V {
-        V::zero()
-    }
 
     #[inline(always)]
     fn splat(word: f32) -> V {
@@ -91,25 +87,22 @@ impl<V: Vector> Arithmetic for Single<V> {
     }
 
     #[inline(always)]
-    unsafe fn load_sums(source: *const f32) -> V {
-        // SAFETY: passed on.
-        unsafe { V::load(source) }
-    }
-
-    #[inline(always)]
-    unsafe fn store_sums(sums: V, target: *mut f32) {
-        // SAFETY: passed on.
-        unsafe { sums.store(target) }
-    }
-
-    #[inline(always)]
     fn multiply_add(words: V, factor: V, sum: V) -> V {
         words.multiply_add(factor, sum)
     }
 
     #[inline(always)]
-    fn prefetch(source: *const u8) {
-        V::prefetch(source);
+    unsafe fn store<T: Value>(sums: V, target: *mut T) {
+        // SAFETY: passed on.
+        unsafe { sums.store(target) }
+    }
+
+    #[inline(always)]
+    unsafe fn stream<T: Value, const NV: usize>(sums: &[V; NV], target: *mut T) {
+        for j in 0..NV {
+            // SAFETY: passed on.
+            unsafe { sums[j].stream(target.add(j * V::COUNT)) };
+        }
     }
 }
 
@@ -121,37 +114,34 @@ struct Piece<W> {
     k: usize,
 }
 
-/// Splits the terms into groups of at most `depth_max` rows and calls `group(pieces, accumulate)`.
-/// `k` and `stride` count values; words have `size_of::<W>() / size_of::<T>()` of them.
+/// Splits the terms into groups of at most `depth_max` rows and calls `group(pieces, is_first, is_last)`, at
+/// least once. `k` and `stride` count values; words have `size_of::<W>() / size_of::<T>()` of them.
 ///
 /// The pieces' pointers stay inside the terms' slices: `k` is cut, never extended.
 fn for_each_group<T, W: Copy>(
     terms: &[Term<T>],
     (rows, k, stride): (usize, usize, usize),
     depth_max: usize,
-    mut accumulate: bool,
-    mut group: impl FnMut(&[Piece<W>], bool),
+    mut group: impl FnMut(&[Piece<W>], bool, bool),
 ) {
     let word = size_of::<W>() / size_of::<T>();
     let mut pieces = [Piece { a: std::ptr::null(), b: std::ptr::null(), k: 0 }; PIECES_MAX];
-    let (mut count, mut depth) = (0, 0);
+    let (mut count, mut depth, mut is_first) = (0, 0, true);
     for term in terms {
         assert!(Matrix { data: term.a, rows, cols: k, stride }.fits() && term.b.len() >= k * PANEL);
         let mut from = 0;
         while from < k {
+            if depth == depth_max || count == PIECES_MAX {
+                group(&pieces[..count], is_first, false);
+                (count, depth, is_first) = (0, 0, false);
+            }
             let len = (k - from).min(depth_max - depth);
             let (a, b) = (term.a[from..].as_ptr(), term.b[from * PANEL..].as_ptr());
             pieces[count] = Piece { a: a.cast(), b: b.cast(), k: len / word };
             (count, depth, from) = (count + 1, depth + len, from + len);
-            if depth == depth_max || count == PIECES_MAX {
-                group(&pieces[..count], accumulate);
-                (count, depth, accumulate) = (0, 0, true);
-            }
         }
     }
-    if count > 0 || !accumulate {
-        group(&pieces[..count], accumulate);
-    }
+    group(&pieces[..count], is_first, true);
 }
 
 /// Where a block of `c` starts and how far its rows are apart.
@@ -189,7 +179,7 @@ impl<T> Target<T> {
 #[inline(always)]
 fn chain<A: Arithmetic>(rounds: usize, word: A::Word) -> usize {
     const CHAINS: usize = 12;
-    let mut sum = [A::zero(); CHAINS];
+    let mut sum = [A::Lanes::zero(); CHAINS];
     let (factor, other) = (A::splat(std::hint::black_box(word)), A::splat(word));
     for _ in 0..rounds {
         for sum in &mut sum {
@@ -200,49 +190,83 @@ fn chain<A: Arithmetic>(rounds: usize, word: A::Word) -> usize {
     rounds * CHAINS
 }
 
-/// `c[MR][NV vectors] (+)= sum a . b` for one register tile.
+/// Where the sums of a group of pieces begin and go to.
+#[derive(Clone, Copy)]
+struct Group<'a, T> {
+    /// Sums of the groups before, rows of 64; null before the first.
+    before: *const f32,
+    /// Where sums are kept for the next group.
+    partial: *mut f32,
+    /// The end, after the last group.
+    end: Option<&'a End<T>>,
+    beside: Beside,
+    /// Words from the pieces' `b` of a panel to that of the next one.
+    apart: usize,
+}
+
+impl<T> Group<'_, T> {
+    /// One that begins with zeros and leads nowhere yet.
+    const NONE: Self = Self {
+        before: std::ptr::null(),
+        partial: std::ptr::null_mut(),
+        end: None,
+        beside: Beside::NOTHING,
+        apart: 0,
+    };
+}
+
+impl<T> Products<'_, T> {
+    /// Every panel's rows lie inside the terms' slices.
+    fn assert_panels(&self, panels: usize) {
+        let len = (panels.max(1) - 1) * self.apart + self.k * PANEL;
+        assert!(self.terms.iter().all(|term| len <= term.b.len()));
+    }
+}
+
+/// `sum a . b` for one register tile, and its end.
 ///
 /// # Safety
 /// `MR` rows of each piece's `a` (`stride` apart, `k` words) and `k` rows of its `b` (64 apart) are
-/// readable, and `MR` rows of `c` are writable, all from the given pointers on.
+/// readable, all from the given pointers on; the rows and columns are of the group's tile.
 #[inline(always)]
-unsafe fn tile<A: Arithmetic, const MR: usize, const NV: usize>(
+unsafe fn tile<A: Arithmetic, T: Value, const MR: usize, const NV: usize>(
     pieces: &[Piece<A::Word>],
     (row, column, stride): (usize, usize, usize),
-    c: *mut A::Out,
-    c_stride: usize,
-    accumulate: bool,
-    beside: Columns,
+    group: Group<T>,
 ) {
-    let mut asked = 0;
-    let mut sum = [[A::zero(); NV]; MR];
+    // Columns of a panel lie side by side, panels one after the other.
+    let from = column / PANEL * group.apart + column % PANEL;
+    let mut ahead = Lines::new(group.beside.right(column), (row, column));
+    let pace = ahead.pace(pieces);
+    if let Some(end) = group.end {
+        end.prefetch_out::<A::Lanes, MR, NV>((row, column));
+    }
+    let mut sum = [[A::Lanes::zero(); NV]; MR];
     // SAFETY: every access below stays in the rows and columns that the caller vouches for.
     unsafe {
-        if accumulate {
+        if !group.before.is_null() {
+            let before = group.before.add(row * PANEL + column);
             for i in 0..MR {
                 for j in 0..NV {
-                    sum[i][j] = A::load_sums(c.add(i * c_stride + j * A::COUNT));
+                    sum[i][j] = A::Lanes::load(before.add(i * PANEL + j * A::COUNT));
                 }
             }
         }
         for piece in pieces {
             let mut a = piece.a.add(row * stride);
-            let mut b = piece.b.add(column);
+            let mut b = piece.b.add(from);
             let mut left = piece.k;
             while left > 0 {
                 // A cache line of each row, and that of the row which comes next in its place.
                 let words = left.min(LINE / size_of::<A::Word>());
                 for i in 0..MR {
-                    A::prefetch(a.wrapping_add((i + ROWS) * stride).cast());
+                    A::Lanes::prefetch(a.wrapping_add((i + ROWS) * stride).cast());
                 }
-                // Two rows at a time, since only so many lines can be on their way.
-                if asked < ROWS {
-                    beside.prefetch::<A>(row + asked);
-                    beside.prefetch::<A>(row + asked + 1);
-                    asked += 2;
-                }
-                for _ in 0..words {
-                    let mut panel = [A::zero(); NV];
+                for step in 0..words {
+                    if step < pace {
+                        ahead.ask::<A::Lanes>();
+                    }
+                    let mut panel = [A::Lanes::zero(); NV];
                     for j in 0..NV {
                         panel[j] = A::load(b.add(j * A::COUNT));
                     }
@@ -258,79 +282,97 @@ unsafe fn tile<A: Arithmetic, const MR: usize, const NV: usize>(
                 left -= words;
             }
         }
+        if let Some(end) = group.end {
+            return end.put::<A, MR, NV>((row, column), sum);
+        }
+        let partial = group.partial.add(row * PANEL + column);
         for i in 0..MR {
             for j in 0..NV {
-                A::store_sums(sum[i][j], c.add(i * c_stride + j * A::COUNT));
+                sum[i][j].store(partial.add(i * PANEL + j * A::COUNT));
             }
         }
     }
 }
 
-/// A group of pieces over all rows and columns of `c`, in tiles of at most six rows by `NV` vectors.
+/// A group of pieces over all rows and columns of a tile, in register tiles of at most six rows by `NV`
+/// vectors: some rows of all panels, then the next ones, so that what lies beside is read in its order.
 ///
 /// # Safety
-/// `c.rows` rows of every piece's `a` are readable (`stride` apart), all `k` rows of its `b`, and
-/// `c.rows` rows of 64 values of `c` are writable.
+/// `rows` rows of every piece's `a` are readable (`stride` apart), all `k` rows of its `b` of each panel, and
+/// the group's tile has as many rows and columns.
 #[inline(always)]
-unsafe fn tiles<A: Arithmetic, const NV: usize>(
+unsafe fn tiles<A: Arithmetic, T: Value, const NV: usize>(
     pieces: &[Piece<A::Word>],
-    stride: usize,
-    c: Target<A::Out>,
-    accumulate: bool,
-    beside: Columns,
+    [rows, columns, stride]: [usize; 3],
+    group: Group<T>,
 ) {
-    for column in (0..PANEL).step_by(NV * A::COUNT) {
-        for row in (0..c.rows).step_by(ROWS) {
+    for row in (0..rows).step_by(ROWS) {
+        for column in (0..columns).step_by(NV * A::COUNT) {
             let at = (row, column, stride);
-            let beside = if column == 0 { beside } else { Columns::NOTHING };
             // SAFETY: the caller's promise; the arms take no more rows than are left.
             unsafe {
-                let target = c.start.add(row * c.stride + column);
-                match c.rows - row {
-                    1 => tile::<A, 1, NV>(pieces, at, target, c.stride, accumulate, beside),
-                    2 => tile::<A, 2, NV>(pieces, at, target, c.stride, accumulate, beside),
-                    3 => tile::<A, 3, NV>(pieces, at, target, c.stride, accumulate, beside),
-                    4 => tile::<A, 4, NV>(pieces, at, target, c.stride, accumulate, beside),
-                    5 => tile::<A, 5, NV>(pieces, at, target, c.stride, accumulate, beside),
-                    _ => tile::<A, ROWS, NV>(pieces, at, target, c.stride, accumulate, beside),
+                match rows - row {
+                    1 => tile::<A, T, 1, NV>(pieces, at, group),
+                    2 => tile::<A, T, 2, NV>(pieces, at, group),
+                    3 => tile::<A, T, 3, NV>(pieces, at, group),
+                    4 => tile::<A, T, 4, NV>(pieces, at, group),
+                    5 => tile::<A, T, 5, NV>(pieces, at, group),
+                    _ => tile::<A, T, ROWS, NV>(pieces, at, group),
                 }
             }
         }
     }
 }
 
-/// Columns of matrices that will be read next to those of `c`.
-#[derive(Clone, Copy)]
-struct Columns {
-    starts: [Option<*const u8>; 3],
-    /// Bytes from row to row, and of a row.
-    stride: usize,
-    width: usize,
+/// Cache lines beside the next rows (before the first ones, beside those too) that are asked for one by one:
+/// only so many can be on their way, and what is multiplied must get past them.
+struct Lines {
+    beside: Beside,
+    /// Bytes from the start to the row, and to the line in it.
+    row: usize,
+    line: usize,
+    left: usize,
 }
 
-impl<T> From<Beside<'_, T>> for Columns {
-    fn from(beside: Beside<'_, T>) -> Self {
-        let starts = beside.starts.map(|data| (!data.is_empty()).then_some(data.as_ptr().cast()));
-        let size = size_of::<T>();
-        Self { starts, stride: beside.stride * size, width: PANEL * size }
+impl Lines {
+    #[inline(always)]
+    fn new(beside: Beside, (row, column): (usize, usize)) -> Self {
+        let rows = if row == 0 { 2 * ROWS } else { ROWS };
+        let left = if column % PANEL == 0 { rows * (beside.width / LINE) } else { 0 };
+        let row = (row + 2 * ROWS - rows) * beside.stride;
+        Self { beside, row, line: 0, left }
+    }
+
+    /// How many to ask for in a cache line of words.
+    #[inline(always)]
+    fn pace<W>(&self, pieces: &[Piece<W>]) -> usize {
+        let words: usize = pieces.iter().map(|piece| piece.k).sum();
+        (self.left * (LINE / size_of::<W>())).div_ceil(words)
+    }
+
+    #[inline(always)]
+    fn ask<V: Vector>(&mut self) {
+        if self.left == 0 {
+            return;
+        }
+        for start in self.beside.starts.iter().flatten() {
+            V::prefetch(start.wrapping_add(self.row + self.line));
+        }
+        self.left -= 1;
+        self.line += LINE;
+        if self.line == self.beside.width {
+            (self.line, self.row) = (0, self.row + self.beside.stride);
+        }
     }
 }
 
-impl Columns {
-    const NOTHING: Self = Self { starts: [None; 3], stride: 0, width: 0 };
-
-    /// From another row on.
-    fn below(self, row: usize) -> Self {
-        let starts = self.starts.map(|start| start.map(|at| at.wrapping_add(row * self.stride)));
-        Self { starts, ..self }
-    }
-
+impl Beside {
     /// Asks for a row.
     #[inline(always)]
-    fn prefetch<A: Arithmetic>(&self, row: usize) {
+    fn prefetch<V: Vector>(&self, row: usize) {
         for start in self.starts.iter().flatten() {
             for line in (0..self.width).step_by(LINE) {
-                A::prefetch(start.wrapping_add(row * self.stride + line));
+                V::prefetch(start.wrapping_add(row * self.stride + line));
             }
         }
     }
@@ -394,24 +436,24 @@ type Operands<W> = ((*const W, usize), *const W, usize, [Rows; 2]);
 #[inline(always)]
 unsafe fn tile_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
     ((mut a, a_stride), mut b, n, [mut next_a, mut next_b]): Operands<A::Word>,
-    (c, c_stride): (*mut A::Out, usize),
+    (c, c_stride): (*mut f32, usize),
     accumulate: bool,
 ) {
-    let mut sum = [[A::zero(); NV]; MR];
+    let mut sum = [[A::Lanes::zero(); NV]; MR];
     // SAFETY: every access below stays in the rows and columns that the caller vouches for.
     unsafe {
         if accumulate {
             for i in 0..MR {
                 for j in 0..NV {
-                    sum[i][j] = A::load_sums(c.add(i * c_stride + j * A::COUNT));
+                    sum[i][j] = A::Lanes::load(c.add(i * c_stride + j * A::COUNT).cast_const());
                 }
             }
         }
         for _ in 0..n {
-            A::prefetch(next_a.start);
-            A::prefetch(next_b.start);
+            A::Lanes::prefetch(next_a.start);
+            A::Lanes::prefetch(next_b.start);
             (next_a, next_b) = (next_a.next(), next_b.next());
-            let mut panel = [A::zero(); NV];
+            let mut panel = [A::Lanes::zero(); NV];
             for j in 0..NV {
                 panel[j] = A::load(b.add(j * A::COUNT));
             }
@@ -426,7 +468,7 @@ unsafe fn tile_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
         }
         for i in 0..MR {
             for j in 0..NV {
-                A::store_sums(sum[i][j], c.add(i * c_stride + j * A::COUNT));
+                sum[i][j].store(c.add(i * c_stride + j * A::COUNT));
             }
         }
     }
@@ -442,7 +484,7 @@ unsafe fn tiles_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
     a: Matrix<A::Word>,
     b: &[A::Word],
     next: Ahead,
-    c: Target<A::Out>,
+    c: Target<f32>,
     accumulate: bool,
 ) {
     let mut count = 0;
@@ -473,7 +515,7 @@ unsafe fn tiles_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
 unsafe fn rows_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
     left: usize,
     operands: Operands<A::Word>,
-    target: (*mut A::Out, usize),
+    target: (*mut f32, usize),
     accumulate: bool,
 ) {
     macro_rules! arms {

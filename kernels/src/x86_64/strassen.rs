@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use ndarray::ArrayViewMut2;
 
 use super::vector::Vector;
-use super::{Avx2, Avx512, Columns, LINE, ROWS, Rows, Single, Target};
+use super::{Avx2, Avx512, LINE, ROWS, Rows, Target};
 use crate::gemm::{Beside, Matrix, PANEL};
 use crate::strassen::{DEPTH, Operand, STEP, Store, Targets};
 
@@ -73,7 +73,7 @@ struct Product {
     b: Pair,
     k: usize,
     places: Places,
-    beside: Columns,
+    beside: Beside,
 }
 
 /// A product of quarters over rows of both: `columns` columns of `a` times a panel.
@@ -98,7 +98,7 @@ macro_rules! entries {
                 self,
                 (((a, stride), left), ((b, k), right)): (Quarters, Quarters),
                 (c, targets): (&mut [ArrayViewMut2<f32>; 4], Targets),
-                beside: Beside<f32>,
+                beside: Beside,
             ) {
                 let rows = c[0].nrows();
                 assert!(rows.is_multiple_of(2) && k.is_multiple_of(VALUES) && k <= DEPTH);
@@ -106,7 +106,7 @@ macro_rules! entries {
                 assert!(b.iter().all(|b| b.len() >= k * PANEL));
                 let (a, b, places) =
                     (Pair::new(a, left), Pair::new(b, right), places(c, targets, rows));
-                let product = Product { a, stride, rows, b, k, places, beside: beside.into() };
+                let product = Product { a, stride, rows, b, k, places, beside };
                 // SAFETY: (T), (B).
                 unsafe { <$vector>::run(product) }
             }
@@ -283,7 +283,7 @@ unsafe fn tile<V: Vector, const MR: usize, const NV: usize, const A: u8, const B
             }
         }
         if step < MR && column == 0 {
-            product.beside.prefetch::<Single<V>>(row + step);
+            product.beside.prefetch::<V>(row + step);
         }
         for _ in 0..VALUES {
             // SAFETY: inside the rows that the caller vouches for.

@@ -12,6 +12,8 @@ pub(super) trait Vector: Copy {
     fn splat(value: f32) -> Self;
     fn add(self, other: Self) -> Self;
     fn subtract(self, other: Self) -> Self;
+    /// The larger one; `other` where one is no number.
+    fn max(self, other: Self) -> Self;
     fn multiply(self, other: Self) -> Self;
     /// `self * factor + sum`, rounded once.
     fn multiply_add(self, factor: Self, sum: Self) -> Self;
@@ -26,10 +28,12 @@ pub(super) trait Vector: Copy {
     /// Stores past the caches.
     ///
     /// # Safety
-    /// As many bytes are writable, on a boundary of the vector's size.
-    unsafe fn stream(self, target: *mut u8);
-    /// Asks for the cache line of `source`, which may be anywhere.
+    /// `COUNT` values are writable, on a boundary of as many bytes as they have.
+    unsafe fn stream<T: Value>(self, target: *mut T);
+    /// Asks for the cache line of `source`, which may be anywhere, to the second-level cache.
     fn prefetch(source: *const u8);
+    /// The same to the first-level cache.
+    fn prefetch_near(source: *const u8);
 }
 
 /// `$name(arguments) -> result` by one intrinsic.
@@ -54,9 +58,15 @@ macro_rules! by {
 macro_rules! memory {
     ($load:ident, $store:ident, $stream:ident, $widen:ident, $narrow:ident) => {
         #[inline(always)]
-        unsafe fn stream(self, target: *mut u8) {
+        unsafe fn stream<T: Value>(self, target: *mut T) {
             // SAFETY: (T), and the caller vouches for the memory.
-            unsafe { $stream(target.cast(), self) }
+            unsafe {
+                if size_of::<T>() == size_of::<f32>() {
+                    $stream(target.cast(), self);
+                } else {
+                    $narrow(self, target.cast());
+                }
+            }
         }
 
         #[inline(always)]
@@ -88,6 +98,12 @@ macro_rules! memory {
             // SAFETY: a hint; it reads nothing.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(source.cast()) }
         }
+
+        #[inline(always)]
+        fn prefetch_near(source: *const u8) {
+            // SAFETY: a hint; it reads nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(source.cast()) }
+        }
     };
 }
 
@@ -97,6 +113,7 @@ impl Vector for __m512 {
     by!(_mm512_set1_ps: splat(value: f32));
     by!(_mm512_add_ps: add(self, other));
     by!(_mm512_sub_ps: subtract(self, other));
+    by!(_mm512_max_ps: max(self, other));
     by!(_mm512_mul_ps: multiply(self, other));
     by!(_mm512_fmadd_ps: multiply_add(self, factor, sum));
     by!(gate_512: gate(self, other));
@@ -109,6 +126,7 @@ impl Vector for __m256 {
     by!(_mm256_set1_ps: splat(value: f32));
     by!(_mm256_add_ps: add(self, other));
     by!(_mm256_sub_ps: subtract(self, other));
+    by!(_mm256_max_ps: max(self, other));
     by!(_mm256_mul_ps: multiply(self, other));
     by!(_mm256_fmadd_ps: multiply_add(self, factor, sum));
     by!(gate_256: gate(self, other));
@@ -139,7 +157,7 @@ unsafe fn gate_256(open: __m256, value: __m256) -> __m256 {
 /// # Safety
 /// (T), and they are readable.
 #[inline(always)]
-pub(super) unsafe fn widen_512(source: *const u16) -> __m512 {
+unsafe fn widen_512(source: *const u16) -> __m512 {
     // SAFETY: (T), and the caller vouches for the memory.
     unsafe {
         let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(source.cast()));

@@ -1,0 +1,437 @@
+//! The end of a register tile: what happens to sums in registers, and where they are written to.
+
+use std::arch::x86_64::{__m256, __m512};
+
+use ndarray::ArrayViewMut2;
+
+use super::vector::Vector;
+use super::{Arithmetic, Avx2, Avx512, LINE, ROWS, Single, Target};
+use crate::finish::{Ending, Finish};
+use crate::gemm::PANEL;
+use crate::norm::{Folded, Mask, Normalised};
+use crate::tile::{SUMS, Tile};
+use crate::value::Value;
+
+/// `body` for each index below a constant of at most six. Written out, since what is indexed by a variable
+/// would not stay in registers, and the compiler unrolls long bodies too late.
+macro_rules! each {
+    ($index:ident < $count:ident $body:block) => {
+        each!(@ $index $count $body 0 1 2 3 4 5)
+    };
+    (@ $index:ident $count:ident $body:block $($value:literal)*) => {{
+        $(if $value < $count {
+            let $index: usize = $value;
+            $body
+        })*
+    }};
+}
+
+/// Rows whose cache lines are asked for ahead where nothing is computed.
+const AHEAD: usize = 16;
+
+/// How one tile ends, as raw pointers that were checked: (B) holds for all rows and columns of `out`.
+pub(super) struct End<T> {
+    kind: Kind<T>,
+    pub(super) out: Target<T>,
+    /// Some panels.
+    pub(super) columns: usize,
+    /// Whether it is added to what is there.
+    add: bool,
+    /// Whether values are written, which lie there already where nothing changes them.
+    written: bool,
+    streamed: bool,
+    /// Rows of as many sums.
+    sums: *mut f32,
+    sums_stride: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Kind<T> {
+    Keep,
+    Measure(*const f32),
+    Mask(Gate<T>, [Option<Of<T>>; 2]),
+    /// With the identity, or null, and the least value.
+    Fold(Constants, Beside<T>, f32),
+}
+
+/// Where a gradient passes.
+#[derive(Clone, Copy)]
+enum Gate<T> {
+    Output(Beside<T>),
+    Folded(Beside<T>, Constants),
+}
+
+/// What was normalised, and the mean that was subtracted.
+#[derive(Clone, Copy)]
+struct Of<T> {
+    z: Beside<T>,
+    mean: *const f32,
+}
+
+/// Factor and summand of each channel.
+#[derive(Clone, Copy)]
+struct Constants {
+    scale: *const f32,
+    shift: *const f32,
+}
+
+/// The rows next to those of a tile, as far apart as channels of the result.
+#[derive(Clone, Copy)]
+struct Beside<T> {
+    start: *const T,
+    stride: usize,
+}
+
+impl<T: Value> Beside<T> {
+    const NOTHING: Self = Self { start: std::ptr::null(), stride: 0 };
+
+    fn new(data: &[T], channels: usize, tile: &Tile<T>) -> Self {
+        let (data, (rows, columns)) =
+            (&data[tile.row * channels + tile.channel..], tile.values.dim());
+        assert!(rows == 0 || (rows - 1) * channels + columns <= data.len());
+        Self { start: data.as_ptr(), stride: channels }
+    }
+
+    /// # Safety
+    /// The row and the columns from this one on are of the tile, and this is not nothing.
+    #[inline(always)]
+    unsafe fn load<V: Vector>(self, row: usize, column: usize) -> V {
+        // SAFETY: (B).
+        unsafe { V::load(self.start.add(row * self.stride + column)) }
+    }
+
+    #[inline(always)]
+    fn prefetch<V: Vector>(self, row: usize, column: usize) {
+        V::prefetch(self.start.wrapping_add(row * self.stride + column).cast());
+    }
+}
+
+impl Constants {
+    fn new<T>(fold: &Folded, tile: &Tile<T>) -> Self {
+        let of = |values: &[f32]| values[tile.channels()].as_ptr();
+        Self { scale: of(&fold.scale), shift: of(&fold.shift) }
+    }
+
+    /// `z*scale + shift` as the forward pass rounds it.
+    ///
+    /// # Safety
+    /// The columns from this one on are of the tile.
+    #[inline(always)]
+    unsafe fn apply<V: Vector>(self, z: V, column: usize) -> V {
+        // SAFETY: (B).
+        unsafe { z.multiply(V::load(self.scale.add(column))).add(V::load(self.shift.add(column))) }
+    }
+}
+
+impl<T: Value> End<T> {
+    pub(super) fn new(ending: &Ending<T>, mut tile: Tile<T>) -> Self {
+        let Ending { finish, channels, add, streamed } = *ending;
+        let beside = |data: &[T]| Beside::new(data, channels, &tile);
+        let of =
+            |of: Normalised<T>| Of { z: beside(of.z), mean: of.mean[tile.channels()].as_ptr() };
+        let kind = match finish {
+            Finish::Keep => Kind::Keep,
+            Finish::Measure(pivot) => Kind::Measure(pivot[tile.channels()].as_ptr()),
+            Finish::Mask(mask, first, other) => {
+                let gate = match mask {
+                    Mask::Output(y) => Gate::Output(beside(y)),
+                    Mask::Folded(fold) => {
+                        Gate::Folded(beside(first.z), Constants::new(fold, &tile))
+                    }
+                };
+                Kind::Mask(gate, [Some(of(first)), other.map(of)])
+            }
+            Finish::Fold(fold, identity, relu) => {
+                let identity = identity.map_or(Beside::NOTHING, beside);
+                let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+                Kind::Fold(Constants::new(fold, &tile), identity, floor)
+            }
+        };
+        let columns = tile.values.ncols();
+        assert!(columns.is_multiple_of(PANEL));
+        let (out, sums) = (Target::rows(&mut tile.values), &mut tile.sums);
+        let needs_none = matches!(kind, Kind::Keep | Kind::Fold(..));
+        assert!(needs_none || sums.dim() == (SUMS, columns));
+        assert!(sums.is_empty() || (sums.strides()[1] == 1 && sums.strides()[0] >= 0));
+        let line = [out.start.addr(), out.stride * size_of::<T>()];
+        assert!(!streamed || line.iter().all(|at| at.is_multiple_of(64)));
+        let sums_stride = sums.strides()[0].unsigned_abs();
+        let sums = sums.as_mut_ptr();
+        Self { kind, out, columns, add, written: true, streamed, sums, sums_stride }
+    }
+
+    /// Of sums that are kept as they are.
+    pub(super) fn keep(c: &mut ArrayViewMut2<T>) -> Self {
+        let (out, columns, sums) = (Target::new(c), PANEL, std::ptr::null_mut());
+        let (add, written, streamed) = (false, true, false);
+        Self { kind: Kind::Keep, out, columns, add, written, streamed, sums, sums_stride: 0 }
+    }
+
+    /// Finishes and writes `MR` rows by `NV` vectors.
+    ///
+    /// # Safety
+    /// They are of the tile, and rows come in their order, the first ones at row 0; (T) for `A`.
+    #[inline(always)]
+    pub(super) unsafe fn put<A: Arithmetic, const MR: usize, const NV: usize>(
+        &self,
+        (row, column): (usize, usize),
+        mut sums: [[A::Lanes; NV]; MR],
+    ) {
+        // SAFETY: rows and columns of the tile and of what lies beside it.
+        unsafe {
+            let out = self.out.start.add(row * self.out.stride + column);
+            if self.add {
+                each!(i < MR {
+                    each!(j < NV {
+                        let before = out.add(i * self.out.stride + j * A::COUNT).cast_const();
+                        sums[i][j] = sums[i][j].add(A::Lanes::load(before));
+                    });
+                });
+            }
+            match self.kind {
+                Kind::Keep => {}
+                Kind::Measure(pivot) => each!(j < NV {
+                    let at = column + j * A::COUNT;
+                    let pivot = A::Lanes::load(pivot.add(at));
+                    let mut totals = [A::Lanes::zero(); 2];
+                    each!(i < MR {
+                        let deviation = sums[i][j].subtract(pivot);
+                        totals[0] = totals[0].add(deviation);
+                        totals[1] = deviation.multiply_add(deviation, totals[1]);
+                    });
+                    self.add_up((row, at), 0, totals[0]);
+                    self.add_up((row, at), 1, totals[1]);
+                }),
+                Kind::Mask(gate, of) => {
+                    match gate {
+                        Gate::Output(y) => each!(j < NV {
+                            each!(i < MR {
+                                let y: A::Lanes = y.load(row + i, column + j * A::COUNT);
+                                sums[i][j] = y.gate(sums[i][j]);
+                            });
+                        }),
+                        Gate::Folded(z, fold) => each!(j < NV {
+                            let at = column + j * A::COUNT;
+                            each!(i < MR {
+                                let y: A::Lanes = fold.apply(z.load(row + i, at), at);
+                                sums[i][j] = y.gate(sums[i][j]);
+                            });
+                        }),
+                    }
+                    self.sum_up::<A, MR, NV>((row, column), of, &sums);
+                }
+                Kind::Fold(fold, identity, floor) => each!(j < NV {
+                    let at = column + j * A::COUNT;
+                    let floor = A::Lanes::splat(floor);
+                    each!(i < MR {
+                        let mut value = fold.apply(sums[i][j], at);
+                        if !identity.start.is_null() {
+                            value = value.add(identity.load(row + i, at));
+                        }
+                        sums[i][j] = value.max(floor);
+                    });
+                }),
+            }
+            if !self.written {
+                return;
+            }
+            each!(i < MR {
+                let out = out.add(i * self.out.stride);
+                if self.streamed {
+                    A::stream(&sums[i], out);
+                } else {
+                    each!(j < NV { A::store(sums[i][j], out.add(j * A::COUNT)); });
+                }
+            });
+        }
+    }
+
+    /// Sums of a masked gradient, and of it times the deviations of one or two normalisations.
+    ///
+    /// # Safety
+    /// As [`End::put`].
+    #[inline(always)]
+    unsafe fn sum_up<A: Arithmetic, const MR: usize, const NV: usize>(
+        &self,
+        (row, column): (usize, usize),
+        [first, other]: [Option<Of<T>>; 2],
+        sums: &[[A::Lanes; NV]; MR],
+    ) {
+        let Some(first) = first else { return };
+        // SAFETY: passed on.
+        unsafe {
+            each!(j < NV {
+                let at = column + j * A::COUNT;
+                let mean = A::Lanes::load(first.mean.add(at));
+                let mut totals = [A::Lanes::zero(); 2];
+                each!(i < MR {
+                    let z: A::Lanes = first.z.load(row + i, at);
+                    totals[0] = totals[0].add(sums[i][j]);
+                    totals[1] = sums[i][j].multiply_add(z.subtract(mean), totals[1]);
+                });
+                self.add_up((row, at), 0, totals[0]);
+                self.add_up((row, at), 1, totals[1]);
+            });
+            let Some(other) = other else { return };
+            each!(j < NV {
+                let at = column + j * A::COUNT;
+                let mean = A::Lanes::load(other.mean.add(at));
+                let mut total = A::Lanes::zero();
+                each!(i < MR {
+                    let z: A::Lanes = other.z.load(row + i, at);
+                    total = sums[i][j].multiply_add(z.subtract(mean), total);
+                });
+                self.add_up((row, at), 2, total);
+            });
+        }
+    }
+
+    /// Adds to one of the sums, which begins with the first rows.
+    ///
+    /// # Safety
+    /// As [`End::put`].
+    #[inline(always)]
+    unsafe fn add_up<V: Vector>(&self, (row, at): (usize, usize), which: usize, total: V) {
+        // SAFETY: as many rows of sums, of which this is a column.
+        unsafe {
+            let place = self.sums.add(which * self.sums_stride + at);
+            let before = if row == 0 { V::zero() } else { V::load(place.cast_const()) };
+            before.add(total).store(place);
+        }
+    }
+
+    /// Asks for where some rows will be written, if that is not past the caches.
+    #[inline(always)]
+    pub(super) fn prefetch_out<V: Vector, const MR: usize, const NV: usize>(
+        &self,
+        (row, column): (usize, usize),
+    ) {
+        if self.streamed {
+            return;
+        }
+        for i in 0..MR {
+            let out =
+                self.out.start.wrapping_add((row + i) * self.out.stride + column).cast::<u8>();
+            for line in (0..NV * V::COUNT * size_of::<T>()).step_by(LINE) {
+                V::prefetch_near(out.wrapping_add(line));
+            }
+        }
+    }
+
+    /// Asks for what is read next to a row.
+    #[inline(always)]
+    fn prefetch<V: Vector>(&self, row: usize, column: usize) {
+        let ask = |beside: Beside<T>| beside.prefetch::<V>(row, column);
+        match self.kind {
+            Kind::Mask(gate, of) => {
+                if let Gate::Output(y) = gate {
+                    ask(y);
+                }
+                of.into_iter().flatten().for_each(|of| ask(of.z));
+            }
+            Kind::Fold(_, identity, _) if !identity.start.is_null() => ask(identity),
+            _ => {}
+        }
+    }
+}
+
+/// Rows of values, so far apart.
+type Source<S> = (*const S, usize);
+
+macro_rules! entries {
+    ($token:ty, $vector:ty, $count:literal, $features:literal) => {
+        impl $token {
+            /// See [`Ending::write`].
+            pub(crate) fn write<S: Value, T: Value>(
+                self,
+                ending: &Ending<T>,
+                (source, stride): (&[S], usize),
+                tile: Tile<T>,
+            ) {
+                let end = End::new(ending, tile);
+                let (rows, columns) = (end.out.rows, end.columns);
+                assert!(rows == 0 || (rows - 1) * stride + columns <= source.len());
+                // SAFETY: (T), (B).
+                unsafe { <$vector>::write(&end, (source.as_ptr(), stride)) }
+            }
+
+            /// See [`Ending::write_in_place`].
+            pub(crate) fn write_in_place<T: Value>(self, ending: &Ending<T>, tile: Tile<T>) {
+                let mut end = End::new(ending, tile);
+                end.written = !matches!(end.kind, Kind::Keep | Kind::Measure(_));
+                let source = (end.out.start.cast_const(), end.out.stride);
+                // SAFETY: (T), (B); every row is read before it is written.
+                unsafe { <$vector>::write(&end, source) }
+            }
+        }
+
+        impl Entry for $vector {
+            #[target_feature(enable = $features)]
+            unsafe fn write<S: Value, T: Value>(end: &End<T>, source: Source<S>) {
+                // SAFETY: passed on.
+                unsafe { write::<Single<$vector>, S, T, $count>(end, source) }
+            }
+        }
+    };
+}
+
+/// The function that carries the features.
+trait Entry {
+    /// # Safety
+    /// (T), and the source has the rows of the tile.
+    unsafe fn write<S: Value, T: Value>(end: &End<T>, source: Source<S>);
+}
+
+entries!(Avx512, __m512, 4, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
+entries!(Avx2, __m256, 2, "avx2,fma");
+
+/// # Safety
+/// The source has the rows of the tile; (T) for `A`.
+#[inline(always)]
+unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
+    end: &End<T>,
+    source: Source<S>,
+) {
+    for row in (0..end.out.rows).step_by(ROWS) {
+        for row in row..row + ROWS {
+            for column in (0..end.columns).step_by(LINE / size_of::<T>()) {
+                end.prefetch::<A::Lanes>(row + AHEAD, column);
+            }
+        }
+        for column in (0..end.columns).step_by(NV * A::COUNT) {
+            let at = (row, column);
+            // SAFETY: passed on; the arms take no more rows than are left.
+            unsafe {
+                match end.out.rows - row {
+                    1 => write_rows::<A, S, T, 1, NV>(end, source, at),
+                    2 => write_rows::<A, S, T, 2, NV>(end, source, at),
+                    3 => write_rows::<A, S, T, 3, NV>(end, source, at),
+                    4 => write_rows::<A, S, T, 4, NV>(end, source, at),
+                    5 => write_rows::<A, S, T, 5, NV>(end, source, at),
+                    _ => write_rows::<A, S, T, ROWS, NV>(end, source, at),
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`write`], of which these are `MR` rows and `NV` vectors.
+#[inline(always)]
+unsafe fn write_rows<A: Arithmetic, S: Value, T: Value, const MR: usize, const NV: usize>(
+    end: &End<T>,
+    (source, stride): Source<S>,
+    (row, column): (usize, usize),
+) {
+    let mut values = [[A::Lanes::zero(); NV]; MR];
+    // SAFETY: passed on.
+    unsafe {
+        each!(i < MR {
+            each!(j < NV {
+                let at = (row + i) * stride + column + j * A::COUNT;
+                values[i][j] = A::Lanes::load(source.add(at));
+            });
+        });
+        end.put::<A, MR, NV>((row, column), values);
+    }
+}
