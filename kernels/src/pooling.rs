@@ -1,7 +1,10 @@
 //! Max pooling 3x3/2 after the stem and the global average before the classifier.
 
+use ndarray::Axis;
+
 use crate::isa::Isa;
 use crate::pool::Pool;
+use crate::tile::view4;
 use crate::value::Value;
 
 /// Max pooling with a 3x3 window, stride 2 and padding 1 over square maps.
@@ -47,45 +50,26 @@ impl MaxPool {
     ) {
         assert_eq!((x.len(), y.len()), (self.input.pow(2) * row, self.output.pow(2) * row));
         assert_eq!((dx.len(), dy.len()), (x.len(), y.len()));
-        pool.for_each_chunk(dx, row, |i, dx| {
-            isa.run(
-                #[inline(always)]
-                || {
-                    for (part, dx) in dx.chunks_mut(PART).enumerate() {
-                        self.gather((i, row, part * PART), (x, y, dy), dx);
-                    }
-                },
-            );
-        });
-    }
-
-    /// Some values of the gradient at input pixel `i`, from `start` of its row on.
-    #[inline(always)]
-    fn gather<T: Value>(
-        self,
-        (i, row, start): (usize, usize, usize),
-        (x, y, dy): (&[T], &[T], &[T]),
-        dx: &mut [T],
-    ) {
-        let len = dx.len();
-        dx.fill(T::narrow(0.0));
-        for o in self.windows_over(i) {
-            let [y, dy] = [y, dy].map(|data| &data[o * row + start..][..len]);
-            // As words, so that the loops become vectors: all ones where `i` is the first of the largest.
-            let mut is_first = [u32::MAX; PART];
-            for j in self.window(o).take_while(|&j| j <= i) {
-                let x = &x[j * row + start..][..len];
-                for ((is_first, x), y) in is_first.iter_mut().zip(x).zip(y) {
-                    let is_largest = x.widen() == y.widen();
-                    let passes = if is_largest == (j == i) { u32::MAX } else { 0 };
-                    *is_first &= passes;
+        let dx = view4(dx, [1, 1, self.input.pow(2), row]);
+        let block = [1, 1, self.input.pow(2), PART];
+        pool.for_each_block(dx, block, |[.., start], dx| {
+            let mut dx = dx.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
+            dx.fill(T::narrow(0.0));
+            for o in 0..self.output.pow(2) {
+                let part = o * row + start..o * row + start + dx.ncols();
+                let (y, dy) = (&y[part.clone()], &dy[part]);
+                // As words, so that the loops become vectors: all ones where none was as large yet.
+                let mut open = [u32::MAX; PART];
+                for i in self.window(o) {
+                    let x = &x[i * row + start..][..y.len()];
+                    let dx = dx.row_mut(i).into_slice().expect("rows are contiguous");
+                    isa.run(
+                        #[inline(always)]
+                        || hand_out((x, y, dy), &mut open, dx),
+                    );
                 }
             }
-            for ((dx, dy), is_first) in dx.iter_mut().zip(dy).zip(&is_first) {
-                let share = f32::from_bits(dy.widen().to_bits() & is_first);
-                *dx = T::narrow(dx.widen() + share);
-            }
-        }
+        });
     }
 
     /// Input pixels of the window of output pixel `o`, in reading order.
@@ -95,13 +79,18 @@ impl MaxPool {
         let side = move |at: usize| (2 * at).saturating_sub(1)..(2 * at + 2).min(self.input);
         side(p).flat_map(move |h| side(q).map(move |w| h * self.input + w))
     }
+}
 
-    /// Output pixels whose window holds input pixel `i`.
-    #[inline(always)]
-    fn windows_over(self, i: usize) -> impl Iterator<Item = usize> {
-        let (h, w) = (i / self.input, i % self.input);
-        let side = move |at: usize| at / 2..(at.div_ceil(2) + 1).min(self.output);
-        side(h).flat_map(move |p| side(w).map(move |q| p * self.output + q))
+/// Adds `dy` to `dx` where `x` is the first that is as large as `y`, and closes these.
+#[inline(always)]
+fn hand_out<T: Value>((x, y, dy): (&[T], &[T], &[T]), open: &mut [u32; PART], dx: &mut [T]) {
+    let len = dx.len().min(PART);
+    let (x, y, dy, dx) = (&x[..len], &y[..len], &dy[..len], &mut dx[..len]);
+    for at in 0..len {
+        let is_largest = if x[at].widen() == y[at].widen() { u32::MAX } else { 0 };
+        let share = f32::from_bits(dy[at].widen().to_bits() & is_largest & open[at]);
+        open[at] &= !is_largest;
+        dx[at] = T::narrow(dx[at].widen() + share);
     }
 }
 
@@ -145,5 +134,5 @@ pub fn average_backward<T: Value>((pool, isa): (&Pool, Isa), dy: &[f32], dx: &mu
 }
 
 const AVERAGE_LEN: usize = 1 << 12;
-/// Values of a row that are worked on at a time: what is read of nine pixels stays in the first-level cache.
-const PART: usize = 256;
+/// Values of a row that a task works on: those of nine pixels stay in the second-level cache.
+const PART: usize = 512;
