@@ -277,7 +277,7 @@ impl Conv {
             if self.used >> tap & 1 == 1 {
                 let at = ((co / PANEL * taps + tap) * self.channels_in + ci * PANEL) * PANEL;
                 let panel = block.as_slice_mut().expect("64 whole rows are contiguous");
-                T::turn(isa, &w[at..][..PANEL * PANEL], panel);
+                T::turn(isa, &w[at..][..PANEL * PANEL], panel, self.weights() >= TURNED);
             }
         });
     }
@@ -344,6 +344,9 @@ impl Conv {
         self.kernel * self.kernel
     }
 }
+
+/// Weights that are turned past the caches: they would not all be there any more when they are read.
+const TURNED: usize = 1 << 20;
 
 /// Where the weight (output channel, input channel, tap) is in panels `[Cout/64][taps][Cin][64]`.
 pub fn panel_index(taps: usize, channels_in: usize, [k, c, tap]: [usize; 3]) -> usize {

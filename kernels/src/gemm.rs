@@ -332,12 +332,16 @@ pub(crate) fn pair_rows(isa: Isa, rows: &[f32], words: &mut [Bf16]) {
     }
 }
 
-/// Transposes 64 rows of 64 columns.
-pub(crate) fn turn(isa: Isa, source: &[f32], target: &mut [f32]) {
+/// Transposes 64 rows of 64 columns; past the caches, where the tier can and the target begins at a cache line,
+/// if `streamed` is set.
+pub(crate) fn turn(isa: Isa, source: &[f32], target: &mut [f32], streamed: bool) {
     assert_eq!((source.len(), target.len()), (PANEL * PANEL, PANEL * PANEL));
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.turn(source, target),
+        Isa::Avx512(token) => {
+            let streamed = streamed && target.as_ptr().addr().is_multiple_of(64);
+            token.turn(source, target, streamed);
+        }
         _ => {
             // Sixteen columns at a time, so that reads stay in a few cache lines.
             for first in (0..PANEL).step_by(16) {

@@ -78,7 +78,8 @@ impl Winograd {
             if turned {
                 for (tap, block) in blocks.chunks_exact_mut(PANEL * PANEL).enumerate() {
                     // The filter is turned round too.
-                    gemm::turn(isa, at(row / PANEL, TAPS - 1 - tap, panel * PANEL), block);
+                    let source = at(row / PANEL, TAPS - 1 - tap, panel * PANEL);
+                    gemm::turn(isa, source, block, false);
                 }
             }
             let sources = std::array::from_fn(|tap| match (tap < TAPS, turned) {

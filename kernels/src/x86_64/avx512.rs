@@ -82,11 +82,18 @@ impl Avx512 {
         });
     }
 
-    /// Transposes 64 rows of 64 columns.
-    pub(crate) fn turn(self, source: &[f32], target: &mut [f32]) {
+    /// See [`crate::gemm::turn`].
+    pub(crate) fn turn(self, source: &[f32], target: &mut [f32], streamed: bool) {
         assert_eq!((source.len(), target.len()), (PANEL * PANEL, PANEL * PANEL));
+        assert!(!streamed || target.as_ptr().addr().is_multiple_of(64));
         // SAFETY: (T), (B).
-        unsafe { turn(source, target) }
+        unsafe {
+            if streamed {
+                turn::<true>(source, target);
+            } else {
+                turn::<false>(source, target);
+            }
+        }
     }
 
     pub(crate) fn multiply_transposed(
@@ -132,16 +139,16 @@ unsafe fn tiles_transposed(
 }
 
 /// # Safety
-/// Both are 64 rows of 64 columns.
+/// Both are 64 rows of 64 columns; what is written past the caches begins at a cache line.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn turn(source: &[f32], target: &mut [f32]) {
+unsafe fn turn<const STREAMED: bool>(source: &[f32], target: &mut [f32]) {
     for row in (0..PANEL).step_by(16) {
         for column in (0..PANEL).step_by(16) {
             // SAFETY: sixteen rows of sixteen columns inside both.
             unsafe {
                 let source = source.as_ptr().add(row * PANEL + column);
                 let target = target.as_mut_ptr().add(column * PANEL + row);
-                turn_block(source, target);
+                turn_block::<STREAMED>(source, target);
             }
         }
     }
@@ -150,9 +157,9 @@ unsafe fn turn(source: &[f32], target: &mut [f32]) {
 /// Transposes 16 rows of 16 columns, both 64 apart.
 ///
 /// # Safety
-/// The rows are readable at `source` and writable at `target`.
+/// The rows are readable at `source` and writable at `target`, at cache lines where it is past the caches.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn turn_block(source: *const f32, target: *mut f32) {
+unsafe fn turn_block<const STREAMED: bool>(source: *const f32, target: *mut f32) {
     let mut a = [_mm512_setzero_ps(); 16];
     let mut b = a;
     // SAFETY: the caller vouches for the memory.
@@ -186,7 +193,11 @@ unsafe fn turn_block(source: *const f32, target: *mut f32) {
             a[i + 12] = _mm512_shuffle_f32x4::<0xDD>(b[i + 4], b[i + 12]);
         }
         for (i, a) in a.into_iter().enumerate() {
-            _mm512_storeu_ps(target.add(i * PANEL), a);
+            if STREAMED {
+                _mm512_stream_ps(target.add(i * PANEL), a);
+            } else {
+                _mm512_storeu_ps(target.add(i * PANEL), a);
+            }
         }
     }
 }
