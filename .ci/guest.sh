@@ -24,4 +24,11 @@ if [ ! -d "$place/lib/modules" ]; then
   fi
   dpkg-deb -x "$place"/linux-image-*.deb "$place"
 fi
-HFL_GUEST_KERNEL=$PWD/$place cargo test --locked --test main guest -- --ignored --nocapture --test-threads 2
+# qemu 7.2 computes the flags twice where a `seto` to memory touches a page for the first time, and then sees
+# an overflow that never was. Kernels that spill such checks to the stack run without them here; every test
+# outside the guest has them.
+checks=()
+for crate in kernels matrixmultiply; do
+  checks+=(--config "profile.dev.package.$crate.overflow-checks=false")
+done
+HFL_GUEST_KERNEL=$PWD/$place cargo test "${checks[@]}" --locked --test main guest -- --ignored --nocapture --test-threads 2
