@@ -1,43 +1,39 @@
 //! Strassen's product: seven products of quarters where the direct way has eight.
 //!
 //! ```text
-//! (a11+a22)(b11+b22)  to c11, c22        (a11+a12) b22        from c11, to c12
-//! (a21+a22) b11       to c21, from c22   (a21-a11)(b11+b12)   to c22
-//! a11 (b12-b22)       to c12, c22        (a12-a22)(b21+b22)   to c11
-//! a22 (b21-b11)       to c11, c21
+//! m0 = (a0+a3)(b0+b3)   m1 = (a2+a3) b0   m2 = a0 (b1-b3)   m3 = a3 (b2-b0)
+//! m4 = (a0+a1) b3       m5 = (a2-a0)(b0+b1)                 m6 = (a1-a3)(b2+b3)
+//!
+//! c0 = m0+m3-m4+m6      c1 = m2+m4        c2 = m1+m3        c3 = m0-m1+m2+m5
 //! ```
 //!
-//! Strassen, "Gaussian Elimination is not Optimal" (1969), one level of it. As in Huang, Smith, Henry and
-//! van de Geijn, "Strassen's Algorithm Reloaded" (2016) it needs no memory: sums are taken while the kernel
-//! reads, and products are added to their targets from registers. Only in `f32`, on vector tiers, and where
-//! sums are long enough. The rounding errors are about those of the direct product.
+//! Strassen, "Gaussian Elimination is not Optimal" (1969), one level of it; quarters are numbered upper left,
+//! upper right, lower left, lower right. Operands are summed while the kernel reads, as in Huang, Smith, Henry
+//! and van de Geijn, "Strassen's Algorithm Reloaded" (2016). Which rows are the upper ones is free: here six
+//! rows and the next six, so that the products of a block stay in the first-level cache until they are
+//! summed. Only in `f32`, on vector tiers, and where sums are long enough. The rounding errors are about those
+//! of the direct product.
 
 use ndarray::{ArrayViewMut2, Axis};
 
-use crate::gemm::{Beside, PANEL, Products};
+use crate::finish::Ending;
+use crate::gemm::{PANEL, Products};
 use crate::isa::Isa;
+use crate::tile::{IMAGES, Tile};
+use crate::value::Value;
 
 /// Columns of a result: two panels.
 pub(crate) const COLUMNS: usize = 2 * PANEL;
 
-/// Lengths of sums that are worth it: shorter ones write their results too often, longer ones have rows in the
-/// same sets of the first-level cache.
+/// Lengths of sums that are worth it: the products of shorter ones are summed too often, longer ones have rows
+/// in the same sets of the first-level cache.
 const LENGTHS: std::ops::RangeInclusive<usize> = 256..=1024;
+/// Values of half a row at most.
+pub(crate) const HALF: usize = *LENGTHS.end() / 2;
 /// Rows that are worth it.
 const ROWS_MIN: usize = 128;
-/// Rows of a panel that take part in the seven products before the next ones do: what they read stays in the
-/// second-level cache.
-pub(crate) const DEPTH: usize = 256;
 
-/// What happens to a quarter of the result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Store {
-    Set,
-    Add,
-    Subtract,
-}
-
-/// Quarters of an operand by number: upper left, upper right, lower left, lower right.
+/// Quarters of an operand.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Operand {
     One(usize),
@@ -46,23 +42,27 @@ pub(crate) enum Operand {
 }
 
 use Operand::{Difference, One, Sum};
-use Store::{Add, Set, Subtract};
 
-/// The quarters of a result that a product goes to.
-pub(crate) type Targets = [Option<(usize, Store)>; 2];
-
-/// A product: its operands and targets.
-type Product = (Operand, Operand, Targets);
-
-const PRODUCTS: [Product; 7] = [
-    (Sum(0, 3), Sum(0, 3), [Some((0, Set)), Some((3, Set))]),
-    (Sum(2, 3), One(0), [Some((2, Set)), Some((3, Subtract))]),
-    (One(0), Difference(1, 3), [Some((1, Set)), Some((3, Add))]),
-    (One(3), Difference(2, 0), [Some((0, Add)), Some((2, Add))]),
-    (Sum(0, 1), One(3), [Some((0, Subtract)), Some((1, Add))]),
-    (Difference(2, 0), Sum(0, 1), [Some((3, Add)), None]),
-    (Difference(1, 3), Sum(2, 3), [Some((0, Add)), None]),
+/// The operands of the products.
+pub(crate) const PRODUCTS: [(Operand, Operand); 7] = [
+    (Sum(0, 3), Sum(0, 3)),
+    (Sum(2, 3), One(0)),
+    (One(0), Difference(1, 3)),
+    (One(3), Difference(2, 0)),
+    (Sum(0, 1), One(3)),
+    (Difference(2, 0), Sum(0, 1)),
+    (Difference(1, 3), Sum(2, 3)),
 ];
+
+/// Values of the products of a result of [`COLUMNS`] by so many rows.
+pub(crate) const fn products_len(rows: usize) -> usize {
+    PRODUCTS.len() * rows.div_ceil(2) * PANEL
+}
+
+/// Rows of a block of a tile: two register tiles.
+pub(crate) const BLOCK: usize = 12;
+/// Room for the products of the blocks of a tile.
+pub(crate) const HELD: usize = IMAGES.div_ceil(BLOCK) * products_len(BLOCK);
 
 /// Whether sums of length `k` are cut.
 pub(crate) fn is_worth(k: usize) -> bool {
@@ -74,53 +74,20 @@ pub(crate) fn cuts(rows: usize) -> bool {
     rows >= ROWS_MIN && rows.is_multiple_of(4)
 }
 
-/// As [`crate::gemm::multiply`] for two panels of products, which have at least one term.
-pub(crate) fn multiply(
+/// As [`crate::gemm::multiply_to`] for two panels of products, which have at least one term.
+pub(crate) fn multiply_to<T: Value>(
     isa: Isa,
-    Products { terms, k, stride, apart }: Products<f32>,
-    c: ArrayViewMut2<f32>,
-    beside: Beside,
+    products: Products<f32>,
+    held: &mut [f32; HELD],
+    (ending, tile): (&Ending<T>, Tile<T>),
 ) {
-    let (rows, half) = (c.nrows() / 2, k / 2);
-    assert!(c.ncols() == COLUMNS && cuts(c.nrows()) && is_worth(k));
-    let (upper, lower) = c.split_at(Axis(0), rows);
-    let [upper, lower] = [upper, lower].map(|half| half.split_at(Axis(1), PANEL));
-    let mut c = [upper.0, upper.1, lower.0, lower.1];
-    let steps = || (0..half).step_by(DEPTH);
-    let last = (terms.len() - 1, steps().next_back());
-    for (index, term) in terms.iter().enumerate() {
-        let below = &term.a[rows * stride..];
-        let a = [term.a, &term.a[half..], below, &below[half..]];
-        let lower = half * PANEL;
-        let b = [0, apart, lower, apart + lower].map(|from| &term.b[from..]);
-        for from in steps() {
-            let a = (a.map(|a| &a[from..]), stride);
-            let b = (b.map(|b| &b[from * PANEL..]), DEPTH.min(half - from));
-            let accumulate = index > 0 || from > 0;
-            for (number, product) in PRODUCTS.into_iter().enumerate() {
-                let (left, right, targets) = product;
-                // What lies beside a quarter is asked for during one of the last products.
-                let beside = match number.checked_sub(3) {
-                    Some(quarter) if last == (index, Some(from)) => {
-                        beside.right(quarter % 2 * PANEL).below(quarter / 2 * rows)
-                    }
-                    _ => Beside::NOTHING,
-                };
-                let targets = added(targets, accumulate);
-                let operands = ((a, left), (b, right));
-                match isa {
-                    Isa::Portable => unreachable!("only vector tiers choose this product"),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2(token) => {
-                        token.multiply_quarters(operands, (&mut c, targets), beside)
-                    }
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512(token) => {
-                        token.multiply_quarters(operands, (&mut c, targets), beside)
-                    }
-                }
-            }
-        }
+    assert!(cuts(tile.values.nrows()) && is_worth(products.k));
+    match isa {
+        Isa::Portable => unreachable!("only vector tiers choose this product"),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2(token) => token.multiply_quarters(products, held, (ending, tile)),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512(token) => token.multiply_quarters(products, held, (ending, tile)),
     }
 }
 
@@ -132,7 +99,7 @@ pub(crate) const RIGHT: usize = PRODUCTS.len() * STEP / 2 * PANEL;
 /// The right operands of the products of [`STEP`] rows of 128 columns: for each, half as many rows of 64.
 pub(crate) fn sum_right(isa: Isa, (b, stride): (&[f32], usize), sums: &mut [f32; RIGHT]) {
     let at = |quarter: usize| &b[quarter / 2 * (STEP / 2) * stride + quarter % 2 * PANEL..];
-    for ((_, operand, _), sums) in PRODUCTS.iter().zip(sums.chunks_exact_mut(STEP / 2 * PANEL)) {
+    for ((_, operand), sums) in PRODUCTS.iter().zip(sums.chunks_exact_mut(STEP / 2 * PANEL)) {
         isa.run(
             #[inline(always)]
             || match *operand {
@@ -162,52 +129,76 @@ fn combine(
     }
 }
 
-/// `c[m][128] = a' . b`, or `+=` where `accumulate` is set, for [`STEP`] rows of `a` and what [`sum_right`]
-/// made of `b`; both with the distance of rows. `next` is where the next operands begin, to be fetched
-/// meanwhile; `c` is two panels.
+/// The products of [`STEP`] rows of `a` turned and what [`sum_right`] made of `b` (both with the distance of
+/// rows), set or added to `sums`. `next` is where the next operands begin, to be fetched meanwhile.
 pub(crate) fn multiply_transposed(
     isa: Isa,
     (a, right): (&[f32], &[f32; RIGHT]),
     [stride, b_stride]: [usize; 2],
     (next_a, next_b): (&[f32], &[f32]),
-    c: [ArrayViewMut2<f32>; 2],
+    sums: &mut [f32],
     accumulate: bool,
 ) {
-    let half = c[0].nrows() / 2;
-    let [left, right_half] = c.map(|c| c.split_at(Axis(0), half));
-    let mut c = [left.0, right_half.0, left.1, right_half.1];
+    let len = sums.len() / PRODUCTS.len();
+    let half = len / PANEL;
     // Transposed: the upper right quarter is the first half of the columns of the last rows.
     let below = STEP / 2 * stride;
     let quarters = [0, below, half, below + half];
     let a = quarters.map(|from| &a[from..]);
     // What comes next is asked for quarter by quarter.
     let ahead = |start: &[f32], from: usize| start.get(from..).unwrap_or(&[]).as_ptr();
-    for (number, (product, b)) in
-        PRODUCTS.iter().zip(right.chunks_exact(STEP / 2 * PANEL)).enumerate()
-    {
-        let (left, _, targets) = *product;
+    let right = right.chunks_exact(STEP / 2 * PANEL);
+    let products = PRODUCTS.iter().zip(right).zip(sums.chunks_exact_mut(len));
+    for (number, ((&(left, _), b), sums)) in products.enumerate() {
         let next = match number {
             0..4 => Some((ahead(next_a, quarters[number]), stride, half)),
             4..6 => Some((ahead(next_b, (number - 4) * (STEP / 2) * b_stride), b_stride, COLUMNS)),
             _ => None,
         };
-        let (operand, place) = (((a, stride), left), (&mut c, added(targets, accumulate)));
+        let operand = ((a, stride), left);
         match isa {
             Isa::Portable => unreachable!("only vector tiers choose this product"),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(token) => token.multiply_quarters_transposed(operand, b, place, next),
+            Isa::Avx2(token) => {
+                token.multiply_quarters_transposed(operand, b, (sums, accumulate), next);
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.multiply_quarters_transposed(operand, b, place, next),
+            Isa::Avx512(token) => {
+                token.multiply_quarters_transposed(operand, b, (sums, accumulate), next);
+            }
         }
     }
 }
 
-/// The same targets, added to from the first product on where `accumulate` is set.
-fn added(targets: Targets, accumulate: bool) -> Targets {
-    targets.map(|target| {
-        target.map(|(quarter, store)| match store {
-            Set if accumulate => (quarter, Add),
-            _ => (quarter, store),
-        })
-    })
+/// The result of the products that [`multiply_transposed`] summed, as two panels.
+pub(crate) fn join(isa: Isa, sums: &[f32], c: [ArrayViewMut2<f32>; 2]) {
+    let rows = c[0].nrows() / 2;
+    let m: [&[f32]; 7] = std::array::from_fn(|product| &sums[product * rows * PANEL..]);
+    let [left, right] = c.map(|c| c.split_at(Axis(0), rows));
+    let mut quarters = [left.0, right.0, left.1, right.1];
+    isa.run(
+        #[inline(always)]
+        || {
+            for (number, quarter) in quarters.iter_mut().enumerate() {
+                for (row, target) in quarter.rows_mut().into_iter().enumerate() {
+                    let m = m.map(|m| &m[row * PANEL..][..PANEL]);
+                    let target = target.into_slice().expect("rows of a panel are contiguous");
+                    let target = &mut target[..PANEL];
+                    match number {
+                        0 => fill(target, |at| m[0][at] + m[6][at] + m[3][at] - m[4][at]),
+                        1 => fill(target, |at| m[2][at] + m[4][at]),
+                        2 => fill(target, |at| m[1][at] + m[3][at]),
+                        _ => fill(target, |at| m[0][at] + m[5][at] - m[1][at] + m[2][at]),
+                    }
+                }
+            }
+        },
+    );
+}
+
+#[inline(always)]
+fn fill(target: &mut [f32], of: impl Fn(usize) -> f32) {
+    for (at, target) in target.iter_mut().enumerate() {
+        *target = of(at);
+    }
 }

@@ -121,13 +121,16 @@ fn winograd_convolutions_match_the_oracle() {
     assert!(refused(Case { side: 8, channels: [3, 64], kernel: 3, stride: 1, n: 1 }));
 }
 
-/// Rows of both ways in a set of the cache, rows and steps that are left over, pixels without taps.
+/// Rows of both ways in a set of the cache, rows and steps that are left over, pixels without taps, several taps.
 #[test]
 fn strassen_products_match_the_oracle() {
-    for (side, channels, stride, n) in
-        [(8, [1024, 128], 1, 32), (8, [256, 256], 1, 17), (8, [256, 256], 2, 130)]
-    {
-        let case = Case { side, channels, kernel: 1, stride, n };
+    for (side, channels, kernel, stride, n) in [
+        (8, [1024, 128], 1, 1, 32),
+        (8, [256, 256], 1, 1, 17),
+        (8, [256, 256], 1, 2, 130),
+        (6, [256, 256], 3, 2, 128),
+    ] {
+        let case = Case { side, channels, kernel, stride, n };
         convolution_case::<f32>(&case, [0.0; 2], Conv::with_fast_algorithms);
     }
 }

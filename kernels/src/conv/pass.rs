@@ -6,7 +6,7 @@ use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::strassen;
 use crate::taps::{Entry, KERNEL_MAX, Table};
-use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed, rows_of};
+use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed};
 use crate::value::{Product, Value};
 
 /// How each pixel of the target is made of pixels of the source.
@@ -57,7 +57,7 @@ impl Pass<'_> {
         let (_, n, channels) = shape;
         let is_pair = self.takes_pairs::<T>(isa, shape);
         let panels = if is_pair { 2 } else { self.panels::<T>(channels) };
-        let held = || [0.0; 2 * IMAGES * PANEL];
+        let held = || [0.0; strassen::HELD];
         let tiles = (shape, panels);
         for_each_tile(pool, tiles, (y, sums), held, |held, (pixel, image), mut tile| {
             if self.table.of(pixel).is_empty() {
@@ -75,12 +75,9 @@ impl Pass<'_> {
             if strassen::cuts(tile.values.nrows())
                 && let (Some(x), Some(w)) = (T::single(operands.0), T::single(operands.1))
             {
-                let c = &mut held[..tile.values.len()];
-                self.sum((x, w), (pixel, n, image, tile.channel), |products| {
-                    let beside = ending.beside(&tile);
-                    strassen::multiply(isa, products, rows_of(c, strassen::COLUMNS), beside);
+                return self.sum((x, w), (pixel, n, image, tile.channel), |products| {
+                    strassen::multiply_to(isa, products, held, (&ending, tile));
                 });
-                return ending.write(isa, (c, strassen::COLUMNS), tile);
             }
             tile.panels().for_each(|tile| multiply(held, tile));
         });

@@ -53,8 +53,9 @@ impl Conv {
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
         let (isa, steps) = (exec.1, self.pair_steps(n));
         let (channels, k) = (self.channels_in, self.channels_out);
-        let state = || [0.0; strassen::RIGHT];
-        self.split(exec, (steps, 2), results, state, |right, (range, panel, c), block| {
+        let state = || ([0.0; strassen::RIGHT], [0.0; strassen::products_len(TASK_ROWS)]);
+        self.split(exec, (steps, 2), results, state, |(right, sums), (range, panel, c), block| {
+            let sums = &mut sums[..strassen::products_len(block.dim().2)];
             let (a, b) = block.split_at(Axis(0), 1);
             let mut tiles =
                 [a, b].map(|tile| tile.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0));
@@ -67,11 +68,11 @@ impl Conv {
             for step in range.clone() {
                 let ((x, dy), next) = (from(step), from(step + 1));
                 strassen::sum_right(isa, (dy, k), right);
-                let tiles = tiles.each_mut().map(|tile| tile.view_mut());
                 let (operands, strides) = ((x, &*right), [channels, k]);
                 let accumulate = step > begun;
-                strassen::multiply_transposed(isa, operands, strides, next, tiles, accumulate);
+                strassen::multiply_transposed(isa, operands, strides, next, sums, accumulate);
             }
+            strassen::join(isa, sums, tiles.each_mut().map(|tile| tile.view_mut()));
             if range.end == steps {
                 let (x, dy) = from(steps);
                 let rows = dy.len().div_ceil(k);

@@ -1,19 +1,25 @@
-//! The products of Strassen's algorithm: sums of operands taken on loading, results added to two targets.
+//! The products of Strassen's algorithm: sums of operands taken on loading, products of a block summed where they
+//! end.
 
 use std::arch::x86_64::{__m256, __m512};
 use std::mem::MaybeUninit;
 
-use ndarray::ArrayViewMut2;
-
+use super::ending::End;
 use super::vector::Vector;
-use super::{Avx2, Avx512, LINE, ROWS, Rows, Target};
-use crate::gemm::{Beside, Matrix, PANEL};
-use crate::strassen::{DEPTH, Operand, STEP, Store, Targets};
+use super::{Avx2, Avx512, LINE, ROWS, Rows, Single};
+use crate::finish::Ending;
+use crate::gemm::{Beside, Matrix, PANEL, Products};
+use crate::strassen::{BLOCK, COLUMNS, HALF, HELD, Operand, PRODUCTS, STEP, products_len};
+use crate::tile::Tile;
+use crate::value::Value;
 
 /// Values of a cache line.
 const VALUES: usize = LINE / size_of::<f32>();
 /// Bytes after which addresses fall into the same set of a first-level cache.
 const SETS: usize = 4096;
+/// Values of a product of a block.
+const PRODUCT: usize = ROWS * PANEL;
+const _: () = assert!(BLOCK == 2 * ROWS);
 
 /// The quarters of an operand with a measure of them, and which of them are taken.
 type Quarters<'a> = (([&'a [f32]; 4], usize), Operand);
@@ -35,13 +41,14 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(quarters: [&[f32]; 4], operand: Operand) -> Self {
+    #[inline(always)]
+    fn new(quarters: [*const f32; 4], operand: Operand) -> Self {
         let (first, second, kind) = match operand {
             Operand::One(one) => (one, one, ONE),
             Operand::Sum(one, other) => (one, other, SUM),
             Operand::Difference(one, other) => (one, other, DIFFERENCE),
         };
-        Self { first: quarters[first].as_ptr(), second: quarters[second].as_ptr(), kind }
+        Self { first: quarters[first], second: quarters[second], kind }
     }
 
     #[inline(always)]
@@ -51,28 +58,70 @@ impl Pair {
     }
 }
 
-/// Where a product goes.
-type Places = [Option<(Target<f32>, Store)>; 2];
-
-/// Quarters of `rows` rows as targets.
-fn places(c: &mut [ArrayViewMut2<f32>; 4], targets: Targets, rows: usize) -> Places {
-    targets.map(|target| {
-        let (quarter, store) = target?;
-        assert_eq!(c[quarter].nrows(), rows);
-        Some((Target::new(&mut c[quarter]), store))
-    })
+/// One of the seven products of a block, and what becomes of it after the last term.
+struct Step {
+    product: usize,
+    /// Products that are added to it: one before, one after, and one that is subtracted.
+    begin: Option<usize>,
+    plus: Option<usize>,
+    minus: Option<usize>,
+    /// The quarter of the result that this completes.
+    completes: Option<usize>,
+    /// The quarter of `a` whose next rows are asked for, and that of the result.
+    asks: (Option<usize>, Option<usize>),
 }
 
-/// A product of quarters: rows of `a`, `k` values of each, times a panel.
+impl Step {
+    const fn new(product: usize, asks: (Option<usize>, Option<usize>)) -> Self {
+        Self { product, begin: None, plus: None, minus: None, completes: None, asks }
+    }
+}
+
+/// In an order in which the products that others need come before them, and upper quarters end before lower ones.
+const STEPS: [Step; PRODUCTS.len()] = [
+    Step::new(3, (Some(3), Some(1))),
+    Step::new(4, (Some(1), Some(0))),
+    Step { plus: Some(4), completes: Some(1), ..Step::new(2, (Some(0), None)) },
+    Step::new(0, (None, Some(2))),
+    Step {
+        begin: Some(0),
+        plus: Some(3),
+        minus: Some(4),
+        completes: Some(0),
+        ..Step::new(6, (None, Some(3)))
+    },
+    Step { plus: Some(3), completes: Some(2), ..Step::new(1, (Some(2), None)) },
+    Step {
+        begin: Some(0),
+        plus: Some(2),
+        minus: Some(1),
+        completes: Some(3),
+        ..Step::new(5, (None, None))
+    },
+];
+
+/// The first products are part of two quarters each, the others of one.
+const SHARED: usize = 5;
+
+/// Rows of `a` of one term times two panels.
 #[derive(Clone, Copy)]
-struct Product {
-    a: Pair,
+struct Term<'a, T> {
+    a: *const f32,
     /// Values from row to row of `a`.
     stride: usize,
     rows: usize,
-    b: Pair,
-    k: usize,
-    places: Places,
+    b: *const f32,
+    /// Values from a panel to the other.
+    apart: usize,
+    /// Values of half a row.
+    half: usize,
+    /// The products of each block, and values from block to block.
+    products: *mut f32,
+    block: usize,
+    /// Whether products are added to those of the terms before.
+    accumulate: bool,
+    /// The end, after the last term.
+    end: Option<&'a End<T>>,
     beside: Beside,
 }
 
@@ -85,7 +134,9 @@ struct Transposed {
     columns: usize,
     b: *const f32,
     rows: usize,
-    places: Places,
+    /// Rows of 64 values, and whether they are added to.
+    sums: *mut f32,
+    accumulate: bool,
     /// Rows that will be read next, and cache lines of a row.
     next: (Rows, usize),
 }
@@ -93,22 +144,43 @@ struct Transposed {
 macro_rules! entries {
     ($token:ty, $vector:ty, $count:literal, $features:literal) => {
         impl $token {
-            /// One of the seven products over `k` values of a sum; see [`crate::strassen`].
-            pub(crate) fn multiply_quarters(
+            /// See [`crate::strassen::multiply_to`].
+            pub(crate) fn multiply_quarters<T: Value>(
                 self,
-                (((a, stride), left), ((b, k), right)): (Quarters, Quarters),
-                (c, targets): (&mut [ArrayViewMut2<f32>; 4], Targets),
-                beside: Beside,
+                products: Products<f32>,
+                held: &mut [f32; HELD],
+                (ending, tile): (&Ending<T>, Tile<T>),
             ) {
-                let rows = c[0].nrows();
-                assert!(rows.is_multiple_of(2) && k.is_multiple_of(VALUES) && k <= DEPTH);
-                assert!(a.iter().all(|data| Matrix { data, rows, cols: k, stride }.fits()));
-                assert!(b.iter().all(|b| b.len() >= k * PANEL));
-                let (a, b, places) =
-                    (Pair::new(a, left), Pair::new(b, right), places(c, targets, rows));
-                let product = Product { a, stride, rows, b, k, places, beside };
-                // SAFETY: (T), (B).
-                unsafe { <$vector>::run(product) }
+                let beside = ending.beside(&tile);
+                let end = End::new(ending, tile);
+                let Products { terms, k, stride, apart } = products;
+                let (rows, half) = (end.out.rows, k / 2);
+                assert!(
+                    rows.is_multiple_of(4) && rows.div_ceil(BLOCK) * products_len(BLOCK) <= HELD
+                );
+                assert!(end.columns == COLUMNS && k.is_multiple_of(2 * VALUES) && half <= HALF);
+                products.assert_panels(2);
+                // Products of one term are not needed after their block.
+                let block = if terms.len() > 1 { products_len(BLOCK) } else { 0 };
+                for (index, term) in terms.iter().enumerate() {
+                    assert!(Matrix { data: term.a, rows, cols: k, stride }.fits());
+                    let is_last = index + 1 == terms.len();
+                    let term = Term {
+                        a: term.a.as_ptr(),
+                        stride,
+                        rows,
+                        b: term.b.as_ptr(),
+                        apart,
+                        half,
+                        products: held.as_mut_ptr(),
+                        block,
+                        accumulate: index > 0,
+                        end: is_last.then_some(&end),
+                        beside: if is_last { beside } else { Beside::NOTHING },
+                    };
+                    // SAFETY: (T), (B).
+                    unsafe { <$vector>::run(term) }
+                }
             }
 
             /// One of the seven products over half a step of rows; see [`crate::strassen`].
@@ -116,10 +188,10 @@ macro_rules! entries {
                 self,
                 ((a, stride), left): Quarters,
                 b: &[f32],
-                (c, targets): (&mut [ArrayViewMut2<f32>; 4], Targets),
+                (sums, accumulate): (&mut [f32], bool),
                 next: Next,
             ) {
-                let (columns, rows) = (c[0].nrows(), STEP / 2);
+                let (columns, rows) = (sums.len() / PANEL, STEP / 2);
                 assert!(columns.is_multiple_of(2) && b.len() >= rows * PANEL);
                 assert!(a.iter().all(|data| Matrix { data, rows, cols: columns, stride }.fits()));
                 let (start, next_stride, values) = next.unwrap_or((b.as_ptr(), 0, 0));
@@ -129,12 +201,13 @@ macro_rules! entries {
                     at_once: 1,
                 };
                 let product = Transposed {
-                    a: Pair::new(a, left),
+                    a: Pair::new(a.map(|a| a.as_ptr()), left),
                     stride,
                     columns,
                     b: b.as_ptr(),
                     rows,
-                    places: places(c, targets, columns),
+                    sums: sums.as_mut_ptr(),
+                    accumulate,
                     next: (next, values / VALUES),
                 };
                 // SAFETY: (T), (B).
@@ -144,9 +217,9 @@ macro_rules! entries {
 
         impl Entry for $vector {
             #[target_feature(enable = $features)]
-            unsafe fn run(product: Product) {
+            unsafe fn run<T: Value>(term: Term<T>) {
                 // SAFETY: passed on.
-                unsafe { run::<$vector, $count>(product) }
+                unsafe { blocks::<$vector, T, $count>(term) }
             }
 
             #[target_feature(enable = $features)]
@@ -167,8 +240,8 @@ macro_rules! entries {
 /// The functions that carry the features.
 trait Entry {
     /// # Safety
-    /// (T), and as [`run`].
-    unsafe fn run(product: Product);
+    /// (T), and as [`blocks`].
+    unsafe fn run<T: Value>(term: Term<T>);
     /// # Safety
     /// (T), and as [`tiles_transposed`].
     unsafe fn run_transposed(product: Transposed);
@@ -177,84 +250,210 @@ trait Entry {
 entries!(Avx512, __m512, 4, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
 entries!(Avx2, __m256, 2, "avx2,fma");
 
-/// # Safety
-/// `rows` rows of `k` values of the sources of `a` are readable, `k` rows of 64 values of those of `b`, and
-/// the places have `rows` rows of 64 values; `rows` is even, `k` a multiple of 16 and no larger than the
-/// depth; the features of `V` are there.
-#[inline(always)]
-unsafe fn run<V: Vector, const NV: usize>(product: Product) {
-    let Product { a, b, stride, .. } = product;
-    let apart = a.second.addr().wrapping_sub(a.first.addr());
-    let is_crowded = stride.is_multiple_of(SETS / size_of::<f32>()) && apart.is_multiple_of(SETS);
-    // SAFETY: passed on.
-    unsafe {
-        match (a.kind, b.kind) {
-            (SUM | DIFFERENCE, _) if is_crowded => packed::<V, NV>(product),
-            (SUM, SUM) => tiles::<V, NV, SUM, SUM>(product),
-            (SUM, ONE) => tiles::<V, NV, SUM, ONE>(product),
-            (DIFFERENCE, SUM) => tiles::<V, NV, DIFFERENCE, SUM>(product),
-            (ONE, DIFFERENCE) => tiles::<V, NV, ONE, DIFFERENCE>(product),
-            _ => unreachable!("none of the seven products"),
-        }
-    }
-}
-
-/// Takes the sums of `a` for a few rows at a time beforehand: rows of both sources would not stay in a set
-/// of the first-level cache together.
+/// Two times six rows at a time.
 ///
 /// # Safety
-/// As [`run`].
+/// `rows` rows of `a` of two halves are readable, `b` has two panels of as many rows, products have room for
+/// all blocks, and the end has as many rows and two panels; `rows` is a multiple of 4, a half one of 16 and no
+/// longer than the longest; the features of `V` are there.
 #[inline(always)]
-unsafe fn packed<V: Vector, const NV: usize>(product: Product) {
-    let Product { a, stride, k, .. } = product;
-    let mut sums = MaybeUninit::<[f32; ROWS * DEPTH]>::uninit();
-    let sums = sums.as_mut_ptr().cast::<f32>();
-    for row in (0..product.rows).step_by(ROWS) {
-        let rows = ROWS.min(product.rows - row);
-        // SAFETY: the caller's promise; no more rows are taken than are left, and what `tiles` reads of
-        // the sums was written.
+unsafe fn blocks<V: Vector, T: Value, const NV: usize>(term: Term<T>) {
+    for (number, row) in (0..term.rows).step_by(2 * ROWS).enumerate() {
+        let products = term.products.wrapping_add(number * term.block);
+        let part = Term { products, ..term };
+        // SAFETY: the caller's promise; the arms take no more rows than are left.
         unsafe {
-            for i in 0..rows {
-                let a = a.add((row + i) * stride);
-                for at in (0..k).step_by(V::COUNT) {
-                    let (a, ahead) = (a.add(at), a.add(ROWS * stride + at));
-                    V::prefetch(ahead.first.cast());
-                    V::prefetch(ahead.second.cast());
-                    let (x, y) = (V::load(a.first), V::load(a.second));
-                    let sum = if a.kind == SUM { x.add(y) } else { x.subtract(y) };
-                    sum.store(sums.add(i * k + at));
-                }
-            }
-            let places = product.places.map(|place| {
-                let (target, store) = place?;
-                let start = target.start.add(row * target.stride);
-                Some((Target { start, rows, ..target }, store))
-            });
-            let a = Pair { first: sums, second: sums, kind: ONE };
-            let beside = product.beside.below(row);
-            let part = Product { a, stride: k, rows, places, beside, ..product };
-            match product.b.kind {
-                ONE => tiles::<V, NV, ONE, ONE>(part),
-                SUM => tiles::<V, NV, ONE, SUM>(part),
-                _ => unreachable!("none of the seven products"),
+            match (term.rows - row) / 2 {
+                2 => block::<V, T, 2, NV>(&part, row),
+                4 => block::<V, T, 4, NV>(&part, row),
+                _ => block::<V, T, ROWS, NV>(&part, row),
             }
         }
     }
 }
 
+/// Where the quarters of a block of two times `MR` rows begin.
+struct Block<'a, T, const MR: usize> {
+    term: &'a Term<'a, T>,
+    row: usize,
+    a: [*const f32; 4],
+    b: [*const f32; 4],
+}
+
+impl<'a, T, const MR: usize> Block<'a, T, MR> {
+    #[inline(always)]
+    fn new(term: &'a Term<T>, row: usize) -> Self {
+        let Term { stride, half, apart, .. } = *term;
+        let a = [0, half, MR * stride, MR * stride + half];
+        let b = [0, apart, half * PANEL, apart + half * PANEL];
+        let a = a.map(|from| term.a.wrapping_add(row * stride + from));
+        Self { term, row, a, b: b.map(|from| term.b.wrapping_add(from)) }
+    }
+
+    /// The first row and column of a quarter of the result.
+    #[inline(always)]
+    fn place(&self, quarter: usize) -> (usize, usize) {
+        (self.row + quarter / 2 * MR, quarter % 2 * PANEL)
+    }
+
+    #[inline(always)]
+    fn asked(&self, (a, beside): (Option<usize>, Option<usize>)) -> Asked {
+        let stride = self.term.stride;
+        let a = a.map(|quarter| self.a[quarter].wrapping_add(2 * MR * stride));
+        let beside = beside.map_or(Beside::NOTHING, |quarter| {
+            let (row, column) = self.place(quarter);
+            self.term.beside.right(column).below(row)
+        });
+        Asked { a, stride, beside }
+    }
+}
+
+/// Rows that are asked for during a product.
+#[derive(Clone, Copy)]
+struct Asked {
+    a: Option<*const f32>,
+    stride: usize,
+    beside: Beside,
+}
+
+impl Asked {
+    const NOTHING: Self = Self { a: None, stride: 0, beside: Beside::NOTHING };
+}
+
+/// The seven products of `MR` rows and the next `MR`, and what they are summed to.
+///
 /// # Safety
-/// As [`run`], with `A` and `B` the kinds of the operands.
+/// As [`blocks`], with as many rows from `row` on.
 #[inline(always)]
-unsafe fn tiles<V: Vector, const NV: usize, const A: u8, const B: u8>(product: Product) {
-    for column in (0..PANEL).step_by(NV * V::COUNT) {
-        for row in (0..product.rows).step_by(ROWS) {
-            // SAFETY: the caller's promise; the arms take no more rows than are left.
+unsafe fn block<V: Vector, T: Value, const MR: usize, const NV: usize>(term: &Term<T>, row: usize) {
+    let Term { stride, half, .. } = *term;
+    let block = Block::<T, MR>::new(term, row);
+    let is_crowded = stride.is_multiple_of(SETS / size_of::<f32>());
+    let mut packed = MaybeUninit::<[f32; ROWS * HALF]>::uninit();
+    let packed = packed.as_mut_ptr().cast::<f32>();
+    for step in &STEPS {
+        let (left, right) = PRODUCTS[step.product];
+        let (mut left, right) = (Pair::new(block.a, left), Pair::new(block.b, right));
+        let mut stride = stride;
+        let mut asked = block.asked(step.asks);
+        // SAFETY: the caller's promise; what is packed was written.
+        unsafe {
+            if is_crowded && left.kind == DIFFERENCE {
+                pack::<V, MR>((left, stride), half, packed);
+                (left, stride) = (Pair { first: packed, second: packed, kind: ONE }, half);
+            }
+            for column in (0..PANEL).step_by(NV * V::COUNT) {
+                let operands = ((left, stride), right.add(column));
+                take::<V, T, MR, NV>(&block, step, column, operands, asked);
+                asked = Asked::NOTHING;
+            }
+        }
+    }
+}
+
+/// Some columns of a product.
+///
+/// # Safety
+/// As [`block`], with `NV` vectors from the column on; the operands are those of the step.
+#[inline(always)]
+unsafe fn take<V: Vector, T: Value, const MR: usize, const NV: usize>(
+    block: &Block<T, MR>,
+    step: &Step,
+    column: usize,
+    (a, b): ((Pair, usize), Pair),
+    asked: Asked,
+) {
+    let Term { products, half, end, accumulate, .. } = *block.term;
+    let product = |number: usize| products.wrapping_add(number * PRODUCT + column);
+    let place = |quarter: usize| {
+        let (row, first) = block.place(quarter);
+        (row, first + column)
+    };
+    if let (Some(end), Some(quarter)) = (end, step.asks.1) {
+        end.prefetch_out::<V, MR, NV>(place(quarter));
+    }
+    let mut sums = [[V::zero(); NV]; MR];
+    // SAFETY: the caller's promise.
+    unsafe {
+        if let (Some(begin), Some(_)) = (step.begin, end) {
+            update(&mut sums, product(begin), V::add);
+        }
+        if accumulate {
+            update(&mut sums, product(step.product), V::add);
+        }
+        let operands = (a, b, half);
+        sums = match (a.0.kind, b.kind) {
+            (SUM, SUM) => multiply::<V, MR, NV, SUM, SUM>(operands, asked, sums),
+            (SUM, ONE) => multiply::<V, MR, NV, SUM, ONE>(operands, asked, sums),
+            (DIFFERENCE, SUM) => multiply::<V, MR, NV, DIFFERENCE, SUM>(operands, asked, sums),
+            (ONE, DIFFERENCE) => multiply::<V, MR, NV, ONE, DIFFERENCE>(operands, asked, sums),
+            (ONE, SUM) => multiply::<V, MR, NV, ONE, SUM>(operands, asked, sums),
+            _ => unreachable!("none of the seven products"),
+        };
+        if step.product < SHARED || end.is_none() {
+            store(&sums, product(step.product));
+        }
+        let (Some(end), Some(quarter)) = (end, step.completes) else { return };
+        if let Some(minus) = step.minus {
+            update(&mut sums, product(minus), V::subtract);
+        }
+        if let Some(plus) = step.plus {
+            update(&mut sums, product(plus), V::add);
+        }
+        end.put::<Single<V>, MR, NV>(place(quarter), sums);
+    }
+}
+
+/// Adds rows of 64 values to a register tile, or subtracts them.
+///
+/// # Safety
+/// `MR` rows of `NV` vectors are readable.
+#[inline(always)]
+unsafe fn update<V: Vector, const MR: usize, const NV: usize>(
+    sums: &mut [[V; NV]; MR],
+    rows: *const f32,
+    of: impl Fn(V, V) -> V,
+) {
+    for i in 0..MR {
+        for j in 0..NV {
+            // SAFETY: the caller's promise.
+            sums[i][j] = of(sums[i][j], unsafe { V::load(rows.add(i * PANEL + j * V::COUNT)) });
+        }
+    }
+}
+
+/// Stores a register tile as rows of 64 values.
+///
+/// # Safety
+/// `MR` rows of `NV` vectors are writable.
+#[inline(always)]
+unsafe fn store<V: Vector, const MR: usize, const NV: usize>(sums: &[[V; NV]; MR], rows: *mut f32) {
+    for i in 0..MR {
+        for j in 0..NV {
+            // SAFETY: the caller's promise.
+            unsafe { sums[i][j].store(rows.add(i * PANEL + j * V::COUNT)) };
+        }
+    }
+}
+
+/// Takes differences of `a` beforehand: rows of both sources would not stay in a set of the first-level
+/// cache together.
+///
+/// # Safety
+/// `MR` rows of `half` values of both sources are readable, as many values writable at `target`.
+#[inline(always)]
+unsafe fn pack<V: Vector, const MR: usize>(
+    (a, stride): (Pair, usize),
+    half: usize,
+    target: *mut f32,
+) {
+    for i in 0..MR {
+        let a = a.add(i * stride);
+        for at in (0..half).step_by(V::COUNT) {
+            // SAFETY: inside the rows that the caller vouches for.
             unsafe {
-                match product.rows - row {
-                    2 => tile::<V, 2, NV, A, B>(&product, row, column),
-                    4 => tile::<V, 4, NV, A, B>(&product, row, column),
-                    _ => tile::<V, ROWS, NV, A, B>(&product, row, column),
-                }
+                let a = a.add(at);
+                V::load(a.first).subtract(V::load(a.second)).store(target.add(i * half + at));
             }
         }
     }
@@ -263,27 +462,24 @@ unsafe fn tiles<V: Vector, const NV: usize, const A: u8, const B: u8>(product: P
 /// One register tile.
 ///
 /// # Safety
-/// As [`tiles`], with `MR` rows from `row` on and `NV` vectors from `column` on.
+/// `MR` rows of `a` of so many values are readable, and as many rows of `NV` vectors of `b`, 64 values apart.
 #[inline(always)]
-unsafe fn tile<V: Vector, const MR: usize, const NV: usize, const A: u8, const B: u8>(
-    product: &Product,
-    row: usize,
-    column: usize,
-) {
-    let stride = product.stride;
-    let (mut a, mut b) = (product.a.add(row * stride), product.b.add(column));
-    let mut sums = [[V::zero(); NV]; MR];
-    for step in 0..product.k / VALUES {
-        // A cache line of each row, and that of the row which comes next in its place.
-        for i in 0..MR {
-            let ahead = a.add((i + ROWS) * stride);
-            V::prefetch(ahead.first.cast());
-            if A != ONE {
-                V::prefetch(ahead.second.cast());
+unsafe fn multiply<V: Vector, const MR: usize, const NV: usize, const A: u8, const B: u8>(
+    ((mut a, stride), mut b, k): ((Pair, usize), Pair, usize),
+    asked: Asked,
+    mut sums: [[V; NV]; MR],
+) -> [[V; NV]; MR] {
+    let steps = k / VALUES;
+    let rows = MR.div_ceil(steps);
+    for step in 0..steps {
+        if let Some(next) = asked.a {
+            // A cache line of each row.
+            for i in 0..MR {
+                V::prefetch(next.wrapping_add(i * asked.stride + step * VALUES).cast());
             }
         }
-        if step < MR && column == 0 {
-            product.beside.prefetch::<V>(row + step);
+        for row in (step * rows..(step + 1) * rows).take_while(|&row| row < MR) {
+            asked.beside.prefetch::<V>(row);
         }
         for _ in 0..VALUES {
             // SAFETY: inside the rows that the caller vouches for.
@@ -304,13 +500,12 @@ unsafe fn tile<V: Vector, const MR: usize, const NV: usize, const A: u8, const B
             (a, b) = (a.add(1), b.add(PANEL));
         }
     }
-    // SAFETY: passed on.
-    unsafe { put(&sums, product.places, row, column) }
+    sums
 }
 
 /// # Safety
 /// `rows` rows of `columns` values of the sources of `a` are readable, as many rows of 64 values of `b`, and
-/// the places have `columns` rows of 64 values; `columns` is even; the features of `V` are there. `A` is the
+/// the sums have `columns` rows of 64 values; `columns` is even; the features of `V` are there. `A` is the
 /// kind of `a`.
 #[inline(always)]
 unsafe fn tiles_transposed<V: Vector, const NV: usize, const A: u8>(product: Transposed) {
@@ -345,12 +540,16 @@ unsafe fn tile_transposed<V: Vector, const MR: usize, const NV: usize, const A: 
     mut next: Rows,
 ) {
     let (mut a, mut b) = (product.a.add(row), product.b.wrapping_add(column));
+    let place = product.sums.wrapping_add(row * PANEL + column);
     let mut sums = [[V::zero(); NV]; MR];
-    for _ in 0..product.rows {
-        V::prefetch(next.start);
-        next = next.next();
-        // SAFETY: inside the rows that the caller vouches for.
-        unsafe {
+    // SAFETY: inside the rows that the caller vouches for.
+    unsafe {
+        if product.accumulate {
+            update(&mut sums, place, |_, before| before);
+        }
+        for _ in 0..product.rows {
+            V::prefetch(next.start);
+            next = next.next();
             let mut panel = [V::zero(); NV];
             for j in 0..NV {
                 panel[j] = V::load(b.add(j * V::COUNT));
@@ -362,11 +561,10 @@ unsafe fn tile_transposed<V: Vector, const MR: usize, const NV: usize, const A: 
                     sums[i][j] = panel[j].multiply_add(value, sums[i][j]);
                 }
             }
+            (a, b) = (a.add(product.stride), b.wrapping_add(PANEL));
         }
-        (a, b) = (a.add(product.stride), b.wrapping_add(PANEL));
+        store(&sums, place);
     }
-    // SAFETY: passed on.
-    unsafe { put(&sums, product.places, row, column) }
 }
 
 /// Two sources as one of a kind.
@@ -376,34 +574,5 @@ fn combine<V: Vector, const KIND: u8>(first: V, second: V) -> V {
         ONE => first,
         SUM => first.add(second),
         _ => first.subtract(second),
-    }
-}
-
-/// Sets, adds to or subtracts from a register tile of each place.
-///
-/// # Safety
-/// The places have `MR` rows from `row` on and `NV` vectors from `column` on.
-#[inline(always)]
-unsafe fn put<V: Vector, const MR: usize, const NV: usize>(
-    sums: &[[V; NV]; MR],
-    places: Places,
-    row: usize,
-    column: usize,
-) {
-    for (target, store) in places.iter().flatten() {
-        for i in 0..MR {
-            for j in 0..NV {
-                // SAFETY: the caller vouches for the place.
-                unsafe {
-                    let place = target.start.add((row + i) * target.stride + column + j * V::COUNT);
-                    let value = match store {
-                        Store::Set => sums[i][j],
-                        Store::Add => V::load(place.cast_const()).add(sums[i][j]),
-                        Store::Subtract => V::load(place.cast_const()).subtract(sums[i][j]),
-                    };
-                    value.store(place);
-                }
-            }
-        }
     }
 }
