@@ -25,11 +25,10 @@ use crate::value::Value;
 /// Columns of a result: two panels.
 pub(crate) const COLUMNS: usize = 2 * PANEL;
 
-/// Lengths of sums that are worth it: the products of shorter ones are summed too often, longer ones have rows
-/// in the same sets of the first-level cache.
-const LENGTHS: std::ops::RangeInclusive<usize> = 256..=1024;
-/// Values of half a row at most.
-pub(crate) const HALF: usize = *LENGTHS.end() / 2;
+/// Lengths of sums that are worth it: the products of shorter ones are summed too often.
+const LENGTH_MIN: usize = 256;
+/// Longer sums are cut: their rows would lie in the same sets of the first-level cache.
+pub(crate) const LENGTH_MAX: usize = 1024;
 /// Rows that are worth it.
 const ROWS_MIN: usize = 128;
 
@@ -66,7 +65,7 @@ pub(crate) const HELD: usize = IMAGES.div_ceil(BLOCK) * products_len(BLOCK);
 
 /// Whether sums of length `k` are cut.
 pub(crate) fn is_worth(k: usize) -> bool {
-    LENGTHS.contains(&k) && k.is_multiple_of(32)
+    k >= LENGTH_MIN && k.is_multiple_of(if k < LENGTH_MAX { 32 } else { LENGTH_MAX })
 }
 
 /// Whether results of so many rows are cut.

@@ -20,7 +20,7 @@ pub(super) struct Pass<'a> {
 }
 
 /// Tasks that are enough for Strassen's product to make half as many of them.
-const TASKS: usize = 16;
+const TASKS: usize = 8;
 /// Bytes of weights that a task of several panels reads for each six rows.
 const WEIGHTS: usize = 256 << 10;
 

@@ -9,7 +9,7 @@ use super::vector::Vector;
 use super::{Avx2, Avx512, LINE, ROWS, Rows, Single};
 use crate::finish::Ending;
 use crate::gemm::{Beside, Matrix, PANEL, Products};
-use crate::strassen::{BLOCK, COLUMNS, HALF, HELD, Operand, PRODUCTS, STEP, products_len};
+use crate::strassen::{BLOCK, COLUMNS, HELD, LENGTH_MAX, Operand, PRODUCTS, STEP, products_len};
 use crate::tile::Tile;
 use crate::value::Value;
 
@@ -58,7 +58,7 @@ impl Pair {
     }
 }
 
-/// One of the seven products of a block, and what becomes of it after the last term.
+/// One of the seven products of a block, and what becomes of it after the last part.
 struct Step {
     product: usize,
     /// Products that are added to it: one before, one after, and one that is subtracted.
@@ -103,7 +103,7 @@ const STEPS: [Step; PRODUCTS.len()] = [
 /// The first products are part of two quarters each, the others of one.
 const SHARED: usize = 5;
 
-/// Rows of `a` of one term times two panels.
+/// Rows of `a` of a part of a term times two panels.
 #[derive(Clone, Copy)]
 struct Term<'a, T> {
     a: *const f32,
@@ -118,9 +118,9 @@ struct Term<'a, T> {
     /// The products of each block, and values from block to block.
     products: *mut f32,
     block: usize,
-    /// Whether products are added to those of the terms before.
+    /// Whether products are added to those of the parts before.
     accumulate: bool,
-    /// The end, after the last term.
+    /// The end, after the last part.
     end: Option<&'a End<T>>,
     beside: Beside,
 }
@@ -154,27 +154,30 @@ macro_rules! entries {
                 let beside = ending.beside(&tile);
                 let end = End::new(ending, tile);
                 let Products { terms, k, stride, apart } = products;
-                let (rows, half) = (end.out.rows, k / 2);
+                let (rows, length) = (end.out.rows, k.min(LENGTH_MAX));
                 assert!(
                     rows.is_multiple_of(4) && rows.div_ceil(BLOCK) * products_len(BLOCK) <= HELD
                 );
-                assert!(end.columns == COLUMNS && k.is_multiple_of(2 * VALUES) && half <= HALF);
+                assert!(end.columns == COLUMNS && length.is_multiple_of(2 * VALUES));
+                assert!(k.is_multiple_of(length));
                 products.assert_panels(2);
-                // Products of one term are not needed after their block.
-                let block = if terms.len() > 1 { products_len(BLOCK) } else { 0 };
-                for (index, term) in terms.iter().enumerate() {
+                let (parts, all) = (k / length, terms.len() * k / length);
+                // Products of one part are not needed after their block.
+                let block = if all > 1 { products_len(BLOCK) } else { 0 };
+                for part in 0..all {
+                    let (term, from) = (&terms[part / parts], part % parts * length);
                     assert!(Matrix { data: term.a, rows, cols: k, stride }.fits());
-                    let is_last = index + 1 == terms.len();
+                    let is_last = part + 1 == all;
                     let term = Term {
-                        a: term.a.as_ptr(),
+                        a: term.a[from..].as_ptr(),
                         stride,
                         rows,
-                        b: term.b.as_ptr(),
+                        b: term.b[from * PANEL..].as_ptr(),
                         apart,
-                        half,
+                        half: length / 2,
                         products: held.as_mut_ptr(),
                         block,
-                        accumulate: index > 0,
+                        accumulate: part > 0,
                         end: is_last.then_some(&end),
                         beside: if is_last { beside } else { Beside::NOTHING },
                     };
@@ -329,7 +332,7 @@ unsafe fn block<V: Vector, T: Value, const MR: usize, const NV: usize>(term: &Te
     let Term { stride, half, .. } = *term;
     let block = Block::<T, MR>::new(term, row);
     let is_crowded = stride.is_multiple_of(SETS / size_of::<f32>());
-    let mut packed = MaybeUninit::<[f32; ROWS * HALF]>::uninit();
+    let mut packed = MaybeUninit::<[f32; ROWS * LENGTH_MAX / 2]>::uninit();
     let packed = packed.as_mut_ptr().cast::<f32>();
     for step in &STEPS {
         let (left, right) = PRODUCTS[step.product];
