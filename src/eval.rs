@@ -36,7 +36,7 @@ pub struct Evaluation {
 }
 
 /// Images of a batch.
-const BATCH: usize = 128;
+const BATCH: usize = 256;
 
 /// Evaluates the checkpoint at `place` on a split of `data`.
 ///
