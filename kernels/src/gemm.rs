@@ -370,6 +370,7 @@ pub(crate) fn strips<T: Copy>(b: Matrix<T>, packed: &mut [f32], convert: impl Fn
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arena::Arena;
     use ndarray::Array2;
 
     fn values(len: usize, seed: u32) -> Vec<f32> {
@@ -389,6 +390,21 @@ mod tests {
             got.iter().zip(want).map(|(&g, w)| (f64::from(g) - w).powi(2)).sum::<f64>().sqrt();
         let bound = 1e-6 * (k.max(1) as f64).sqrt();
         assert!(error / norm < bound, "{what}: {} > {bound}", error / norm);
+    }
+
+    #[test]
+    fn tiles_are_turned_the_same_past_the_caches_and_aside_of_a_cache_line() {
+        const LEN: usize = PANEL * PANEL;
+        let source = values(LEN, 7);
+        for isa in Isa::available() {
+            for (aside, streamed) in [(0, true), (0, false), (1, true)] {
+                let mut arena = Arena::<f32>::new(LEN + 1).expect("memory");
+                let target = &mut arena.as_mut_slice()[aside..aside + LEN];
+                turn(isa, &source, target, streamed);
+                let is_turned = |at: usize| target[at] == source[at % PANEL * PANEL + at / PANEL];
+                assert!((0..LEN).all(is_turned), "{} {aside} {streamed}", isa.name());
+            }
+        }
     }
 
     #[test]
