@@ -159,7 +159,7 @@ macro_rules! entries {
                     rows.is_multiple_of(4) && rows.div_ceil(BLOCK) * products_len(BLOCK) <= HELD
                 );
                 assert!(end.columns == COLUMNS && length.is_multiple_of(2 * VALUES));
-                assert!(k.is_multiple_of(length));
+                assert!(!terms.is_empty() && k.is_multiple_of(length));
                 products.assert_panels(2);
                 let (parts, all) = (k / length, terms.len() * k / length);
                 // Products of one part are not needed after their block.
