@@ -1,24 +1,26 @@
 //! The thread pool: persistent threads that share one list of tasks, and disjoint views for them.
 //!
-//! A region is `tasks` calls of one closure. Threads claim task numbers from a counter; since no task
-//! reads what another one of its region writes, the order of claims cannot change a result. Waiting
-//! threads spin for a moment, then sleep.
+//! A region is `tasks` calls of one closure. Since no task reads what another one of its region writes, the
+//! order in which threads take them cannot change a result.
 //!
-//! The `unsafe` of this file is of two kinds: a closure's lifetime is erased while a region runs
-//! (`run` returns only after every thread has left it), and one mutable buffer is handed to the tasks
-//! as pieces that do not overlap.
+//! The `unsafe` of this file hands one mutable buffer to the tasks as pieces that do not overlap.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
-use std::thread::JoinHandle;
+mod denormals;
+mod pieces;
+mod team;
 
-use ndarray::{ArrayViewMut4, ShapeBuilder};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ndarray::ArrayViewMut4;
+
+use pieces::{Blocks, Chunks};
+use team::Team;
 
 /// A fixed set of threads for the kernels. The calling thread is one of them.
+#[derive(Clone)]
 pub struct Pool {
-    shared: Arc<Shared>,
-    threads: Vec<JoinHandle<()>>,
+    team: Arc<Team>,
 }
 
 impl Pool {
@@ -28,44 +30,23 @@ impl Pool {
     /// If `threads` is 0 or a thread cannot be started.
     pub fn new(threads: usize) -> Self {
         assert!(threads > 0, "a pool needs a thread");
-        let shared = Arc::new(Shared::default());
-        let threads = (1..threads)
-            .map(|index| {
-                let shared = Arc::clone(&shared);
-                std::thread::Builder::new()
-                    .name(format!("kernel{index}"))
-                    .spawn(move || shared.serve())
-                    .expect("start a kernel thread")
-            })
-            .collect();
-        Self { shared, threads }
+        Self { team: Arc::new(Team::new(threads - 1)) }
     }
 
     /// How many threads work in a region.
     pub fn threads(&self) -> usize {
-        self.threads.len() + 1
+        self.team.len() + 1
     }
 
     /// Calls `task(0)` to `task(tasks - 1)`, each once, on the threads of the pool.
     pub fn run(&self, tasks: usize, task: impl Fn(usize) + Sync) {
-        let _flush = FlushDenormals::enter();
-        if self.threads.is_empty() || tasks < 2 {
-            return (0..tasks).for_each(task);
-        }
-        let body: &(dyn Fn(usize) + Sync) = &task;
-        // SAFETY: only the lifetime is changed, and `run` does not return before `busy` is 0, that is
-        // before every thread has dropped its copy.
-        let body: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(body) };
-        let shared = &*self.shared;
-        shared.next.store(0, Ordering::Relaxed);
-        shared.busy.store(self.threads.len(), Ordering::Relaxed);
-        shared.publish(|published| published.region = Some(Region { body, tasks }));
-        let own = catch_unwind(AssertUnwindSafe(|| claim(&shared.next, tasks, body)));
-        shared.wait_idle();
-        if let Err(panic) = own {
-            resume_unwind(panic);
-        }
-        assert!(!shared.failed.swap(false, Ordering::AcqRel), "a kernel thread panicked");
+        self.run_with(tasks, || (), |(), index| task(index));
+    }
+
+    /// Runs `main`, and beside it `job` on one thread of the pool: the regions of `main` go on with the others
+    /// until it is free again. Alone, a thread runs `job` first.
+    pub fn beside<R>(&self, job: impl FnOnce() + Send, main: impl FnOnce() -> R) -> R {
+        self.team.beside(job, main)
     }
 
     /// As [`Pool::run`], with a state that each thread makes once and its tasks share one after the other.
@@ -75,11 +56,9 @@ impl Pool {
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, usize) + Sync,
     ) {
-        let next = AtomicUsize::new(0);
-        self.run(self.threads().min(tasks), |_| {
-            let mut state = state();
-            claim(&next, tasks, |index| task(&mut state, index));
-        });
+        let is_alone = tasks < 2;
+        let tasks = Tasks::new(tasks, self.threads());
+        self.team.run(is_alone, |who| tasks.each(who, &state, &task));
     }
 
     /// Splits `data` into chunks of `len` (the last may be shorter) and calls `task(index, chunk)`.
@@ -181,12 +160,16 @@ impl Pool {
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, usize, &mut [U]) + Sync,
     ) {
-        let next = AtomicUsize::new(0);
         let parts = (scratch.len() / len).min(self.threads());
         assert!(parts > 0, "scratch of {} values, parts of {len}", scratch.len());
-        self.for_each_chunk(&mut scratch[..parts * len], len, |_, scratch| {
-            let mut state = state();
-            claim(&next, tasks, |index| task(&mut state, index, scratch));
+        let tasks = Tasks::new(tasks, parts);
+        let chunks = Chunks::new(&mut scratch[..parts * len], len);
+        self.team.run(parts < 2, |who| {
+            if who < parts {
+                // SAFETY: in a region each thread has its own number, so each part is borrowed once at a time.
+                let scratch = unsafe { chunks.piece(who) };
+                tasks.each(who, &state, |state, index| task(state, index, scratch));
+            }
         });
     }
 
@@ -210,253 +193,70 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
-    fn drop(&mut self) {
-        self.shared.publish(|published| published.stop = true);
-        for thread in self.threads.drain(..) {
-            // A panic of the thread was already reported by `run`.
-            let _ = thread.join();
-        }
-    }
+/// Ranges of tasks that threads begin with; of more threads, some share one.
+const RANGES: usize = 64;
+
+/// The numbers of a region's tasks. Each thread works through a range of its own, the same in all regions of as
+/// many tasks: so it meets in its caches what it left there. Then it takes what is last in the ranges of
+/// others.
+struct Tasks {
+    /// Begin (in the low half) and end of what is left of each.
+    ranges: [AtomicU64; RANGES],
+    used: usize,
 }
 
-#[derive(Clone, Copy)]
-struct Region {
-    body: &'static (dyn Fn(usize) + Sync),
-    tasks: usize,
-}
-
-#[derive(Default)]
-struct Published {
-    region: Option<Region>,
-    stop: bool,
-}
-
-#[derive(Default)]
-struct Shared {
-    published: Mutex<Published>,
-    wake: Condvar,
-    idle: Condvar,
-    /// Changes with each region; what waiting threads watch.
-    generation: AtomicUsize,
-    next: AtomicUsize,
-    busy: AtomicUsize,
-    failed: AtomicBool,
-}
-
-/// Looks at an atomic this often before going to sleep: some tens of microseconds.
-const SPINS: usize = 4000;
-
-impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Published> {
-        self.published.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+impl Tasks {
+    fn new(tasks: usize, threads: usize) -> Self {
+        let used = threads.min(RANGES);
+        let tasks = u64::from(u32::try_from(tasks).expect("fewer tasks than 2^32"));
+        let at = |range: usize| range as u64 * tasks / used as u64;
+        let range = |i: usize| if i < used { at(i) | at(i + 1) << 32 } else { 0 };
+        Self { ranges: std::array::from_fn(|i| AtomicU64::new(range(i))), used }
     }
 
-    /// Makes a change and wakes the threads. The generation moves under the lock: a thread that has just
-    /// looked at it then waits before it is woken.
-    fn publish(&self, change: impl FnOnce(&mut Published)) {
-        let mut published = self.lock();
-        change(&mut published);
-        self.generation.fetch_add(1, Ordering::Release);
-        drop(published);
-        self.wake.notify_all();
-    }
-
-    fn serve(&self) {
-        let _flush = FlushDenormals::enter();
-        let mut seen = 0;
-        while let Some(region) = self.await_region(&mut seen) {
-            let outcome = catch_unwind(AssertUnwindSafe(|| {
-                claim(&self.next, region.tasks, region.body);
-            }));
-            if outcome.is_err() {
-                self.failed.store(true, Ordering::Release);
-            }
-            if self.busy.fetch_sub(1, Ordering::AcqRel) == 1 {
-                let _guard = self.lock();
-                self.idle.notify_one();
-            }
+    /// Calls `task` with each number that no other thread takes, and a state if there is any.
+    fn each<S>(&self, who: usize, state: impl Fn() -> S, mut task: impl FnMut(&mut S, usize)) {
+        let Some(first) = self.take(who) else { return };
+        let mut state = state();
+        task(&mut state, first);
+        while let Some(index) = self.take(who) {
+            task(&mut state, index);
         }
     }
 
-    fn await_region(&self, seen: &mut usize) -> Option<Region> {
-        for _ in 0..SPINS {
-            if self.generation.load(Ordering::Acquire) != *seen {
-                break;
-            }
-            std::hint::spin_loop();
-        }
-        let mut published = self.lock();
-        while self.generation.load(Ordering::Acquire) == *seen {
-            published = self.wake.wait(published).unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
-        *seen = self.generation.load(Ordering::Acquire);
-        if published.stop { None } else { published.region }
-    }
-
-    fn wait_idle(&self) {
-        for _ in 0..SPINS {
-            if self.busy.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-        let mut guard = self.lock();
-        while self.busy.load(Ordering::Acquire) != 0 {
-            guard = self.idle.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
-        }
+    fn take(&self, who: usize) -> Option<usize> {
+        let mut ranges = (0..self.used).map(|other| &self.ranges[(who + other) % self.used]);
+        let own = ranges.next().and_then(|range| split(range, |[begin, end]| [begin + 1, end]));
+        let [index, _] = own.or_else(|| {
+            let [_, end] =
+                ranges.find_map(|range| split(range, |[begin, end]| [begin, end - 1]))?;
+            Some([end - 1, end])
+        })?;
+        Some(index as usize)
     }
 }
 
-/// Calls `task` with the numbers below `tasks` that no other thread takes from `next`.
-fn claim(next: &AtomicUsize, tasks: usize, mut task: impl FnMut(usize)) {
-    loop {
-        let index = next.fetch_add(1, Ordering::Relaxed);
-        if index >= tasks {
-            return publish_streams();
-        }
-        task(index);
-    }
-}
-
-/// Stores past the caches that this thread made are seen by others before what it stores next.
-fn publish_streams() {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 has the instruction.
-    unsafe {
-        std::arch::x86_64::_mm_sfence();
-    }
-}
-
-/// A slice as equal chunks that tasks borrow by number.
-struct Chunks<T> {
-    start: *mut T,
-    total: usize,
-    len: usize,
-}
-
-// SAFETY: a `Chunks` only hands out disjoint `&mut [T]`, which may cross threads when `T: Send`.
-unsafe impl<T: Send> Sync for Chunks<T> {}
-
-impl<T> Chunks<T> {
-    fn new(data: &mut [T], len: usize) -> Self {
-        assert!(len > 0, "chunks of nothing");
-        Self { start: data.as_mut_ptr(), total: data.len(), len }
-    }
-
-    fn count(&self) -> usize {
-        self.total.div_ceil(self.len)
-    }
-
-    /// # Safety
-    /// Each index at most once while the pieces live.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn piece(&self, index: usize) -> &mut [T] {
-        assert!(index < self.count());
-        let first = index * self.len;
-        let len = self.len.min(self.total - first);
-        // SAFETY: `first + len <= total`, and pieces of different indexes do not overlap.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), len) }
-    }
-}
-
-/// A view as a grid of blocks that tasks borrow by origin.
-struct Blocks<T> {
-    start: *mut T,
-    shape: [usize; 4],
-    strides: [usize; 4],
-    block: [usize; 4],
-}
-
-// SAFETY: a `Blocks` only hands out disjoint mutable views, which may cross threads when `T: Send`.
-unsafe impl<T: Send> Sync for Blocks<T> {}
-
-impl<T> Blocks<T> {
-    fn new(mut data: ArrayViewMut4<T>, block: [usize; 4]) -> Self {
-        assert!(block.iter().all(|&len| len > 0), "blocks of nothing");
-        let strides = [0, 1, 2, 3]
-            .map(|axis| usize::try_from(data.strides()[axis]).expect("strides are not negative"));
-        Self { start: data.as_mut_ptr(), shape: data.dim().into(), strides, block }
-    }
-
-    fn grid(&self, axis: usize) -> usize {
-        self.shape[axis].div_ceil(self.block[axis])
-    }
-
-    fn count(&self) -> usize {
-        (0..4).map(|axis| self.grid(axis)).product()
-    }
-
-    fn origin(&self, index: usize) -> [usize; 4] {
-        let mut rest = index;
-        let mut origin = [0; 4];
-        for axis in (0..4).rev() {
-            origin[axis] = rest % self.grid(axis) * self.block[axis];
-            rest /= self.grid(axis);
-        }
-        origin
-    }
-
-    /// # Safety
-    /// Each origin at most once while the pieces live, and only origins of this grid.
-    unsafe fn piece(&self, origin: [usize; 4]) -> ArrayViewMut4<'_, T> {
-        let mut offset = 0;
-        let mut shape = [0; 4];
-        for axis in 0..4 {
-            assert!(origin[axis] < self.shape[axis]);
-            offset += origin[axis] * self.strides[axis];
-            shape[axis] = self.block[axis].min(self.shape[axis] - origin[axis]);
-        }
-        // SAFETY: the block lies inside the view it was cut from (origin + shape <= its shape, same
-        // strides), and blocks of different origins do not overlap.
-        unsafe {
-            ArrayViewMut4::from_shape_ptr(shape.strides(self.strides), self.start.add(offset))
-        }
-    }
-}
-
-/// Treats denormal numbers as zero on this thread while it runs kernels: they cost up to a hundred
-/// times a normal operation, and gradients are full of them late in a training.
-struct FlushDenormals {
-    #[cfg(target_arch = "x86_64")]
-    before: u32,
-}
-
-impl FlushDenormals {
-    #[cfg(target_arch = "x86_64")]
-    fn enter() -> Self {
-        /// MXCSR bits 15 (flush to zero) and 6 (denormals are zero).
-        const FLUSH: u32 = 0x8040;
-        let mut before = 0_u32;
-        // SAFETY: SSE is part of x86-64; stores the control register to a local.
-        unsafe { std::arch::asm!("stmxcsr [{}]", in(reg) &raw mut before, options(nostack)) };
-        let during = before | FLUSH;
-        // SAFETY: only flush bits are added, and `drop` restores the register on this thread before
-        // code outside the kernels runs.
-        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const during, options(nostack)) };
-        Self { before }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    fn enter() -> Self {
-        Self {}
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-impl Drop for FlushDenormals {
-    fn drop(&mut self) {
-        // SAFETY: restores what `enter` found.
-        unsafe {
-            std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const self.before, options(nostack))
-        };
-    }
+/// What was left of a range, of which something is taken.
+fn split(range: &AtomicU64, rest: impl Fn([u64; 2]) -> [u64; 2]) -> Option<[u64; 2]> {
+    let parts = |range: u64| [range & u64::from(u32::MAX), range >> 32];
+    let less = |range: u64| {
+        let [begin, end] = parts(range);
+        let [rest_begin, rest_end] = (begin < end).then(|| rest([begin, end]))?;
+        Some(rest_begin | rest_end << 32)
+    };
+    range.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).ok().map(parts)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
+    use std::thread::yield_now;
+
     use ndarray::Array4;
+
+    use super::team::SPINS;
+    use super::*;
 
     #[test]
     fn every_task_runs_once_for_any_number_of_threads() {
@@ -499,7 +299,7 @@ mod tests {
                 |(), [a, b, c, _], mut block, part| {
                     let mark = (100 * a + 10 * b + c) as u32;
                     part.fill(mark);
-                    std::thread::yield_now();
+                    yield_now();
                     assert!(part.len() == 8 && part.iter().all(|&value| value == mark));
                     block.mapv_inplace(|value| value + 1);
                 },
@@ -534,6 +334,87 @@ mod tests {
             count.fetch_add(1, Ordering::Relaxed);
         });
         assert_eq!(count.into_inner(), 8);
+    }
+
+    #[test]
+    fn a_job_runs_once_beside_regions_and_ends_before_its_caller_goes_on() {
+        for threads in [1, 2, 3] {
+            let pool = Pool::new(threads);
+            let (mut jobs, mut sums) = (0, [0; 64]);
+            for round in 1..=2000 {
+                let sum: usize = pool.beside(
+                    || jobs += round,
+                    || {
+                        (0..round % 4)
+                            .for_each(|_| pool.for_each_chunk(&mut sums, 1, |_, s| s[0] += 1));
+                        sums.iter().sum()
+                    },
+                );
+                assert_eq!(
+                    (jobs, sum),
+                    (round * (round + 1) / 2, 64 * (0..=round).map(|r| r % 4).sum::<usize>())
+                );
+            }
+        }
+    }
+
+    /// It is ended by a region that begins after it did: were it waited for, this would never end.
+    #[test]
+    fn regions_go_on_while_a_thread_does_a_job() {
+        let pool = Pool::new(2);
+        let [begun, ended] = [0, 1].map(|_| AtomicBool::new(false));
+        let until = |flag: &AtomicBool| {
+            while !flag.load(Ordering::Acquire) {
+                yield_now();
+            }
+        };
+        pool.beside(
+            || {
+                begun.store(true, Ordering::Release);
+                until(&ended);
+            },
+            || {
+                until(&begun);
+                let mut counts = [0; 100];
+                pool.for_each_chunk(&mut counts, 1, |_, count| count[0] += 1);
+                assert_eq!(counts, [1; 100]);
+                ended.store(true, Ordering::Release);
+            },
+        );
+    }
+
+    #[test]
+    fn regions_of_several_callers_and_inside_each_other_are_whole() {
+        let pool = Pool::new(3);
+        let add = |counts: &[AtomicUsize]| {
+            pool.run(counts.len(), |index| {
+                counts[index].fetch_add(1, Ordering::Relaxed);
+            });
+        };
+        let counts: [AtomicUsize; 32] = std::array::from_fn(|_| AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    (0..1000).for_each(|_| pool.beside(|| add(&counts), || add(&counts)))
+                });
+            }
+        });
+        pool.run(5, |_| add(&counts));
+        assert!(counts.into_iter().all(|count| count.into_inner() == 6005));
+    }
+
+    #[test]
+    fn a_panic_of_a_job_or_beside_one_reaches_the_caller() {
+        for threads in [1, 2] {
+            let pool = Pool::new(threads);
+            let mut done = 0;
+            let job =
+                catch_unwind(AssertUnwindSafe(|| pool.beside(|| panic!("job"), || done += 1)));
+            let main =
+                catch_unwind(AssertUnwindSafe(|| pool.beside(|| done += 2, || panic!("main"))));
+            assert!(job.is_err() && main.is_err());
+            assert_eq!(done, if threads == 1 { 2 } else { 3 }, "{threads} threads");
+        }
     }
 
     #[test]
