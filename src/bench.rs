@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use kernels::{Arena, Isa, Pool, Sgd, momentum_sgd};
+use kernels::{Arena, Isa, Pool, Sgd};
 use serde::Serialize;
 
 use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
@@ -11,7 +11,8 @@ use crate::init;
 use crate::job::{Algorithm, Precision, Stem};
 use crate::model::Model;
 use crate::network::Network;
-use crate::params::Kind;
+use crate::params::{Kind, Layout};
+use crate::resnet::Part;
 use crate::rng::Stream;
 
 /// What to time.
@@ -111,10 +112,12 @@ fn train(options: Options, network: Network) -> std::io::Result<(Vec<f64>, usize
     let batch = random_batch(options.batch);
     let exec = (Pool::new(options.threads), options.isa);
     let mut model = Model::new(network, way, options.batch, exec)?;
+    let layout = model.network().layout.clone();
     let times = timed(options.steps, || {
-        model.step(params.as_slice(), &batch, gradients.as_mut_slice(), |_, _, _| {});
-        let state = (params.as_mut_slice(), velocity.as_mut_slice());
-        update(&model, state, gradients.as_slice());
+        let (params, velocity) = (params.as_mut_slice(), velocity.as_mut_slice());
+        model.step(params, &batch, gradients.as_mut_slice(), |part| {
+            update(&layout, options.isa, part, velocity);
+        });
     });
     Ok((times, model.arena_len()))
 }
@@ -141,19 +144,16 @@ fn timed(steps: usize, mut step: impl FnMut()) -> Vec<f64> {
     (0..WARM_UP + steps).map(time).collect()
 }
 
-/// One SGD step over every trained tensor, as the parameter server does it.
-fn update(model: &Model, (params, velocity): (&mut [f32], &mut [f32]), gradients: &[f32]) {
-    for tensor in model.network().layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
+/// One SGD step over the trained tensors of a part, as the parameter server does it.
+fn update(layout: &Layout, isa: Isa, part: Part, velocity: &mut [f32]) {
+    let Part { range, params, gradients, .. } = part;
+    let trained = layout.tensors.iter().filter(|tensor| tensor.kind != Kind::Statistic);
+    for tensor in trained.filter(|tensor| range.contains(&tensor.range.start)) {
         let decay = if tensor.kind == Kind::Weight { 5e-4 } else { 0.0 };
         let step = Sgd { rate: 0.01, momentum: 0.9, decay, scale: 1.0 };
-        let range = tensor.range.clone();
-        momentum_sgd(
-            model.exec(),
-            step,
-            &mut params[range.clone()],
-            &mut velocity[range.clone()],
-            &gradients[range],
-        );
+        let here = tensor.range.start - range.start..tensor.range.end - range.start;
+        let velocity = &mut velocity[tensor.range.clone()];
+        step.update(isa, &mut params[here.clone()], velocity, &gradients[here]);
     }
 }
 

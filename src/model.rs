@@ -1,14 +1,12 @@
 //! A network in the number format of its job.
 
-use std::ops::Range;
-
 use kernels::{Bf16, Isa, Pool};
 
 use crate::cifar::Batch;
 use crate::job::{Algorithm, Precision};
 use crate::network::Network;
 use crate::plan::Plan;
-use crate::resnet::ResNet;
+use crate::resnet::{Part, ResNet};
 
 /// A network that trains.
 pub enum Model {
@@ -59,10 +57,10 @@ impl Model {
     /// See [`ResNet::step`].
     pub fn step(
         &mut self,
-        params: &[f32],
+        params: &mut [f32],
         batch: &Batch,
         gradients: &mut [f32],
-        done: impl FnMut(f32, Range<usize>, &[f32]),
+        done: impl FnMut(Part) + Send,
     ) -> f32 {
         match self {
             Self::Single(model) => model.step(params, batch, gradients, done),

@@ -16,7 +16,7 @@ use kernels::{
     softmax_cross_entropy,
 };
 
-use crate::cifar::{Batch, CLASSES, COLOURS, SIDE};
+use crate::cifar::{Batch, CLASSES};
 use crate::network::{Block, Network, Unit};
 use crate::plan::{Plan, Rest, around, first};
 
@@ -31,7 +31,6 @@ pub struct ResNet<T: Value> {
     pool: Pool,
     isa: Isa,
     batch_max: usize,
-    images: Vec<f32>,
     arena: Arena<T>,
     plan: Plan,
     norms: Vec<Norm>,
@@ -56,8 +55,28 @@ struct Head {
     logits: Vec<f32>,
 }
 
-/// The parameters of a step and where its gradients go.
+/// A part of the flat buffers that is done with in a step.
+pub struct Part<'a> {
+    /// The step's loss.
+    pub loss: f32,
+    /// Where it is.
+    pub range: Range<usize>,
+    /// Its parameters, which the step reads no more.
+    pub params: &'a mut [f32],
+    /// Its gradients, and all behind it: those of the parts before.
+    pub gradients: &'a [f32],
+}
+
+impl<'a> Part<'a> {
+    fn of(loss: f32, range: Range<usize>, params: &'a mut [f32], gradients: &'a [f32]) -> Self {
+        let (params, gradients) = (&mut params[range.clone()], &gradients[range.start..]);
+        Self { loss, range, params, gradients }
+    }
+}
+
+/// The batch of a step, its parameters and where its gradients go: both but for what is done.
 struct Flow<'a> {
+    images: &'a [f32],
     params: &'a [f32],
     gradients: &'a mut [f32],
     n: usize,
@@ -82,7 +101,6 @@ impl<T: Value> ResNet<T> {
             logits: vec![0.0; batch_max * CLASSES],
         };
         Ok(Self {
-            images: vec![0.0; batch_max * SIDE * SIDE * COLOURS],
             arena: Arena::new(plan.end())?,
             panels: Arena::new(most(&|unit| unit.conv.weights()))?,
             scratch: Arena::new(most(&|unit| unit.conv.scratch_len(batch_max)))?,
@@ -107,15 +125,15 @@ impl<T: Value> ResNet<T> {
         (&self.pool, self.isa)
     }
 
-    /// One step's loss and gradients. `done(loss, range, gradients)` is called for each part of the flat
-    /// buffer as it becomes final, from its end to its start without a gap; the statistics' part holds
-    /// the running statistics after this batch.
+    /// One step's loss and gradients. `done` is called for each part of the flat buffers as it becomes final,
+    /// from their end to their start without a gap, on one thread beside the next piece of the backward
+    /// pass; the statistics' part holds the running statistics after this batch.
     pub fn step(
         &mut self,
-        params: &[f32],
+        params: &mut [f32],
         batch: &Batch,
         gradients: &mut [f32],
-        mut done: impl FnMut(f32, Range<usize>, &[f32]),
+        mut done: impl FnMut(Part) + Send,
     ) -> f32 {
         assert_eq!((params.len(), gradients.len()), (self.network.layout.len, params.len()));
         let n = batch.len();
@@ -124,24 +142,51 @@ impl<T: Value> ResNet<T> {
         self.update_running(params, gradients);
         let logits = &mut self.head.logits[..n * CLASSES];
         let loss = softmax_cross_entropy(logits, &batch.labels, CLASSES);
-        done(loss, self.network.layout.trained..self.network.layout.len, gradients);
-        let mut flow = Flow { params, gradients, n };
-        self.backward_head(&mut flow);
-        let [weight, bias] = &self.network.classifier;
-        done(loss, weight.start..bias.end, flow.gradients);
-        for index in (0..self.network.blocks.len()).rev() {
-            self.backward_block(index, &mut flow);
-            done(loss, self.block_range(index), flow.gradients);
+        let Network { layout, classifier: [weight, bias], .. } = &self.network;
+        let statistics = layout.trained..layout.len;
+        let head = weight.start..bias.end;
+        done(Part::of(loss, statistics, params, gradients));
+        self.backward_head(&mut Flow { images: &batch.images, params, gradients, n });
+        let (pool, mut range) = (self.pool.clone(), head);
+        for depth in (0..=self.network.blocks.len()).rev() {
+            let (params, params_done) = params.split_at_mut(range.start);
+            let (gradients, gradients_done) = gradients.split_at_mut(range.start);
+            let mut flow = Flow { images: &batch.images, params, gradients, n };
+            // What is bound by memory itself goes on alone.
+            let dz = self.begin(depth, &mut flow);
+            let part = Part {
+                loss,
+                params: &mut params_done[..range.len()],
+                gradients: gradients_done,
+                range,
+            };
+            pool.beside(|| done(part), || self.backward(depth, dz, &mut flow));
+            range = self.range(depth);
         }
-        self.backward_stem(&mut flow);
-        done(loss, 0..self.network.units[0].affine[1].end, flow.gradients);
+        done(Part::of(loss, range, params, gradients));
         loss
+    }
+
+    /// From the masked gradient at the output of a block, or of the stem, whose sums are taken, to that at its last
+    /// convolution's.
+    fn begin(&mut self, depth: usize, flow: &mut Flow) -> Range<usize> {
+        match depth.checked_sub(1) {
+            Some(index) => self.begin_block(index, flow),
+            None => self.begin_stem(flow),
+        }
+    }
+
+    /// From there to the masked gradient before the block, and its sums.
+    fn backward(&mut self, depth: usize, dz: Range<usize>, flow: &mut Flow) {
+        match depth.checked_sub(1) {
+            Some(index) => self.backward_block(index, dz, flow),
+            None => self.backward_stem(dz, flow),
+        }
     }
 
     fn forward(&mut self, params: &[f32], batch: &Batch) {
         let n = batch.len();
-        self.images[..batch.images.len()].copy_from_slice(&batch.images);
-        self.convolve(0, None, params, n);
+        self.convolve(0, Source::Images(&batch.images), params, n);
         self.forward_stem(n);
         for index in 0..self.network.blocks.len() {
             self.forward_block(index, params, n);
@@ -156,9 +201,8 @@ impl<T: Value> ResNet<T> {
         self.head.linear.forward(exec, pooled, (weight, bias), logits);
     }
 
-    /// `z = conv(x)` of one unit (of the images where `x` is `None`), and its normalisation folded for
-    /// use.
-    fn convolve(&mut self, u: usize, x: Option<Range<usize>>, params: &[f32], n: usize) {
+    /// `z = conv(x)` of one unit, and its normalisation folded for use.
+    fn convolve(&mut self, u: usize, x: Source, params: &[f32], n: usize) {
         let exec = (&self.pool, self.isa);
         let unit = &self.network.units[u];
         let weight = &params[unit.weight.clone()];
@@ -168,13 +212,12 @@ impl<T: Value> ResNet<T> {
         let measure = Finish::Measure(mean);
         let z = self.plan.z(u, n, unit);
         match x {
-            Some(x) => {
+            Source::Arena(x) => {
                 let (z, rest) = around(&mut self.arena, z);
                 let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
                 unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
             }
-            None => {
-                let images = &self.images[..n * SIDE * SIDE * COLOURS];
+            Source::Images(images) => {
                 let z = &mut self.arena.as_mut_slice()[z];
                 unit.conv.forward_images(exec, n, (images, weight), (z, sums), measure);
             }
@@ -216,13 +259,13 @@ impl<T: Value> ResNet<T> {
     fn forward_block(&mut self, index: usize, params: &[f32], n: usize) {
         let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
         let x = self.y(index, n);
-        self.convolve(u1, Some(x.clone()), params, n);
+        self.convolve(u1, Source::Arena(x.clone()), params, n);
         let a1 = self.activate(u1, index + 1, n);
-        self.convolve(u2, Some(a1), params, n);
+        self.convolve(u2, Source::Arena(a1), params, n);
         let a2 = self.activate(u2, index + 1, n);
-        self.convolve(u3, Some(a2), params, n);
+        self.convolve(u3, Source::Arena(a2), params, n);
         if let Some(p) = projection {
-            self.convolve(p, Some(x.clone()), params, n);
+            self.convolve(p, Source::Arena(x.clone()), params, n);
         }
         let shortcut = projection.map_or(x, |p| self.z(p, n));
         let (z3, y) = (self.z(u3, n), self.y(index + 1, n));
@@ -239,7 +282,7 @@ impl<T: Value> ResNet<T> {
         let exec = (&self.pool, self.isa);
         let (n, count) = (flow.n, flow.n * self.network.features);
         let last = self.network.blocks.len();
-        let outer = first(&self.plan.outer[last], self.y(last, n).len());
+        let outer = self.outer(last, n);
         let Head { linear, features, logits } = &mut self.head;
         let (features, gradient) = features.split_at_mut(self.batch_max * self.network.features);
         let (features, gradient) = (&features[..count], &mut gradient[..count]);
@@ -260,52 +303,59 @@ impl<T: Value> ResNet<T> {
         self.sums.add_up(exec);
     }
 
-    /// From the masked gradient at the block's output, whose sums are taken, to the same at its input;
-    /// both in `outer`.
-    fn backward_block(&mut self, index: usize, flow: &mut Flow) {
+    fn begin_block(&mut self, index: usize, flow: &mut Flow) -> Range<usize> {
         let n = flow.n;
-        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
-        let (x, y) = (self.y(index, n), self.y(index + 1, n));
-        let dy = first(&self.plan.outer[index + 1], y.len());
-        let [inner0, inner1] = self.plan.inner[index + 1].clone();
+        let Block { units: [_, _, u3], projection } = self.network.blocks[index];
         self.backward_norm(u3, 1, flow);
         if let Some(p) = projection {
             self.backward_norm(p, 2, flow);
         }
-        let dz3 = self.apply_slope(u3, &dy, &inner0, n);
+        let [inner, _] = self.plan.inner[index + 1].clone();
+        self.apply_slope(u3, &self.outer(index + 1, n), &inner, n)
+    }
+
+    fn backward_block(&mut self, index: usize, dz3: Range<usize>, flow: &mut Flow) {
+        let n = flow.n;
+        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
+        let [inner0, inner1] = self.plan.inner[index + 1].clone();
+        let da2 = self.backward_input(u3, flow, &dz3, (&inner1, false), Behind::Unit(u2));
         let a2 = self.activate(u2, index + 1, n);
-        let da2 = self.backward_conv(u3, flow, (a2, dz3), (&inner1, false), Behind::Unit(u2));
+        self.backward_weight(u3, flow, (a2, dz3));
         self.backward_norm(u2, 1, flow);
         let dz2 = self.apply_slope(u2, &da2, &da2, n);
+        let da1 = self.backward_input(u2, flow, &dz2, (&inner0, false), Behind::Unit(u1));
         let a1 = self.activate(u1, index + 1, n);
-        let da1 = self.backward_conv(u2, flow, (a1, dz2), (&inner0, false), Behind::Unit(u1));
+        self.backward_weight(u2, flow, (a1, dz2));
         self.backward_norm(u1, 1, flow);
         let dz1 = self.apply_slope(u1, &da1, &da1, n);
-        let outer = self.plan.outer[index].clone();
+        let (x, outer) = (self.y(index, n), self.plan.outer[index].clone());
         if let Some(p) = projection {
-            let dzp = self.apply_slope(p, &dy, &inner1, n);
-            self.backward_conv(p, flow, (x.clone(), dzp), (&outer, false), Behind::Nothing);
+            let dzp = self.apply_slope(p, &self.outer(index + 1, n), &inner1, n);
+            self.backward_input(p, flow, &dzp, (&outer, false), Behind::Nothing);
+            self.backward_weight(p, flow, (x.clone(), dzp));
         }
         let pooled = index == 0 && self.network.max_pool.is_some();
         let behind = if pooled { Behind::Nothing } else { Behind::Output(index) };
-        self.backward_conv(u1, flow, (x, dz1), (&outer, true), behind);
+        self.backward_weight(u1, flow, (x, dz1.clone()));
+        self.backward_input(u1, flow, &dz1, (&outer, true), behind);
     }
 
-    fn backward_stem(&mut self, flow: &mut Flow) {
+    fn begin_stem(&mut self, flow: &mut Flow) -> Range<usize> {
         let n = flow.n;
-        let y = self.y(0, n);
-        let dy = first(&self.plan.outer[0], y.len());
+        let (y, dy) = (self.y(0, n), self.outer(0, n));
         let da = match self.network.max_pool {
             None => dy,
             Some(_) => self.backward_pool(y, dy, n),
         };
         self.backward_norm(0, 1, flow);
-        let dz = self.apply_slope(0, &da, &da, n);
-        let images = &self.images[..n * SIDE * SIDE * COLOURS];
-        let operands = (images, &self.arena.as_slice()[dz]);
+        self.apply_slope(0, &da, &da, n)
+    }
+
+    fn backward_stem(&mut self, dz: Range<usize>, flow: &mut Flow) {
+        let operands = (flow.images, &self.arena.as_slice()[dz]);
         let unit = &self.network.units[0];
         let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
-        unit.conv.backward_weight_images((&self.pool, self.isa), n, operands, results);
+        unit.conv.backward_weight_images((&self.pool, self.isa), flow.n, operands, results);
     }
 
     /// The masked gradient at the stem's activation from that at the pooled one, and its sums.
@@ -355,36 +405,44 @@ impl<T: Value> ResNet<T> {
         target
     }
 
-    /// Gradients by the weights and by the input, the latter into (or added to) `target`, masked by
-    /// what is behind.
-    fn backward_conv(
+    /// The gradient by a convolution's input, into or added to `target`, masked by what is behind.
+    fn backward_input(
         &mut self,
         u: usize,
-        flow: &mut Flow,
-        (x, dz): (Range<usize>, Range<usize>),
+        flow: &Flow,
+        dz: &Range<usize>,
         (target, add): (&Range<usize>, bool),
         behind: Behind,
     ) -> Range<usize> {
         let (exec, n) = ((&self.pool, self.isa), flow.n);
-        let unit = &self.network.units[u];
-        let weight = unit.weight.clone();
-        let target = first(target, x.len());
-        let memory = self.arena.as_slice();
-        let operands = (&memory[x], &memory[dz.clone()]);
-        let results = (&mut flow.gradients[weight.clone()], self.scratch.as_mut_slice());
-        unit.conv.backward_weight(exec, n, operands, results);
-
+        let conv = &self.network.units[u].conv;
+        let weight = &flow.params[self.network.units[u].weight.clone()];
+        let target = first(target, conv.input_len(n));
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (dx, rest) = around(&mut self.arena, target.clone());
         let finish = view.behind(behind, &rest);
-        let sums = self.sums.tiles(unit.conv.input_tiles(n));
-        let operands = (rest.get(dz), &flow.params[weight]);
+        let sums = self.sums.tiles(conv.input_tiles(n));
+        let operands = (rest.get(dz.clone()), weight);
         let results = (dx, sums, scratch(&mut self.panels, &mut self.scratch));
-        unit.conv.backward_input(exec, n, operands, results, (add, finish));
+        conv.backward_input(exec, n, operands, results, (add, finish));
         if !matches!(finish, Finish::Keep) {
             self.sums.add_up(exec);
         }
         target
+    }
+
+    /// The gradient by a convolution's weights.
+    fn backward_weight(
+        &mut self,
+        u: usize,
+        flow: &mut Flow,
+        (x, dz): (Range<usize>, Range<usize>),
+    ) {
+        let unit = &self.network.units[u];
+        let memory = self.arena.as_slice();
+        let operands = (&memory[x], &memory[dz]);
+        let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
+        unit.conv.backward_weight((&self.pool, self.isa), flow.n, operands, results);
     }
 
     fn update_running(&self, params: &[f32], gradients: &mut [f32]) {
@@ -398,11 +456,22 @@ impl<T: Value> ResNet<T> {
         }
     }
 
-    /// The trained tensors of a block: one piece of the flat buffer.
-    fn block_range(&self, index: usize) -> Range<usize> {
-        let Block { units, projection } = self.network.blocks[index];
-        let last = projection.unwrap_or(units[2]);
-        self.network.units[units[0]].weight.start..self.network.units[last].affine[1].end
+    /// The trained tensors of a block or of the stem: one piece of the flat buffer.
+    fn range(&self, depth: usize) -> Range<usize> {
+        let Network { units, blocks, .. } = &self.network;
+        let (first, last) = match depth.checked_sub(1) {
+            None => (0, 0),
+            Some(index) => {
+                let Block { units, projection } = blocks[index];
+                (units[0], projection.unwrap_or(units[2]))
+            }
+        };
+        units[first].weight.start..units[last].affine[1].end
+    }
+
+    /// Where the gradient at the output of a block or of the stem is.
+    fn outer(&self, depth: usize, n: usize) -> Range<usize> {
+        first(&self.plan.outer[depth], self.y(depth, n).len())
     }
 
     fn z(&self, u: usize, n: usize) -> Range<usize> {
@@ -417,6 +486,12 @@ impl<T: Value> ResNet<T> {
 /// What convolutions work with.
 fn scratch<'a, T: Value>(panels: &'a mut Arena<T>, parts: &'a mut Arena) -> Scratch<'a, T> {
     Scratch { panels: panels.as_mut_slice(), parts: parts.as_mut_slice() }
+}
+
+/// What a convolution reads.
+enum Source<'a> {
+    Images(&'a [f32]),
+    Arena(Range<usize>),
 }
 
 /// What a gradient by some convolution's input is the gradient of.

@@ -1,10 +1,9 @@
 //! A worker's side of a job as a pure value: take parameters, say when to compute, hand over gradients.
 
-use std::ops::Range;
-
 use protocol::{Ended, Entry, Event, Message, Refusal, Role, Roster, Session};
 
 use crate::job::Job;
+use crate::resnet::Part;
 use crate::round::cell_range;
 use crate::state::Member;
 
@@ -174,20 +173,19 @@ impl Push {
         Self { step, cell, len, next: len.div_ceil(cell), announced: false }
     }
 
-    /// Queues the cells that are complete now that everything from `done.start` on is.
+    /// Queues the cells that are complete now that this part is.
     ///
     /// # Errors
     /// When the session is over.
     pub fn advance(
         &mut self,
         session: &mut Session,
-        (samples, loss): (u32, f32),
-        done: Range<usize>,
-        gradients: &[f32],
+        samples: u32,
+        Part { loss, range: done, gradients, .. }: &Part,
     ) -> Result<(), Ended> {
         if !self.announced {
             self.announced = true;
-            session.send(&Message::Gradients { step: self.step, samples, loss })?;
+            session.send(&Message::Gradients { step: self.step, samples, loss: *loss })?;
         }
         while let Some(index) = self.next.checked_sub(1) {
             let range = cell_range(self.len, self.cell, index).expect("a cell");
@@ -195,7 +193,8 @@ impl Push {
                 break;
             }
             let offset = (range.start * size_of::<f32>()) as u64;
-            session.send_chunk(self.step, offset, bytemuck::cast_slice(&gradients[range]))?;
+            let values = &gradients[range.start - done.start..range.end - done.start];
+            session.send_chunk(self.step, offset, bytemuck::cast_slice(values))?;
             self.next = index;
         }
         Ok(())

@@ -54,15 +54,15 @@ fn a_steady_step_takes_no_memory() {
     for (isa, way) in tiers.flat_map(|isa| single.map(|way| (isa, way))).chain(half) {
         for stem in [Stem::Imagenet, Stem::Cifar] {
             let network = Network::resnet50(stem).expect("shapes");
-            let params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
+            let mut params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
             let mut gradients = vec![0.0; params.len()];
             // The last batch of an epoch is shorter.
             let batches = [batch(3), batch(2), batch(3)];
             let mut model = Model::new(network, way, 3, (Pool::new(2), isa)).expect("memory");
-            model.step(&params, &batches[0], &mut gradients, |_, _, _| {});
+            model.step(&mut params, &batches[0], &mut gradients, |_| {});
             let before = TAKEN.load(Ordering::Relaxed);
             for batch in &batches {
-                model.step(&params, batch, &mut gradients, |_, _, _| {});
+                model.step(&mut params, batch, &mut gradients, |_| {});
             }
             assert_eq!(TAKEN.load(Ordering::Relaxed), before, "{}, {way:?}, {stem}", isa.name());
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem};
 use hfl::params::{Kind, Layout};
+use hfl::resnet::Part;
 use hfl::rng::Stream;
 use hfl::schedule::Schedule;
 use hfl::server::ParameterServer;
@@ -343,10 +344,12 @@ impl Cluster {
                 Work::Compute { step, .. } => {
                     let (samples, loss, values) = gradients(index, step, &node.params);
                     let mut push = Push::new(&node.worker, step, values.len());
-                    let head = (samples, loss);
                     // In two parts, as a backward pass gives them.
-                    push.advance(&mut wire.client, head, 100..values.len(), &values)
-                        .and_then(|()| push.advance(&mut wire.client, head, 0..100, &values))
+                    [100..values.len(), 0..100].into_iter().try_for_each(|range| {
+                        let gradients = &values[range.start..];
+                        let part = Part { loss, range, params: &mut [], gradients };
+                        push.advance(&mut wire.client, samples, &part)
+                    })
                 }
                 Work::Finish { parameters, .. } => {
                     node.finished = true;

@@ -21,11 +21,11 @@ fn batch() -> Batch {
 /// Loss and gradients.
 fn step(stem: Stem, way: (Precision, Algorithm), exec: (usize, Isa)) -> (f32, Vec<f32>) {
     let network = Network::resnet50(stem).expect("shapes");
-    let params = init::initialise(&network.layout, 1, 0.5);
+    let mut params = init::initialise(&network.layout, 1, 0.5);
     let mut gradients = vec![f32::NAN; params.len()];
     let (threads, isa) = exec;
     let mut model = Model::new(network, way, IMAGES, (Pool::new(threads), isa)).expect("memory");
-    let loss = model.step(&params, &batch(), &mut gradients, |_, _, _| {});
+    let loss = model.step(&mut params, &batch(), &mut gradients, |_| {});
     (loss, gradients)
 }
 

@@ -16,7 +16,24 @@ pub struct Sgd {
     pub scale: f32,
 }
 
-/// `g = scale*g + decay*w; v = momentum*v + g; w -= rate*v`, as PyTorch's SGD without dampening.
+impl Sgd {
+    /// `g = scale*g + decay*w; v = momentum*v + g; w -= rate*v`, as PyTorch's SGD without dampening; on this
+    /// thread.
+    pub fn update(self, isa: Isa, weights: &mut [f32], velocity: &mut [f32], gradients: &[f32]) {
+        assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
+        isa.run(
+            #[inline(always)]
+            || {
+                for ((w, v), &g) in weights.iter_mut().zip(velocity.iter_mut()).zip(gradients) {
+                    *v = self.momentum * *v + (self.scale * g + self.decay * *w);
+                    *w -= self.rate * *v;
+                }
+            },
+        );
+    }
+}
+
+/// [`Sgd::update`] on all threads.
 pub fn momentum_sgd(
     (pool, isa): (&Pool, Isa),
     step: Sgd,
@@ -25,18 +42,10 @@ pub fn momentum_sgd(
     gradients: &[f32],
 ) {
     const LEN: usize = 1 << 14;
-    assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
+    assert_eq!(velocity.len(), gradients.len());
     pool.for_each_chunk2((weights, LEN), (velocity, LEN), |index, weights, velocity| {
         let gradients = &gradients[index * LEN..index * LEN + weights.len()];
-        isa.run(
-            #[inline(always)]
-            || {
-                for ((w, v), &g) in weights.iter_mut().zip(velocity.iter_mut()).zip(gradients) {
-                    *v = step.momentum * *v + (step.scale * g + step.decay * *w);
-                    *w -= step.rate * *v;
-                }
-            },
-        );
+        step.update(isa, weights, velocity, gradients);
     });
 }
 

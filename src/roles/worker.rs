@@ -194,13 +194,11 @@ impl Running<'_> {
         let samples = model.batch.len() as u32;
         let mut push = Push::new(&self.worker, step, self.params.as_slice().len());
         let loss = model.network.step(
-            self.params.as_slice(),
+            self.params.as_mut_slice(),
             &model.batch,
             model.gradients.as_mut_slice(),
-            |loss, done, gradients| {
-                net.drive(id, |session| {
-                    push.advance(session, (samples, loss), done.clone(), gradients).map(|()| false)
-                });
+            |part| {
+                net.drive(id, |session| push.advance(session, samples, &part).map(|()| false));
             },
         );
         let since = self.last.replace(Instant::now()).unwrap_or(start);
