@@ -299,7 +299,7 @@ const HELD: usize = 1 << 12;
 
 /// Rows that one task of an elementwise pass works on.
 fn chunk_rows(channels: usize) -> usize {
-    ((1 << 15) / channels).max(64)
+    ((1 << 13) / channels).max(1)
 }
 
 #[inline(always)]
