@@ -9,8 +9,8 @@ mod denormals;
 mod pieces;
 mod team;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ndarray::ArrayViewMut4;
 
@@ -46,7 +46,14 @@ impl Pool {
     /// Runs `main`, and beside it `job` on one thread of the pool: the regions of `main` go on with the others
     /// until it is free again. Alone, a thread runs `job` first.
     pub fn beside<R>(&self, job: impl FnOnce() + Send, main: impl FnOnce() -> R) -> R {
-        self.team.beside(job, main)
+        let job = Mutex::new(Some(job));
+        let take = || job.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let once = |_| {
+            if let Some(job) = take() {
+                job();
+            }
+        };
+        self.team.beside(once, main)
     }
 
     /// As [`Pool::run`], with a state that each thread makes once and its tasks share one after the other.

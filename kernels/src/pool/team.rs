@@ -1,7 +1,7 @@
 //! Threads that share work: persistent, awake for a moment while they wait, then asleep.
 //!
-//! A region is a closure that each of them calls. It has a door: who comes by while it is open helps, and who
-//! opened it waits for those inside, not for all. So a thread that sleeps, or does a job beside, holds
+//! Work is a closure that each of them calls behind a door. Who comes by while it is open helps, and who opened
+//! it waits for those inside, not for all: so a thread that sleeps, or is busy behind another door, holds
 //! nobody up.
 //!
 //! The `unsafe` of this file erases lifetimes of what threads share with a caller, who returns only after all
@@ -46,60 +46,34 @@ impl Team {
         self.threads.len()
     }
 
-    /// Calls `body` here and on every thread that comes by meanwhile; here alone while another region is open,
-    /// or where it has to be.
+    /// Calls `body` here and on every thread that comes by meanwhile; here alone where it has to be, or while
+    /// another caller's is being called.
     pub(super) fn run(&self, is_alone: bool, body: impl Fn(usize) + Sync) {
         let _flush = FlushDenormals::enter();
-        let shared = &*self.shared;
-        if is_alone || self.threads.is_empty() || shared.taken.swap(true, Ordering::Acquire) {
-            return body(0);
+        let own = || body(0);
+        match is_alone || self.threads.is_empty() {
+            true => own(),
+            false => self.shared.open(&self.shared.region, &body, own).unwrap_or_else(|own| own()),
         }
-        // SAFETY: only the lifetime is changed; `close` returns after every thread has left the region, and
-        // no other one enters it.
-        let region = unsafe { transmute::<Body, Body<'static>>(&body) };
-        shared.open(region);
-        let own = catch_unwind(AssertUnwindSafe(|| body(0)));
-        shared.close();
-        let failed = shared.failed.swap(false, Ordering::Relaxed);
-        shared.taken.store(false, Ordering::Release);
-        if let Err(panic) = own {
-            resume_unwind(panic);
-        }
-        assert!(!failed, "a kernel thread panicked");
     }
 
-    /// Runs `main` here and `job` on the first thread that is free meanwhile; or here: after `main` if none
-    /// was, before it if there is none.
-    pub(super) fn beside<R>(&self, job: impl FnOnce() + Send, main: impl FnOnce() -> R) -> R {
-        let (job, panic) = (Mutex::new(Some(job)), Mutex::new(None));
-        let body = || {
-            let _flush = FlushDenormals::enter();
-            let Some(job) = lock(&job).take() else { return };
-            *lock(&panic) = catch_unwind(AssertUnwindSafe(job)).err();
-            publish_streams();
+    /// Calls `main` here and then `body`, and that beside it on every thread that comes by, before they help
+    /// `main`. Where there is no thread, or another caller's is being called, `body` is run before `main`.
+    pub(super) fn beside<R>(&self, body: impl Fn(usize) + Sync, main: impl FnOnce() -> R) -> R {
+        let _flush = FlushDenormals::enter();
+        let own = || {
+            let result = catch_unwind(AssertUnwindSafe(main));
+            body(0);
+            result.unwrap_or_else(|panic| resume_unwind(panic))
         };
-        let finished = AtomicBool::new(false);
-        // SAFETY: only lifetimes are changed; the job is taken back, or finished, before this returns.
-        let posted = !self.threads.is_empty()
-            && self.shared.post(unsafe {
-                Job {
-                    body: transmute::<Erased, Erased<'static>>(&body),
-                    finished: transmute::<&AtomicBool, &'static AtomicBool>(&finished),
-                }
-            });
-        if !posted {
-            body();
-            resume_if_some(&panic);
-            return main();
-        }
-        let result = catch_unwind(AssertUnwindSafe(main));
-        match self.shared.take_job(|job| std::ptr::eq(job.finished, &raw const finished)) {
-            Some(_) => body(),
-            None => self.shared.callers.wait_until(|| finished.load(Ordering::Acquire)),
-        }
-        let result = result.unwrap_or_else(|panic| resume_unwind(panic));
-        resume_if_some(&panic);
-        result
+        let outcome = match self.threads.is_empty() {
+            true => Err(own),
+            false => self.shared.open(&self.shared.beside, &body, own),
+        };
+        outcome.unwrap_or_else(|own| {
+            self.run(false, &body);
+            own()
+        })
     }
 }
 
@@ -123,53 +97,27 @@ fn publish_streams() {
     }
 }
 
-/// What threads do in a region, each with its own number; the caller's is 0.
+/// What threads do behind a door, each with its own number; the caller's is 0.
 type Body<'a> = &'a (dyn Fn(usize) + Sync);
-
-type Erased<'a> = &'a (dyn Fn() + Sync);
-
-#[derive(Clone, Copy)]
-struct Job {
-    body: Erased<'static>,
-    finished: &'static AtomicBool,
-}
-
-/// Of `door`: nobody may enter the region.
-const CLOSED: usize = 1 << (usize::BITS - 1);
 
 struct Shared {
     /// Changes whenever there is something to look at.
     generation: AtomicUsize,
     stop: AtomicBool,
-    /// Held by who runs a region.
-    taken: AtomicBool,
-    /// How many threads are inside the region, and whether it is [`CLOSED`].
-    door: AtomicUsize,
-    region: UnsafeCell<Option<Body<'static>>>,
-    failed: AtomicBool,
-    /// Whether there may be a job.
-    has_job: AtomicBool,
-    job: Mutex<Option<Job>>,
+    beside: Door,
+    region: Door,
     /// Where these threads wait for work, and where callers wait for them.
     workers: Bell,
     callers: Bell,
 }
-
-// SAFETY: `region` is written by who holds `taken` while the door is closed and nobody inside, and read by
-// those who came in while it was open. All else may be shared.
-unsafe impl Sync for Shared {}
 
 impl Shared {
     fn new() -> Self {
         Self {
             generation: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
-            taken: AtomicBool::new(false),
-            door: AtomicUsize::new(CLOSED),
-            region: UnsafeCell::new(None),
-            failed: AtomicBool::new(false),
-            has_job: AtomicBool::new(false),
-            job: Mutex::new(None),
+            beside: Door::new(),
+            region: Door::new(),
             workers: Bell::default(),
             callers: Bell::default(),
         }
@@ -180,53 +128,27 @@ impl Shared {
         self.workers.ring();
     }
 
-    fn open(&self, region: Body<'static>) {
-        // SAFETY: `taken` is held, and `close` left the door closed and nobody inside.
-        unsafe { *self.region.get() = Some(region) };
-        self.door.fetch_and(!CLOSED, Ordering::Release);
-        self.announce();
-    }
-
-    /// Closes the region and waits for those inside.
-    fn close(&self) {
-        self.door.fetch_or(CLOSED, Ordering::Relaxed);
-        self.callers.wait_until(|| self.door.load(Ordering::Acquire) == CLOSED);
-    }
-
-    /// Helps where the door is open.
-    fn visit(&self, who: usize) {
-        if self.door.fetch_add(1, Ordering::Acquire) & CLOSED == 0 {
-            // SAFETY: the door was open, and the region stays until this thread has left.
-            let region = unsafe { *self.region.get() };
-            let outcome = catch_unwind(AssertUnwindSafe(|| region.map(|body| body(who))));
-            publish_streams();
-            if outcome.is_err() {
-                self.failed.store(true, Ordering::Relaxed);
-            }
+    /// Opens a door while `own` is called, and waits for those inside; gives `own` back if the door is taken.
+    fn open<R, F: FnOnce() -> R>(&self, door: &Door, body: Body, own: F) -> Result<R, F> {
+        if door.taken.swap(true, Ordering::Acquire) {
+            return Err(own);
         }
-        self.door.fetch_sub(1, Ordering::Release);
-        self.callers.ring();
-    }
-
-    /// Leaves a job for a thread to find, unless there is one already.
-    fn post(&self, job: Job) -> bool {
-        let mut slot = lock(&self.job);
-        if slot.is_some() {
-            return false;
-        }
-        *slot = Some(job);
-        self.has_job.store(true, Ordering::Relaxed);
-        drop(slot);
+        // SAFETY: only the lifetime is changed: below, the door is closed again, and nobody is inside, before
+        // this returns.
+        let erased = unsafe { transmute::<Body, Body<'static>>(body) };
+        // SAFETY: this thread has taken the door, and who had it before left it closed and nobody inside.
+        unsafe { *door.body.get() = Some(erased) };
+        door.inside.fetch_and(!CLOSED, Ordering::Release);
         self.announce();
-        true
-    }
-
-    /// The job that waits, if it is such.
-    fn take_job(&self, is_such: impl Fn(&Job) -> bool) -> Option<Job> {
-        let mut slot = lock(&self.job);
-        let job = slot.take_if(|job| is_such(job));
-        self.has_job.store(slot.is_some(), Ordering::Relaxed);
-        job
+        let result = catch_unwind(AssertUnwindSafe(own));
+        door.inside.fetch_or(CLOSED, Ordering::Relaxed);
+        self.callers.wait_until(|| door.inside.load(Ordering::Acquire) == CLOSED);
+        let panic = lock(&door.panic).take();
+        door.taken.store(false, Ordering::Release);
+        match (result, panic) {
+            (Ok(result), None) => Ok(result),
+            (Err(panic), _) | (_, Some(panic)) => resume_unwind(panic),
+        }
     }
 
     fn serve(&self, who: usize) {
@@ -238,15 +160,59 @@ impl Shared {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
-            if self.has_job.load(Ordering::Relaxed)
-                && let Some(job) = self.take_job(|_| true)
-            {
-                (job.body)();
-                job.finished.store(true, Ordering::Release);
-                self.callers.ring();
+            for door in [&self.beside, &self.region] {
+                if door.visit(who) {
+                    self.callers.ring();
+                }
             }
-            self.visit(who);
         }
+    }
+}
+
+/// Of [`Door::inside`]: nobody may enter.
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
+/// What a closure is called behind.
+struct Door {
+    /// By a caller, who alone opens and closes it.
+    taken: AtomicBool,
+    /// How many threads are inside, and whether it is [`CLOSED`].
+    inside: AtomicUsize,
+    body: UnsafeCell<Option<Body<'static>>>,
+    /// Of a thread inside.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `body` is written by who has taken the door while it is closed and nobody inside, and read by those
+// who came in while it was open. All else may be shared.
+unsafe impl Sync for Door {}
+
+impl Door {
+    fn new() -> Self {
+        Self {
+            taken: AtomicBool::new(false),
+            inside: AtomicUsize::new(CLOSED),
+            body: UnsafeCell::new(None),
+            panic: Mutex::new(None),
+        }
+    }
+
+    /// Helps where it is open.
+    fn visit(&self, who: usize) -> bool {
+        if self.inside.load(Ordering::Relaxed) & CLOSED != 0 {
+            return false;
+        }
+        if self.inside.fetch_add(1, Ordering::Acquire) & CLOSED == 0 {
+            // SAFETY: the door was open, and the body stays until this thread has left.
+            let body = unsafe { *self.body.get() };
+            let outcome = catch_unwind(AssertUnwindSafe(|| body.map(|body| body(who))));
+            publish_streams();
+            if let Err(panic) = outcome {
+                *lock(&self.panic) = Some(panic);
+            }
+        }
+        self.inside.fetch_sub(1, Ordering::Release);
+        true
     }
 }
 
@@ -287,12 +253,6 @@ impl Bell {
             drop(lock(&self.lock));
             self.rung.notify_all();
         }
-    }
-}
-
-fn resume_if_some(panic: &Mutex<Option<Box<dyn Any + Send>>>) {
-    if let Some(panic) = lock(panic).take() {
-        resume_unwind(panic);
     }
 }
 
