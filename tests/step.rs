@@ -18,14 +18,23 @@ fn batch() -> Batch {
     batch
 }
 
-/// Loss and gradients.
+/// Loss and gradients. Each part is handed over once, from the end on, when it is final; its parameters are read
+/// no more.
 fn step(stem: Stem, way: (Precision, Algorithm), exec: (usize, Isa)) -> (f32, Vec<f32>) {
     let network = Network::resnet50(stem).expect("shapes");
     let mut params = init::initialise(&network.layout, 1, 0.5);
     let mut gradients = vec![f32::NAN; params.len()];
     let (threads, isa) = exec;
     let mut model = Model::new(network, way, IMAGES, (Pool::new(threads), isa)).expect("memory");
-    let loss = model.step(&mut params, &batch(), &mut gradients, |_| {});
+    let (mut handed_over, mut next) = (gradients.clone(), gradients.len());
+    let loss = model.step(&mut params, &batch(), &mut gradients, |part| {
+        let range = part.range;
+        assert_eq!((range.end, part.params.len()), (next, range.len()));
+        part.params.fill(f32::NAN);
+        handed_over[range.clone()].copy_from_slice(&part.gradients[..range.len()]);
+        next = range.start;
+    });
+    assert!(next == 0 && handed_over == gradients && params.iter().all(|value| value.is_nan()));
     (loss, gradients)
 }
 
