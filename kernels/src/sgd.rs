@@ -42,7 +42,7 @@ pub fn momentum_sgd(
     gradients: &[f32],
 ) {
     const LEN: usize = 1 << 14;
-    assert_eq!(velocity.len(), gradients.len());
+    assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
     pool.for_each_chunk2((weights, LEN), (velocity, LEN), |index, weights, velocity| {
         let gradients = &gradients[index * LEN..index * LEN + weights.len()];
         step.update(isa, weights, velocity, gradients);
