@@ -1,4 +1,4 @@
-//! The thread pool: persistent threads that share one list of tasks, and disjoint views for them.
+//! The thread pool: persistent threads that share the tasks of a region, and disjoint views for them.
 //!
 //! A region is `tasks` calls of one closure. Since no task reads what another one of its region writes, the
 //! order in which threads take them cannot change a result.
@@ -17,7 +17,7 @@ use ndarray::ArrayViewMut4;
 use pieces::{Blocks, Chunks};
 use team::Team;
 
-/// A fixed set of threads for the kernels. The calling thread is one of them.
+/// A fixed set of threads for the kernels. The calling thread is one of them; clones share the others.
 #[derive(Clone)]
 pub struct Pool {
     team: Arc<Team>,
@@ -259,6 +259,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::{AtomicBool, AtomicUsize};
     use std::thread::yield_now;
+    use std::time::{Duration, Instant};
 
     use ndarray::Array4;
 
@@ -365,13 +366,15 @@ mod tests {
         }
     }
 
-    /// It is ended by a region that begins after it did: were it waited for, this would never end.
+    /// It is ended by a region that begins after it did: were it waited for, it would give up.
     #[test]
     fn regions_go_on_while_a_thread_does_a_job() {
         let pool = Pool::new(2);
         let [begun, ended] = [0, 1].map(|_| AtomicBool::new(false));
         let until = |flag: &AtomicBool| {
+            let start = Instant::now();
             while !flag.load(Ordering::Acquire) {
+                assert!(start.elapsed() < Duration::from_secs(60), "waited in vain");
                 yield_now();
             }
         };
