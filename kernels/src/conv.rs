@@ -11,6 +11,7 @@
 //! shorter.
 
 mod pass;
+mod turn;
 mod weight;
 
 use std::fmt;
@@ -20,11 +21,12 @@ use crate::gemm;
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::taps::{KERNEL_MAX, Table, hits};
-use crate::tile::{sums_len, view4};
+use crate::tile::sums_len;
 use crate::value::Value;
 use crate::winograd::Winograd;
 
-use pass::Pass;
+use pass::{Pass, Weights};
+use turn::Turned;
 
 pub use crate::gemm::PANEL;
 
@@ -223,8 +225,8 @@ impl Conv {
             return winograd.forward(exec, n, (x, w), (y, sums, scratch.parts), finish);
         }
         let shapes = (self.rows(self.output, n), self.output_tiles(n));
-        let panels = T::panels(exec, w, scratch.panels);
-        self.pass_forward().finish(exec, (x, panels), shapes, (y, sums), (false, finish));
+        let weights = Weights::Panels(T::panels(exec, w, scratch.panels));
+        self.pass_forward().finish(exec, (x, weights), shapes, (y, sums), (false, finish));
     }
 
     /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
@@ -258,28 +260,19 @@ impl Conv {
             let results = (dx, sums, scratch.parts);
             return winograd.backward_input(exec, n, (dy, w), results, finish);
         }
-        let panels = &mut scratch.panels[..self.weights()];
-        self.transpose(exec, w, panels);
         let (taps, is_fast) = (self.taps(), self.is_fast);
         let pass = Pass { table: &self.backward, taps, k: self.channels_out, is_fast };
         let shapes = (self.rows(self.input, n), self.input_tiles(n));
-        pass.finish(exec, (dy, panels), shapes, (dx, sums), (add, finish));
-    }
-
-    /// Rewrites weights `[Cout/64][taps][Cin][64]` as panels `[Cin/64][taps][Cout][64]` of `T`; those of
-    /// taps that hit no pixel are left out.
-    fn transpose<T: Value>(&self, (pool, isa): (&Pool, Isa), w: &[f32], transposed: &mut [T]) {
-        let taps = self.taps();
-        assert_eq!(w.len(), self.weights());
-        let turned = [self.channels_in / PANEL, taps, self.channels_out, PANEL];
-        let target = view4(transposed, turned);
-        pool.for_each_block(target, [1, 1, PANEL, PANEL], |[ci, tap, co, _], mut block| {
-            if self.used >> tap & 1 == 1 {
-                let at = ((co / PANEL * taps + tap) * self.channels_in + ci * PANEL) * PANEL;
-                let panel = block.as_slice_mut().expect("64 whole rows are contiguous");
-                T::turn(isa, &w[at..][..PANEL * PANEL], panel, self.weights() >= TURNED);
+        let turned = Turned { weights: w, taps, channels: [self.channels_in, self.channels_out] };
+        let panels = &mut scratch.panels[..self.weights()];
+        let weights = match pass.reads_once(shapes.0) {
+            true => Weights::Turned(turned, panels),
+            false => {
+                turned.all(exec, self.used, panels);
+                Weights::Panels(panels)
             }
-        });
+        };
+        pass.finish(exec, (dy, weights), shapes, (dx, sums), (add, finish));
     }
 
     /// `dw = x' * dy`; all of `dw` is written. `scratch` has [`Conv::scratch_len`] values.
@@ -344,9 +337,6 @@ impl Conv {
         self.kernel * self.kernel
     }
 }
-
-/// Weights that are turned past the caches: they would not all be there any more when they are read.
-const TURNED: usize = 1 << 20;
 
 /// Where the weight (output channel, input channel, tap) is in panels `[Cout/64][taps][Cin][64]`.
 pub fn panel_index(taps: usize, channels_in: usize, [k, c, tap]: [usize; 3]) -> usize {

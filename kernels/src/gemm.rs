@@ -334,13 +334,13 @@ pub(crate) fn pair_rows(isa: Isa, rows: &[f32], words: &mut [Bf16]) {
 
 /// Transposes 64 rows of 64 columns; past the caches, where the tier can and the target begins at a cache line,
 /// if `streamed` is set.
-pub(crate) fn turn(isa: Isa, source: &[f32], target: &mut [f32], streamed: bool) {
+pub(crate) fn turn(isa: Isa, (source, next): (&[f32], &[f32]), target: &mut [f32], streamed: bool) {
     assert_eq!((source.len(), target.len()), (PANEL * PANEL, PANEL * PANEL));
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512(token) => {
             let streamed = streamed && target.as_ptr().addr().is_multiple_of(64);
-            token.turn(source, target, streamed);
+            token.turn(source, next, target, streamed);
         }
         _ => {
             // Sixteen columns at a time, so that reads stay in a few cache lines.
@@ -400,7 +400,7 @@ mod tests {
             for (aside, streamed) in [(0, true), (0, false), (1, true)] {
                 let mut arena = Arena::<f32>::new(LEN + 1).expect("memory");
                 let target = &mut arena.as_mut_slice()[aside..aside + LEN];
-                turn(isa, &source, target, streamed);
+                turn(isa, (&source, &[]), target, streamed);
                 let is_turned = |at: usize| target[at] == source[at % PANEL * PANEL + at / PANEL];
                 assert!((0..LEN).all(is_turned), "{} {aside} {streamed}", isa.name());
             }

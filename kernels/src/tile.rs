@@ -36,7 +36,16 @@ pub fn sums_len((pixels, n, channels): (usize, usize, usize)) -> usize {
     pixels * n.div_ceil(IMAGES) * SUMS * channels
 }
 
-impl<T> Tile<'_, T> {
+impl<'a, T> Tile<'a, T> {
+    fn at(
+        [_, pixel, image, channel]: [usize; 4],
+        n: usize,
+        (values, sums): (ArrayViewMut4<'a, T>, ArrayViewMut4<'a, f32>),
+    ) -> Self {
+        let (values, sums) = (flat(values), flat(sums));
+        Self { row: pixel * n + image, channel, values, sums }
+    }
+
     /// Its channels.
     pub(crate) fn channels(&self) -> Range<usize> {
         self.channel..self.channel + self.values.ncols()
@@ -63,20 +72,43 @@ pub(crate) fn for_each_tile<T: Send, S>(
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, (usize, usize), Tile<T>) + Sync,
 ) {
+    let n = shape.1;
+    let (values, sums) = cut((shape, panels), (values, sums));
+    pool.for_each_block2(values, sums, state, |state, at, values, sums| {
+        task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)));
+    });
+}
+
+/// As [`for_each_tile`], with a part of `room` besides for each task, of so many values.
+pub(crate) fn for_each_tile_in<T: Send, U: Send, S>(
+    pool: &Pool,
+    (shape, panels): ((usize, usize, usize), usize),
+    (values, sums): (&mut [T], &mut [f32]),
+    room: (&mut [U], usize),
+    state: impl Fn() -> S + Sync,
+    task: impl Fn(&mut S, (usize, usize), Tile<T>, &mut [U]) + Sync,
+) {
+    let n = shape.1;
+    let (values, sums) = cut((shape, panels), (values, sums));
+    pool.for_each_block2_in(values, sums, room, state, |state, at, values, sums, room| {
+        task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)), room);
+    });
+}
+
+/// An array and the shape of its blocks.
+type Cut<'a, T> = (ArrayViewMut4<'a, T>, [usize; 4]);
+
+/// The values of an activation and the sums over its tiles, to be cut into the same grid.
+fn cut<'a, T>(
+    (shape, panels): ((usize, usize, usize), usize),
+    (values, sums): (&'a mut [T], &'a mut [f32]),
+) -> (Cut<'a, T>, Cut<'a, f32>) {
     let (pixels, n, channels) = shape;
-    let chunks = n.div_ceil(IMAGES);
     let sums = &mut sums[..sums_len(shape)];
     let values = view4(values, [1, pixels, n, channels]);
-    let sums = view4(sums, [1, pixels, chunks * SUMS, channels]);
+    let sums = view4(sums, [1, pixels, n.div_ceil(IMAGES) * SUMS, channels]);
     let width = panels * PANEL;
-    let blocks = ([1, 1, IMAGES, width], [1, 1, SUMS, width]);
-    let (values, sums) = ((values, blocks.0), (sums, blocks.1));
-    pool.for_each_block2(values, sums, state, |state, at, values, sums| {
-        let [_, pixel, image, channel] = at;
-        let (values, sums) = (flat(values), flat(sums));
-        let row = pixel * n + image;
-        task(state, (pixel, image), Tile { row, channel, values, sums });
-    });
+    ((values, [1, 1, IMAGES, width]), (sums, [1, 1, SUMS, width]))
 }
 
 /// Bytes of an activation that is written past the caches: it would not stay there until it is read.

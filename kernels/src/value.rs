@@ -76,7 +76,7 @@ pub trait Product: Copy + Default + Send + Sync + 'static {
 
     /// Transposes a 64x64 tile of weights into a panel, past the caches if that is asked for.
     #[doc(hidden)]
-    fn turn(isa: Isa, source: &[f32], panel: &mut [Self], streamed: bool);
+    fn turn(isa: Isa, source: (&[f32], &[f32]), panel: &mut [Self], streamed: bool);
 
     /// Weights `[..][Cin][64]` as the kernels read them, in `scratch` where that is another format.
     #[doc(hidden)]
@@ -150,7 +150,7 @@ impl Product for f32 {
         gemm::strips(b, packed, |value| value);
     }
 
-    fn turn(isa: Isa, source: &[f32], panel: &mut [f32], streamed: bool) {
+    fn turn(isa: Isa, source: (&[f32], &[f32]), panel: &mut [f32], streamed: bool) {
         gemm::turn(isa, source, panel, streamed);
     }
 
@@ -202,7 +202,7 @@ impl Product for Bf16 {
         gemm::interleave(isa, b, gemm::STRIP, &mut packed[..b.rows.div_ceil(2) * b.cols]);
     }
 
-    fn turn(isa: Isa, source: &[f32], panel: &mut [Bf16], _: bool) {
+    fn turn(isa: Isa, source: (&[f32], &[f32]), panel: &mut [Bf16], _: bool) {
         let mut turned = [0.0; gemm::PANEL * gemm::PANEL];
         gemm::turn(isa, source, &mut turned, false);
         gemm::pair_rows(isa, &turned, panel);

@@ -1,12 +1,15 @@
 //! A pass that writes pixels: forward, or gradient by input.
 
+use std::ops::Range;
+
+use super::turn::Turned;
 use crate::finish::{Ending, Finish, finish_tiles};
 use crate::gemm::{self, PANEL, Products, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::strassen;
 use crate::taps::{Entry, KERNEL_MAX, Table};
-use crate::tile::{IMAGES, Tile, for_each_tile, is_streamed};
+use crate::tile::{IMAGES, Tile, for_each_tile, for_each_tile_in, is_streamed};
 use crate::value::{Product, Value};
 
 /// How each pixel of the target is made of pixels of the source.
@@ -17,6 +20,21 @@ pub(super) struct Pass<'a> {
     pub(super) k: usize,
     /// Whether Strassen's product may be taken.
     pub(super) is_fast: bool,
+}
+
+/// The weights that a pass reads.
+pub(super) enum Weights<'a, T> {
+    /// As panels `[channels/64][taps][k][64]`.
+    Panels(&'a [T]),
+    /// To be turned by the tasks, each of which alone reads its own; with room for as many.
+    Turned(Turned<'a>, &'a mut [T]),
+}
+
+/// Panels from one on.
+#[derive(Clone, Copy)]
+struct Panels<'a, T> {
+    all: &'a [T],
+    first: usize,
 }
 
 /// Tasks that are enough for Strassen's product to make half as many of them.
@@ -30,7 +48,7 @@ impl Pass<'_> {
     pub(super) fn finish<T: Value>(
         &self,
         exec: (&Pool, Isa),
-        operands: (&[T], &[T]),
+        operands: (&[T], Weights<T>),
         ((pixels, n), tiles): ((usize, usize), (usize, usize, usize)),
         (y, sums): (&mut [T], &mut [f32]),
         (add, finish): (bool, Finish<T>),
@@ -49,38 +67,101 @@ impl Pass<'_> {
     fn run<T: Value>(
         &self,
         (pool, isa): (&Pool, Isa),
-        operands: (&[T], &[T]),
+        (source, weights): (&[T], Weights<T>),
         shape: (usize, usize, usize),
         (y, sums): (&mut [T], &mut [f32]),
         ending: Ending<T>,
     ) {
-        let (_, n, channels) = shape;
         let is_pair = self.takes_pairs::<T>(isa, shape);
-        let panels = if is_pair { 2 } else { self.panels::<T>(channels) };
+        let panels = if is_pair { 2 } else { self.panels::<T>(shape.2) };
         let held = || [0.0; strassen::HELD];
-        let tiles = (shape, panels);
-        for_each_tile(pool, tiles, (y, sums), held, |held, (pixel, image), mut tile| {
-            if self.table.of(pixel).is_empty() {
-                // No tap reaches it: a row of zeros, again and again.
-                return ending.write(isa, (f32::zeros(), 0), tile);
-            }
-            let multiply = |held: &mut [f32], tile: Tile<T>| {
-                self.sum(operands, (pixel, n, image, tile.channel), |products| {
-                    T::multiply(isa, products, held, (&ending, tile));
-                });
-            };
-            if !is_pair {
-                return multiply(held, tile);
-            }
-            if strassen::cuts(tile.values.nrows())
-                && let (Some(x), Some(w)) = (T::single(operands.0), T::single(operands.1))
-            {
-                return self.sum((x, w), (pixel, n, image, tile.channel), |products| {
-                    strassen::multiply_to(isa, products, held, (&ending, tile));
+        let (tiles, results) = ((shape, panels), (y, sums));
+        let task = |held: &mut _, at, tile: Tile<T>, panels: Panels<T>| {
+            self.multiply(isa, (source, panels), (shape.1, at), held, (&ending, tile, is_pair));
+        };
+        match weights {
+            Weights::Panels(all) => {
+                let panels = Panels { all, first: 0 };
+                for_each_tile(pool, tiles, results, held, |held, at, tile| {
+                    task(held, at, tile, panels);
                 });
             }
-            tile.panels().for_each(|tile| multiply(held, tile));
-        });
+            Weights::Turned(turned, room) => {
+                let room = (room, panels * self.taps * self.k * PANEL);
+                for_each_tile_in(pool, tiles, results, room, held, |held, at, tile, room| {
+                    let first = tile.channel / PANEL;
+                    self.turn(isa, turned, (at.0, tile.channels()), room);
+                    task(held, at, tile, Panels { all: room, first });
+                });
+            }
+        }
+    }
+
+    /// Computes one tile.
+    fn multiply<T: Value>(
+        &self,
+        isa: Isa,
+        operands: (&[T], Panels<T>),
+        (n, (pixel, image)): (usize, (usize, usize)),
+        held: &mut [f32; strassen::HELD],
+        (ending, mut tile, is_pair): (&Ending<T>, Tile<T>, bool),
+    ) {
+        if self.table.of(pixel).is_empty() {
+            // No tap reaches it: a row of zeros, again and again.
+            return ending.write(isa, (f32::zeros(), 0), tile);
+        }
+        let multiply = |held: &mut [f32], tile: Tile<T>| {
+            self.sum(operands, (pixel, n, image, tile.channel), |products| {
+                T::multiply(isa, products, held, (ending, tile));
+            });
+        };
+        if !is_pair {
+            return multiply(held, tile);
+        }
+        if strassen::cuts(tile.values.nrows())
+            && let (Some(x), Some(w)) = (T::single(operands.0), T::single(operands.1.all))
+        {
+            let panels = Panels { all: w, first: operands.1.first };
+            return self.sum((x, panels), (pixel, n, image, tile.channel), |products| {
+                strassen::multiply_to(isa, products, held, (ending, tile));
+            });
+        }
+        tile.panels().for_each(|tile| multiply(held, tile));
+    }
+
+    /// Turns the panels of some channels that a pixel is made with.
+    fn turn<T: Value>(
+        &self,
+        isa: Isa,
+        turned: Turned,
+        (pixel, channels): (usize, Range<usize>),
+        room: &mut [T],
+    ) {
+        let len = self.k * PANEL;
+        for (panel, room) in
+            room.chunks_exact_mut(self.taps * len).take(channels.len() / PANEL).enumerate()
+        {
+            for entry in self.table.of(pixel) {
+                let tap = entry.tap as usize;
+                turned.panel(
+                    isa,
+                    [channels.start / PANEL + panel, tap],
+                    &mut room[tap * len..][..len],
+                );
+            }
+        }
+    }
+
+    /// Whether over `n` images each weight is read by one task alone.
+    pub(super) fn reads_once(&self, (pixels, n): (usize, usize)) -> bool {
+        let mut entries = (0..pixels).flat_map(|pixel| self.table.of(pixel));
+        let mut read = 0_u64;
+        n <= IMAGES
+            && entries.all(|entry| {
+                let before = read;
+                read |= 1 << entry.tap;
+                read != before
+            })
     }
 
     /// Whether tasks compute two panels, so that Strassen's product can be taken.
@@ -109,19 +190,19 @@ impl Pass<'_> {
     /// Hands what makes up a tile to `product`.
     fn sum<T: Value>(
         &self,
-        (source, panels): (&[T], &[T]),
+        (source, panels): (&[T], Panels<T>),
         (pixel, n, image, channel): (usize, usize, usize, usize),
         product: impl FnOnce(Products<T>),
     ) {
         let Self { table, taps, k, .. } = *self;
-        let panel = channel / PANEL * taps;
+        let panel = (channel / PANEL - panels.first) * taps;
         let mut terms = [Term { a: &[][..], b: &[][..] }; KERNEL_MAX * KERNEL_MAX];
         let entries = table.of(pixel);
         for (term, &Entry { tap, pixel }) in terms.iter_mut().zip(entries) {
             let (pixel, tap) = (pixel as usize, tap as usize);
             *term = Term {
                 a: &source[(pixel * n + image) * k..(pixel + 1) * n * k],
-                b: &panels[(panel + tap) * k * PANEL..],
+                b: &panels.all[(panel + tap) * k * PANEL..],
             };
         }
         let terms = &terms[..entries.len()];
@@ -139,6 +220,7 @@ impl Pass<'_> {
     ) {
         let ending = Ending { finish, channels: shape.2, add: false, streamed: is_streamed(y) };
         let held = || [0.0; IMAGES * PANEL];
+        let operands = (operands.0, Panels { all: operands.1, first: 0 });
         for_each_tile(pool, (shape, 1), (y, sums), held, |held, (pixel, image), tile| {
             self.sum(operands, (pixel, shape.1, image, tile.channel), |products| {
                 gemm::multiply_to(isa, products, held, (&ending, tile));

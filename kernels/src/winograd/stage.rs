@@ -79,7 +79,7 @@ impl Winograd {
                 for (tap, block) in blocks.chunks_exact_mut(PANEL * PANEL).enumerate() {
                     // The filter is turned round too.
                     let source = at(row / PANEL, TAPS - 1 - tap, panel * PANEL);
-                    gemm::turn(isa, source, block, false);
+                    gemm::turn(isa, (source, &[]), block, false);
                 }
             }
             let sources = std::array::from_fn(|tap| match (tap < TAPS, turned) {

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use ndarray::ArrayViewMut2;
 
 use super::ending::End;
+use super::vector::Vector;
 use super::{Ahead, Arithmetic, Group, PIECES_MAX, Piece, Single, Target, for_each_group};
 use crate::finish::Ending;
 use crate::gemm::{Beside, DEPTH, Matrix, Next, PANEL, Products, Term};
@@ -83,15 +84,15 @@ impl Avx512 {
     }
 
     /// See [`crate::gemm::turn`].
-    pub(crate) fn turn(self, source: &[f32], target: &mut [f32], streamed: bool) {
+    pub(crate) fn turn(self, source: &[f32], next: &[f32], target: &mut [f32], streamed: bool) {
         assert_eq!((source.len(), target.len()), (PANEL * PANEL, PANEL * PANEL));
         assert!(!streamed || target.as_ptr().addr().is_multiple_of(64));
         // SAFETY: (T), (B).
         unsafe {
             if streamed {
-                turn::<true>(source, target);
+                turn::<true>(source, next.as_ptr(), target);
             } else {
-                turn::<false>(source, target);
+                turn::<false>(source, next.as_ptr(), target);
             }
         }
     }
@@ -141,9 +142,12 @@ unsafe fn tiles_transposed(
 /// # Safety
 /// Both are 64 rows of 64 columns; what is written past the caches begins at a cache line.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn turn<const STREAMED: bool>(source: &[f32], target: &mut [f32]) {
+unsafe fn turn<const STREAMED: bool>(source: &[f32], next: *const f32, target: &mut [f32]) {
     for row in (0..PANEL).step_by(16) {
         for column in (0..PANEL).step_by(16) {
+            for line in 0..16 {
+                __m512::prefetch(next.wrapping_add(row * PANEL + (column + line) * 16).cast());
+            }
             // SAFETY: sixteen rows of sixteen columns inside both.
             unsafe {
                 let source = source.as_ptr().add(row * PANEL + column);

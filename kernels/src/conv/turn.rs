@@ -1,0 +1,55 @@
+//! Weights turned for the gradient by input: all before it, or a panel by the task that alone reads it.
+
+use crate::gemm::PANEL;
+use crate::isa::Isa;
+use crate::pool::Pool;
+use crate::tile::view4;
+use crate::value::Value;
+
+/// Weights `[Cout/64][taps][Cin][64]`, to be read as panels `[Cin/64][taps][Cout][64]`.
+#[derive(Clone, Copy)]
+pub(super) struct Turned<'a> {
+    pub(super) weights: &'a [f32],
+    pub(super) taps: usize,
+    /// Channels in and out.
+    pub(super) channels: [usize; 2],
+}
+
+/// Weights that are turned past the caches: they would not all be there any more when they are read.
+const STREAMED: usize = 1 << 20;
+
+impl Turned<'_> {
+    /// Writes all panels but those of taps that are not `used`.
+    pub(super) fn all<T: Value>(&self, (pool, isa): (&Pool, Isa), used: u64, panels: &mut [T]) {
+        let [channels, k] = self.channels;
+        let streamed = self.weights.len() >= STREAMED;
+        let panels = view4(panels, [channels / PANEL, self.taps, k, PANEL]);
+        pool.for_each_block(panels, [1, 1, PANEL, PANEL], |[panel, tap, row, _], mut block| {
+            if used >> tap & 1 == 1 {
+                let rows = block.as_slice_mut().expect("64 whole rows are contiguous");
+                self.rows(isa, [panel, tap, row], rows, streamed);
+            }
+        });
+    }
+
+    /// Writes the rows of one tap of a panel.
+    pub(super) fn panel<T: Value>(&self, isa: Isa, [panel, tap]: [usize; 2], rows: &mut [T]) {
+        for (block, rows) in rows.chunks_exact_mut(PANEL * PANEL).enumerate() {
+            self.rows(isa, [panel, tap, block * PANEL], rows, false);
+        }
+    }
+
+    /// Writes 64 rows of a panel, from one on.
+    fn rows<T: Value>(
+        &self,
+        isa: Isa,
+        [panel, tap, row]: [usize; 3],
+        rows: &mut [T],
+        streamed: bool,
+    ) {
+        let apart = self.taps * self.channels[0];
+        let at = (row / PANEL * apart + tap * self.channels[0] + panel * PANEL) * PANEL;
+        let next = self.weights.get(at + apart * PANEL..).unwrap_or(&[]);
+        T::turn(isa, (&self.weights[at..][..PANEL * PANEL], next), rows, streamed);
+    }
+}
