@@ -118,21 +118,19 @@ pub(crate) fn first(range: &Range<usize>, len: usize) -> Range<usize> {
     range.start..range.start + len
 }
 
-/// The arena but for one buffer, to read.
+/// The arena but for some buffers, to read.
 pub(crate) struct Rest<'a, T> {
-    before: &'a [T],
-    after: &'a [T],
-    offset: usize,
+    /// What is left between them, and where it begins.
+    pieces: [(usize, &'a [T]); 3],
 }
 
 impl<'a, T> Rest<'a, T> {
-    /// A buffer that does not overlap the one left out.
+    /// A buffer that does not overlap those left out.
     pub(crate) fn get(&self, range: Range<usize>) -> &'a [T] {
-        if range.end <= self.before.len() {
-            return &self.before[range];
-        }
-        assert!(range.start >= self.offset, "buffers are disjoint");
-        &self.after[range.start - self.offset..range.end - self.offset]
+        let inside = |&(start, piece): &(usize, &'a [T])| {
+            piece.get(range.start.checked_sub(start)?..range.end - start)
+        };
+        self.pieces.iter().find_map(inside).expect("buffers are disjoint")
     }
 }
 
@@ -141,9 +139,24 @@ pub(crate) fn around<T: Value>(
     arena: &mut Arena<T>,
     hole: Range<usize>,
 ) -> (&mut [T], Rest<'_, T>) {
-    let (before, rest) = arena.as_mut_slice().split_at_mut(hole.start);
-    let (inside, after) = rest.split_at_mut(hole.len());
-    (inside, Rest { before, after, offset: hole.end })
+    let end = hole.end;
+    let ([inside, _], rest) = around2(arena, [hole, end..end]);
+    (inside, rest)
+}
+
+/// Two buffers of the arena to write, and the others.
+pub(crate) fn around2<T: Value>(
+    arena: &mut Arena<T>,
+    holes: [Range<usize>; 2],
+) -> ([&mut [T]; 2], Rest<'_, T>) {
+    let is_turned = holes[1].start < holes[0].start;
+    let [low, high] = if is_turned { [&holes[1], &holes[0]] } else { [&holes[0], &holes[1]] };
+    let (before, rest) = arena.as_mut_slice().split_at_mut(low.start);
+    let (first, rest) = rest.split_at_mut(low.len());
+    let (between, rest) = rest.split_at_mut(high.start - low.end);
+    let (second, after) = rest.split_at_mut(high.len());
+    let rest = Rest { pieces: [(0, before), (low.end, between), (high.end, after)] };
+    (if is_turned { [second, first] } else { [first, second] }, rest)
 }
 
 #[cfg(test)]

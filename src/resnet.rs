@@ -11,14 +11,14 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Scratch,
-    Slope, Statistics, Sums, Value, average_backward, average_forward, finish_tiles,
+    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Rows, Scratch,
+    Slope, Source, Statistics, Sums, Value, average_backward, average_forward, finish_tiles,
     softmax_cross_entropy,
 };
 
 use crate::cifar::{Batch, CLASSES};
 use crate::network::{Block, Network, Unit};
-use crate::plan::{Plan, Rest, around, first};
+use crate::plan::{Plan, Rest, around, around2, first};
 
 /// Normalisation constants of torchvision.
 pub const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
@@ -186,13 +186,13 @@ impl<T: Value> ResNet<T> {
 
     fn forward(&mut self, params: &[f32], batch: &Batch) {
         let n = batch.len();
-        self.convolve(0, Source::Images(&batch.images), params, n);
-        self.forward_stem(n);
+        self.convolve(0, Reads::Images(&batch.images), params, n);
+        let mut x = self.forward_stem(n);
         for index in 0..self.network.blocks.len() {
-            self.forward_block(index, params, n);
+            x = self.forward_block(index, x, params, n);
         }
         let features = n * self.network.features;
-        let last = self.y(self.network.blocks.len(), n);
+        let last = self.make(x, n);
         let exec = (&self.pool, self.isa);
         let pooled = &mut self.head.features[..features];
         average_forward(exec, &self.arena.as_slice()[last], pooled);
@@ -202,7 +202,7 @@ impl<T: Value> ResNet<T> {
     }
 
     /// `z = conv(x)` of one unit, and its normalisation folded for use.
-    fn convolve(&mut self, u: usize, x: Source, params: &[f32], n: usize) {
+    fn convolve(&mut self, u: usize, x: Reads, params: &[f32], n: usize) {
         let exec = (&self.pool, self.isa);
         let unit = &self.network.units[u];
         let weight = &params[unit.weight.clone()];
@@ -211,13 +211,20 @@ impl<T: Value> ResNet<T> {
         let sums = self.sums.tiles(shape);
         let measure = Finish::Measure(mean);
         let z = self.plan.z(u, n, unit);
+        let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         match x {
-            Source::Arena(x) => {
+            Reads::There(x) => {
                 let (z, rest) = around(&mut self.arena, z);
                 let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
                 unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
             }
-            Source::Images(images) => {
+            Reads::Made(of, x) => {
+                let ([z, x], rest) = around2(&mut self.arena, [z, x]);
+                let x = Source::Made(x, view.rows(of, &rest));
+                let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
+                unit.conv.forward(exec, n, (x, weight), results, measure);
+            }
+            Reads::Images(images) => {
                 let z = &mut self.arena.as_mut_slice()[z];
                 unit.conv.forward_images(exec, n, (images, weight), (z, sums), measure);
             }
@@ -229,52 +236,53 @@ impl<T: Value> ResNet<T> {
         fold.set(NORM, (&statistics.mean, &statistics.variance), affine.into());
     }
 
-    /// The activation after a unit, into the buffer of its depth.
-    fn activate(&mut self, u: usize, depth: usize, n: usize) -> Range<usize> {
-        let z = self.z(u, n);
-        let target = first(&self.plan.activation[depth], z.len());
-        let (y, rest) = around(&mut self.arena, target.clone());
-        let exec = (&self.pool, self.isa);
-        self.norms[u].fold.activate(exec, rest.get(z), Identity::None, y);
-        target
+    /// The activation after a unit, which belongs into the buffer of a depth.
+    fn activation(&self, u: usize, depth: usize, n: usize) -> Reads<'static> {
+        Reads::Made(Made::Unit(u), first(&self.plan.activation[depth], self.z(u, n).len()))
     }
 
-    fn forward_stem(&mut self, n: usize) {
-        let target = self.y(0, n);
-        let x = match self.network.max_pool {
-            None => self.z(0, n),
-            Some(_) => self.activate(0, 0, n),
-        };
-        let exec = (&self.pool, self.isa);
-        let (y, rest) = around(&mut self.arena, target);
-        match self.network.max_pool {
-            None => self.norms[0].fold.activate(exec, rest.get(x), Identity::None, y),
-            Some(max_pool) => {
-                let channels = self.network.units[0].conv.channels_out;
-                max_pool.forward(exec, n * channels, rest.get(x), y);
+    /// Makes what is to be read, if it is not there.
+    fn make(&mut self, reads: Reads, n: usize) -> Range<usize> {
+        match reads {
+            Reads::Images(_) => unreachable!("images are there"),
+            Reads::There(range) => range,
+            Reads::Made(of, range) => {
+                let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+                let (y, rest) = around(&mut self.arena, range.clone());
+                view.rows(of, &rest).make((&self.pool, self.isa), y);
+                range
             }
         }
     }
 
-    fn forward_block(&mut self, index: usize, params: &[f32], n: usize) {
-        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
-        let x = self.y(index, n);
-        self.convolve(u1, Source::Arena(x.clone()), params, n);
-        let a1 = self.activate(u1, index + 1, n);
-        self.convolve(u2, Source::Arena(a1), params, n);
-        let a2 = self.activate(u2, index + 1, n);
-        self.convolve(u3, Source::Arena(a2), params, n);
-        if let Some(p) = projection {
-            self.convolve(p, Source::Arena(x.clone()), params, n);
-        }
-        let shortcut = projection.map_or(x, |p| self.z(p, n));
-        let (z3, y) = (self.z(u3, n), self.y(index + 1, n));
-        let (y, rest) = around(&mut self.arena, y);
-        let identity = match projection {
-            None => Identity::Plain(rest.get(shortcut)),
-            Some(p) => Identity::Projected(rest.get(shortcut), &self.norms[p].fold),
+    fn forward_stem(&mut self, n: usize) -> Reads<'static> {
+        let y = self.y(0, n);
+        let Some(max_pool) = self.network.max_pool else {
+            return Reads::Made(Made::Output(0), y);
         };
-        self.norms[u3].fold.activate((&self.pool, self.isa), rest.get(z3), identity, y);
+        let a = self.make(self.activation(0, 0, n), n);
+        let channels = self.network.units[0].conv.channels_out;
+        let (target, rest) = around(&mut self.arena, y.clone());
+        max_pool.forward((&self.pool, self.isa), n * channels, rest.get(a), target);
+        Reads::There(y)
+    }
+
+    /// From what a block reads to what the next one does.
+    fn forward_block(
+        &mut self,
+        index: usize,
+        x: Reads,
+        params: &[f32],
+        n: usize,
+    ) -> Reads<'static> {
+        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
+        self.convolve(u1, x, params, n);
+        self.convolve(u2, self.activation(u1, index + 1, n), params, n);
+        self.convolve(u3, self.activation(u2, index + 1, n), params, n);
+        if let Some(p) = projection {
+            self.convolve(p, Reads::There(self.y(index, n)), params, n);
+        }
+        Reads::Made(Made::Output(index + 1), self.y(index + 1, n))
     }
 
     /// From the logits' gradient to the masked one at the last block's output, in `outer`.
@@ -311,33 +319,36 @@ impl<T: Value> ResNet<T> {
             self.backward_norm(p, 2, flow);
         }
         let [inner, _] = self.plan.inner[index + 1].clone();
-        self.apply_slope(u3, &self.outer(index + 1, n), &inner, n)
+        first(&inner, self.z(u3, n).len())
     }
 
     fn backward_block(&mut self, index: usize, dz3: Range<usize>, flow: &mut Flow) {
         let n = flow.n;
         let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
         let [inner0, inner1] = self.plan.inner[index + 1].clone();
-        let da2 = self.backward_input(u3, flow, &dz3, (&inner1, false), Behind::Unit(u2));
-        let a2 = self.activate(u2, index + 1, n);
+        let gradient = Reads::Made(Made::Slope(u3, self.outer(index + 1, n)), dz3.clone());
+        let da2 = self.backward_input(u3, flow, gradient, (&inner1, false), Behind::Unit(u2));
+        let a2 = self.make(self.activation(u2, index + 1, n), n);
         self.backward_weight(u3, flow, (a2, dz3));
         self.backward_norm(u2, 1, flow);
-        let dz2 = self.apply_slope(u2, &da2, &da2, n);
-        let da1 = self.backward_input(u2, flow, &dz2, (&inner0, false), Behind::Unit(u1));
-        let a1 = self.activate(u1, index + 1, n);
+        let dz2 = self.apply_slope(u2, da2, n);
+        let gradient = Reads::There(dz2.clone());
+        let da1 = self.backward_input(u2, flow, gradient, (&inner0, false), Behind::Unit(u1));
+        let a1 = self.make(self.activation(u1, index + 1, n), n);
         self.backward_weight(u2, flow, (a1, dz2));
         self.backward_norm(u1, 1, flow);
-        let dz1 = self.apply_slope(u1, &da1, &da1, n);
+        let dz1 = self.apply_slope(u1, da1, n);
         let (x, outer) = (self.y(index, n), self.plan.outer[index].clone());
         if let Some(p) = projection {
-            let dzp = self.apply_slope(p, &self.outer(index + 1, n), &inner1, n);
-            self.backward_input(p, flow, &dzp, (&outer, false), Behind::Nothing);
+            let dzp = first(&inner1, self.z(p, n).len());
+            let gradient = Reads::Made(Made::Slope(p, self.outer(index + 1, n)), dzp.clone());
+            self.backward_input(p, flow, gradient, (&outer, false), Behind::Nothing);
             self.backward_weight(p, flow, (x.clone(), dzp));
         }
         let pooled = index == 0 && self.network.max_pool.is_some();
         let behind = if pooled { Behind::Nothing } else { Behind::Output(index) };
         self.backward_weight(u1, flow, (x, dz1.clone()));
-        self.backward_input(u1, flow, &dz1, (&outer, true), behind);
+        self.backward_input(u1, flow, Reads::There(dz1), (&outer, true), behind);
     }
 
     fn begin_stem(&mut self, flow: &mut Flow) -> Range<usize> {
@@ -348,7 +359,7 @@ impl<T: Value> ResNet<T> {
             Some(_) => self.backward_pool(y, dy, n),
         };
         self.backward_norm(0, 1, flow);
-        self.apply_slope(0, &da, &da, n)
+        self.apply_slope(0, da, n)
     }
 
     fn backward_stem(&mut self, dz: Range<usize>, flow: &mut Flow) {
@@ -361,7 +372,7 @@ impl<T: Value> ResNet<T> {
     /// The masked gradient at the stem's activation from that at the pooled one, and its sums.
     fn backward_pool(&mut self, y: Range<usize>, dy: Range<usize>, n: usize) -> Range<usize> {
         let Some(max_pool) = self.network.max_pool else { return dy };
-        let a = self.activate(0, 0, n);
+        let a = self.make(self.activation(0, 0, n), n);
         let exec = (&self.pool, self.isa);
         let target = first(&self.plan.inner[0][0], a.len());
         let shape = self.network.units[0].conv.output_tiles(n);
@@ -385,24 +396,12 @@ impl<T: Value> ResNet<T> {
         statistics.backward(NORM, (&self.sums, which), gamma, (dgamma, dbeta, slope));
     }
 
-    /// The gradient by a convolution's output from the masked one behind its normalisation.
-    fn apply_slope(
-        &mut self,
-        u: usize,
-        g: &Range<usize>,
-        target: &Range<usize>,
-        n: usize,
-    ) -> Range<usize> {
-        let exec = (&self.pool, self.isa);
-        let (z, slope) = (self.z(u, n), &self.norms[u].slope);
-        let target = first(target, g.len());
-        let (dz, rest) = around(&mut self.arena, target.clone());
-        if *g == target {
-            slope.apply_in_place(exec, rest.get(z), dz);
-        } else {
-            slope.apply(exec, (rest.get(g.clone()), rest.get(z)), dz);
-        }
-        target
+    /// The gradient by a convolution's output over the masked one behind its normalisation.
+    fn apply_slope(&mut self, u: usize, g: Range<usize>, n: usize) -> Range<usize> {
+        let z = self.z(u, n);
+        let (dz, rest) = around(&mut self.arena, g.clone());
+        self.norms[u].slope.apply_in_place((&self.pool, self.isa), rest.get(z), dz);
+        g
     }
 
     /// The gradient by a convolution's input, into or added to `target`, masked by what is behind.
@@ -410,7 +409,7 @@ impl<T: Value> ResNet<T> {
         &mut self,
         u: usize,
         flow: &Flow,
-        dz: &Range<usize>,
+        dz: Reads,
         (target, add): (&Range<usize>, bool),
         behind: Behind,
     ) -> Range<usize> {
@@ -419,12 +418,20 @@ impl<T: Value> ResNet<T> {
         let weight = &flow.params[self.network.units[u].weight.clone()];
         let target = first(target, conv.input_len(n));
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
-        let (dx, rest) = around(&mut self.arena, target.clone());
+        let (of, dz) = match dz {
+            Reads::Images(_) => unreachable!("no gradient by images"),
+            Reads::There(dz) => (None, dz),
+            Reads::Made(of, dz) => (Some(of), dz),
+        };
+        let ([dx, dz], rest) = around2(&mut self.arena, [target.clone(), dz]);
         let finish = view.behind(behind, &rest);
+        let dz = match of {
+            None => Source::There(dz),
+            Some(of) => Source::Made(dz, view.rows(of, &rest)),
+        };
         let sums = self.sums.tiles(conv.input_tiles(n));
-        let operands = (rest.get(dz.clone()), weight);
         let results = (dx, sums, scratch(&mut self.panels, &mut self.scratch));
-        conv.backward_input(exec, n, operands, results, (add, finish));
+        conv.backward_input(exec, n, (dz, weight), results, (add, finish));
         if !matches!(finish, Finish::Keep) {
             self.sums.add_up(exec);
         }
@@ -489,9 +496,22 @@ fn scratch<'a, T: Value>(panels: &'a mut Arena<T>, parts: &'a mut Arena) -> Scra
 }
 
 /// What a convolution reads.
-enum Source<'a> {
+enum Reads<'a> {
     Images(&'a [f32]),
-    Arena(Range<usize>),
+    /// A buffer of the arena.
+    There(Range<usize>),
+    /// One that is to be made of others.
+    Made(Made, Range<usize>),
+}
+
+/// What is made of what the passes before left.
+enum Made {
+    /// A unit's activation.
+    Unit(usize),
+    /// The output of a block, or of a stem without pooling (0).
+    Output(usize),
+    /// The gradient by a unit's convolution, from the masked one behind it.
+    Slope(usize, Range<usize>),
 }
 
 /// What a gradient by some convolution's input is the gradient of.
@@ -514,6 +534,25 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// What makes it.
+    fn rows<T: Value>(&self, made: Made, rest: &Rest<'a, T>) -> Rows<'a, T> {
+        let (norms, network) = (self.norms, self.network);
+        let z = |u: usize| rest.get(self.plan.z(u, self.n, &network.units[u]));
+        match made {
+            Made::Unit(u) => Rows::Activation(&norms[u].fold, z(u), Identity::None),
+            Made::Slope(u, g) => Rows::Slope(&norms[u].slope, [rest.get(g), z(u)]),
+            Made::Output(0) => Rows::Activation(&norms[0].fold, z(0), Identity::None),
+            Made::Output(depth) => {
+                let Block { units: [.., u], projection } = network.blocks[depth - 1];
+                let identity = match projection {
+                    None => Identity::Plain(rest.get(self.plan.y(depth - 1, self.n))),
+                    Some(p) => Identity::Projected(z(p), &norms[p].fold),
+                };
+                Rows::Activation(&norms[u].fold, z(u), identity)
+            }
+        }
+    }
+
     /// How a gradient ends that is the gradient of this.
     fn behind<T: Value>(&self, behind: Behind, rest: &Rest<'a, T>) -> Finish<'a, T> {
         let norms = self.norms;

@@ -16,6 +16,7 @@ mod weight;
 
 use std::fmt;
 
+use crate::elementwise::Rows;
 use crate::finish::Finish;
 use crate::gemm;
 use crate::isa::Isa;
@@ -64,6 +65,52 @@ pub struct Scratch<'a, T> {
     pub panels: &'a mut [T],
     /// [`Conv::scratch_len`] values.
     pub parts: &'a mut [f32],
+}
+
+/// What a pass reads.
+pub enum Source<'a, T> {
+    /// An activation, or a gradient by one.
+    There(&'a [T]),
+    /// One that is to be made first, and stays there.
+    Made(&'a mut [T], Rows<'a, T>),
+}
+
+impl<'a, T> From<&'a [T]> for Source<'a, T> {
+    fn from(values: &'a [T]) -> Self {
+        Self::There(values)
+    }
+}
+
+impl<'a, T, const N: usize> From<&'a [T; N]> for Source<'a, T> {
+    fn from(values: &'a [T; N]) -> Self {
+        Self::There(values)
+    }
+}
+
+impl<'a, T> From<&'a Vec<T>> for Source<'a, T> {
+    fn from(values: &'a Vec<T>) -> Self {
+        Self::There(values)
+    }
+}
+
+impl<'a, T: Value> Source<'a, T> {
+    fn len(&self) -> usize {
+        match self {
+            Self::There(values) => values.len(),
+            Self::Made(values, _) => values.len(),
+        }
+    }
+
+    /// Makes it now.
+    fn make(self, exec: (&Pool, Isa)) -> &'a [T] {
+        match self {
+            Self::There(values) => values,
+            Self::Made(values, rows) => {
+                rows.make(exec, values);
+                values
+            }
+        }
+    }
 }
 
 /// Why a layer cannot be built.
@@ -212,17 +259,18 @@ impl Conv {
     }
 
     /// `y = x * w`; all of `y` is written, as it is finished. `sums` has [`Conv::sums_len`] values for that.
-    pub fn forward<T: Value>(
+    pub fn forward<'a, T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
-        (x, w): (&[T], &[f32]),
+        (x, w): (impl Into<Source<'a, T>>, &[f32]),
         (y, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
         finish: Finish<T>,
     ) {
+        let x = x.into();
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         if let Some(winograd) = self.winograd::<T>(exec.1) {
-            return winograd.forward(exec, n, (x, w), (y, sums, scratch.parts), finish);
+            return winograd.forward(exec, n, (x.make(exec), w), (y, sums, scratch.parts), finish);
         }
         let shapes = (self.rows(self.output, n), self.output_tiles(n));
         let weights = Weights::Panels(T::panels(exec, w, scratch.panels));
@@ -246,22 +294,24 @@ impl Conv {
     ///
     /// # Panics
     /// If the input channels are no multiple of 64 (the first layer needs no such gradient).
-    pub fn backward_input<T: Value>(
+    pub fn backward_input<'a, T: Value>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
-        (dy, w): (&[T], &[f32]),
+        (dy, w): (impl Into<Source<'a, T>>, &[f32]),
         (dx, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
         (add, finish): (bool, Finish<T>),
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
+        let dy = dy.into();
         assert_eq!((dy.len(), w.len()), (self.output_len(n), self.weights()));
         if let Some(winograd) = self.winograd::<T>(exec.1).filter(|_| !add) {
             let results = (dx, sums, scratch.parts);
-            return winograd.backward_input(exec, n, (dy, w), results, finish);
+            return winograd.backward_input(exec, n, (dy.make(exec), w), results, finish);
         }
-        let (taps, is_fast) = (self.taps(), self.is_fast);
-        let pass = Pass { table: &self.backward, taps, k: self.channels_out, is_fast };
+        let (taps, is_fast, is_pointwise) = (self.taps(), self.is_fast, self.is_pointwise);
+        let table = &self.backward;
+        let pass = Pass { table, taps, k: self.channels_out, is_fast, is_pointwise };
         let shapes = (self.rows(self.input, n), self.input_tiles(n));
         let turned = Turned { weights: w, taps, channels: [self.channels_in, self.channels_out] };
         let panels = &mut scratch.panels[..self.weights()];
@@ -329,8 +379,8 @@ impl Conv {
     }
 
     fn pass_forward(&self) -> Pass<'_> {
-        let (taps, is_fast) = (self.taps(), self.is_fast);
-        Pass { table: &self.forward, taps, k: self.channels_in, is_fast }
+        let (taps, is_fast, is_pointwise) = (self.taps(), self.is_fast, self.is_pointwise);
+        Pass { table: &self.forward, taps, k: self.channels_in, is_fast, is_pointwise }
     }
 
     fn taps(&self) -> usize {

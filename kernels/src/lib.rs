@@ -37,6 +37,7 @@
 #[allow(unsafe_code)]
 mod arena;
 mod conv;
+mod elementwise;
 mod finish;
 mod gemm;
 mod isa;
@@ -58,7 +59,8 @@ mod winograd;
 mod x86_64;
 
 pub use arena::Arena;
-pub use conv::{Conv, PANEL, Scratch, ShapeError, panel_index};
+pub use conv::{Conv, PANEL, Scratch, ShapeError, Source, panel_index};
+pub use elementwise::Rows;
 pub use finish::{Finish, finish_tiles};
 pub use isa::Isa;
 pub use linear::Linear;

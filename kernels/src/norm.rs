@@ -14,12 +14,11 @@
 //!
 //! [`Finish`]: crate::Finish
 
-use std::ops::Range;
-
+use crate::elementwise::{self, Rows};
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::pool::Pool;
-use crate::tile::{SUMS, is_streamed, rows_of, stream, sums_len};
+use crate::tile::{SUMS, sums_len};
 use crate::value::Value;
 
 /// The constants of a normalisation.
@@ -65,9 +64,9 @@ pub enum Identity<'a, T> {
 /// The gradient by a normalisation's output as `a*g + b*z + c` a channel: the gradient by its input.
 #[derive(Clone, Debug)]
 pub struct Slope {
-    a: Vec<f32>,
-    b: Vec<f32>,
-    c: Vec<f32>,
+    pub(crate) a: Vec<f32>,
+    pub(crate) b: Vec<f32>,
+    pub(crate) c: Vec<f32>,
 }
 
 /// Sums over the tiles of an activation, and their totals.
@@ -210,27 +209,12 @@ impl Folded {
     /// `y = max(0, z*scale + shift + identity)`.
     pub fn activate<T: Value>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        exec: (&Pool, Isa),
         z: &[T],
         identity: Identity<T>,
         y: &mut [T],
     ) {
-        assert_eq!(z.len(), y.len());
-        write_rows(
-            (pool, isa),
-            (y, self.scale.len()),
-            #[inline(always)]
-            |range, y| {
-                let z = &z[range.clone()];
-                match identity {
-                    Identity::None => activate(self, z, y),
-                    Identity::Plain(x) => activate_add(self, (z, &x[range]), y),
-                    Identity::Projected(x, fold) => {
-                        activate_projected((self, fold), (z, &x[range]), y);
-                    }
-                }
-            },
-        );
+        Rows::Activation(self, z, identity).make(exec, y);
     }
 }
 
@@ -241,136 +225,19 @@ impl Slope {
     }
 
     /// `dz = a*g + b*z + c` over `g` itself.
-    pub fn apply_in_place<T: Value>(&self, (pool, isa): (&Pool, Isa), z: &[T], g: &mut [T]) {
-        let len = chunk_rows(self.a.len()) * self.a.len();
-        assert_eq!(z.len(), g.len());
-        pool.for_each_chunk(g, len, |index, g| {
-            let z = &z[index * len..index * len + g.len()];
-            isa.run(
-                #[inline(always)]
-                || slope_in_place(self, z, g),
-            );
-        });
+    pub fn apply_in_place<T: Value>(&self, exec: (&Pool, Isa), z: &[T], g: &mut [T]) {
+        elementwise::slope_in_place(exec, self, z, g);
     }
 
     /// `dz = a*g + b*z + c` into another buffer.
     pub fn apply<T: Value>(&self, exec: (&Pool, Isa), (g, z): (&[T], &[T]), dz: &mut [T]) {
-        assert_eq!((g.len(), z.len()), (dz.len(), dz.len()));
-        write_rows(
-            exec,
-            (dz, self.a.len()),
-            #[inline(always)]
-            |range, dz| slope_into(self, (&g[range.clone()], &z[range]), dz),
-        );
+        Rows::Slope(self, [g, z]).make(exec, dz);
     }
-}
-
-/// Calls `write(range, part)` for parts of whole rows that make up `y`, past the caches where it is large.
-fn write_rows<T: Value>(
-    (pool, isa): (&Pool, Isa),
-    (y, channels): (&mut [T], usize),
-    write: impl Fn(Range<usize>, &mut [T]) + Sync,
-) {
-    let len = chunk_rows(channels) * channels;
-    let streamed = is_streamed(y) && channels <= HELD && channels.is_multiple_of(PANEL);
-    pool.for_each_chunk(y, len, |index, y| {
-        let start = index * len;
-        if !streamed {
-            return isa.run(
-                #[inline(always)]
-                || write(start..start + y.len(), y),
-            );
-        }
-        let mut held = [T::default(); HELD];
-        let part = HELD / channels * channels;
-        for (index, y) in y.chunks_mut(part).enumerate() {
-            let (start, held) = (start + index * part, &mut held[..y.len()]);
-            isa.run(
-                #[inline(always)]
-                || write(start..start + held.len(), held),
-            );
-            stream(isa, held, rows_of(y, PANEL));
-        }
-    });
-}
-
-/// Values that are computed before they are written past the caches: a few rows.
-const HELD: usize = 1 << 12;
-
-/// Rows that one task of an elementwise pass works on.
-fn chunk_rows(channels: usize) -> usize {
-    ((1 << 13) / channels).max(1)
 }
 
 #[inline(always)]
 fn add(total: &mut [f64], values: &[f32]) {
     for (total, &value) in total.iter_mut().zip(values) {
         *total += f64::from(value);
-    }
-}
-
-#[inline(always)]
-fn activate<T: Value>(fold: &Folded, z: &[T], y: &mut [T]) {
-    let channels = fold.scale.len();
-    let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
-    for (z, y) in z.chunks_exact(channels).zip(y.chunks_exact_mut(channels)) {
-        for c in 0..channels {
-            y[c] = T::narrow((z[c].widen() * scale[c] + shift[c]).max(0.0));
-        }
-    }
-}
-
-#[inline(always)]
-fn activate_add<T: Value>(fold: &Folded, (z, x): (&[T], &[T]), y: &mut [T]) {
-    let channels = fold.scale.len();
-    let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
-    let rows = z.chunks_exact(channels).zip(x.chunks_exact(channels));
-    for ((z, x), y) in rows.zip(y.chunks_exact_mut(channels)) {
-        for c in 0..channels {
-            let value = z[c].widen() * scale[c] + shift[c] + x[c].widen();
-            y[c] = T::narrow(value.max(0.0));
-        }
-    }
-}
-
-#[inline(always)]
-fn activate_projected<T: Value>(
-    (fold, other): (&Folded, &Folded),
-    (z, x): (&[T], &[T]),
-    y: &mut [T],
-) {
-    let channels = fold.scale.len();
-    let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
-    let (scale2, shift2) = (&other.scale[..channels], &other.shift[..channels]);
-    let rows = z.chunks_exact(channels).zip(x.chunks_exact(channels));
-    for ((z, x), y) in rows.zip(y.chunks_exact_mut(channels)) {
-        for c in 0..channels {
-            let identity = x[c].widen() * scale2[c] + shift2[c];
-            let value = z[c].widen() * scale[c] + shift[c] + identity;
-            y[c] = T::narrow(value.max(0.0));
-        }
-    }
-}
-
-#[inline(always)]
-fn slope_in_place<T: Value>(slope: &Slope, z: &[T], g: &mut [T]) {
-    let channels = slope.a.len();
-    let (a, b, c) = (&slope.a[..channels], &slope.b[..channels], &slope.c[..channels]);
-    for (z, g) in z.chunks_exact(channels).zip(g.chunks_exact_mut(channels)) {
-        for i in 0..channels {
-            g[i] = T::narrow(a[i] * g[i].widen() + b[i] * z[i].widen() + c[i]);
-        }
-    }
-}
-
-#[inline(always)]
-fn slope_into<T: Value>(slope: &Slope, (g, z): (&[T], &[T]), dz: &mut [T]) {
-    let channels = slope.a.len();
-    let (a, b, c) = (&slope.a[..channels], &slope.b[..channels], &slope.c[..channels]);
-    let rows = g.chunks_exact(channels).zip(z.chunks_exact(channels));
-    for ((g, z), dz) in rows.zip(dz.chunks_exact_mut(channels)) {
-        for i in 0..channels {
-            dz[i] = T::narrow(a[i] * g[i].widen() + b[i] * z[i].widen() + c[i]);
-        }
     }
 }

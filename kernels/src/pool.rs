@@ -96,6 +96,30 @@ impl Pool {
         });
     }
 
+    /// As [`Pool::for_each_chunk`] over three buffers, with a state that each thread makes once.
+    pub fn for_each_chunk3_with<T: Send, U: Send, V: Send, S>(
+        &self,
+        first: (&mut [T], usize),
+        second: (&mut [U], usize),
+        third: (&mut [V], usize),
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, usize, &mut [T], &mut [U], &mut [V]) + Sync,
+    ) {
+        let (first, second) = (Chunks::new(first.0, first.1), Chunks::new(second.0, second.1));
+        let third = Chunks::new(third.0, third.1);
+        assert_eq!(
+            [first.count(); 2],
+            [second.count(), third.count()],
+            "buffers split differently"
+        );
+        self.run_with(first.count(), state, |state, index| {
+            // SAFETY: `run_with` calls each index once, so each chunk is borrowed once.
+            let (a, b, c) =
+                unsafe { (first.piece(index), second.piece(index), third.piece(index)) };
+            task(state, index, a, b, c);
+        });
+    }
+
     /// Cuts `data` into blocks of shape `block` (smaller at the far edges) and calls
     /// `task(origin, block)` with the index of each block's first element.
     pub fn for_each_block<T: Send>(

@@ -95,6 +95,26 @@ pub(crate) fn for_each_tile_in<T: Send, U: Send, S>(
     });
 }
 
+/// Calls `task(state, tile, rows)` for each tile of all channels of an activation `[n][channels]`, with as many
+/// rows of another array, of `k` values.
+pub(crate) fn for_each_tile_of_rows<T: Send, S>(
+    pool: &Pool,
+    (channels, k): (usize, usize),
+    (values, sums): (&mut [T], &mut [f32]),
+    other: &mut [T],
+    state: impl Fn() -> S + Sync,
+    task: impl Fn(&mut S, Tile<T>, &mut [T]) + Sync,
+) {
+    let n = values.len() / channels;
+    let sums = &mut sums[..sums_len((1, n, channels))];
+    let (values, sums) = ((values, IMAGES * channels), (sums, SUMS * channels));
+    let other = (other, IMAGES * k);
+    pool.for_each_chunk3_with(values, sums, other, state, |state, index, values, sums, rows| {
+        let (values, sums) = (rows_of(values, channels), rows_of(sums, channels));
+        task(state, Tile { row: index * IMAGES, channel: 0, values, sums }, rows);
+    });
+}
+
 /// An array and the shape of its blocks.
 type Cut<'a, T> = (ArrayViewMut4<'a, T>, [usize; 4]);
 

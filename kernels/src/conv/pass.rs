@@ -2,14 +2,18 @@
 
 use std::ops::Range;
 
+use super::Source;
 use super::turn::Turned;
+use crate::elementwise::Rows;
 use crate::finish::{Ending, Finish, finish_tiles};
 use crate::gemm::{self, PANEL, Products, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::strassen;
 use crate::taps::{Entry, KERNEL_MAX, Table};
-use crate::tile::{IMAGES, Tile, for_each_tile, for_each_tile_in, is_streamed};
+use crate::tile::{
+    IMAGES, Tile, for_each_tile, for_each_tile_in, for_each_tile_of_rows, is_streamed,
+};
 use crate::value::{Product, Value};
 
 /// How each pixel of the target is made of pixels of the source.
@@ -20,6 +24,8 @@ pub(super) struct Pass<'a> {
     pub(super) k: usize,
     /// Whether Strassen's product may be taken.
     pub(super) is_fast: bool,
+    /// Whether each row of the target is made of one row of the source.
+    pub(super) is_pointwise: bool,
 }
 
 /// The weights that a pass reads.
@@ -48,13 +54,22 @@ impl Pass<'_> {
     pub(super) fn finish<T: Value>(
         &self,
         exec: (&Pool, Isa),
-        operands: (&[T], Weights<T>),
+        (mut source, weights): (Source<T>, Weights<T>),
         ((pixels, n), tiles): ((usize, usize), (usize, usize, usize)),
         (y, sums): (&mut [T], &mut [f32]),
         (add, finish): (bool, Finish<T>),
     ) {
         let (shape, streamed) = ((pixels, n, tiles.2), is_streamed(y));
         let ending = Ending { finish, channels: tiles.2, add, streamed };
+        if let (Source::Made(source, rows), Weights::Panels(all)) = (&mut source, &weights)
+            && pixels == 1
+            && self.is_pointwise
+            && self.task_panels::<T>(exec.1, shape).1 == tiles.2 / PANEL
+        {
+            let operands = ((&mut **source, *rows), Panels { all, first: 0 });
+            return self.run_made(exec, operands, tiles.2, (y, sums), ending);
+        }
+        let operands = (source.make(exec), weights);
         if shape == tiles {
             return self.run(exec, operands, shape, (y, sums), ending);
         }
@@ -72,8 +87,7 @@ impl Pass<'_> {
         (y, sums): (&mut [T], &mut [f32]),
         ending: Ending<T>,
     ) {
-        let is_pair = self.takes_pairs::<T>(isa, shape);
-        let panels = if is_pair { 2 } else { self.panels::<T>(shape.2) };
+        let (is_pair, panels) = self.task_panels::<T>(isa, shape);
         let held = || [0.0; strassen::HELD];
         let (tiles, results) = ((shape, panels), (y, sums));
         let task = |held: &mut _, at, tile: Tile<T>, panels: Panels<T>| {
@@ -95,6 +109,32 @@ impl Pass<'_> {
                 });
             }
         }
+    }
+
+    /// Computes all channels of some rows at a time, of rows that are made just before.
+    fn run_made<T: Value>(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        ((source, made), panels): ((&mut [T], Rows<T>), Panels<T>),
+        channels: usize,
+        (y, sums): (&mut [T], &mut [f32]),
+        ending: Ending<T>,
+    ) {
+        made.assert_len(source.len());
+        let (is_pair, _) = self.task_panels::<T>(isa, (1, y.len() / channels, channels));
+        let held = || [0.0; strassen::HELD];
+        let (shape, k) = ((channels, self.k), self.k);
+        for_each_tile_of_rows(pool, shape, (y, sums), source, held, |held, tile, rows| {
+            made.make_some(isa, tile.row * k, rows);
+            let place = (tile.values.nrows(), (0, 0));
+            self.multiply(isa, (rows, panels), place, held, (&ending, tile, is_pair));
+        });
+    }
+
+    /// Whether a task's panels are a pair for Strassen's product, and how many they are.
+    fn task_panels<T: Value>(&self, isa: Isa, shape: (usize, usize, usize)) -> (bool, usize) {
+        let is_pair = self.takes_pairs::<T>(isa, shape);
+        (is_pair, if is_pair { 2 } else { self.panels::<T>(shape.2) })
     }
 
     /// Computes one tile.
