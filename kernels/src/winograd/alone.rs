@@ -85,13 +85,20 @@ impl Winograd {
         let sums = &mut sums[..height * width * (n / images) * SUMS * k];
         let sums = view4(sums, [height, width, n / images * SUMS, k]).permuted_axes([2, 0, 1, 3]);
         let sums = (sums, [SUMS, tile, tile * run, k]);
-        pool.for_each_block2_in(y, sums, scratch, held, |held, at, y, mut sums, part| {
-            work.run(at, y, (part, held), &mut |[p, q], source, values| {
-                let row = work.row([at[0], at[1] + p, at[2] + q]);
-                let sums = sums.index_axis_mut(Axis(1), p).index_axis_move(Axis(1), q);
-                work.put(source, Tile { row, channel: 0, values, sums });
-            });
-        });
+        pool.for_each_block2_in(
+            y,
+            sums,
+            scratch,
+            |_| 1,
+            held,
+            |held, at, y, mut sums, part| {
+                work.run(at, y, (part, held), &mut |[p, q], source, values| {
+                    let row = work.row([at[0], at[1] + p, at[2] + q]);
+                    let sums = sums.index_axis_mut(Axis(1), p).index_axis_move(Axis(1), q);
+                    work.put(source, Tile { row, channel: 0, values, sums });
+                });
+            },
+        );
     }
 }
 

@@ -69,22 +69,24 @@ impl Winograd {
         let ([c, k], products) = (self.channels, self.scheme.products());
         let [rows, columns] = if turned { [k, c] } else { [c, k] };
         let target = view4(weights, [products, columns / PANEL, rows, PANEL]);
-        let target = (target, [products, 1, PANEL, PANEL]);
+        // Of few, tasks are smaller, though each turns whole blocks.
+        let height = if c * k == PANEL * PANEL { PANEL / 2 } else { PANEL };
+        let target = (target, [products, 1, height, PANEL]);
         let blocks = || [0.0; TAPS * PANEL * PANEL];
         pool.for_each_block_with(target, blocks, |blocks, [_, panel, row, _], mut target| {
             let at = |panel: usize, tap: usize, row: usize| {
-                &w[((panel * TAPS + tap) * c + row) * PANEL..][..PANEL * PANEL]
+                &w[((panel * TAPS + tap) * c + row) * PANEL..]
             };
             if turned {
                 for (tap, block) in blocks.chunks_exact_mut(PANEL * PANEL).enumerate() {
                     // The filter is turned round too.
                     let source = at(row / PANEL, TAPS - 1 - tap, panel * PANEL);
-                    gemm::turn(isa, (source, &[]), block, false);
+                    gemm::turn(isa, (&source[..PANEL * PANEL], &[]), block, false);
                 }
             }
             let sources = std::array::from_fn(|tap| match (tap < TAPS, turned) {
                 (false, _) => &[],
-                (true, true) => &blocks[tap * PANEL * PANEL..],
+                (true, true) => &blocks[(tap * PANEL + row % PANEL) * PANEL..],
                 (true, false) => at(panel, tap, row),
             });
             Transform::Weights.apply((isa, self.scheme), &sources, &mut slices(&mut target));
