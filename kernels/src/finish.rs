@@ -144,6 +144,7 @@ pub fn finish_tiles<T: Value>(
         pool,
         (shape, 1),
         (values, sums),
+        |_| 1,
         || (),
         |(), _, tile| {
             ending.write_in_place(isa, tile);

@@ -63,9 +63,16 @@ impl Pool {
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, usize) + Sync,
     ) {
-        let is_alone = tasks < 2;
-        let tasks = Tasks::new(tasks, self.threads());
-        self.team.run(is_alone, |who| tasks.each(who, &state, &task));
+        self.run_tasks(Tasks::new(tasks, self.threads()), state, task);
+    }
+
+    fn run_tasks<S>(
+        &self,
+        tasks: Tasks,
+        state: impl Fn() -> S + Sync,
+        task: impl Fn(&mut S, usize) + Sync,
+    ) {
+        self.team.run(tasks.is_single, |who| tasks.each(who, &state, &task));
     }
 
     /// Splits `data` into chunks of `len` (the last may be shorter) and calls `task(index, chunk)`.
@@ -156,26 +163,30 @@ impl Pool {
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, &mut [U]) + Sync,
     ) {
         let blocks = Blocks::new(data, block);
-        self.run_in(blocks.count(), scratch, state, |state, index, scratch| {
+        let tasks = |threads| Tasks::new(blocks.count(), threads);
+        self.run_in(tasks, scratch, state, |state, index, scratch| {
             let origin = blocks.origin(index);
             // SAFETY: `run_in` calls each index once, so each block is borrowed once.
             task(state, origin, unsafe { blocks.piece(origin) }, scratch);
         });
     }
 
-    /// As [`Pool::for_each_block_in`] over two arrays that are cut into the same grid; the origin is the
-    /// first one's.
+    /// As [`Pool::for_each_block2`], with a part of `scratch` besides for each task, as
+    /// [`Pool::for_each_block_in`].
     pub fn for_each_block2_in<T: Send, U: Send, V: Send, S>(
         &self,
         first: (ArrayViewMut4<T>, [usize; 4]),
         second: (ArrayViewMut4<U>, [usize; 4]),
         scratch: (&mut [V], usize),
+        cost: impl Fn([usize; 4]) -> usize,
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>, &mut [V]) + Sync,
     ) {
         let (first, second) = (Blocks::new(first.0, first.1), Blocks::new(second.0, second.1));
         assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
-        self.run_in(first.count(), scratch, state, |state, index, scratch| {
+        let cost = |index| cost(first.origin(index));
+        let tasks = |threads| Tasks::weighted(first.count(), threads, cost);
+        self.run_in(tasks, scratch, state, |state, index, scratch| {
             let origin = first.origin(index);
             // SAFETY: `run_in` calls each index once, so each block is borrowed once.
             let (a, b) = unsafe { (first.piece(origin), second.piece(second.origin(index))) };
@@ -186,16 +197,16 @@ impl Pool {
     /// As [`Pool::run_with`], with a part of `scratch` for each task.
     fn run_in<U: Send, S>(
         &self,
-        tasks: usize,
+        tasks: impl Fn(usize) -> Tasks,
         (scratch, len): (&mut [U], usize),
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, usize, &mut [U]) + Sync,
     ) {
         let parts = (scratch.len() / len).min(self.threads());
         assert!(parts > 0, "scratch of {} values, parts of {len}", scratch.len());
-        let tasks = Tasks::new(tasks, parts);
+        let tasks = tasks(parts);
         let chunks = Chunks::new(&mut scratch[..parts * len], len);
-        self.team.run(parts < 2, |who| {
+        self.team.run(parts < 2 || tasks.is_single, |who| {
             if who < parts {
                 // SAFETY: in a region each thread has its own number, so each part is borrowed once at a time.
                 let scratch = unsafe { chunks.piece(who) };
@@ -205,19 +216,22 @@ impl Pool {
     }
 
     /// As [`Pool::for_each_block`] over two arrays that are cut into the same grid; the origin is the
-    /// first one's. Each thread makes a state for its tasks.
+    /// first one's. Threads begin with blocks of about the same `cost` each, and make a state for their tasks.
     pub fn for_each_block2<T: Send, U: Send, S>(
         &self,
         first: (ArrayViewMut4<T>, [usize; 4]),
         second: (ArrayViewMut4<U>, [usize; 4]),
+        cost: impl Fn([usize; 4]) -> usize,
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>) + Sync,
     ) {
         let (first, second) = (Blocks::new(first.0, first.1), Blocks::new(second.0, second.1));
         assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
-        self.run_with(first.count(), state, |state, index| {
+        let cost = |index| cost(first.origin(index));
+        let tasks = Tasks::weighted(first.count(), self.threads(), cost);
+        self.run_tasks(tasks, state, |state, index| {
             let origin = first.origin(index);
-            // SAFETY: `run_with` calls each index once, so each block is borrowed once.
+            // SAFETY: `run_tasks` calls each index once, so each block is borrowed once.
             let (a, b) = unsafe { (first.piece(origin), second.piece(second.origin(index))) };
             task(state, origin, a, b);
         });
@@ -234,15 +248,42 @@ struct Tasks {
     /// Begin (in the low half) and end of what is left of each.
     ranges: [AtomicU64; RANGES],
     used: usize,
+    /// Whether there is one at most.
+    is_single: bool,
 }
 
 impl Tasks {
+    /// As many for each thread.
     fn new(tasks: usize, threads: usize) -> Self {
         let used = threads.min(RANGES);
-        let tasks = u64::from(u32::try_from(tasks).expect("fewer tasks than 2^32"));
-        let at = |range: usize| range as u64 * tasks / used as u64;
-        let range = |i: usize| if i < used { at(i) | at(i + 1) << 32 } else { 0 };
-        Self { ranges: std::array::from_fn(|i| AtomicU64::new(range(i))), used }
+        let at = |range: usize| (range as u64 * tasks as u64 / used as u64) as usize;
+        Self::between(tasks, used, at)
+    }
+
+    /// For each thread about the same cost.
+    fn weighted(tasks: usize, threads: usize, cost: impl Fn(usize) -> usize) -> Self {
+        let used = threads.min(RANGES);
+        let all: usize = (0..tasks).map(&cost).sum();
+        let mut begins = [0; RANGES + 1];
+        let (mut task, mut spent) = (0, 0);
+        for (range, begin) in begins.iter_mut().enumerate().take(used).skip(1) {
+            // It belongs to the range in which most of it is.
+            while task < tasks && (2 * spent + cost(task)) * used < 2 * all * range {
+                spent += cost(task);
+                task += 1;
+            }
+            *begin = task;
+        }
+        begins[used] = tasks;
+        Self::between(tasks, used, |range| begins[range])
+    }
+
+    /// Ranges that begin, and end, at these.
+    fn between(tasks: usize, used: usize, at: impl Fn(usize) -> usize) -> Self {
+        assert!(u32::try_from(tasks).is_ok(), "fewer tasks than 2^32");
+        let range = |i: usize| if i < used { at(i) as u64 | (at(i + 1) as u64) << 32 } else { 0 };
+        let is_single = tasks < 2;
+        Self { ranges: std::array::from_fn(|i| AtomicU64::new(range(i))), used, is_single }
     }
 
     /// Calls `task` with each number that no other thread takes, and a state if there is any.

@@ -64,19 +64,26 @@ impl<'a, T> Tile<'a, T> {
 }
 
 /// Calls `task(state, (pixel, image), tile)` for each tile of an activation `[pixels][n][channels]`, with a
-/// state that each thread makes once; tiles are some panels wide.
+/// state that each thread makes once; tiles are some panels wide, and those of a pixel cost as much each.
 pub(crate) fn for_each_tile<T: Send, S>(
     pool: &Pool,
     (shape, panels): ((usize, usize, usize), usize),
     (values, sums): (&mut [T], &mut [f32]),
+    cost: impl Fn(usize) -> usize,
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, (usize, usize), Tile<T>) + Sync,
 ) {
     let n = shape.1;
     let (values, sums) = cut((shape, panels), (values, sums));
-    pool.for_each_block2(values, sums, state, |state, at, values, sums| {
-        task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)));
-    });
+    pool.for_each_block2(
+        values,
+        sums,
+        |[_, pixel, ..]| cost(pixel),
+        state,
+        |state, at, values, sums| {
+            task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)));
+        },
+    );
 }
 
 /// As [`for_each_tile`], with a part of `room` besides for each task, of so many values.
@@ -85,12 +92,14 @@ pub(crate) fn for_each_tile_in<T: Send, U: Send, S>(
     (shape, panels): ((usize, usize, usize), usize),
     (values, sums): (&mut [T], &mut [f32]),
     room: (&mut [U], usize),
+    cost: impl Fn(usize) -> usize,
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, (usize, usize), Tile<T>, &mut [U]) + Sync,
 ) {
     let n = shape.1;
     let (values, sums) = cut((shape, panels), (values, sums));
-    pool.for_each_block2_in(values, sums, room, state, |state, at, values, sums, room| {
+    let cost = |[_, pixel, ..]: [usize; 4]| cost(pixel);
+    pool.for_each_block2_in(values, sums, room, cost, state, |state, at, values, sums, room| {
         task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)), room);
     });
 }

@@ -35,6 +35,8 @@ pub(crate) const PRODUCTS_MAX: usize = 36;
 const TAPS: usize = 9;
 /// Values of one frequency of a shared group, about: 36 of them are 4.5 MiB.
 const GROUP: usize = 1 << 15;
+/// Rows of a gradient by weight that one task transforms.
+const RESULTS: usize = 16;
 /// Values of one slice that one task transforms, about: 36 of them stay in the second-level cache.
 pub(crate) const SLICE: usize = 2048;
 
@@ -288,7 +290,7 @@ impl Winograd {
     fn transform_results(&self, (pool, isa): (&Pool, Isa), sums: &[f32], dw: &mut [f32]) {
         let ([c, k], products) = (self.channels, self.scheme.products());
         let dw = view4(dw, [k / PANEL, TAPS, c, PANEL]).permuted_axes([1, 0, 2, 3]);
-        pool.for_each_block(dw, [TAPS, 1, PANEL, PANEL], |[_, panel, row, _], mut block| {
+        pool.for_each_block(dw, [TAPS, 1, RESULTS, PANEL], |[_, panel, row, _], mut block| {
             let sources = std::array::from_fn(|frequency| match frequency < products {
                 true => &sums[((frequency * k / PANEL + panel) * c + row) * PANEL..],
                 false => &[],

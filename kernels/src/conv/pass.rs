@@ -45,6 +45,8 @@ struct Panels<'a, T> {
 
 /// Tasks that are enough for Strassen's product to make half as many of them.
 const TASKS: usize = 8;
+/// Length of a sum that costs as much as to write its tile.
+const SHORT: usize = 32;
 /// Bytes of weights that a task of several panels reads for each six rows.
 const WEIGHTS: usize = 256 << 10;
 
@@ -90,19 +92,20 @@ impl Pass<'_> {
         let (is_pair, panels) = self.task_panels::<T>(isa, shape);
         let held = || [0.0; strassen::HELD];
         let (tiles, results) = ((shape, panels), (y, sums));
+        let cost = |pixel| self.cost(pixel);
         let task = |held: &mut _, at, tile: Tile<T>, panels: Panels<T>| {
             self.multiply(isa, (source, panels), (shape.1, at), held, (&ending, tile, is_pair));
         };
         match weights {
             Weights::Panels(all) => {
                 let panels = Panels { all, first: 0 };
-                for_each_tile(pool, tiles, results, held, |held, at, tile| {
+                for_each_tile(pool, tiles, results, cost, held, |held, at, tile| {
                     task(held, at, tile, panels);
                 });
             }
             Weights::Turned(turned, room) => {
                 let room = (room, panels * self.taps * self.k * PANEL);
-                for_each_tile_in(pool, tiles, results, room, held, |held, at, tile, room| {
+                for_each_tile_in(pool, tiles, results, room, cost, held, |held, at, tile, room| {
                     let first = tile.channel / PANEL;
                     self.turn(isa, turned, (at.0, tile.channels()), room);
                     task(held, at, tile, Panels { all: room, first });
@@ -129,6 +132,11 @@ impl Pass<'_> {
             let place = (tile.values.nrows(), (0, 0));
             self.multiply(isa, (rows, panels), place, held, (&ending, tile, is_pair));
         });
+    }
+
+    /// What a tile of a pixel costs, about: to write it is as much as a short sum.
+    fn cost(&self, pixel: usize) -> usize {
+        1 + self.table.of(pixel).len() * self.k / SHORT
     }
 
     /// Whether a task's panels are a pair for Strassen's product, and how many they are.
@@ -261,7 +269,8 @@ impl Pass<'_> {
         let ending = Ending { finish, channels: shape.2, add: false, streamed: is_streamed(y) };
         let held = || [0.0; IMAGES * PANEL];
         let operands = (operands.0, Panels { all: operands.1, first: 0 });
-        for_each_tile(pool, (shape, 1), (y, sums), held, |held, (pixel, image), tile| {
+        let cost = |pixel| self.cost(pixel);
+        for_each_tile(pool, (shape, 1), (y, sums), cost, held, |held, (pixel, image), tile| {
             self.sum(operands, (pixel, shape.1, image, tile.channel), |products| {
                 gemm::multiply_to(isa, products, held, (&ending, tile));
             });
