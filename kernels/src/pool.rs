@@ -344,6 +344,26 @@ mod tests {
     }
 
     #[test]
+    fn threads_begin_with_shares_that_differ_by_a_task_at_most() {
+        let costs = [1, 1, 4, 4, 6, 6, 6, 9, 9, 9, 0, 0, 2];
+        for (tasks, threads) in (0..=costs.len()).flat_map(|tasks| (1..6).map(move |t| (tasks, t)))
+        {
+            let Tasks { ranges, used, .. } = Tasks::weighted(tasks, threads, |task| costs[task]);
+            let ranges = ranges[..used].iter().map(|range| range.load(Ordering::Relaxed));
+            let all: usize = costs[..tasks].iter().sum();
+            let mut end = 0;
+            for range in ranges {
+                let begin = (range & u64::from(u32::MAX)) as usize;
+                assert_eq!(begin, end, "{tasks} tasks, {threads} threads");
+                end = (range >> 32) as usize;
+                let cost: usize = costs[begin..end].iter().sum();
+                assert!(cost.abs_diff(all / used) <= 9, "{cost} of {all} for one of {used}");
+            }
+            assert_eq!(end, tasks);
+        }
+    }
+
+    #[test]
     fn blocks_cover_the_array_once_with_their_origins() {
         let pool = Pool::new(3);
         let mut array = Array4::<f32>::zeros((2, 3, 5, 7));
