@@ -152,35 +152,24 @@ impl<T: Value> ResNet<T> {
             let (params, params_done) = params.split_at_mut(range.start);
             let (gradients, gradients_done) = gradients.split_at_mut(range.start);
             let mut flow = Flow { images: &batch.images, params, gradients, n };
-            // What is bound by memory itself goes on alone.
-            let dz = self.begin(depth, &mut flow);
             let part = Part {
                 loss,
                 params: &mut params_done[..range.len()],
                 gradients: gradients_done,
                 range,
             };
-            pool.beside(|| done(part), || self.backward(depth, dz, &mut flow));
+            pool.beside(|| done(part), || self.backward(depth, &mut flow));
             range = self.range(depth);
         }
         done(Part::of(loss, range, params, gradients));
         loss
     }
 
-    /// From the masked gradient at the output of a block, or of the stem, whose sums are taken, to that at its last
-    /// convolution's.
-    fn begin(&mut self, depth: usize, flow: &mut Flow) -> Range<usize> {
+    /// From the masked gradient at the output of a block, or of the stem, whose sums are taken, to that before it.
+    fn backward(&mut self, depth: usize, flow: &mut Flow) {
         match depth.checked_sub(1) {
-            Some(index) => self.begin_block(index, flow),
-            None => self.begin_stem(flow),
-        }
-    }
-
-    /// From there to the masked gradient before the block, and its sums.
-    fn backward(&mut self, depth: usize, dz: Range<usize>, flow: &mut Flow) {
-        match depth.checked_sub(1) {
-            Some(index) => self.backward_block(index, dz, flow),
-            None => self.backward_stem(dz, flow),
+            Some(index) => self.backward_block(index, flow),
+            None => self.backward_stem(flow),
         }
     }
 
@@ -311,22 +300,16 @@ impl<T: Value> ResNet<T> {
         self.sums.add_up(exec);
     }
 
-    fn begin_block(&mut self, index: usize, flow: &mut Flow) -> Range<usize> {
+    fn backward_block(&mut self, index: usize, flow: &mut Flow) {
         let n = flow.n;
-        let Block { units: [_, _, u3], projection } = self.network.blocks[index];
+        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
         self.backward_norm(u3, 1, flow);
         if let Some(p) = projection {
             self.backward_norm(p, 2, flow);
         }
-        let [inner, _] = self.plan.inner[index + 1].clone();
-        first(&inner, self.z(u3, n).len())
-    }
-
-    fn backward_block(&mut self, index: usize, dz3: Range<usize>, flow: &mut Flow) {
-        let n = flow.n;
-        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
-        let [inner0, inner1] = self.plan.inner[index + 1].clone();
-        let gradient = Reads::Made(Made::Slope(u3, self.outer(index + 1, n)), dz3.clone());
+        let (dy, [inner0, inner1]) = (self.outer(index + 1, n), self.plan.inner[index + 1].clone());
+        let dz3 = first(&inner0, dy.len());
+        let gradient = Reads::Made(Made::Slope(u3, dy.clone()), dz3.clone());
         let da2 = self.backward_input(u3, flow, gradient, (&inner1, false), Behind::Unit(u2));
         let a2 = self.make(self.activation(u2, index + 1, n), n);
         self.backward_weight(u3, flow, (a2, dz3));
@@ -340,8 +323,8 @@ impl<T: Value> ResNet<T> {
         let dz1 = self.apply_slope(u1, da1, n);
         let (x, outer) = (self.y(index, n), self.plan.outer[index].clone());
         if let Some(p) = projection {
-            let dzp = first(&inner1, self.z(p, n).len());
-            let gradient = Reads::Made(Made::Slope(p, self.outer(index + 1, n)), dzp.clone());
+            let dzp = first(&inner1, dy.len());
+            let gradient = Reads::Made(Made::Slope(p, dy), dzp.clone());
             self.backward_input(p, flow, gradient, (&outer, false), Behind::Nothing);
             self.backward_weight(p, flow, (x.clone(), dzp));
         }
@@ -351,7 +334,7 @@ impl<T: Value> ResNet<T> {
         self.backward_input(u1, flow, Reads::There(dz1), (&outer, true), behind);
     }
 
-    fn begin_stem(&mut self, flow: &mut Flow) -> Range<usize> {
+    fn backward_stem(&mut self, flow: &mut Flow) {
         let n = flow.n;
         let (y, dy) = (self.y(0, n), self.outer(0, n));
         let da = match self.network.max_pool {
@@ -359,14 +342,11 @@ impl<T: Value> ResNet<T> {
             Some(_) => self.backward_pool(y, dy, n),
         };
         self.backward_norm(0, 1, flow);
-        self.apply_slope(0, da, n)
-    }
-
-    fn backward_stem(&mut self, dz: Range<usize>, flow: &mut Flow) {
+        let dz = self.apply_slope(0, da, n);
         let operands = (flow.images, &self.arena.as_slice()[dz]);
         let unit = &self.network.units[0];
         let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
-        unit.conv.backward_weight_images((&self.pool, self.isa), flow.n, operands, results);
+        unit.conv.backward_weight_images((&self.pool, self.isa), n, operands, results);
     }
 
     /// The masked gradient at the stem's activation from that at the pooled one, and its sums.

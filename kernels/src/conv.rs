@@ -67,28 +67,16 @@ pub struct Scratch<'a, T> {
     pub parts: &'a mut [f32],
 }
 
-/// What a pass reads.
+/// What a pass reads. A pointwise convolution makes rows just before it multiplies them, where it can.
 pub enum Source<'a, T> {
     /// An activation, or a gradient by one.
     There(&'a [T]),
-    /// One that is to be made first, and stays there.
+    /// One that is to be made before it is read, and stays there.
     Made(&'a mut [T], Rows<'a, T>),
 }
 
 impl<'a, T> From<&'a [T]> for Source<'a, T> {
     fn from(values: &'a [T]) -> Self {
-        Self::There(values)
-    }
-}
-
-impl<'a, T, const N: usize> From<&'a [T; N]> for Source<'a, T> {
-    fn from(values: &'a [T; N]) -> Self {
-        Self::There(values)
-    }
-}
-
-impl<'a, T> From<&'a Vec<T>> for Source<'a, T> {
-    fn from(values: &'a Vec<T>) -> Self {
         Self::There(values)
     }
 }

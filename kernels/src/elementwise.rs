@@ -180,3 +180,93 @@ fn slope_into<T: Value>(slope: &Slope, (g, z): (&[T], &[T]), dz: &mut [T]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{BatchNorm, Bf16, Conv, Finish, Scratch, Source};
+
+    fn values<T: Value>(len: usize, seed: usize) -> Vec<T> {
+        let value = |i: usize| ((i + seed) * 7919 % 1009) as f32 / 256.0 - 2.0;
+        (0..len).map(|i| T::narrow(value(i))).collect()
+    }
+
+    fn fold(channels: usize, seed: usize) -> Folded {
+        let mut fold = Folded::new(channels);
+        let [mean, variance, gamma, beta] = [0, 1, 2, 3].map(|i| values::<f32>(channels, seed + i));
+        let variance: Vec<f32> = variance.iter().map(|v| v * v).collect();
+        let norm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
+        fold.set(norm, (&mean, &variance), (&gamma, &beta));
+        fold
+    }
+
+    fn slope(channels: usize) -> Slope {
+        let [a, b, c] = [5, 6, 7].map(|seed| values(channels, seed));
+        Slope { a, b, c }
+    }
+
+    /// In tasks that compute all channels of a row, or none of them; with one or two panels at a time; with a short
+    /// last tile, and weights that tasks turn.
+    #[test]
+    fn a_convolution_of_rows_that_it_makes_has_the_bits_of_one_of_rows_that_are_there() {
+        let shapes = [
+            (8, [256, 64], 1, 32),
+            (4, [64, 256], 1, 33),
+            (4, [256, 128], 1, 64),
+            (2, [512, 256], 1, 5),
+            (4, [128, 256], 1, 128),
+            (4, [64, 64], 3, 16),
+        ];
+        for (side, channels, kernel, n) in shapes {
+            let conv = Conv::new([side; 2], channels, kernel, 1, kernel / 2).expect("shape");
+            let conv = conv.with_fast_algorithms();
+            compare::<f32>(&conv, n);
+            compare::<Bf16>(&conv, n);
+        }
+    }
+
+    fn compare<T: Value>(conv: &Conv, n: usize) {
+        let pool = Pool::new(2);
+        let [channels, k] = [conv.channels_in, conv.channels_out];
+        let [x_len, y_len] = [conv.input_len(n), conv.output_len(n)];
+        let w: Vec<f32> = values(conv.weights(), 1);
+        let (folds, slope) = ([fold(channels, 2), fold(channels, 9)], slope(k));
+        let [x, z] = [3, 4].map(|seed| values::<T>(x_len, seed));
+        let [g, y] = [5, 6].map(|seed| values::<T>(y_len, seed));
+        let pivot = vec![0.25; channels.max(k)];
+        let activations = [Identity::None, Identity::Plain(&x), Identity::Projected(&x, &folds[1])]
+            .map(|identity| Rows::Activation(&folds[0], &z, identity));
+        for isa in Isa::available() {
+            let exec = (&pool, isa);
+            let run = |is_forward: bool, source: Source<T>| {
+                let [mut panels, mut result] =
+                    [conv.weights(), if is_forward { y_len } else { x_len }]
+                        .map(|len| values(len, 0));
+                let mut parts = vec![f32::NAN; conv.scratch_len(n)];
+                let mut sums = vec![0.0; conv.sums_len(n)];
+                let scratch = Scratch { panels: &mut panels, parts: &mut parts };
+                let results = (&mut *result, &mut *sums, scratch);
+                if is_forward {
+                    conv.forward(exec, n, (source, &w), results, Finish::Measure(&pivot[..k]));
+                } else {
+                    let finish = Finish::Measure(&pivot[..channels]);
+                    conv.backward_input(exec, n, (source, &w), results, (false, finish));
+                }
+                let bits = |value: &f32| value.to_bits();
+                let result = result.iter().map(|value: &T| value.widen().to_bits());
+                (result.collect::<Vec<_>>(), sums.iter().map(bits).collect::<Vec<_>>())
+            };
+            let rows = activations.iter().map(|rows| (true, *rows, x_len));
+            for (is_forward, rows, len) in
+                rows.chain([(false, Rows::Slope(&slope, [&g, &y]), y_len)])
+            {
+                let [mut before, mut made] = [0, 1].map(|seed| values::<T>(len, seed));
+                rows.make(exec, &mut before);
+                let want = run(is_forward, Source::There(&before));
+                assert!(want == run(is_forward, Source::Made(&mut made, rows)), "{}", isa.name());
+                let same = |(a, b): (&T, &T)| a.widen().to_bits() == b.widen().to_bits();
+                assert!(before.iter().zip(&made).all(same), "{}", isa.name());
+            }
+        }
+    }
+}

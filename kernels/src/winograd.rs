@@ -322,7 +322,7 @@ mod tests {
             let scratch = Scratch { panels: &mut [], parts: &mut scratch };
             let results = (&mut *y, &mut *sums, scratch);
             let measure = Finish::Measure(&pivot);
-            conv.forward(exec, n, (&x, &w), results, measure);
+            conv.forward(exec, n, (&*x, &w), results, measure);
             finish_tiles(exec, shape, &mut y, &mut later, measure);
             let bits = |sums: &[f32]| -> Vec<u32> {
                 let tiles = sums[..sums_len(shape)].chunks_exact(3 * 128);

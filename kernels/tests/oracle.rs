@@ -183,7 +183,7 @@ fn convolution_case<T: Value>(case: &Case, rounding: [f64; 2], way: fn(Conv) -> 
             conv.backward_weight_images(exec, n, (&x_plain, &dy), results);
         } else {
             let results = (&mut *y, &mut *sums, with(&mut panels, &mut scratch));
-            conv.forward(exec, n, (&x, &weights), results, Finish::Keep);
+            conv.forward(exec, n, (&*x, &weights), results, Finish::Keep);
             conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         }
         let y_bound = bound(kernel * kernel * channels[0]) + rounding[0];
@@ -201,7 +201,7 @@ fn convolution_case<T: Value>(case: &Case, rounding: [f64; 2], way: fn(Conv) -> 
         let dx_bound = bound(kernel * kernel * channels[1]) + rounding[0];
         for (add, times) in [(false, 1.0), (true, 2.0)] {
             let results = (&mut *dx, &mut *sums, with(&mut panels, &mut scratch));
-            conv.backward_input(exec, n, (&dy, &weights), results, (add, Finish::Keep));
+            conv.backward_input(exec, n, (&*dy, &weights), results, (add, Finish::Keep));
             check(&widened(&dx), dx4.iter().map(|v| times * v), dx_bound, &what);
         }
     }
@@ -477,14 +477,14 @@ fn bits_agree(conv: &Conv) -> Vec<u32> {
         let finish = Finish::Measure(&[0.0; 128]);
         let tiles = sums.tiles(conv.output_tiles(n));
         let results = (&mut *all, tiles, with(&mut panels, &mut scratch));
-        conv.forward(exec, n, (&x, &w), results, finish);
+        conv.forward(exec, n, (&*x, &w), results, finish);
         sums.add_up(exec);
         let mut statistics = Statistics::new(128);
         statistics.set(&sums, pixels * n, &[0.0; 128]);
         let mut dx = vec![0.0; x.len()];
         let tiles = sums.tiles(conv.input_tiles(n));
         let results = (&mut *dx, tiles, with(&mut panels, &mut scratch));
-        conv.backward_input(exec, n, (&dy, &w), results, (false, Finish::Keep));
+        conv.backward_input(exec, n, (&*dy, &w), results, (false, Finish::Keep));
         let mut dw = vec![0.0; w.len()];
         conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         all.extend(statistics.mean.iter().chain(&statistics.variance));
@@ -535,9 +535,9 @@ fn streamed_case<T: Value>(isa: Isa, conv: &Conv) {
         let finish = Finish::Mask(Mask::Output(&before), of, None);
         let mut panels = vec![T::default(); conv.weights()];
         let results = (&mut *y, &mut *sums, with(&mut panels, &mut []));
-        conv.forward(exec, n, (&x, &weights), results, finish);
+        conv.forward(exec, n, (&*x, &weights), results, finish);
         let results = (&mut *dx, &mut *sums, with(&mut panels, &mut []));
-        turned.backward_input(exec, n, (&x, &other), results, (true, finish));
+        turned.backward_input(exec, n, (&*x, &other), results, (true, finish));
         [&*y, &*dx].concat()
     };
     let (streamed, plain) = (run(0), run(1));
