@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use kernels::{
-    Arena, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Scratch, Slope, Sums,
-    Value,
+    Arena, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Rows, Scratch, Slope,
+    Sums, Value,
 };
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
@@ -209,7 +209,7 @@ impl<T: Value> Layer<T> {
             2 => self.backward_weight(exec),
             3 => {
                 let (y, dy) = (self.y.as_slice(), self.dy.as_mut_slice());
-                self.fold.activate(exec, y, Identity::None, dy);
+                Rows::Activation(&self.fold, y, Identity::None).make(exec, dy);
             }
             _ => self.slope.apply_in_place(exec, self.y.as_slice(), self.dy.as_mut_slice()),
         }

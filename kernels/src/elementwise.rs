@@ -52,6 +52,7 @@ impl<T: Value> Rows<'_, T> {
         );
     }
 
+    /// That they are made of as many values.
     pub(crate) fn assert_len(&self, len: usize) {
         let lens = match *self {
             Self::Activation(_, z, Identity::None) => [z.len(); 2],
@@ -64,7 +65,7 @@ impl<T: Value> Rows<'_, T> {
     }
 
     /// Values of a row.
-    fn channels(&self) -> usize {
+    pub(crate) fn channels(&self) -> usize {
         match self {
             Self::Activation(fold, ..) => fold.scale.len(),
             Self::Slope(slope, _) => slope.a.len(),

@@ -333,7 +333,7 @@ pub(crate) fn pair_rows(isa: Isa, rows: &[f32], words: &mut [Bf16]) {
 }
 
 /// Transposes 64 rows of 64 columns; past the caches, where the tier can and the target begins at a cache line,
-/// if `streamed` is set.
+/// if `streamed` is set. What comes next after `source` is asked for; it may be empty.
 pub(crate) fn turn(isa: Isa, (source, next): (&[f32], &[f32]), target: &mut [f32], streamed: bool) {
     assert_eq!((source.len(), target.len()), (PANEL * PANEL, PANEL * PANEL));
     match isa {

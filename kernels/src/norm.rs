@@ -14,7 +14,7 @@
 //!
 //! [`Finish`]: crate::Finish
 
-use crate::elementwise::{self, Rows};
+use crate::elementwise::slope_in_place;
 use crate::gemm::PANEL;
 use crate::isa::Isa;
 use crate::pool::Pool;
@@ -205,17 +205,6 @@ impl Folded {
             self.shift[c] = beta[c] - mean[c] * self.scale[c];
         }
     }
-
-    /// `y = max(0, z*scale + shift + identity)`.
-    pub fn activate<T: Value>(
-        &self,
-        exec: (&Pool, Isa),
-        z: &[T],
-        identity: Identity<T>,
-        y: &mut [T],
-    ) {
-        Rows::Activation(self, z, identity).make(exec, y);
-    }
 }
 
 impl Slope {
@@ -226,12 +215,7 @@ impl Slope {
 
     /// `dz = a*g + b*z + c` over `g` itself.
     pub fn apply_in_place<T: Value>(&self, exec: (&Pool, Isa), z: &[T], g: &mut [T]) {
-        elementwise::slope_in_place(exec, self, z, g);
-    }
-
-    /// `dz = a*g + b*z + c` into another buffer.
-    pub fn apply<T: Value>(&self, exec: (&Pool, Isa), (g, z): (&[T], &[T]), dz: &mut [T]) {
-        Rows::Slope(self, [g, z]).make(exec, dz);
+        slope_in_place(exec, self, z, g);
     }
 }
 

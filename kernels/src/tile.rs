@@ -115,6 +115,7 @@ pub(crate) fn for_each_tile_of_rows<T: Send, S>(
     task: impl Fn(&mut S, Tile<T>, &mut [T]) + Sync,
 ) {
     let n = values.len() / channels;
+    assert_eq!((values.len(), other.len()), (n * channels, n * k), "rows of both");
     let sums = &mut sums[..sums_len((1, n, channels))];
     let (values, sums) = ((values, IMAGES * channels), (sums, SUMS * channels));
     let other = (other, IMAGES * k);

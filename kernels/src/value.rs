@@ -74,7 +74,8 @@ pub trait Product: Copy + Default + Send + Sync + 'static {
     #[doc(hidden)]
     fn strips(isa: Isa, b: Matrix<Self>, packed: &mut [Self::Word]);
 
-    /// Transposes a 64x64 tile of weights into a panel, past the caches if that is asked for.
+    /// Transposes a 64x64 tile of weights (and asks for what comes next) into a panel, past the caches if that is
+    /// asked for.
     #[doc(hidden)]
     fn turn(isa: Isa, source: (&[f32], &[f32]), panel: &mut [Self], streamed: bool);
 

@@ -4,7 +4,7 @@
 use kernels::scalar::{self, Window};
 use kernels::{
     Arena, BatchNorm, Bf16, Conv, Finish, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised,
-    PANEL, Pool, Scratch, Slope, Statistics, Sums, Value, average_backward, average_forward,
+    PANEL, Pool, Rows, Scratch, Slope, Statistics, Sums, Value, average_backward, average_forward,
     finish_tiles, softmax_cross_entropy, sums_len,
 };
 use ndarray::{Array1, Array2, Array4, ArrayView4};
@@ -266,10 +266,10 @@ fn normalisation_matches_the_oracle_on_every_tier() {
             let mut fold = Folded::new(channels);
             fold.set(NORM, (&statistics.mean, &statistics.variance), (&gamma, &beta));
             let mut y = vec![f32::NAN; len];
-            fold.activate(exec, &z, Identity::Plain(&identity), &mut y);
+            Rows::Activation(&fold, &z, Identity::Plain(&identity)).make(exec, &mut y);
             check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
             let one = Folded { scale: vec![1.0; channels], shift: vec![0.0; channels] };
-            fold.activate(exec, &z, Identity::Projected(&identity, &one), &mut y);
+            Rows::Activation(&fold, &z, Identity::Projected(&identity, &one)).make(exec, &mut y);
             check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
             let mut finished = z.clone();
             let mut unused = vec![0.0; sums_len(flat)];
@@ -282,7 +282,7 @@ fn normalisation_matches_the_oracle_on_every_tier() {
             let masked4 = scalar::relu_backward(summed.view(), array4(shape, &dy).view());
             case.check(&statistics, (Mask::Output(&y), (of, Some(of))), (&dy, &masked4), &what);
 
-            fold.activate(exec, &z, Identity::None, &mut y);
+            Rows::Activation(&fold, &z, Identity::None).make(exec, &mut y);
             let masked4 =
                 scalar::relu_backward(array4(shape, &y).view(), array4(shape, &dy).view());
             case.check(&statistics, (Mask::Folded(&fold), (of, None)), (&dy, &masked4), &what);
@@ -323,7 +323,7 @@ impl Backward<'_> {
             let results = (&mut *dgamma, &mut *dbeta, &mut slope);
             statistics.backward(NORM, (&sums, which), self.gamma.0, results);
             let mut dz = vec![f32::NAN; g.len()];
-            slope.apply(self.exec, (&g, self.z.0), &mut dz);
+            Rows::Slope(&slope, [&g, self.z.0]).make(self.exec, &mut dz);
             check(&dgamma, dgamma1.iter().copied(), 1e-4, what);
             check(&dbeta, dbeta1.iter().copied(), 1e-4, what);
             check(&dz, dz4.iter().copied(), 2e-4, what);
@@ -575,10 +575,10 @@ fn streamed_passes<T: Value>(isa: Isa) {
     let results = (&mut *dgamma, &mut *dbeta, &mut slope);
     statistics.backward(NORM, (&sums, 1), &values(channels, 6), results);
     let run = |pass: usize, y: &mut [T]| match pass {
-        0 => fold.activate(exec, &z, Identity::None, y),
-        1 => fold.activate(exec, &z, Identity::Plain(&x), y),
-        2 => fold.activate(exec, &z, Identity::Projected(&x, &fold), y),
-        _ => slope.apply(exec, (&x, &z), y),
+        0 => Rows::Activation(&fold, &z, Identity::None).make(exec, y),
+        1 => Rows::Activation(&fold, &z, Identity::Plain(&x)).make(exec, y),
+        2 => Rows::Activation(&fold, &z, Identity::Projected(&x, &fold)).make(exec, y),
+        _ => Rows::Slope(&slope, [&x, &z]).make(exec, y),
     };
     let mut arena = Arena::<T>::new(2 * len + 64).expect("memory");
     let (streamed, plain) = arena.as_mut_slice().split_at_mut(len);

@@ -124,6 +124,7 @@ impl Pass<'_> {
         ending: Ending<T>,
     ) {
         made.assert_len(source.len());
+        assert_eq!(made.channels(), self.k);
         let (is_pair, _) = self.task_panels::<T>(isa, (1, y.len() / channels, channels));
         let held = || [0.0; strassen::HELD];
         let (shape, k) = ((channels, self.k), self.k);
