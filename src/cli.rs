@@ -261,6 +261,9 @@ struct BenchArgs {
     /// forward passes as hfl eval runs them, not training steps
     #[argh(switch)]
     inference: bool,
+    /// after each step the same on one thread: how many times as fast all are
+    #[argh(switch)]
+    scaling: bool,
     /// one JSON object on stdout
     #[argh(switch)]
     json: bool,
@@ -475,6 +478,9 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.inference && args.precision != Precision::Fp32 {
         return Err(Failure::new("--inference runs in fp32 only").hint("without --precision"));
     }
+    if args.inference && args.scaling {
+        return Err(Failure::new("--scaling times training steps").hint("without --inference"));
+    }
     let report = bench::run(bench::Options {
         stem: args.stem,
         precision: args.precision,
@@ -484,14 +490,19 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
         steps: args.steps,
         isa: args.isa.0,
         inference: args.inference,
+        scaling: args.scaling,
     })
     .doing("memory or instructions for a step")?;
     if args.json {
         return print(&serde_json::to_string(&report).doing("report")?);
     }
+    let alone = |scaling: &bench::Scaling| {
+        format!(", {:.2} times as fast as on 1 ({:.4} s)", scaling.speedup, scaling.alone_s)
+    };
+    let alone = report.scaling.as_ref().map_or(String::new(), alone);
     print(&format!(
         "{} stem, {}, {} convolutions, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
-         {:.1} images/s, {:.1} GFLOP/s",
+         {:.1} images/s, {:.1} GFLOP/s{alone}",
         report.stem,
         report.precision,
         report.conv,

@@ -16,6 +16,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backlog;
 pub mod bench;
 pub mod checkpoint;
 pub mod cifar;

@@ -2,11 +2,12 @@
 
 use kernels::{Bf16, Isa, Pool};
 
+use crate::backlog::{Part, Pieces};
 use crate::cifar::Batch;
 use crate::job::{Algorithm, Precision};
 use crate::network::Network;
 use crate::plan::Plan;
-use crate::resnet::{Part, ResNet};
+use crate::resnet::ResNet;
 
 /// A network that trains.
 pub enum Model {
@@ -44,6 +45,14 @@ impl Model {
         })
     }
 
+    /// Computes on these threads from now on: the same bits.
+    pub fn compute_on(&mut self, pool: Pool) {
+        match self {
+            Self::Single(model) => model.compute_on(pool),
+            Self::Half(model) => model.compute_on(pool),
+        }
+    }
+
     /// Bytes that a step takes, but for parameters and gradients; an eighth more for scratch memory.
     pub fn memory_len(network: &Network, precision: Precision, batch_max: usize) -> usize {
         let size = match precision {
@@ -60,7 +69,7 @@ impl Model {
         params: &mut [f32],
         batch: &Batch,
         gradients: &mut [f32],
-        done: impl FnMut(Part) + Send,
+        done: (Pieces, impl FnMut(Part) + Send),
     ) -> f32 {
         match self {
             Self::Single(model) => model.step(params, batch, gradients, done),

@@ -11,11 +11,12 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Rows, Scratch,
-    Slope, Source, Statistics, Sums, Value, average_backward, average_forward, finish_tiles,
-    softmax_cross_entropy,
+    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Receding,
+    Rows, Scratch, Slope, Source, Statistics, Sums, Value, average_backward, average_forward,
+    finish_tiles, softmax_cross_entropy,
 };
 
+use crate::backlog::{Backlog, Part, Pieces};
 use crate::cifar::{Batch, CLASSES};
 use crate::network::{Block, Network, Unit};
 use crate::plan::{Plan, Rest, around, around2, first};
@@ -55,31 +56,22 @@ struct Head {
     logits: Vec<f32>,
 }
 
-/// A part of the flat buffers that is done with in a step.
-pub struct Part<'a> {
-    /// The step's loss.
-    pub loss: f32,
-    /// Where it is.
-    pub range: Range<usize>,
-    /// Its parameters, which the step reads no more.
-    pub params: &'a mut [f32],
-    /// Its gradients, and all behind it: those of the parts before.
-    pub gradients: &'a [f32],
-}
-
-impl<'a> Part<'a> {
-    fn of(loss: f32, range: Range<usize>, params: &'a mut [f32], gradients: &'a [f32]) -> Self {
-        let (params, gradients) = (&mut params[range.clone()], &gradients[range.start..]);
-        Self { loss, range, params, gradients }
-    }
-}
-
 /// The batch of a step, its parameters and where its gradients go: both but for what is done.
 struct Flow<'a> {
     images: &'a [f32],
-    params: &'a [f32],
-    gradients: &'a mut [f32],
+    params: &'a mut [f32],
+    gradients: Receding<'a, f32>,
     n: usize,
+}
+
+impl<'a> Flow<'a> {
+    /// The last of what is left, which is done.
+    fn give_up(&mut self, range: Range<usize>, loss: f32) -> Part<'a> {
+        let (params, part) = std::mem::take(&mut self.params).split_at_mut(range.start);
+        assert_eq!(part.len(), range.len(), "parts are done from the end on");
+        self.params = params;
+        Part { loss, params: part, gradients: self.gradients.give_up(range.start), range }
+    }
 }
 
 impl<T: Value> ResNet<T> {
@@ -125,15 +117,20 @@ impl<T: Value> ResNet<T> {
         (&self.pool, self.isa)
     }
 
-    /// One step's loss and gradients. `done` is called for each part of the flat buffers as it becomes final,
-    /// from their end to their start without a gap, on one thread beside the next piece of the backward
-    /// pass; the statistics' part holds the running statistics after this batch.
+    /// Computes on these threads from now on.
+    pub fn compute_on(&mut self, pool: Pool) {
+        self.pool = pool;
+    }
+
+    /// One step's loss and gradients. `done` is called for each part of the flat buffers after it became final,
+    /// from their end to their start without a gap, beside the backward pass; or for pieces of them. The
+    /// statistics' part holds the running statistics after this batch.
     pub fn step(
         &mut self,
         params: &mut [f32],
         batch: &Batch,
         gradients: &mut [f32],
-        mut done: impl FnMut(Part) + Send,
+        (pieces, done): (Pieces, impl FnMut(Part) + Send),
     ) -> f32 {
         assert_eq!((params.len(), gradients.len()), (self.network.layout.len, params.len()));
         let n = batch.len();
@@ -145,23 +142,28 @@ impl<T: Value> ResNet<T> {
         let Network { layout, classifier: [weight, bias], .. } = &self.network;
         let statistics = layout.trained..layout.len;
         let head = weight.start..bias.end;
-        done(Part::of(loss, statistics, params, gradients));
-        self.backward_head(&mut Flow { images: &batch.images, params, gradients, n });
-        let (pool, mut range) = (self.pool.clone(), head);
-        for depth in (0..=self.network.blocks.len()).rev() {
-            let (params, params_done) = params.split_at_mut(range.start);
-            let (gradients, gradients_done) = gradients.split_at_mut(range.start);
-            let mut flow = Flow { images: &batch.images, params, gradients, n };
-            let part = Part {
-                loss,
-                params: &mut params_done[..range.len()],
-                gradients: gradients_done,
-                range,
-            };
-            pool.beside(|| done(part), || self.backward(depth, &mut flow));
-            range = self.range(depth);
-        }
-        done(Part::of(loss, range, params, gradients));
+        let pool = self.pool.clone();
+        let backlog = Backlog::new(pieces, done);
+        let hand_over = |part, depth| {
+            backlog.push(part, depth);
+            if pool.threads() == 1 {
+                backlog.finish();
+            }
+        };
+        let gradients = Receding::new(gradients);
+        let mut flow = Flow { images: &batch.images, params, gradients, n };
+        let backward = || {
+            let blocks = self.network.blocks.len();
+            hand_over(flow.give_up(statistics, loss), blocks);
+            self.backward_head(&mut flow);
+            hand_over(flow.give_up(head, loss), blocks);
+            for depth in (0..=blocks).rev() {
+                self.backward(depth, &mut flow);
+                hand_over(flow.give_up(self.range(depth), loss), depth);
+            }
+            backlog.finish();
+        };
+        pool.beside(|| backlog.hurry(), || backlog.fill(), backward);
         loss
     }
 

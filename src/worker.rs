@@ -2,8 +2,8 @@
 
 use protocol::{Ended, Entry, Event, Message, Refusal, Role, Roster, Session};
 
+use crate::backlog::Part;
 use crate::job::Job;
-use crate::resnet::Part;
 use crate::round::cell_range;
 use crate::state::Member;
 

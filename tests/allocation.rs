@@ -5,6 +5,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use hfl::backlog::Pieces;
 use hfl::cifar::{Batch, COLOURS, SIDE};
 use hfl::init;
 use hfl::job::{Algorithm, Precision, Stem};
@@ -59,10 +60,10 @@ fn a_steady_step_takes_no_memory() {
             // The last batch of an epoch is shorter.
             let batches = [batch(3), batch(2), batch(3)];
             let mut model = Model::new(network, way, 3, (Pool::new(2), isa)).expect("memory");
-            model.step(&mut params, &batches[0], &mut gradients, |_| {});
+            model.step(&mut params, &batches[0], &mut gradients, (Pieces::Small, |_| {}));
             let before = TAKEN.load(Ordering::Relaxed);
             for batch in &batches {
-                model.step(&mut params, batch, &mut gradients, |_| {});
+                model.step(&mut params, batch, &mut gradients, (Pieces::Small, |_| {}));
             }
             assert_eq!(TAKEN.load(Ordering::Relaxed), before, "{}, {way:?}, {stem}", isa.name());
         }

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hfl::backlog::Part;
 use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem};
 use hfl::params::{Kind, Layout};
-use hfl::resnet::Part;
 use hfl::rng::Stream;
 use hfl::schedule::Schedule;
 use hfl::server::ParameterServer;

@@ -1,6 +1,7 @@
 //! A whole step: the same bits for any number of threads and on both vector tiers; formats and ways of
 //! convolution that agree within their rounding.
 
+use hfl::backlog::{Part, Pieces};
 use hfl::cifar::Batch;
 use hfl::drawing;
 use hfl::init;
@@ -20,20 +21,26 @@ fn batch() -> Batch {
 
 /// Loss and gradients. Each part is handed over once, from the end on, when it is final; its parameters are read
 /// no more.
-fn step(stem: Stem, way: (Precision, Algorithm), exec: (usize, Isa)) -> (f32, Vec<f32>) {
+fn step(
+    stem: Stem,
+    way: (Precision, Algorithm),
+    exec: (usize, Isa),
+    pieces: Pieces,
+) -> (f32, Vec<f32>) {
     let network = Network::resnet50(stem).expect("shapes");
     let mut params = init::initialise(&network.layout, 1, 0.5);
     let mut gradients = vec![f32::NAN; params.len()];
     let (threads, isa) = exec;
     let mut model = Model::new(network, way, IMAGES, (Pool::new(threads), isa)).expect("memory");
     let (mut handed_over, mut next) = (gradients.clone(), gradients.len());
-    let loss = model.step(&mut params, &batch(), &mut gradients, |part| {
+    let done = |part: Part| {
         let range = part.range;
         assert_eq!((range.end, part.params.len()), (next, range.len()));
         part.params.fill(f32::NAN);
         handed_over[range.clone()].copy_from_slice(&part.gradients[..range.len()]);
         next = range.start;
-    });
+    };
+    let loss = model.step(&mut params, &batch(), &mut gradients, (pieces, done));
     assert!(next == 0 && handed_over == gradients && params.iter().all(|value| value.is_nan()));
     (loss, gradients)
 }
@@ -54,7 +61,9 @@ fn bits_depend_neither_on_threads_nor_on_the_vector_tier() {
             let mut vector = Vec::new();
             for isa in Isa::available() {
                 let bits = |threads| {
-                    let (loss, gradients) = step(stem, (Precision::Fp32, conv), (threads, isa));
+                    let way = (Precision::Fp32, conv);
+                    let pieces = [Pieces::Whole, Pieces::Small][threads % 2];
+                    let (loss, gradients) = step(stem, way, (threads, isa), pieces);
                     assert!(loss.is_finite() && gradients.iter().all(|g| g.is_finite()));
                     gradients.iter().map(|g| g.to_bits()).collect::<Vec<u32>>()
                 };
@@ -72,9 +81,9 @@ fn bits_depend_neither_on_threads_nor_on_the_vector_tier() {
 #[test]
 fn every_tier_way_and_format_computes_the_same_step() {
     let (loss, gradients) =
-        step(Stem::Cifar, (Precision::Fp32, Algorithm::Direct), (2, Isa::Portable));
+        step(Stem::Cifar, (Precision::Fp32, Algorithm::Direct), (2, Isa::Portable), Pieces::Small);
     let check = |way, isa: Isa, bound: f64| {
-        let (other_loss, other) = step(Stem::Cifar, way, (2, isa));
+        let (other_loss, other) = step(Stem::Cifar, way, (2, isa), Pieces::Small);
         let far = distance(&other, &gradients);
         println!("{way:?} on {}: loss {other_loss}, gradients {far:.2e}", isa.name());
         assert!((other_loss - loss).abs() < loss * bound as f32, "{way:?} on {}", isa.name());

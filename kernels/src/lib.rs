@@ -66,7 +66,7 @@ pub use isa::Isa;
 pub use linear::Linear;
 pub use loss::softmax_cross_entropy;
 pub use norm::{BatchNorm, Folded, Identity, Mask, Normalised, Slope, Statistics, Sums};
-pub use pool::Pool;
+pub use pool::{Pool, Receding};
 pub use pooling::{MaxPool, average_backward, average_forward};
 pub use sgd::{Sgd, momentum_sgd};
 pub use tile::sums_len;

@@ -7,15 +7,18 @@
 
 mod denormals;
 mod pieces;
+mod receding;
 mod team;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use ndarray::ArrayViewMut4;
 
 use pieces::{Blocks, Chunks};
 use team::Team;
+
+pub use receding::Receding;
 
 /// A fixed set of threads for the kernels. The calling thread is one of them; clones share the others.
 #[derive(Clone)]
@@ -43,17 +46,16 @@ impl Pool {
         self.run_with(tasks, || (), |(), index| task(index));
     }
 
-    /// Runs `main`, and beside it `job` on one thread of the pool: the regions of `main` go on with the others
-    /// until it is free again. Alone, a thread runs `job` first.
-    pub fn beside<R>(&self, job: impl FnOnce() + Send, main: impl FnOnce() -> R) -> R {
-        let job = Mutex::new(Some(job));
-        let take = || job.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        let once = |_| {
-            if let Some(job) = take() {
-                job();
-            }
-        };
-        self.team.beside(once, main)
+    /// Runs `main`, and beside it pieces of other work, each by a call that says whether there was one. Other
+    /// threads do what is `urgent` before they help in a region, which goes on without them; who would wait for
+    /// others does what is `spare`. Whether anybody does is not certain: `main` has to see that all is done.
+    pub fn beside<R>(
+        &self,
+        urgent: impl Fn() -> bool + Sync,
+        spare: impl Fn() -> bool + Sync,
+        main: impl FnOnce() -> R,
+    ) -> R {
+        self.team.beside(urgent, spare, main)
     }
 
     /// As [`Pool::run`], with a state that each thread makes once and its tasks share one after the other.
@@ -429,53 +431,81 @@ mod tests {
         assert_eq!(count.into_inner(), 8);
     }
 
+    /// Takes one of what is left.
+    fn take(left: &AtomicUsize) -> bool {
+        left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+
+    fn until(is_so: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !is_so() {
+            assert!(start.elapsed() < Duration::from_secs(60), "waited in vain");
+            yield_now();
+        }
+    }
+
     #[test]
-    fn a_job_runs_once_beside_regions_and_ends_before_its_caller_goes_on() {
+    fn no_piece_beside_regions_goes_on_after_them() {
         for threads in [1, 2, 3] {
             let pool = Pool::new(threads);
-            let (mut jobs, mut sums) = (0, [0; 64]);
-            for round in 1..=2000 {
-                let sum: usize = pool.beside(
-                    || jobs += round,
-                    || {
-                        (0..round % 4)
-                            .for_each(|_| pool.for_each_chunk(&mut sums, 1, |_, s| s[0] += 1));
-                        sums.iter().sum()
-                    },
-                );
-                assert_eq!(
-                    (jobs, sum),
-                    (round * (round + 1) / 2, 64 * (0..=round).map(|r| r % 4).sum::<usize>())
-                );
+            let (mut hits, mut regions) = ([0; 64], 0);
+            for round in 0..2000 {
+                let [urgent, spare, done] = [5, 20, 0].map(AtomicUsize::new);
+                let piece = |left: &AtomicUsize| {
+                    let is_taken = take(left);
+                    done.fetch_add(usize::from(is_taken), Ordering::SeqCst);
+                    is_taken
+                };
+                let main = || {
+                    for _ in 0..round % 4 {
+                        pool.for_each_chunk(&mut hits, 1, |_, hit| hit[0] += 1);
+                        regions += 1;
+                    }
+                };
+                pool.beside(|| piece(&urgent), || piece(&spare), main);
+                let left = [urgent, spare].map(AtomicUsize::into_inner);
+                assert_eq!(left[0] + left[1] + done.into_inner(), 25);
+                assert!(threads > 1 || left == [5, 20], "a thread alone waits for nobody");
             }
+            assert_eq!(hits, [regions; 64]);
         }
+    }
+
+    #[test]
+    fn threads_do_urgent_pieces_first_and_spare_ones_where_they_would_wait() {
+        let pool = Pool::new(2);
+        let [urgent, spare] = [3, 5].map(AtomicUsize::new);
+        let is_done = |left: &AtomicUsize| left.load(Ordering::SeqCst) == 0;
+        let main = || {
+            until(|| is_done(&urgent));
+            // Who has the other task, or none, would wait.
+            pool.run(2, |index| {
+                if index == 0 {
+                    until(|| is_done(&spare));
+                }
+            });
+        };
+        pool.beside(|| take(&urgent), || is_done(&urgent) && take(&spare), main);
     }
 
     /// It is ended by a region that begins after it did: were it waited for, it would give up.
     #[test]
-    fn regions_go_on_while_a_thread_does_a_job() {
+    fn regions_go_on_while_a_thread_is_at_an_urgent_piece() {
         let pool = Pool::new(2);
         let [begun, ended] = [0, 1].map(|_| AtomicBool::new(false));
-        let until = |flag: &AtomicBool| {
-            let start = Instant::now();
-            while !flag.load(Ordering::Acquire) {
-                assert!(start.elapsed() < Duration::from_secs(60), "waited in vain");
-                yield_now();
-            }
+        let urgent = || {
+            let is_first = !begun.swap(true, Ordering::SeqCst);
+            until(|| ended.load(Ordering::SeqCst));
+            is_first
         };
-        pool.beside(
-            || {
-                begun.store(true, Ordering::Release);
-                until(&ended);
-            },
-            || {
-                until(&begun);
-                let mut counts = [0; 100];
-                pool.for_each_chunk(&mut counts, 1, |_, count| count[0] += 1);
-                assert_eq!(counts, [1; 100]);
-                ended.store(true, Ordering::Release);
-            },
-        );
+        let main = || {
+            until(|| begun.load(Ordering::SeqCst));
+            let mut counts = [0; 100];
+            pool.for_each_chunk(&mut counts, 1, |_, count| count[0] += 1);
+            assert_eq!(counts, [1; 100]);
+            ended.store(true, Ordering::SeqCst);
+        };
+        pool.beside(urgent, || false, main);
     }
 
     #[test]
@@ -487,29 +517,45 @@ mod tests {
             });
         };
         let counts: [AtomicUsize; 32] = std::array::from_fn(|_| AtomicUsize::new(0));
+        let both = || {
+            let left = AtomicUsize::new(2);
+            let piece = || {
+                let is_taken = take(&left);
+                if is_taken {
+                    add(&counts);
+                }
+                is_taken
+            };
+            pool.beside(piece, piece, || {
+                add(&counts);
+                while piece() {}
+            });
+        };
         std::thread::scope(|scope| {
             for _ in 0..3 {
-                scope.spawn(|| {
-                    (0..1000).for_each(|_| pool.beside(|| add(&counts), || add(&counts)))
-                });
+                scope.spawn(|| (0..1000).for_each(|_| both()));
             }
         });
         pool.run(5, |_| add(&counts));
-        assert!(counts.into_iter().all(|count| count.into_inner() == 6005));
+        assert!(counts.into_iter().all(|count| count.into_inner() == 9005));
     }
 
     #[test]
-    fn a_panic_of_a_job_or_beside_one_reaches_the_caller() {
-        for threads in [1, 2] {
-            let pool = Pool::new(threads);
-            let mut done = 0;
-            let job =
-                catch_unwind(AssertUnwindSafe(|| pool.beside(|| panic!("job"), || done += 1)));
-            let main =
-                catch_unwind(AssertUnwindSafe(|| pool.beside(|| done += 2, || panic!("main"))));
-            assert!(job.is_err() && main.is_err());
-            assert_eq!(done, if threads == 1 { 2 } else { 3 }, "{threads} threads");
-        }
+    fn a_panic_of_a_piece_or_beside_one_reaches_the_caller() {
+        let pool = Pool::new(2);
+        let begun = AtomicBool::new(false);
+        let urgent = || {
+            assert!(begun.swap(true, Ordering::SeqCst), "the first piece");
+            false
+        };
+        let main = || until(|| begun.load(Ordering::SeqCst));
+        let piece = catch_unwind(AssertUnwindSafe(|| pool.beside(urgent, || false, main)));
+        let main =
+            catch_unwind(AssertUnwindSafe(|| pool.beside(|| false, || false, || panic!("main"))));
+        assert!(piece.is_err() && main.is_err());
+        let mut counts = [0; 8];
+        pool.for_each_chunk(&mut counts, 1, |_, count| count[0] += 1);
+        assert_eq!(counts, [1; 8]);
     }
 
     #[test]

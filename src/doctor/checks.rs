@@ -97,6 +97,7 @@ fn cpu(args: &DoctorArgs) -> Finding {
         steps: 2,
         isa,
         inference: false,
+        scaling: false,
     });
     let seconds = match report {
         Ok(report) => report.median_s * f64::from(args.batch_size) / batch as f64,

@@ -7,6 +7,7 @@ use kernels::Arena;
 use protocol::{Config, Ended, LinkId, Net};
 
 use super::{CELL, Options, open_store, pool};
+use crate::backlog::Pieces;
 use crate::checkpoint;
 use crate::cifar::{Batch, Dataset, Sampler, Split};
 use crate::failure::{Doing, Failure};
@@ -197,9 +198,9 @@ impl Running<'_> {
             self.params.as_mut_slice(),
             &model.batch,
             model.gradients.as_mut_slice(),
-            |part| {
+            (Pieces::Whole, |part| {
                 net.drive(id, |session| push.advance(session, samples, &part).map(|()| false));
-            },
+            }),
         );
         let since = self.last.replace(Instant::now()).unwrap_or(start);
         let seconds = since.elapsed().as_secs_f64();

@@ -51,29 +51,40 @@ impl Team {
     pub(super) fn run(&self, is_alone: bool, body: impl Fn(usize) + Sync) {
         let _flush = FlushDenormals::enter();
         let own = || body(0);
-        match is_alone || self.threads.is_empty() {
-            true => own(),
-            false => self.shared.open(&self.shared.region, &body, own).unwrap_or_else(|own| own()),
+        if is_alone || self.threads.is_empty() {
+            return own();
         }
+        let body = |who| {
+            body(who);
+            true
+        };
+        self.shared.open(&self.shared.region, &body, own).unwrap_or_else(|own| own());
     }
 
-    /// Calls `main` here and then `body`, and that beside it on every thread that comes by, before they help
-    /// `main`. Where there is no thread, or another caller's is being called, `body` is run before `main`.
-    pub(super) fn beside<R>(&self, body: impl Fn(usize) + Sync, main: impl FnOnce() -> R) -> R {
+    /// Calls `main` here. Threads that come by meanwhile call `urgent` until there is no such piece, before they
+    /// help; who would wait, also here, calls `spare` again and again. Where there is no thread, or another
+    /// caller's are being called, nobody does either.
+    pub(super) fn beside<R>(
+        &self,
+        urgent: impl Fn() -> bool + Sync,
+        spare: impl Fn() -> bool + Sync,
+        main: impl FnOnce() -> R,
+    ) -> R {
         let _flush = FlushDenormals::enter();
-        let own = || {
-            let result = catch_unwind(AssertUnwindSafe(main));
-            body(0);
-            result.unwrap_or_else(|panic| resume_unwind(panic))
+        if self.threads.is_empty() {
+            return main();
+        }
+        let Shared { beside, idle, .. } = &*self.shared;
+        let hurry = |_| {
+            let mut is_done = false;
+            while urgent() {
+                is_done = true;
+            }
+            is_done
         };
-        let outcome = match self.threads.is_empty() {
-            true => Err(own),
-            false => self.shared.open(&self.shared.beside, &body, own),
-        };
-        outcome.unwrap_or_else(|own| {
-            self.run(false, &body);
-            own()
-        })
+        let fill = |_| spare();
+        let own = || self.shared.open(idle, &fill, main).unwrap_or_else(|main| main());
+        self.shared.open(beside, &hurry, own).unwrap_or_else(|own| own())
     }
 }
 
@@ -97,8 +108,9 @@ fn publish_streams() {
     }
 }
 
-/// What threads do behind a door, each with its own number; the caller's is 0.
-type Body<'a> = &'a (dyn Fn(usize) + Sync);
+/// What threads do behind a door, each with its own number, and whether there was anything to do; the caller's
+/// number is 0.
+type Body<'a> = &'a (dyn Fn(usize) -> bool + Sync);
 
 struct Shared {
     /// Changes whenever there is something to look at.
@@ -106,6 +118,8 @@ struct Shared {
     stop: AtomicBool,
     beside: Door,
     region: Door,
+    /// For who would wait.
+    idle: Door,
     /// Where these threads wait for work, and where callers wait for them.
     workers: Bell,
     callers: Bell,
@@ -118,6 +132,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             beside: Door::new(),
             region: Door::new(),
+            idle: Door::new(),
             workers: Bell::default(),
             callers: Bell::default(),
         }
@@ -142,7 +157,8 @@ impl Shared {
         self.announce();
         let result = catch_unwind(AssertUnwindSafe(own));
         door.inside.fetch_or(CLOSED, Ordering::Relaxed);
-        self.callers.wait_until(|| door.inside.load(Ordering::Acquire) == CLOSED);
+        let is_empty = || door.inside.load(Ordering::Acquire) == CLOSED;
+        self.callers.wait_until(is_empty, || self.visit(&self.idle, 0));
         let panic = lock(&door.panic).take();
         door.taken.store(false, Ordering::Release);
         match (result, panic) {
@@ -155,24 +171,33 @@ impl Shared {
         let _flush = FlushDenormals::enter();
         let mut seen = 0;
         loop {
-            self.workers.wait_until(|| self.generation.load(Ordering::Acquire) != seen);
+            let is_changed = || self.generation.load(Ordering::Acquire) != seen;
+            self.workers.wait_until(is_changed, || self.visit(&self.idle, who));
             seen = self.generation.load(Ordering::Acquire);
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
             for door in [&self.beside, &self.region] {
-                if door.visit(who) {
-                    self.callers.ring();
-                }
+                self.visit(door, who);
             }
         }
+    }
+
+    /// Helps behind a door where it is open; says whether there was anything to do.
+    fn visit(&self, door: &Door, who: usize) -> bool {
+        let outcome = door.visit(who);
+        if outcome.is_some() {
+            self.callers.ring();
+        }
+        outcome == Some(true)
     }
 }
 
 /// Of [`Door::inside`]: nobody may enter.
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
-/// What a closure is called behind.
+/// What a closure is called behind. Who waits at one does not slow down who passes another.
+#[repr(align(128))]
 struct Door {
     /// By a caller, who alone opens and closes it.
     taken: AtomicBool,
@@ -197,22 +222,24 @@ impl Door {
         }
     }
 
-    /// Helps where it is open.
-    fn visit(&self, who: usize) -> bool {
+    /// Helps where it is open; whether there was anything to do then.
+    fn visit(&self, who: usize) -> Option<bool> {
         if self.inside.load(Ordering::Relaxed) & CLOSED != 0 {
-            return false;
+            return None;
         }
+        let mut is_done = false;
         if self.inside.fetch_add(1, Ordering::Acquire) & CLOSED == 0 {
             // SAFETY: the door was open, and the body stays until this thread has left.
             let body = unsafe { *self.body.get() };
             let outcome = catch_unwind(AssertUnwindSafe(|| body.map(|body| body(who))));
             publish_streams();
-            if let Err(panic) = outcome {
-                *lock(&self.panic) = Some(panic);
+            match outcome {
+                Ok(outcome) => is_done = outcome == Some(true),
+                Err(panic) => *lock(&self.panic) = Some(panic),
             }
         }
         self.inside.fetch_sub(1, Ordering::Release);
-        true
+        Some(is_done)
     }
 }
 
@@ -228,12 +255,19 @@ struct Bell {
 }
 
 impl Bell {
-    fn wait_until(&self, is_ready: impl Fn() -> bool) {
-        for _ in 0..SPINS {
+    /// Calls `meanwhile` as long as that finds something to do.
+    fn wait_until(&self, is_ready: impl Fn() -> bool, meanwhile: impl Fn() -> bool) {
+        let mut spins = 0;
+        while spins < SPINS {
             if is_ready() {
                 return;
             }
-            std::hint::spin_loop();
+            if meanwhile() {
+                spins = 0;
+            } else {
+                std::hint::spin_loop();
+                spins += 1;
+            }
         }
         let mut guard = lock(&self.lock);
         self.asleep.fetch_add(1, Ordering::Relaxed);
