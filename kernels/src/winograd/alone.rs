@@ -65,17 +65,23 @@ impl Winograd {
         let ending = Ending { finish, channels: k, add: false, streamed: is_streamed(y) };
         let work = Work { isa, winograd: *self, x, weights, k, ending };
         let images = n.min(ROWS);
-        // As many tiles side by side as leave tasks for all threads: they share inputs. Images outermost:
-        // what tiles share is then near.
+        // As many tiles side by side as leave tasks for all threads: they share inputs.
         let [rows, columns] = self.tiles;
         let tasks = TASKS * pool.threads();
         let run = columns.min(rows * columns * n.div_ceil(images) / tasks).max(1);
-        let y = view4(y, [height, width, n, k]).permuted_axes([2, 0, 1, 3]);
-        let y = (y, [images, tile, tile * run, k]);
+        // Rows outermost, where each thread has some: then its tasks are of the pixels that it also has in the
+        // passes before and after. Else images, whose tiles share inputs.
+        let axes = if rows >= pool.threads() { [0, 2, 1, 3] } else { [2, 0, 1, 3] };
+        let of = |sizes: [usize; 4]| axes.map(|axis| sizes[axis]);
+        // From that order to images, rows, columns, channels.
+        let order = if axes[0] == 0 { [1, 0, 2, 3] } else { [0, 1, 2, 3] };
+        let y = view4(y, [height, width, n, k]).permuted_axes(axes);
+        let y = (y, of([tile, tile * run, images, k]));
         let scratch = (scratch, self.part_len());
         let held = || [T::default(); HELD];
         if self.images(n).is_none() {
             return pool.for_each_block_in(y, scratch, held, |held, at, y, part| {
+                let (at, y) = (order.map(|axis| at[axis]), y.permuted_axes(order));
                 work.run(at, y, (part, held), &mut |_, source, values| {
                     let sums = ArrayViewMut2::from_shape((0, k), &mut []).expect("nothing");
                     work.put(source, Tile { row: 0, channel: 0, values, sums });
@@ -83,15 +89,17 @@ impl Winograd {
             });
         }
         let sums = &mut sums[..height * width * (n / images) * SUMS * k];
-        let sums = view4(sums, [height, width, n / images * SUMS, k]).permuted_axes([2, 0, 1, 3]);
-        let sums = (sums, [SUMS, tile, tile * run, k]);
+        let sums = view4(sums, [height, width, n / images * SUMS, k]).permuted_axes(axes);
+        let sums = (sums, of([tile, tile * run, SUMS, k]));
         pool.for_each_block2_in(
             y,
             sums,
             scratch,
             |_| 1,
             held,
-            |held, at, y, mut sums, part| {
+            |held, at, y, sums, part| {
+                let (at, y) = (order.map(|axis| at[axis]), y.permuted_axes(order));
+                let mut sums = sums.permuted_axes(order);
                 work.run(at, y, (part, held), &mut |[p, q], source, values| {
                     let row = work.row([at[0], at[1] + p, at[2] + q]);
                     let sums = sums.index_axis_mut(Axis(1), p).index_axis_move(Axis(1), q);
