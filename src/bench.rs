@@ -79,6 +79,10 @@ pub struct Scaling {
     pub alone_s: f64,
     /// Median of the ratios of steps that followed each other: how many times as fast all threads are.
     pub speedup: f64,
+    /// Median time, before the steps of all threads, in which a cache line went from one to another and back: a
+    /// few tens of nanoseconds between cores that share a last-level cache, some hundreds between others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub round_trip_ns: Option<f64>,
 }
 
 /// Steps before the timed ones.
@@ -94,14 +98,15 @@ pub fn run(options: Options) -> std::io::Result<Report> {
     // Two operations a multiplication; forward, gradient by input and gradient by weight.
     let passes = if inference { 1 } else { 3 };
     let operations = 2 * passes * network.multiplications() * n;
-    let (times, arena_bytes) = match inference {
+    let Times { ways, round_trips, arena_bytes } = match inference {
         true => infer(options, network)?,
         false => train(options, network)?,
     };
-    let all = times[0].iter().copied();
-    let scaling = times.get(1).map(|alone| Scaling {
+    let all = ways[0].iter().copied();
+    let scaling = ways.get(1).map(|alone| Scaling {
         alone_s: median(alone.iter().copied()),
         speedup: median(alone.iter().zip(all.clone()).map(|(alone, all)| alone / all)),
+        round_trip_ns: (!round_trips.is_empty()).then(|| 1e9 * median(round_trips.into_iter())),
     });
     let (least, median) = (all.clone().fold(f64::INFINITY, f64::min), median(all));
     Ok(Report {
@@ -121,8 +126,18 @@ pub fn run(options: Options) -> std::io::Result<Report> {
     })
 }
 
-/// Seconds of each step, on all threads and, where that is asked for, on one; and the arena's bytes.
-fn train(options: Options, network: Network) -> std::io::Result<(Vec<Vec<f64>>, usize)> {
+/// What was timed, in seconds.
+struct Times {
+    /// Each step, on all threads and, where that is asked for, on one.
+    ways: Vec<Vec<f64>>,
+    /// Of a cache line, before those on all where there are others.
+    round_trips: Vec<f64>,
+    /// Of the arenas.
+    arena_bytes: usize,
+}
+
+/// Training steps.
+fn train(options: Options, network: Network) -> std::io::Result<Times> {
     let way = (options.precision, options.conv);
     let mut params = Arena::new(network.layout.len)?;
     init::initialise_in(&network.layout, 1, init::IDENTITY_BLOCKS, params.as_mut_slice());
@@ -134,36 +149,49 @@ fn train(options: Options, network: Network) -> std::io::Result<(Vec<Vec<f64>>, 
     let exec = (pools[0].clone(), options.isa);
     let mut model = Model::new(network, way, options.batch, exec)?;
     let trained = trained(&model.network().layout);
-    let times = timed(options.steps, pools.len(), |turn| {
+    let mut round_trips = Vec::new();
+    let ways = timed(options.steps, pools.len(), |turn| {
+        if options.scaling && turn == 0 {
+            round_trips.extend(pools[0].round_trip().map(|trip| trip.as_secs_f64()));
+        }
         model.compute_on(pools[turn].clone());
         let (params, velocity) = (params.as_mut_slice(), velocity.as_mut_slice());
         let update = |part: Part| update(&trained, options.isa, part, velocity);
-        model.step(params, &batch, gradients.as_mut_slice(), (Pieces::Small, update));
+        seconds(|| {
+            model.step(params, &batch, gradients.as_mut_slice(), (Pieces::Small, update));
+        })
     });
-    Ok((times, model.arena_len()))
+    Ok(Times { ways, round_trips, arena_bytes: model.arena_len() })
 }
 
-/// Seconds of each forward pass, and the arenas' bytes.
-fn infer(options: Options, network: Network) -> std::io::Result<(Vec<Vec<f64>>, usize)> {
+/// Forward passes.
+fn infer(options: Options, network: Network) -> std::io::Result<Times> {
     let params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
     let exec = (Pool::new(options.threads), options.isa);
     let mut model = Inference::new(network.computed(options.conv), params, options.batch, exec)?;
     let batch = random_batch(options.batch);
-    let times = timed(options.steps, 1, |_| {
-        std::hint::black_box(model.run(&batch));
+    let ways = timed(options.steps, 1, |_| {
+        seconds(|| {
+            std::hint::black_box(model.run(&batch));
+        })
     });
-    Ok((times, model.arena_len()))
+    Ok(Times { ways, round_trips: Vec::new(), arena_bytes: model.arena_len() })
 }
 
-/// Seconds of so many steps for each of some ways, which take turns.
-fn timed(steps: usize, ways: usize, mut step: impl FnMut(usize)) -> Vec<Vec<f64>> {
+fn seconds(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+/// What so many steps take, after those to warm up, for each of some ways, which take turns.
+fn timed(steps: usize, ways: usize, mut step: impl FnMut(usize) -> f64) -> Vec<Vec<f64>> {
     let mut times = vec![Vec::with_capacity(steps); ways];
     for round in 0..WARM_UP + steps {
         for (way, times) in times.iter_mut().enumerate() {
-            let start = Instant::now();
-            step(way);
+            let taken = step(way);
             if round >= WARM_UP {
-                times.push(start.elapsed().as_secs_f64());
+                times.push(taken);
             }
         }
     }

@@ -496,13 +496,16 @@ fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.json {
         return print(&serde_json::to_string(&report).doing("report")?);
     }
-    let alone = |scaling: &bench::Scaling| {
-        format!(", {:.2} times as fast as on 1 ({:.4} s)", scaling.speedup, scaling.alone_s)
+    let scaling = |scaling: &bench::Scaling| {
+        let bench::Scaling { alone_s, speedup, round_trip_ns } = scaling;
+        let trip = |ns: f64| format!(", a cache line there and back in {ns:.0} ns");
+        let trip = round_trip_ns.map_or(String::new(), trip);
+        format!(", {speedup:.2} times as fast as on 1 ({alone_s:.4} s){trip}")
     };
-    let alone = report.scaling.as_ref().map_or(String::new(), alone);
+    let scaling = report.scaling.as_ref().map_or(String::new(), scaling);
     print(&format!(
         "{} stem, {}, {} convolutions, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
-         {:.1} images/s, {:.1} GFLOP/s{alone}",
+         {:.1} images/s, {:.1} GFLOP/s{scaling}",
         report.stem,
         report.precision,
         report.conv,
