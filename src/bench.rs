@@ -35,7 +35,7 @@ pub struct Options {
     pub isa: Isa,
     /// Forward passes with running statistics instead of training steps; always `f32`.
     pub inference: bool,
-    /// After each training step the same on one thread.
+    /// Training steps in turns with the same on one thread.
     pub scaling: bool,
 }
 
@@ -77,7 +77,7 @@ pub struct Report {
 pub struct Scaling {
     /// Median time of a step on one thread.
     pub alone_s: f64,
-    /// Median of the ratios of steps that followed each other: how many times as fast all threads are.
+    /// Median of the ratios of steps of the same turn: how many times as fast all threads are.
     pub speedup: f64,
     /// Median time, before the steps of all threads, in which a cache line went from one to another and back: a
     /// few tens of nanoseconds between cores that share a last-level cache, some hundreds between others.
@@ -184,11 +184,15 @@ fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// What so many steps take, after those to warm up, for each of some ways, which take turns.
+/// What so many steps take, after those to warm up, for each of some ways, which take turns. The first step after
+/// another way is not timed: cores that slept wake up in it, and caches hold what the other way left.
 fn timed(steps: usize, ways: usize, mut step: impl FnMut(usize) -> f64) -> Vec<Vec<f64>> {
     let mut times = vec![Vec::with_capacity(steps); ways];
     for round in 0..WARM_UP + steps {
         for (way, times) in times.iter_mut().enumerate() {
+            if ways > 1 {
+                step(way);
+            }
             let taken = step(way);
             if round >= WARM_UP {
                 times.push(taken);

@@ -261,7 +261,7 @@ struct BenchArgs {
     /// forward passes as hfl eval runs them, not training steps
     #[argh(switch)]
     inference: bool,
-    /// after each step the same on one thread: how many times as fast all are
+    /// in turns with steps on one thread: how many times as fast all are
     #[argh(switch)]
     scaling: bool,
     /// one JSON object on stdout
