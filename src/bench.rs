@@ -15,6 +15,7 @@ use crate::model::Model;
 use crate::network::Network;
 use crate::params::{Kind, Layout};
 use crate::rng::Stream;
+use crate::round_trip::round_trip;
 
 /// What to time.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +153,7 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
     let mut round_trips = Vec::new();
     let ways = timed(options.steps, pools.len(), |turn| {
         if options.scaling && turn == 0 {
-            round_trips.extend(pools[0].round_trip().map(|trip| trip.as_secs_f64()));
+            round_trips.extend(round_trip(&pools[0]).map(|trip| trip.as_secs_f64()));
         }
         model.compute_on(pools[turn].clone());
         let (params, velocity) = (params.as_mut_slice(), velocity.as_mut_slice());
@@ -185,7 +186,7 @@ fn seconds(work: impl FnOnce()) -> f64 {
 }
 
 /// What so many steps take, after those to warm up, for each of some ways, which take turns. The first step after
-/// another way is not timed: cores that slept wake up in it, and caches hold what the other way left.
+/// another way is not timed: it takes longer than those that follow, as most do in a training run.
 fn timed(steps: usize, ways: usize, mut step: impl FnMut(usize) -> f64) -> Vec<Vec<f64>> {
     let mut times = vec![Vec::with_capacity(steps); ways];
     for round in 0..WARM_UP + steps {

@@ -41,6 +41,7 @@ pub mod rng;
 pub mod roles;
 pub mod roster;
 pub mod round;
+mod round_trip;
 pub mod schedule;
 pub mod secret;
 pub mod server;

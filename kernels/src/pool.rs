@@ -8,17 +8,14 @@
 mod denormals;
 mod pieces;
 mod receding;
-mod round_trip;
 mod team;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use ndarray::ArrayViewMut4;
 
 use pieces::{Blocks, Chunks};
-use round_trip::Line;
 use team::Team;
 
 pub use receding::Receding;
@@ -42,19 +39,6 @@ impl Pool {
     /// How many threads work in a region.
     pub fn threads(&self) -> usize {
         self.team.len() + 1
-    }
-
-    /// The time in which a cache line goes from one thread to another and back, now: it tells whether they share
-    /// a last-level cache. `None` where there is no other thread, or it does not come.
-    pub fn round_trip(&self) -> Option<Duration> {
-        let (line, trip) = (Line::default(), AtomicU64::new(0));
-        if self.threads() > 1 {
-            self.run(2, |who| {
-                let taken = line.play(who).map_or(0, |taken| taken.as_nanos() as u64);
-                trip.fetch_max(taken, Ordering::Relaxed);
-            });
-        }
-        Some(trip.into_inner()).filter(|&trip| trip > 0).map(Duration::from_nanos)
     }
 
     /// Calls `task(0)` to `task(tasks - 1)`, each once, on the threads of the pool.
@@ -342,7 +326,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::{AtomicBool, AtomicUsize};
     use std::thread::yield_now;
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use ndarray::Array4;
 
