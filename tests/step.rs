@@ -12,17 +12,17 @@ use kernels::{Isa, Pool};
 
 const IMAGES: usize = 5;
 
-fn batch() -> Batch {
+fn batch(images: usize) -> Batch {
     let mut batch = Batch::default();
-    let data = hfl::cifar::Dataset::from_records(drawing::records(3, IMAGES)).expect("records");
-    data.batch(0, IMAGES, &mut batch);
+    let data = hfl::cifar::Dataset::from_records(drawing::records(3, images)).expect("records");
+    data.batch(0, images, &mut batch);
     batch
 }
 
 /// Loss and gradients. Each part is handed over once, from the end on, when it is final; its parameters are read
 /// no more.
 fn step(
-    stem: Stem,
+    (stem, images): (Stem, usize),
     way: (Precision, Algorithm),
     exec: (usize, Isa),
     pieces: Pieces,
@@ -31,7 +31,7 @@ fn step(
     let mut params = init::initialise(&network.layout, 1, 0.5);
     let mut gradients = vec![f32::NAN; params.len()];
     let (threads, isa) = exec;
-    let mut model = Model::new(network, way, IMAGES, (Pool::new(threads), isa)).expect("memory");
+    let mut model = Model::new(network, way, images, (Pool::new(threads), isa)).expect("memory");
     let (mut handed_over, mut next) = (gradients.clone(), gradients.len());
     let done = |part: Part| {
         let range = part.range;
@@ -40,7 +40,7 @@ fn step(
         handed_over[range.clone()].copy_from_slice(&part.gradients[..range.len()]);
         next = range.start;
     };
-    let loss = model.step(&mut params, &batch(), &mut gradients, (pieces, done));
+    let loss = model.step(&mut params, &batch(images), &mut gradients, (pieces, done));
     assert!(next == 0 && handed_over == gradients && params.iter().all(|value| value.is_nan()));
     (loss, gradients)
 }
@@ -63,9 +63,7 @@ fn bits_depend_neither_on_threads_nor_on_the_vector_tier() {
                 let bits = |threads| {
                     let way = (Precision::Fp32, conv);
                     let pieces = [Pieces::Whole, Pieces::Small][threads % 2];
-                    let (loss, gradients) = step(stem, way, (threads, isa), pieces);
-                    assert!(loss.is_finite() && gradients.iter().all(|g| g.is_finite()));
-                    gradients.iter().map(|g| g.to_bits()).collect::<Vec<u32>>()
+                    bits_of(step((stem, IMAGES), way, (threads, isa), pieces))
                 };
                 let one = bits(1);
                 assert!(one == bits(3), "{} with 3 threads, {stem} stem, {conv}", isa.name());
@@ -78,12 +76,40 @@ fn bits_depend_neither_on_threads_nor_on_the_vector_tier() {
     }
 }
 
+fn bits_of((loss, gradients): (f32, Vec<f32>)) -> Vec<u32> {
+    assert!(loss.is_finite() && gradients.iter().all(|g| g.is_finite()));
+    gradients.iter().map(|g| g.to_bits()).collect()
+}
+
+#[test]
+fn bits_do_not_depend_on_how_tiles_are_shared_by_more_threads_than_there_are() {
+    for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Portable) {
+        let bits =
+            |way, threads| bits_of(step((Stem::Imagenet, 128), way, (threads, isa), Pieces::Small));
+        for (precision, conv) in [
+            (Precision::Fp32, Algorithm::Direct),
+            (Precision::Fp32, Algorithm::Auto),
+            (Precision::Bf16, Algorithm::Auto),
+        ] {
+            if precision == Precision::Bf16 && !isa.has_bf16() {
+                continue;
+            }
+            let way = (precision, conv);
+            assert!(bits(way, 1) == bits(way, 40), "{}, {precision}, {conv}", isa.name());
+        }
+    }
+}
+
 #[test]
 fn every_tier_way_and_format_computes_the_same_step() {
-    let (loss, gradients) =
-        step(Stem::Cifar, (Precision::Fp32, Algorithm::Direct), (2, Isa::Portable), Pieces::Small);
+    let (loss, gradients) = step(
+        (Stem::Cifar, IMAGES),
+        (Precision::Fp32, Algorithm::Direct),
+        (2, Isa::Portable),
+        Pieces::Small,
+    );
     let check = |way, isa: Isa, bound: f64| {
-        let (other_loss, other) = step(Stem::Cifar, way, (2, isa), Pieces::Small);
+        let (other_loss, other) = step((Stem::Cifar, IMAGES), way, (2, isa), Pieces::Small);
         let far = distance(&other, &gradients);
         println!("{way:?} on {}: loss {other_loss}, gradients {far:.2e}", isa.name());
         assert!((other_loss - loss).abs() < loss * bound as f32, "{way:?} on {}", isa.name());

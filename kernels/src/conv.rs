@@ -301,15 +301,9 @@ impl Conv {
         let table = &self.backward;
         let pass = Pass { table, taps, k: self.channels_out, is_fast, is_pointwise };
         let shapes = (self.rows(self.input, n), self.input_tiles(n));
-        let turned = Turned { weights: w, taps, channels: [self.channels_in, self.channels_out] };
-        let panels = &mut scratch.panels[..self.weights()];
-        let weights = match pass.reads_once(shapes.0) {
-            true => Weights::Turned(turned, panels),
-            false => {
-                turned.all(exec, self.used, panels);
-                Weights::Panels(panels)
-            }
-        };
+        let channels = [self.channels_in, self.channels_out];
+        let turned = Turned { weights: w, taps, channels, used: self.used };
+        let weights = Weights::Turned(turned, &mut scratch.panels[..self.weights()]);
         pass.finish(exec, (dy, weights), shapes, (dx, sums), (add, finish));
     }
 
@@ -322,13 +316,15 @@ impl Conv {
         results: (&mut [f32], &mut [f32]),
     ) {
         let ((x, dy), (dw, scratch)) = (operands, results);
+        assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
         if let Some(winograd) = self.winograd::<T>(exec.1) {
             return winograd.backward_weight(exec, n, (x, dy), dw, scratch);
         }
-        if self.sums_pairs(exec.1, n)
+        if exec.1 != Isa::Portable
+            && let Some(cut) = self.pairs(n)
             && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
         {
-            return self.sum_pairs(exec, n, (x, dy), (dw, scratch));
+            return self.sum_pairs(exec, cut, (x, dy), (dw, scratch));
         }
         let results = (dw, scratch);
         self.sum_parts(exec, n, (x, dy), results, |dy, strips| T::strips(exec.1, dy, strips));

@@ -2,8 +2,9 @@
 //! memory: the sums for statistics, the mask of a ReLU, the fold of inference.
 //!
 //! A result is finished tile by tile: up to 128 images of a pixel by 64 channels. The vector tiers take its
-//! sums in `f32` over six rows at a time and then over those, the portable tier row by row: in a fixed order
-//! either way, whether a tile is finished where it is computed or visited later.
+//! sums in `f32` over six rows at a time (at the end of Strassen's product fewer) and then over those, the
+//! portable tier row by row: in a fixed order either way, whether a tile is finished where it is computed or
+//! visited later.
 
 use ndarray::ArrayViewMut2;
 
@@ -64,6 +65,8 @@ pub struct Ending<'a, T> {
     pub(crate) add: bool,
     /// Whether it is written past the caches.
     pub(crate) streamed: bool,
+    /// Whether rows are taken as Strassen's product makes them: the last ones, less than a block, by halves.
+    pub(crate) in_blocks: bool,
 }
 
 impl<T: Value> Ending<'_, T> {
@@ -130,22 +133,34 @@ impl<T: Value> Ending<'_, T> {
 
 /// Finishes the tiles of an activation `[pixels][n][channels]` that is already there.
 pub fn finish_tiles<T: Value>(
-    (pool, isa): (&Pool, Isa),
+    exec: (&Pool, Isa),
     shape: (usize, usize, usize),
     values: &mut [T],
     sums: &mut [f32],
     finish: Finish<T>,
 ) {
+    finish_made(exec, shape, (values, sums), (finish, false));
+}
+
+/// As [`finish_tiles`], of tiles that Strassen's product made where `in_blocks` is set.
+pub(crate) fn finish_made<T: Value>(
+    (pool, isa): (&Pool, Isa),
+    shape: (usize, usize, usize),
+    results: (&mut [T], &mut [f32]),
+    (finish, in_blocks): (Finish<T>, bool),
+) {
     if matches!(finish, Finish::Keep) {
         return;
     }
-    let ending = Ending { finish, channels: shape.2, add: false, streamed: false };
+    let (add, streamed) = (false, false);
+    let ending = Ending { finish, channels: shape.2, add, streamed, in_blocks };
+    let nothing = || ();
     for_each_tile(
         pool,
         (shape, 1),
-        (values, sums),
+        results,
         |_| 1,
-        || (),
+        nothing,
         |(), _, tile| {
             ending.write_in_place(isa, tile);
         },

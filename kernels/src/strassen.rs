@@ -14,7 +14,7 @@
 //! summed. Only in `f32`, on vector tiers, and where sums are long enough. The rounding errors are about those
 //! of the direct product.
 
-use ndarray::{ArrayViewMut2, Axis};
+use ndarray::ArrayViewMut2;
 
 use crate::finish::Ending;
 use crate::gemm::{PANEL, Products};
@@ -68,7 +68,7 @@ pub(crate) fn is_worth(k: usize) -> bool {
     k >= LENGTH_MIN && k.is_multiple_of(if k < LENGTH_MAX { 32 } else { LENGTH_MAX })
 }
 
-/// Whether results of so many rows are cut.
+/// Whether tiles of so many rows are cut.
 pub(crate) fn cuts(rows: usize) -> bool {
     rows >= ROWS_MIN && rows.is_multiple_of(4)
 }
@@ -80,7 +80,7 @@ pub(crate) fn multiply_to<T: Value>(
     held: &mut [f32; HELD],
     (ending, tile): (&Ending<T>, Tile<T>),
 ) {
-    assert!(cuts(tile.values.nrows()) && is_worth(products.k));
+    assert!(is_worth(products.k));
     match isa {
         Isa::Portable => unreachable!("only vector tiers choose this product"),
         #[cfg(target_arch = "x86_64")]
@@ -128,18 +128,18 @@ fn combine(
     }
 }
 
-/// The products of [`STEP`] rows of `a` turned and what [`sum_right`] made of `b` (both with the distance of
-/// rows), set or added to `sums`. `next` is where the next operands begin, to be fetched meanwhile.
+/// The products of [`STEP`] rows of `a` turned, whose lower rows are then so far behind the upper ones, and what
+/// [`sum_right`] made of `b` (both with the distance of rows), set or added to `sums`. `next` is where the next
+/// operands begin, to be fetched meanwhile.
 pub(crate) fn multiply_transposed(
     isa: Isa,
-    (a, right): (&[f32], &[f32; RIGHT]),
+    (a, half, right): (&[f32], usize, &[f32; RIGHT]),
     [stride, b_stride]: [usize; 2],
     (next_a, next_b): (&[f32], &[f32]),
     sums: &mut [f32],
     accumulate: bool,
 ) {
     let len = sums.len() / PRODUCTS.len();
-    let half = len / PANEL;
     // Transposed: the upper right quarter is the first half of the columns of the last rows.
     let below = STEP / 2 * stride;
     let quarters = [0, below, half, below + half];
@@ -150,7 +150,7 @@ pub(crate) fn multiply_transposed(
     let products = PRODUCTS.iter().zip(right).zip(sums.chunks_exact_mut(len));
     for (number, ((&(left, _), b), sums)) in products.enumerate() {
         let next = match number {
-            0..4 => Some((ahead(next_a, quarters[number]), stride, half)),
+            0..4 => Some((ahead(next_a, quarters[number]), stride, len / PANEL)),
             4..6 => Some((ahead(next_b, (number - 4) * (STEP / 2) * b_stride), b_stride, COLUMNS)),
             _ => None,
         };
@@ -169,12 +169,10 @@ pub(crate) fn multiply_transposed(
     }
 }
 
-/// The result of the products that [`multiply_transposed`] summed, as two panels.
-pub(crate) fn join(isa: Isa, sums: &[f32], c: [ArrayViewMut2<f32>; 2]) {
-    let rows = c[0].nrows() / 2;
+/// The result of the products that [`multiply_transposed`] summed, in quarters.
+pub(crate) fn join(isa: Isa, sums: &[f32], mut quarters: [ArrayViewMut2<f32>; 4]) {
+    let rows = quarters[0].nrows();
     let m: [&[f32]; 7] = std::array::from_fn(|product| &sums[product * rows * PANEL..]);
-    let [left, right] = c.map(|c| c.split_at(Axis(0), rows));
-    let mut quarters = [left.0, right.0, left.1, right.1];
     isa.run(
         #[inline(always)]
         || {

@@ -86,6 +86,26 @@ pub(crate) fn for_each_tile<T: Send, S>(
     );
 }
 
+/// Calls `task(state, tile)` for parts of the tiles of an activation `[pixels][n][channels]`: some panels wide, so
+/// many images at most, and without sums.
+pub(crate) fn for_each_part<T: Send, S>(
+    pool: &Pool,
+    (shape, panels, images): ((usize, usize, usize), usize, usize),
+    values: &mut [T],
+    state: impl Fn() -> S + Sync,
+    task: impl Fn(&mut S, Tile<T>) + Sync,
+) {
+    let (pixels, n, channels) = shape;
+    // Where all tiles are whole, so is what parts of each make.
+    let whole = if n.is_multiple_of(IMAGES) { IMAGES } else { n };
+    let values = view4(values, [1, pixels * n / whole, whole, channels]);
+    let values = (values, [1, 1, images, panels * PANEL]);
+    pool.for_each_block_with(values, state, |state, at, values| {
+        let sums = view4(&mut [], [1, 1, 0, values.len_of(Axis(3))]);
+        task(state, Tile::at(at, whole, (values, sums)));
+    });
+}
+
 /// As [`for_each_tile`], with a part of `room` besides for each task, of so many values.
 pub(crate) fn for_each_tile_in<T: Send, U: Send, S>(
     pool: &Pool,

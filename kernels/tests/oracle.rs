@@ -456,8 +456,10 @@ fn bits_do_not_depend_on_threads_or_vector_tier() {
     bits_agree(&Conv::new([8, 8], [64, 128], 3, 1, 1).expect("shape").with_fast_algorithms());
     bits_agree(&Conv::new([8, 8], [192, 128], 3, 1, 1).expect("shape").with_fast_algorithms());
     bits_agree(&Conv::new([8, 8], [64, 128], 1, 1, 0).expect("shape"));
+    // Fewer tiles than threads.
+    bits_agree(&Conv::new([1, 1], [128, 128], 3, 1, 1).expect("shape"));
     // Strassen's product: other bits than those of the direct way.
-    let conv = || Conv::new([16, 16], [256, 128], 1, 1, 0).expect("shape");
+    let conv = || Conv::new([16, 8], [256, 128], 1, 1, 0).expect("shape");
     assert!(bits_agree(&conv().with_fast_algorithms()) != bits_agree(&conv()));
 }
 
@@ -495,7 +497,7 @@ fn bits_agree(conv: &Conv) -> Vec<u32> {
     let tiers = Isa::available();
     for &isa in &tiers {
         let one = run(isa, 1);
-        for threads in [2, 3, 7] {
+        for threads in [2, 3, 7, 24] {
             assert!(run(isa, threads) == one, "{} with {threads} threads", isa.name());
         }
     }

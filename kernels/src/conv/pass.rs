@@ -5,14 +5,15 @@ use std::ops::Range;
 use super::Source;
 use super::turn::Turned;
 use crate::elementwise::Rows;
-use crate::finish::{Ending, Finish, finish_tiles};
+use crate::finish::{Ending, Finish, finish_made};
 use crate::gemm::{self, PANEL, Products, Term};
 use crate::isa::Isa;
 use crate::pool::Pool;
 use crate::strassen;
 use crate::taps::{Entry, KERNEL_MAX, Table};
 use crate::tile::{
-    IMAGES, Tile, for_each_tile, for_each_tile_in, for_each_tile_of_rows, is_streamed,
+    IMAGES, Tile, for_each_part, for_each_tile, for_each_tile_in, for_each_tile_of_rows,
+    is_streamed,
 };
 use crate::value::{Product, Value};
 
@@ -32,7 +33,7 @@ pub(super) struct Pass<'a> {
 pub(super) enum Weights<'a, T> {
     /// As panels `[channels/64][taps][k][64]`.
     Panels(&'a [T]),
-    /// To be turned by the tasks, each of which alone reads its own; with room for as many.
+    /// To be turned, by the tasks where each alone reads its own; with room for as many.
     Turned(Turned<'a>, &'a mut [T]),
 }
 
@@ -62,7 +63,16 @@ impl Pass<'_> {
         (add, finish): (bool, Finish<T>),
     ) {
         let (shape, streamed) = ((pixels, n, tiles.2), is_streamed(y));
-        let ending = Ending { finish, channels: tiles.2, add, streamed };
+        let part = self.part::<T>(exec, shape);
+        let weights = match weights {
+            Weights::Turned(turned, room) if part.is_some() || !self.reads_once((pixels, n)) => {
+                turned.all(exec, room);
+                Weights::Panels(room)
+            }
+            weights => weights,
+        };
+        let (channels, in_blocks) = (tiles.2, false);
+        let ending = Ending { finish, channels, add, streamed, in_blocks };
         if let (Source::Made(source, rows), Weights::Panels(all)) = (&mut source, &weights)
             && pixels == 1
             && self.is_pointwise
@@ -71,13 +81,20 @@ impl Pass<'_> {
             let operands = ((&mut **source, *rows), Panels { all, first: 0 });
             return self.run_made(exec, operands, tiles.2, (y, sums), ending);
         }
-        let operands = (source.make(exec), weights);
-        if shape == tiles {
-            return self.run(exec, operands, shape, (y, sums), ending);
+        let source = source.make(exec);
+        if shape == tiles && part.is_none() {
+            return self.run(exec, (source, weights), shape, (y, sums), ending);
         }
         let ending = Ending { finish: Finish::Keep, ..ending };
-        self.run(exec, operands, shape, (y, sums), ending);
-        finish_tiles(exec, tiles, y, sums, finish);
+        match (part, weights) {
+            (Some(images), Weights::Panels(all)) => {
+                self.run_parts(exec, (source, all), (shape, images), y, ending);
+            }
+            (_, weights) => self.run(exec, (source, weights), shape, (y, sums), ending),
+        }
+        let is_part = shape == tiles && part.is_some();
+        let in_blocks = is_part && self.takes_pairs::<T>(exec.1, shape);
+        finish_made(exec, tiles, (y, sums), (finish, in_blocks));
     }
 
     /// Computes the tiles of `y`, an activation of such a shape.
@@ -112,6 +129,40 @@ impl Pass<'_> {
                 });
             }
         }
+    }
+
+    /// Computes parts of so many images of the tiles of `y`.
+    fn run_parts<T: Value>(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        (source, all): (&[T], &[T]),
+        (shape, images): ((usize, usize, usize), usize),
+        y: &mut [T],
+        ending: Ending<T>,
+    ) {
+        let ((is_pair, panels), n) = (self.task_panels::<T>(isa, shape), shape.1);
+        let held = || [0.0; strassen::HELD];
+        for_each_part(pool, (shape, panels, images), y, held, |held, tile| {
+            let operands = (source, Panels { all, first: 0 });
+            let place = (n, (tile.row / n, tile.row % n));
+            self.multiply(isa, operands, place, held, (&ending, tile, is_pair));
+        });
+    }
+
+    /// Images of a part of a tile, where tiles are fewer than threads: whole blocks of Strassen's product. What is
+    /// computed does not depend on it; nor do sums over that, unless it was rounded.
+    fn part<T: Value>(
+        &self,
+        (pool, isa): (&Pool, Isa),
+        shape: (usize, usize, usize),
+    ) -> Option<usize> {
+        let (pixels, n, channels) = shape;
+        let (is_pair, panels) = self.task_panels::<T>(isa, shape);
+        let tasks = pixels * n.div_ceil(IMAGES) * channels / (panels * PANEL);
+        let images = n.min(IMAGES).div_ceil((pool.threads() / tasks).max(1));
+        let images = images.next_multiple_of(strassen::BLOCK);
+        let fits = T::WORD == 1 && (!is_pair || n.is_multiple_of(IMAGES));
+        (fits && images < n.min(IMAGES)).then_some(images)
     }
 
     /// Computes all channels of some rows at a time, of rows that are made just before.
@@ -167,7 +218,8 @@ impl Pass<'_> {
         if !is_pair {
             return multiply(held, tile);
         }
-        if strassen::cuts(tile.values.nrows())
+        let whole = IMAGES.min(n - image / IMAGES * IMAGES);
+        if strassen::cuts(whole)
             && let (Some(x), Some(w)) = (T::single(operands.0), T::single(operands.1.all))
         {
             let panels = Panels { all: w, first: operands.1.first };
@@ -202,7 +254,7 @@ impl Pass<'_> {
     }
 
     /// Whether over `n` images each weight is read by one task alone.
-    pub(super) fn reads_once(&self, (pixels, n): (usize, usize)) -> bool {
+    fn reads_once(&self, (pixels, n): (usize, usize)) -> bool {
         let mut entries = (0..pixels).flat_map(|pixel| self.table.of(pixel));
         let mut read = 0_u64;
         n <= IMAGES
@@ -267,7 +319,8 @@ impl Pass<'_> {
         (y, sums): (&mut [T], &mut [f32]),
         finish: Finish<T>,
     ) {
-        let ending = Ending { finish, channels: shape.2, add: false, streamed: is_streamed(y) };
+        let (channels, streamed, add, in_blocks) = (shape.2, is_streamed(y), false, false);
+        let ending = Ending { finish, channels, add, streamed, in_blocks };
         let held = || [0.0; IMAGES * PANEL];
         let operands = (operands.0, Panels { all: operands.1, first: 0 });
         let cost = |pixel| self.cost(pixel);

@@ -13,19 +13,21 @@ pub(super) struct Turned<'a> {
     pub(super) taps: usize,
     /// Channels in and out.
     pub(super) channels: [usize; 2],
+    /// Bits of the taps that are read.
+    pub(super) used: u64,
 }
 
 /// Weights that are turned past the caches: they would not all be there any more when they are read.
 const STREAMED: usize = 1 << 20;
 
 impl Turned<'_> {
-    /// Writes all panels but those of taps that are not `used`.
-    pub(super) fn all<T: Value>(&self, (pool, isa): (&Pool, Isa), used: u64, panels: &mut [T]) {
+    /// Writes all panels but those of taps that are not used.
+    pub(super) fn all<T: Value>(&self, (pool, isa): (&Pool, Isa), panels: &mut [T]) {
         let [channels, k] = self.channels;
         let streamed = self.weights.len() >= STREAMED;
         let panels = view4(panels, [channels / PANEL, self.taps, k, PANEL]);
         pool.for_each_block(panels, [1, 1, PANEL, PANEL], |[panel, tap, row, _], mut block| {
-            if used >> tap & 1 == 1 {
+            if self.used >> tap & 1 == 1 {
                 let rows = block.as_slice_mut().expect("64 whole rows are contiguous");
                 self.rows(isa, [panel, tap, row], rows, streamed);
             }

@@ -15,6 +15,8 @@ use crate::value::Value;
 
 /// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB.
 const TASK_ROWS: usize = 512;
+/// The fewest, for many threads.
+const TASK_ROWS_MIN: usize = 32;
 /// Tasks of a gradient by weight that are enough.
 const TASKS: usize = 32;
 /// Values of all parts of a gradient by weight: 1 MiB.
@@ -31,34 +33,25 @@ impl Conv {
         strips: impl Fn(Matrix<T>, &mut [X::Word]) + Sync,
     ) {
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
-        self.split(exec, (self.steps(n), 1), results, Packed::default, |packed, task, block| {
+        self.split(exec, self.single(n), results, Packed::default, |packed, task, block| {
             let block = block.index_axis_move(Axis(0), 0);
             self.sum_weights(exec.1, n, (x, dy), task, (&strips, packed), block);
         });
     }
 
-    /// Whether [`Conv::sum_pairs`] serves.
-    pub(super) fn sums_pairs(&self, isa: Isa, n: usize) -> bool {
-        isa != Isa::Portable && self.pair_steps(n) > 0
-    }
-
-    /// Two panels at a time by Strassen's product.
+    /// Two panels at a time by Strassen's product, as [`Conv::pairs`] are cut.
     pub(super) fn sum_pairs(
         &self,
         exec: (&Pool, Isa),
-        n: usize,
+        cut: Cut,
         (x, dy): (&[f32], &[f32]),
         results: (&mut [f32], &mut [f32]),
     ) {
-        assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
-        let (isa, steps) = (exec.1, self.pair_steps(n));
-        let (channels, k) = (self.channels_in, self.channels_out);
+        let (isa, channels, k, half) = (exec.1, self.channels_in, self.channels_out, cut.rows[1]);
         let state = || ([0.0; strassen::RIGHT], [0.0; strassen::products_len(TASK_ROWS)]);
-        self.split(exec, (steps, 2), results, state, |(right, sums), (range, panel, c), block| {
-            let sums = &mut sums[..strassen::products_len(block.dim().2)];
-            let (a, b) = block.split_at(Axis(0), 1);
-            let mut tiles =
-                [a, b].map(|tile| tile.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0));
+        self.split(exec, cut, results, state, |(right, sums), (range, panel, c), block| {
+            let sums = &mut sums[..strassen::products_len(2 * block.dim().2)];
+            let mut quarters = quarters(block);
             let begun = range.start;
             let from = |step: usize| {
                 let row = step * strassen::STEP;
@@ -68,37 +61,38 @@ impl Conv {
             for step in range.clone() {
                 let ((x, dy), next) = (from(step), from(step + 1));
                 strassen::sum_right(isa, (dy, k), right);
-                let (operands, strides) = ((x, &*right), [channels, k]);
+                let (operands, strides) = ((x, half, &*right), [channels, k]);
                 let accumulate = step > begun;
                 strassen::multiply_transposed(isa, operands, strides, next, sums, accumulate);
             }
-            strassen::join(isa, sums, tiles.each_mut().map(|tile| tile.view_mut()));
-            if range.end == steps {
-                let (x, dy) = from(steps);
+            strassen::join(isa, sums, quarters.each_mut().map(|quarter| quarter.view_mut()));
+            if range.end == cut.steps {
+                let (x, dy) = from(cut.steps);
                 let rows = dy.len().div_ceil(k);
-                add_rows(isa, rows, [(x, channels), (dy, k)], right, tiles);
+                add_rows(isa, rows, [(x, channels), (dy, k)], half, right, quarters);
             }
         });
     }
 
-    /// Calls `task(state, (steps, panel, channel), block)` for all parts of `dw`: `panels` at a time of some
-    /// rows from a channel on, over a range of steps.
+    /// Calls `task(state, (steps, panel, channel), block)` for all parts of `dw`: some panels by rows from a
+    /// channel on, over a range of steps.
     fn split<S>(
         &self,
         (pool, isa): (&Pool, Isa),
-        (steps, panels): (usize, usize),
+        cut: Cut,
         (dw, scratch): (&mut [f32], &mut [f32]),
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, (Range<usize>, usize, usize), ArrayViewMut4<f32>) + Sync,
     ) {
         assert_eq!(dw.len(), self.weights());
-        let (splits, all) = (self.splits(steps, panels), self.channels_out / PANEL);
+        let (splits, all) = (self.splits(cut), self.channels_out / PANEL);
         let parts = if splits == 1 { &mut *dw } else { &mut scratch[..splits * self.weights()] };
-        let parts = view4(parts, [splits * all, self.taps(), self.channels_in, PANEL]);
-        let parts = (parts, [panels, self.taps(), self.weight_rows(), PANEL]);
-        pool.for_each_block_with(parts, state, |state, [part, _, c, _], block| {
-            let (split, panel) = (part / all, part % all);
-            let range = split * steps / splits..(split + 1) * steps / splits;
+        let parts = view4(parts, [splits * all, cut.rows[0], cut.rows[1], PANEL]);
+        let [outer, inner] = cut.block_for(splits * all, pool.threads());
+        let parts = (parts, [cut.panels, outer, inner, PANEL]);
+        pool.for_each_block_with(parts, state, |state, [part, outer, inner, _], block| {
+            let (split, panel, c) = (part / all, part % all, outer * cut.rows[1] + inner);
+            let range = split * cut.steps / splits..(split + 1) * cut.steps / splits;
             task(state, (range, panel, c), block);
         });
         if splits > 1 {
@@ -108,25 +102,42 @@ impl Conv {
 
     /// Values of all parts, where there are several.
     pub(super) fn parts_len(&self, n: usize) -> usize {
-        let mut splits = self.splits(self.steps(n), 1);
-        if self.pair_steps(n) > 0 {
-            splits = splits.max(self.splits(self.pair_steps(n), 2));
-        }
+        let cuts = [Some(self.single(n)), self.pairs(n)];
+        let splits = cuts.into_iter().flatten().map(|cut| self.splits(cut)).max().unwrap_or(1);
         if splits == 1 { 0 } else { splits * self.weights() }
+    }
+
+    /// One panel at a time, of all taps; as many rows as stay in the second-level cache.
+    fn single(&self, n: usize) -> Cut {
+        let rows = (TASK_ROWS / self.taps()).next_multiple_of(PANEL).min(self.channels_in);
+        Cut {
+            steps: self.steps(n),
+            panels: 1,
+            rows: [self.taps(), self.channels_in],
+            block: [self.taps(), rows],
+        }
+    }
+
+    /// Two panels at a time by Strassen's product, where it can be taken on vector tiers: as upper and lower rows
+    /// those half a block apart, whatever a task has of them.
+    pub(super) fn pairs(&self, n: usize) -> Option<Cut> {
+        let channels = [self.channels_in, self.channels_out];
+        let fits = channels.iter().all(|channels| channels.is_multiple_of(strassen::COLUMNS));
+        let steps = self.output[0] * self.output[1] * n / strassen::STEP;
+        if !(self.is_fast && self.is_pointwise && fits && steps > 0) {
+            return None;
+        }
+        let mut half = TASK_ROWS / 2;
+        while !self.channels_in.is_multiple_of(2 * half) {
+            half /= 2;
+        }
+        Some(Cut { steps, panels: 2, rows: [self.channels_in / half, half], block: [2, half] })
     }
 
     /// Steps of the sum over pixels and images.
     fn steps(&self, n: usize) -> usize {
         let (pixels, n) = self.rows(self.output, n);
         pixels * n.div_ceil(IMAGES)
-    }
-
-    /// Whole steps of Strassen's product; none where it cannot be taken.
-    fn pair_steps(&self, n: usize) -> usize {
-        let channels = [self.channels_in, self.channels_out];
-        let fits = channels.iter().all(|channels| channels.is_multiple_of(strassen::COLUMNS));
-        let rows = self.output[0] * self.output[1] * n;
-        if self.is_fast && self.is_pointwise && fits { rows / strassen::STEP } else { 0 }
     }
 
     /// One task of the gradient by weight: a range of steps, one panel, rows from `c` on.
@@ -187,38 +198,71 @@ impl Conv {
         }
     }
 
-    /// Rows of `dw` that one task computes: as many as stay in the second-level cache with all taps.
-    fn weight_rows(&self) -> usize {
-        (TASK_ROWS / self.taps()).next_multiple_of(PANEL).min(self.channels_in)
-    }
-
-    /// Into how many ranges the steps of a sum are cut, where a task has so many panels: enough for many
-    /// threads, few enough that adding up the parts costs little. No function of the threads.
-    fn splits(&self, steps: usize, panels: usize) -> usize {
-        let blocks = self.channels_in.div_ceil(self.weight_rows());
-        let tasks = self.channels_out / PANEL / panels * blocks;
+    /// Into how many ranges the steps of a sum are cut: enough for many threads, few enough that adding up the
+    /// parts costs little. No function of the threads.
+    fn splits(&self, cut: Cut) -> usize {
+        let tasks = cut.tasks(self.channels_out / PANEL, cut.block);
         let room = PARTS_MAX / self.weights();
-        (TASKS / tasks).min(room).min(steps).max(1)
+        (TASKS / tasks).min(room).min(cut.steps).max(1)
     }
 }
 
-/// Adds the last rows, fewer than a step, to two tiles the direct way.
+/// How a gradient by weight is cut into tasks.
+#[derive(Clone, Copy)]
+pub(super) struct Cut {
+    /// Steps of the sum.
+    steps: usize,
+    /// Panels of a task.
+    panels: usize,
+    /// The rows of a panel, as two axes.
+    rows: [usize; 2],
+    /// Rows of a task.
+    block: [usize; 2],
+}
+
+impl Cut {
+    /// Tasks of so many panels, if they have such rows.
+    fn tasks(&self, panels: usize, block: [usize; 2]) -> usize {
+        panels / self.panels * self.rows[0].div_ceil(block[0]) * self.rows[1].div_ceil(block[1])
+    }
+
+    /// Rows of a task: fewer where there would be less than one for each thread. No sum depends on it.
+    fn block_for(&self, panels: usize, threads: usize) -> [usize; 2] {
+        let [outer, mut inner] = self.block;
+        while inner > TASK_ROWS_MIN && self.tasks(panels, [outer, inner]) < threads {
+            inner = (inner / 2).next_multiple_of(TASK_ROWS_MIN);
+        }
+        [outer, inner]
+    }
+}
+
+/// The quarters of two panels of upper and lower rows.
+fn quarters(block: ArrayViewMut4<f32>) -> [ArrayViewMut2<f32>; 4] {
+    let (left, right) = block.split_at(Axis(0), 1);
+    let [left, right] = [left, right].map(|panel| panel.index_axis_move(Axis(0), 0));
+    let [left, right] = [left, right].map(|panel| panel.split_at(Axis(0), 1));
+    [left.0, right.0, left.1, right.1].map(|quarter| quarter.index_axis_move(Axis(0), 0))
+}
+
+/// Adds the last rows, fewer than a step, to the quarters the direct way.
 fn add_rows(
     isa: Isa,
     rows: usize,
     [(x, channels), (dy, k)]: [(&[f32], usize); 2],
+    half: usize,
     strips: &mut [f32],
-    tiles: [ArrayViewMut2<f32>; 2],
+    quarters: [ArrayViewMut2<f32>; 4],
 ) {
-    for (panel, mut tile) in tiles.into_iter().enumerate() {
+    for (number, mut quarter) in quarters.into_iter().enumerate() {
+        let (lower, panel) = (number / 2, number % 2);
         for from in (0..rows).step_by(IMAGES) {
             let rows = IMAGES.min(rows - from);
             let dy = Matrix { data: &dy[from * k + panel * PANEL..], rows, cols: PANEL, stride: k };
             gemm::strips(dy, strips, |value| value);
-            let data = &x[from * channels..];
-            let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
+            let data = &x[from * channels + lower * half..];
+            let x = Matrix { data, rows, cols: quarter.nrows(), stride: channels };
             let next = Next::<f32, f32>::default();
-            gemm::multiply_transposed(isa, x, strips, next, tile.view_mut(), true);
+            gemm::multiply_transposed(isa, x, strips, next, quarter.view_mut(), true);
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{Arithmetic, Avx2, Avx512, LINE, ROWS, Single, Target};
 use crate::finish::{Ending, Finish};
 use crate::gemm::PANEL;
 use crate::norm::{Folded, Mask, Normalised};
+use crate::strassen::BLOCK;
 use crate::tile::{SUMS, Tile};
 use crate::value::Value;
 
@@ -40,6 +41,7 @@ pub(super) struct End<T> {
     /// Whether values are written, which lie there already where nothing changes them.
     written: bool,
     streamed: bool,
+    in_blocks: bool,
     /// Rows of as many sums.
     sums: *mut f32,
     sums_stride: usize,
@@ -125,7 +127,7 @@ impl Constants {
 
 impl<T: Value> End<T> {
     pub(super) fn new(ending: &Ending<T>, mut tile: Tile<T>) -> Self {
-        let Ending { finish, channels, add, streamed } = *ending;
+        let Ending { finish, channels, add, streamed, in_blocks } = *ending;
         let beside = |data: &[T]| Beside::new(data, channels, &tile);
         let of =
             |of: Normalised<T>| Of { z: beside(of.z), mean: of.mean[tile.channels()].as_ptr() };
@@ -157,14 +159,23 @@ impl<T: Value> End<T> {
         assert!(!streamed || line.iter().all(|at| at.is_multiple_of(64)));
         let sums_stride = sums.strides()[0].unsigned_abs();
         let sums = sums.as_mut_ptr();
-        Self { kind, out, columns, add, written: true, streamed, sums, sums_stride }
+        let written = true;
+        Self { kind, out, columns, add, written, streamed, in_blocks, sums, sums_stride }
     }
 
     /// Of sums that are kept as they are.
     pub(super) fn keep(c: &mut ArrayViewMut2<T>) -> Self {
-        let (out, columns, sums) = (Target::new(c), PANEL, std::ptr::null_mut());
-        let (add, written, streamed) = (false, true, false);
-        Self { kind: Kind::Keep, out, columns, add, written, streamed, sums, sums_stride: 0 }
+        Self {
+            kind: Kind::Keep,
+            out: Target::new(c),
+            columns: PANEL,
+            add: false,
+            written: true,
+            streamed: false,
+            in_blocks: false,
+            sums: std::ptr::null_mut(),
+            sums_stride: 0,
+        }
     }
 
     /// Finishes and writes `MR` rows by `NV` vectors.
@@ -392,7 +403,12 @@ unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
     end: &End<T>,
     source: Source<S>,
 ) {
-    for row in (0..end.out.rows).step_by(ROWS) {
+    let (mut next, rows) = (0, end.out.rows);
+    while next < rows {
+        let row = next;
+        let is_rest = end.in_blocks && row.is_multiple_of(BLOCK) && rows - row < BLOCK;
+        let count = if is_rest { (rows - row) / 2 } else { ROWS.min(rows - row) };
+        next += count;
         for row in row..row + ROWS {
             for column in (0..end.columns).step_by(LINE / size_of::<T>()) {
                 end.prefetch::<A::Lanes>(row + AHEAD, column);
@@ -402,7 +418,7 @@ unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
             let at = (row, column);
             // SAFETY: passed on; the arms take no more rows than are left.
             unsafe {
-                match end.out.rows - row {
+                match count {
                     1 => write_rows::<A, S, T, 1, NV>(end, source, at),
                     2 => write_rows::<A, S, T, 2, NV>(end, source, at),
                     3 => write_rows::<A, S, T, 3, NV>(end, source, at),
