@@ -407,7 +407,7 @@ unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
     while next < rows {
         let row = next;
         let is_rest = end.in_blocks && row.is_multiple_of(BLOCK) && rows - row < BLOCK;
-        let count = if is_rest { (rows - row) / 2 } else { ROWS.min(rows - row) };
+        let count = if is_rest { (rows - row).div_ceil(2) } else { ROWS.min(rows - row) };
         next += count;
         for row in row..row + ROWS {
             for column in (0..end.columns).step_by(LINE / size_of::<T>()) {
