@@ -82,7 +82,7 @@ fn bits_of((loss, gradients): (f32, Vec<f32>)) -> Vec<u32> {
 }
 
 #[test]
-fn bits_do_not_depend_on_how_tiles_are_shared_by_more_threads_than_there_are() {
+fn bits_are_the_same_with_more_threads_than_tiles() {
     for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Portable) {
         let bits =
             |way, threads| bits_of(step((Stem::Imagenet, 128), way, (threads, isa), Pieces::Small));

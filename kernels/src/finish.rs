@@ -69,7 +69,12 @@ pub struct Ending<'a, T> {
     pub(crate) in_blocks: bool,
 }
 
-impl<T: Value> Ending<'_, T> {
+impl<'a, T: Value> Ending<'a, T> {
+    /// The end of a result of so many channels that is written into the caches, in place of what was there.
+    pub(crate) fn of(finish: Finish<'a, T>, channels: usize) -> Self {
+        Self { finish, channels, add: false, streamed: false, in_blocks: false }
+    }
+
     /// Ends a tile that was computed elsewhere: rows of its columns, `stride` apart.
     pub(crate) fn write<S: Value>(
         &self,
@@ -152,15 +157,13 @@ pub(crate) fn finish_made<T: Value>(
     if matches!(finish, Finish::Keep) {
         return;
     }
-    let (add, streamed) = (false, false);
-    let ending = Ending { finish, channels: shape.2, add, streamed, in_blocks };
-    let nothing = || ();
+    let ending = Ending { in_blocks, ..Ending::of(finish, shape.2) };
     for_each_tile(
         pool,
         (shape, 1),
         results,
         |_| 1,
-        nothing,
+        || (),
         |(), _, tile| {
             ending.write_in_place(isa, tile);
         },

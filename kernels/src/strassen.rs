@@ -80,7 +80,8 @@ pub(crate) fn multiply_to<T: Value>(
     held: &mut [f32; HELD],
     (ending, tile): (&Ending<T>, Tile<T>),
 ) {
-    assert!(is_worth(products.k));
+    // A part of a tile may be shorter than what is worth it, not less than whole quarters.
+    assert!(tile.values.nrows().is_multiple_of(4) && is_worth(products.k));
     match isa {
         Isa::Portable => unreachable!("only vector tiers choose this product"),
         #[cfg(target_arch = "x86_64")]

@@ -71,8 +71,7 @@ impl Pass<'_> {
             }
             weights => weights,
         };
-        let (channels, in_blocks) = (tiles.2, false);
-        let ending = Ending { finish, channels, add, streamed, in_blocks };
+        let ending = Ending { add, streamed, ..Ending::of(finish, tiles.2) };
         if let (Source::Made(source, rows), Weights::Panels(all)) = (&mut source, &weights)
             && pixels == 1
             && self.is_pointwise
@@ -319,8 +318,7 @@ impl Pass<'_> {
         (y, sums): (&mut [T], &mut [f32]),
         finish: Finish<T>,
     ) {
-        let (channels, streamed, add, in_blocks) = (shape.2, is_streamed(y), false, false);
-        let ending = Ending { finish, channels, add, streamed, in_blocks };
+        let ending = Ending { streamed: is_streamed(y), ..Ending::of(finish, shape.2) };
         let held = || [0.0; IMAGES * PANEL];
         let operands = (operands.0, Panels { all: operands.1, first: 0 });
         let cost = |pixel| self.cost(pixel);

@@ -127,6 +127,7 @@ impl Conv {
         if !(self.is_fast && self.is_pointwise && fits && steps > 0) {
             return None;
         }
+        // It ends at 64: there are whole pairs of panels.
         let mut half = TASK_ROWS / 2;
         while !self.channels_in.is_multiple_of(2 * half) {
             half /= 2;

@@ -62,8 +62,7 @@ impl Winograd {
     ) {
         let ([height, width], n, tile) = (self.size(), x.n, self.scheme.tile());
         let finish = if self.images(n).is_some() { finish } else { Finish::Keep };
-        let (streamed, add, in_blocks) = (is_streamed(y), false, false);
-        let ending = Ending { finish, channels: k, add, streamed, in_blocks };
+        let ending = Ending { streamed: is_streamed(y), ..Ending::of(finish, k) };
         let work = Work { isa, winograd: *self, x, weights, k, ending };
         let images = n.min(ROWS);
         // As many tiles side by side as leave tasks for all threads: they share inputs.
