@@ -66,6 +66,11 @@ class Cluster:
     def run(self):
         secrets = self.directory("secret", "hfl-secrets")
         self.write(secrets, "secrets.json", '{"hfl-tdx-coco-app": "%s"}' % PASSPHRASE)
+        # All before the first container: no kubelet shows a file half written.
+        for config in (d for d in self.documents if d["kind"] == "ConfigMap"):
+            folder = self.directory("config", config["metadata"]["name"])
+            for file, text in config["data"].items():
+                self.write(folder, file, text)
         images = random.Random(1)
         for worker in range(int(self.of("ConfigMap", "hfl-job")["data"]["WORKERS"])):
             folder = self.directory("claim", f"hfl-data/worker{worker}")
@@ -122,11 +127,7 @@ class Cluster:
             return self.directory("claim", f"{volume['persistentVolumeClaim']['claimName']}/{path}")
         if "secret" in volume:
             return self.directory("secret", volume["secret"]["secretName"])
-        name = volume["configMap"]["name"]
-        folder = self.directory("config", name)
-        for file, text in self.of("ConfigMap", name)["data"].items():
-            self.write(folder, file, text)
-        return folder
+        return self.directory("config", volume["configMap"]["name"])
 
     def command(self, args, name, mounts, context=None):
         """The program as process 1 of a root of its own, as an ordinary user, without capabilities."""
@@ -155,9 +156,10 @@ class Cluster:
 
     def directory(self, kind, name):
         path = f"{self.work}/{kind}/{name}".rstrip("/")
-        os.makedirs(path, exist_ok=True)
-        # What fsGroup does for a pod's volumes.
-        subprocess.run(["chown", "-R", "65532:65532", path], check=True)
+        if not os.path.isdir(path):
+            os.makedirs(path)
+            # What fsGroup does for a pod's volumes.
+            os.chown(path, 65532, 65532)
         return path
 
     @staticmethod
