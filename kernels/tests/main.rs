@@ -1,0 +1,5 @@
+//! The one test binary of the kernels; see each module's first line.
+
+mod bits;
+mod operands;
+mod oracle;
