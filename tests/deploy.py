@@ -125,9 +125,10 @@ class Cluster:
     def source(self, volume, path):
         if "persistentVolumeClaim" in volume:
             return self.directory("claim", f"{volume['persistentVolumeClaim']['claimName']}/{path}")
-        if "secret" in volume:
-            return self.directory("secret", volume["secret"]["secretName"])
-        return self.directory("config", volume["configMap"]["name"])
+        secret = volume.get("secret")
+        path = f"secret/{secret['secretName']}" if secret else f"config/{volume['configMap']['name']}"
+        assert os.path.isdir(f"{self.work}/{path}"), f"nothing makes {path}"
+        return f"{self.work}/{path}"
 
     def command(self, args, name, mounts, context=None):
         """The program as process 1 of a root of its own, as an ordinary user, without capabilities."""
