@@ -7,24 +7,24 @@ use argh::FromArgs;
 use kernels::Isa;
 use protocol::Role;
 
-use crate::bench;
-use crate::cifar::{Shard, Split};
-use crate::demo;
-use crate::doctor::{self, DoctorArgs};
-use crate::eval;
+use crate::commands::bench;
+use crate::commands::demo;
+use crate::commands::doctor::{self, DoctorArgs};
+use crate::commands::eval;
+use crate::commands::roster::{self, RosterArgs};
+use crate::commands::secret::{self, SecretArgs, Service};
+use crate::commands::transfer::{self, ModelArgs};
+use crate::commands::verify::{self, QuoteArgs, VerifyArgs};
+use crate::commands::volumes::{self, LuksArgs, Size};
+use crate::data::cifar::{Shard, Split};
 use crate::failure::{Doing, Failure};
+use crate::job::schedule::Schedule;
 use crate::job::{Algorithm, Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
-use crate::migrate::{self, ModelArgs};
-use crate::passphrase::KeySource;
 use crate::report::print;
-use crate::roles;
-use crate::roster::{self, RosterArgs};
-use crate::schedule::Schedule;
-use crate::secret::{self, SecretArgs, Service};
-use crate::store::Place;
+use crate::training::roles;
+use crate::training::store::Place;
+use crate::trust::passphrase::KeySource;
 use crate::trust::{Attestation, Source, TrustOptions};
-use crate::verify::{self, QuoteArgs, VerifyArgs};
-use crate::volumes::{self, LuksArgs, Size};
 
 /// Horizontal federated learning of ResNet-50 in attested processes.
 ///
@@ -358,7 +358,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Doctor(args)), _) => doctor::run(&args),
         (Some(Command::Eval(args)), _) => run_eval(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
-        (Some(Command::Model(args)), _) => migrate::run(args),
+        (Some(Command::Model(args)), _) => transfer::run(args),
         (Some(Command::Quote(args)), _) => verify::show(&args),
         (Some(Command::Roster(args)), _) => roster::run(args),
         (Some(Command::Secret(args)), _) => secret::run(args),

@@ -7,8 +7,9 @@
 //!           '-----------------------<--parameters of step + 1--------  update (kernels::sgd), checkpoint
 //! ```
 //!
-//! * The model is one flat `f32` buffer and a table ([`params::Layout`]).
-//! * [`server::ParameterServer`] and [`worker::Worker`] are pure values: bytes move in `roles` (over
+//! * The model is one flat `f32` buffer and a table ([`model::params::Layout`]).
+//! * [`training::server::ParameterServer`] and
+//!   [`training::worker::Worker`] are pure values: bytes move in `roles` (over
 //!   mio) or in memory (tests).
 //! * Equal job, equal binary, equal instruction-set tier: equal bits of the final parameters, for any
 //!   number of threads, order of arrival, crash and restart.
@@ -16,39 +17,13 @@
 
 #![forbid(unsafe_code)]
 
-pub mod backlog;
-pub mod bench;
-pub mod checkpoint;
-pub mod cifar;
 pub mod cli;
-pub mod demo;
-pub mod doctor;
-pub mod drawing;
-pub mod eval;
+pub mod commands;
+pub mod data;
 pub mod failure;
-pub mod inference;
-pub mod init;
 pub mod job;
-pub mod migrate;
 pub mod model;
-pub mod network;
-pub mod params;
-pub mod passphrase;
-mod plan;
 pub mod report;
-pub mod resnet;
-pub mod rng;
-pub mod roles;
-pub mod roster;
-pub mod round;
-mod round_trip;
-pub mod schedule;
-pub mod secret;
-pub mod server;
-pub mod state;
-pub mod store;
 pub mod termination;
+pub mod training;
 pub mod trust;
-pub mod verify;
-pub mod volumes;
-pub mod worker;

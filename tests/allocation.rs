@@ -5,12 +5,12 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hfl::backlog::Pieces;
-use hfl::cifar::{Batch, COLOURS, SIDE};
-use hfl::init;
+use hfl::data::cifar::{Batch, COLOURS, SIDE};
 use hfl::job::{Algorithm, Precision, Stem};
 use hfl::model::Model;
-use hfl::network::Network;
+use hfl::model::gradients::Pieces;
+use hfl::model::init;
+use hfl::model::network::Network;
 use kernels::{Isa, Pool};
 
 /// The system's allocator, counted.

@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hfl::backlog::Part;
+use hfl::job::rng::Stream;
+use hfl::job::schedule::Schedule;
+use hfl::job::state::{Member, State};
 use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem};
-use hfl::params::{Kind, Layout};
-use hfl::rng::Stream;
-use hfl::schedule::Schedule;
-use hfl::server::ParameterServer;
-use hfl::state::{Member, State};
-use hfl::worker::{Push, Work, Worker};
+use hfl::model::gradients::Part;
+use hfl::model::params::{Kind, Layout};
+use hfl::training::server::ParameterServer;
+use hfl::training::worker::{Push, Work, Worker};
 use kernels::{Isa, Pool};
 use protocol::{Attester, Config, Policy, Role, Roster, Session, SimPlatform, Trust, Verifier};
 
@@ -353,7 +353,7 @@ impl Cluster {
                 }
                 Work::Finish { parameters, .. } => {
                     node.finished = true;
-                    let own = hfl::params::hash(&self.server.state().params);
+                    let own = hfl::model::params::hash(&self.server.state().params);
                     assert_eq!(parameters, own, "the server says which parameters are final");
                     Ok(())
                 }

@@ -116,7 +116,7 @@ fn initramfs(kernel: &Path) -> Vec<u8> {
         archive.file(&path, &format!("modules/{file}"));
     }
     archive.add("modules/order", 0o100_644, (0, 0), MODULES.join("\n").as_bytes());
-    let records = hfl::drawing::records(1, 8);
+    let records = hfl::data::synthetic::records(1, 8);
     archive.add("data_batch_1.bin", 0o100_644, (0, 0), &records);
     let init = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/init.sh");
     archive.file(Path::new(init), "init");

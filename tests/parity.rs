@@ -6,17 +6,18 @@
 
 use std::path::PathBuf;
 
-use hfl::backlog::Pieces;
-use hfl::cifar::{Batch, COLOURS, Dataset, SIDE};
+use hfl::data::cifar::{Batch, COLOURS, Dataset, SIDE};
+use hfl::job::rng::Stream;
+use hfl::job::schedule::Schedule;
+use hfl::job::state::State;
 use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem};
-use hfl::network::Network;
-use hfl::params::Kind;
-use hfl::resnet::ResNet;
-use hfl::rng::Stream;
-use hfl::schedule::Schedule;
-use hfl::state::State;
-use hfl::store::Store;
-use hfl::{checkpoint, init};
+use hfl::model::gradients::Pieces;
+use hfl::model::init;
+use hfl::model::network::Network;
+use hfl::model::params::Kind;
+use hfl::model::resnet::ResNet;
+use hfl::training::checkpoint;
+use hfl::training::store::Store;
 use kernels::{Isa, Pool, Sgd, momentum_sgd};
 use serde_json::Value;
 

@@ -9,7 +9,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-use hfl::drawing;
+use hfl::data::synthetic;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// Longest wait for anything; long before that something hangs.
@@ -23,8 +23,9 @@ impl Dir {
     pub(crate) fn new(name: &str) -> Self {
         let path = std::env::temp_dir().join(format!("hfl-{name}-{}", std::process::id()));
         std::fs::create_dir_all(path.join("data")).expect("create");
-        std::fs::write(path.join("data/data_batch_1.bin"), drawing::records(3, 64)).expect("data");
-        std::fs::write(path.join("data/test_batch.bin"), drawing::records(4, 30)).expect("data");
+        std::fs::write(path.join("data/data_batch_1.bin"), synthetic::records(3, 64))
+            .expect("data");
+        std::fs::write(path.join("data/test_batch.bin"), synthetic::records(4, 30)).expect("data");
         Self(path)
     }
 

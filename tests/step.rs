@@ -1,20 +1,21 @@
 //! A whole step: the same bits for any number of threads and on both vector tiers; formats and ways of
 //! convolution that agree within their rounding.
 
-use hfl::backlog::{Part, Pieces};
-use hfl::cifar::Batch;
-use hfl::drawing;
-use hfl::init;
+use hfl::data::cifar::Batch;
+use hfl::data::synthetic;
 use hfl::job::{Algorithm, Precision, Stem};
 use hfl::model::Model;
-use hfl::network::Network;
+use hfl::model::gradients::{Part, Pieces};
+use hfl::model::init;
+use hfl::model::network::Network;
 use kernels::{Isa, Pool};
 
 const IMAGES: usize = 5;
 
 fn batch(images: usize) -> Batch {
     let mut batch = Batch::default();
-    let data = hfl::cifar::Dataset::from_records(drawing::records(3, images)).expect("records");
+    let data =
+        hfl::data::cifar::Dataset::from_records(synthetic::records(3, images)).expect("records");
     data.batch(0, images, &mut batch);
     batch
 }

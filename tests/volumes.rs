@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use hfl::passphrase::KeySource;
-use hfl::store::{Place, Progress, Store};
-use hfl::volumes::create_volume;
+use hfl::commands::volumes::create_volume;
+use hfl::training::store::{Place, Progress, Store};
+use hfl::trust::passphrase::KeySource;
 use luks::ext4::{FileSystem, NewFile};
 use luks::{Hash, KdfCost, Options, Passphrase, Source, Volume};
 
@@ -75,7 +75,7 @@ fn kill_9_leaves_a_volume_with_the_last_complete_checkpoint() {
         let check = Command::new("/sbin/e2fsck").arg("-fn").arg(&raw).output().expect("e2fsck");
         succeeds(&check);
         let store = Store::volume(&volume, &passphrase(), false).expect("opens");
-        let found = hfl::checkpoint::load(&store).expect("whole");
+        let found = hfl::training::checkpoint::load(&store).expect("whole");
         let step = found.map_or(0, |(_, checkpoint)| checkpoint.state.step);
         assert!(step >= last_step, "step {step} after {last_step}");
         last_step = step;

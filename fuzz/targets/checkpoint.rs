@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| hfl::checkpoint::fuzz(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hfl::training::checkpoint::fuzz(data));

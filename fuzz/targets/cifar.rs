@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| hfl::cifar::fuzz(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hfl::data::cifar::fuzz(data));

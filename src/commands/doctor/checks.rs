@@ -1,0 +1,411 @@
+//! The checks, one function a thing; each tells what it found, none ends the others.
+
+use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kernels::Isa;
+use luks::Source as Volume;
+use protocol::dcap::{self, Anchor, Collateral, date};
+use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, Role};
+
+use super::{DoctorArgs, Finding};
+use crate::commands::bench;
+use crate::commands::verify;
+use crate::data::cifar::{CLASS_NAMES, CLASSES, Dataset, Split};
+use crate::failure::{Doing, Failure};
+use crate::job::{Algorithm, Precision};
+use crate::model::Model;
+use crate::model::network::Network;
+use crate::model::params::hex;
+use crate::training::roles::listen_address;
+use crate::trust::{Attestation, Source, clock};
+
+/// Longest wait for a connection, and for its attestation.
+const CONNECT_WAIT: Duration = Duration::from_secs(3);
+const ATTEST_WAIT: Duration = Duration::from_secs(35);
+/// The clock was never before this program was written: 2026-11-01.
+const EARLIEST: u64 = 1_793_491_200;
+/// Images of the step that is timed.
+const TIMED: usize = 16;
+/// Collateral that ends within so many seconds deserves a word.
+const ENDS_SOON: u64 = 3 * 86400;
+
+pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
+    let is_worker = matches!(args.role, Role::Worker(_));
+    let mut findings = vec![clock_check(), cpu(args), memory(args)];
+    findings.push(tdx(args));
+    let attester = args.trust().attester();
+    let quote = match &attester {
+        Ok(attester) => one_quote(attester.as_ref(), &mut findings),
+        Err(failure) => {
+            findings.push(Finding::failed(
+                "quote",
+                first_line(failure),
+                "run inside a TD, or --attestation sim for tests",
+            ));
+            None
+        }
+    };
+    findings.push(policy(args));
+    findings.extend(collateral(args, quote.as_ref()));
+    findings.push(kernel_volumes());
+    findings.extend(args.volume.as_deref().map(volume));
+    match is_worker {
+        true => {
+            findings.push(data(args));
+            findings.extend(args.ps_hosts.0.iter().map(|host| peer(args, "ps0", host)));
+        }
+        false => findings.extend(args.ps_hosts.0.iter().map(|host| port(host))),
+    }
+    let service = super::service(args);
+    findings.extend(service.map(|service| peer(args, "secret service", &service.address)));
+    findings
+}
+
+fn first_line(text: &impl ToString) -> String {
+    let text = text.to_string();
+    text.lines().next().unwrap_or_default().trim_start_matches("hfl: ").to_owned()
+}
+
+fn clock_check() -> Finding {
+    let now = clock();
+    match now >= EARLIEST {
+        true => Finding::ok("clock", date(now)),
+        false => {
+            Finding::failed("clock", date(now), "set the time: certificates will not be valid")
+        }
+    }
+}
+
+fn cpu(args: &DoctorArgs) -> Finding {
+    let isa = Isa::detect();
+    let precision = args.precision;
+    if precision == Precision::Bf16 && !isa.has_bf16() {
+        let found = format!("{}, no AVX512-BF16", isa.name());
+        return Finding::failed("cpu", found, "--precision fp32, or another machine");
+    }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let batch = TIMED.min(args.batch_size as usize).max(1);
+    let report = bench::run(bench::Options {
+        stem: args.stem,
+        precision,
+        conv: Algorithm::Auto,
+        batch,
+        threads,
+        steps: 2,
+        isa,
+        inference: false,
+        scaling: false,
+    });
+    let seconds = match report {
+        Ok(report) => report.median_s * f64::from(args.batch_size) / batch as f64,
+        Err(error) => {
+            return Finding::failed("cpu", error.to_string(), "more memory, or a smaller batch");
+        }
+    };
+    let found = format!(
+        "{}, {threads} threads: about {seconds:.2} s a step of {} images ({} stem, {precision})",
+        isa.name(),
+        args.batch_size,
+        args.stem
+    );
+    match isa == Isa::Portable {
+        true => Finding::warning("cpu", found, "a CPU with AVX2 is ten times as fast"),
+        false => Finding::ok("cpu", found),
+    }
+}
+
+fn memory(args: &DoctorArgs) -> Finding {
+    let Ok(network) = Network::resnet50(args.stem) else {
+        return Finding::failed("memory", "no network", "report this");
+    };
+    let parameters = 4 * network.layout.len as u64;
+    let data = fs::read_dir(&args.data).into_iter().flatten().flatten();
+    let data: u64 = data.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
+    let need = match args.role {
+        // Parameters, velocity and sums; chunks of connections.
+        Role::ParameterServer(_) => 3 * parameters + (64 << 20),
+        // Parameters, gradients, and gradients that wait to be sent.
+        _ => {
+            let step = Model::memory_len(&network, args.precision, args.batch_size as usize);
+            step as u64 + 3 * parameters + data
+        }
+    };
+    let Some(have) = available() else {
+        return Finding::warning("memory", "unknown", "mount /proc to have it checked");
+    };
+    let found = format!("{} MiB free, {} needs about {}", have >> 20, args.role, need >> 20);
+    match have > need + need / 8 {
+        true => Finding::ok("memory", found),
+        false => Finding::failed("memory", found, "a larger guest, or a smaller --batch-size"),
+    }
+}
+
+/// Bytes that this process may still use: of the machine, or of its control group if that is less.
+fn available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    let number = |name: &str| {
+        let text = fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
+        text.trim().parse::<u64>().ok()
+    };
+    let limit = number("memory.max").zip(number("memory.current"));
+    let left = limit.map_or(u64::MAX, |(max, current)| max.saturating_sub(current));
+    Some(left.min(kib << 10))
+}
+
+fn tdx(args: &DoctorArgs) -> Finding {
+    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let is_td = flags.split_whitespace().any(|flag| flag == "tdx_guest");
+    let interface = args.trust().attester().map(|attester| attester.name());
+    match (is_td, interface) {
+        (true, Ok(name)) => Finding::ok("tdx", format!("a TD; evidence from {name}")),
+        // Below a paravisor the guest's CPU does not say that it is one.
+        (false, Ok(name)) if args.attestation != Attestation::Sim => {
+            Finding::ok("tdx", format!("evidence from {name}"))
+        }
+        (true, Err(_)) => Finding::failed(
+            "tdx",
+            "a TD, but nothing that gives quotes",
+            "mount -t configfs none /sys/kernel/config; Linux 6.7 or newer, CONFIG_TDX_GUEST_DRIVER",
+        ),
+        (false, _) if args.attestation == Attestation::Sim => {
+            let found = "no TD; simulated evidence was asked for";
+            Finding::warning("tdx", found, "for tests only: anybody can forge it")
+        }
+        (false, _) => Finding::failed(
+            "tdx",
+            "this is no TD: the CPU has no flag tdx_guest",
+            "runtimeClassName kata-qemu-tdx, or a TDX machine type",
+        ),
+    }
+}
+
+fn one_quote(attester: &dyn Attester, findings: &mut Vec<Finding>) -> Option<Quote> {
+    let start = Instant::now();
+    let quote = attester.quote(&[0; 64]).map_err(|error| error.to_string());
+    let parsed = quote.and_then(|bytes| Evidence::parse(&bytes).map_err(|error| error.to_string()));
+    match parsed {
+        Ok(Evidence { quote, .. }) => {
+            let measured = quote.td().map_or(String::new(), |td| hex(&td.mr_td));
+            let seconds = start.elapsed().as_secs_f64();
+            let found = format!("from {} in {seconds:.2} s, MRTD {measured}", attester.name());
+            findings.push(Finding::ok("quote", found));
+            Some(quote)
+        }
+        Err(error) => {
+            let advice = "QGS on the host, its vsock port, and PCCS behind it";
+            findings.push(Finding::failed("quote", error, advice));
+            None
+        }
+    }
+}
+
+fn policy(args: &DoctorArgs) -> Finding {
+    let Some(path) = &args.policy else {
+        let advice = "hfl quote --policy-template > policy.json, checked by hand";
+        return match args.attestation == Attestation::Sim {
+            true => Finding::warning("policy", "none: peers must be as this one", advice),
+            false => Finding::failed("policy", "no --policy to judge peers with", advice),
+        };
+    };
+    match verify::policy(path) {
+        Ok(policy) if policy.accepts_anything() => Finding::warning(
+            "policy",
+            format!("{}: accepts ANY code", path.display()),
+            "switch measurements on (verify_mr_td, verify_rt_mr0, ...)",
+        ),
+        Ok(policy) => {
+            let sets = policy.accepted.len();
+            Finding::ok("policy", format!("{}: {sets} sets of measurements", path.display()))
+        }
+        Err(failure) => Finding::failed("policy", first_line(&failure), "mend the file"),
+    }
+}
+
+fn collateral(args: &DoctorArgs, quote: Option<&Quote>) -> Vec<Finding> {
+    const ITEM: &str = "collateral";
+    if args.attestation == Attestation::Sim {
+        return Vec::new();
+    }
+    if args.collateral.is_empty() {
+        let found = "no --collateral to judge peers with";
+        return vec![Finding::failed(ITEM, found, "a file for each kind of platform")];
+    }
+    let check = |source: &Source| {
+        let (name, bundle) = match source {
+            Source::File(path) if path.is_dir() => {
+                return match is_writable(path) {
+                    true => Finding::ok(ITEM, format!("{}: to keep it in", path.display())),
+                    false => {
+                        let found = format!("{}: cannot be written", path.display());
+                        Finding::warning(ITEM, found, "every start will ask the service again")
+                    }
+                };
+            }
+            Source::File(path) => (path.display().to_string(), verify::collateral(path)),
+            Source::Service(address, authority) => {
+                (address.clone(), fetched(address, authority, quote))
+            }
+        };
+        let bundle = match bundle {
+            Ok(bundle) => bundle,
+            Err(failure) => {
+                let advice = "fetch the file again; is the PCCS up, its certificate the right one?";
+                return Finding::failed(ITEM, first_line(&failure), advice);
+            }
+        };
+        let Some(quote) = quote else {
+            return Finding::warning(ITEM, format!("{name}: parsed only"), "needs a quote to try");
+        };
+        let now = clock();
+        match dcap::verify(quote, &bundle, &Anchor::default(), now) {
+            Ok(verdict) => {
+                let end = verdict.valid[1];
+                let found =
+                    format!("{name}: this platform is {}, until {}", verdict.status, date(end));
+                match end < now + ENDS_SOON {
+                    true => Finding::warning(ITEM, found, "fetch fresh collateral soon"),
+                    false => Finding::ok(ITEM, found),
+                }
+            }
+            Err(fault) => Finding::warning(ITEM, format!("{name}: {fault}"), fault.advice()),
+        }
+    };
+    args.collateral.iter().map(check).collect()
+}
+
+/// Whether files can be made in a folder.
+fn is_writable(folder: &Path) -> bool {
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).is_ok()
+}
+
+/// The collateral of this platform from a service.
+fn fetched(
+    address: &str,
+    authority: &Authority,
+    quote: Option<&Quote>,
+) -> Result<Collateral, Failure> {
+    let quote =
+        quote.ok_or_else(|| Failure::new(format!("{address}: needs a quote to ask with")))?;
+    let origin = dcap::origin(quote, &Anchor::default(), clock()).doing(address)?;
+    Pccs::new(address, authority).doing(address)?.fetch(&origin).doing(address)
+}
+
+fn kernel_volumes() -> Finding {
+    let opens = |path: &str| File::options().read(true).write(true).open(path).is_ok();
+    let found = match (opens("/dev/mapper/control"), opens("/dev/loop-control")) {
+        (true, true) => "in the process, or through dm-crypt and loop devices",
+        _ => "in the process (no root or no device-mapper here, none is needed)",
+    };
+    Finding::ok("volumes", found)
+}
+
+fn volume(path: &Path) -> Finding {
+    const ITEM: &str = "volume";
+    match Volume::new(path).read_header() {
+        Ok(header) if header.has_mac() => {
+            Finding::ok(ITEM, format!("{}: header id {}", path.display(), header.id()))
+        }
+        Ok(_) => Finding::failed(
+            ITEM,
+            format!("{}: its header has no MAC", path.display()),
+            "hfl luks seal, where the volume was made",
+        ),
+        Err(error) => {
+            Finding::failed(ITEM, format!("{}: {error}", path.display()), "hfl luks create")
+        }
+    }
+}
+
+fn data(args: &DoctorArgs) -> Finding {
+    const ITEM: &str = "data";
+    let set = match Dataset::read(&args.data, Split::Train, args.shard) {
+        Ok(set) => set,
+        Err(error) => {
+            let advice = "--data with a directory of CIFAR-10 binary files";
+            return Finding::failed(ITEM, error.to_string(), advice);
+        }
+    };
+    let mut counts = [0_usize; CLASSES];
+    (0..set.len()).for_each(|index| counts[usize::from(set.label(index))] += 1);
+    let missing: Vec<&str> =
+        (0..CLASSES).filter(|&class| counts[class] == 0).map(|class| CLASS_NAMES[class]).collect();
+    let found = format!("{}: {} images", args.data.display(), set.len());
+    match missing.is_empty() {
+        true => Finding::ok(ITEM, format!("{found} of all {CLASSES} classes")),
+        false => Finding::warning(
+            ITEM,
+            format!("{found}, none of {}", missing.join(", ")),
+            "is this the right part of the data?",
+        ),
+    }
+}
+
+fn port(host: &str) -> Finding {
+    let bound = listen_address(host)
+        .map_err(|failure| first_line(&failure))
+        .and_then(|address| TcpListener::bind(address).map_err(|error| format!("{host}: {error}")));
+    match bound {
+        Ok(_) => Finding::ok("port", format!("{host} is free")),
+        Err(error) => Finding::failed("port", error, "another port, or end who has it"),
+    }
+}
+
+/// Name, port, and a whole attested conversation that asks for nothing.
+fn peer(args: &DoctorArgs, item: &'static str, host: &str) -> Finding {
+    let addresses = match host.to_socket_addrs() {
+        Ok(addresses) => addresses.collect::<Vec<_>>(),
+        Err(error) => {
+            let found = format!("{host}: {error}");
+            return Finding::failed(item, found, "the name in DNS, or /etc/hosts");
+        }
+    };
+    let listens =
+        addresses.iter().any(|address| TcpStream::connect_timeout(address, CONNECT_WAIT).is_ok());
+    if !listens {
+        let found = format!("{host}: nobody answers");
+        return Finding::warning(item, found, "start it, or open the port between the hosts");
+    }
+    let config = match args.trust().config(Role::TrustedNode) {
+        Ok(config) => config,
+        Err(failure) => {
+            let found = format!("{host} answers; not attested: {}", first_line(&failure));
+            return Finding::warning(item, found, "mend what failed above");
+        }
+    };
+    let opened = Net::new(config).and_then(|mut net| attest(&mut net, host));
+    match opened {
+        Ok(Ok(role)) => Finding::ok(item, format!("{host}: {role}, attested")),
+        Ok(Err(why)) => {
+            Finding::failed(item, format!("{host}: {why}"), "policies and images on both sides")
+        }
+        Err(error) => Finding::failed(item, format!("{host}: {error}"), "the network between"),
+    }
+}
+
+fn attest(net: &mut Net, host: &str) -> std::io::Result<Result<Role, Ended>> {
+    let id = net.connect(host)?;
+    let end = Instant::now() + ATTEST_WAIT;
+    loop {
+        net.poll(Duration::from_millis(200), &[0; 32])?;
+        let mut role = None;
+        net.drive(id, |session| {
+            session.next_event()?;
+            role = session.peer().map(|peer| peer.role);
+            match role.is_some() || Instant::now() > end {
+                true => Err(session.close(None)),
+                false => Ok(false),
+            }
+        });
+        if let Some(role) = role {
+            return Ok(Ok(role));
+        }
+        if let Some(over) = net.take_ended().pop() {
+            return Ok(Err(over.why));
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The commands beside the roles, a file or folder each.
+
+pub mod bench;
+mod core_latency;
+pub mod demo;
+pub mod doctor;
+pub mod eval;
+pub mod roster;
+pub mod secret;
+pub mod transfer;
+pub mod verify;
+pub mod volumes;

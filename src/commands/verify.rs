@@ -1,0 +1,509 @@
+//! `hfl verify`: a quote and its collateral, judged offline and explained.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use argh::FromArgs;
+use base64ct::{Base64, Encoding};
+use protocol::dcap::{self, Anchor, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
+use protocol::{
+    Body, CertificateEvidence, Evidence, Pccs, Pcrs, Policy, Rejection, TdReport, Vtpm,
+};
+use ring::digest::{SHA256, digest};
+use serde_json::{Value, json};
+
+use crate::failure::{Doing, Failure};
+use crate::model::params::hex;
+use crate::report::print;
+use crate::trust::{Attestation, Source, TrustOptions};
+
+/// Judge a quote offline: signatures, certificates, revocation, patch levels, rules.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "verify",
+    example = "{command_name} --quote quote.bin --collateral collateral.json",
+    note = "Exit code 0 when the quote is accepted, 1 when it is refused."
+)]
+pub struct VerifyArgs {
+    /// file with the quote
+    #[argh(option)]
+    quote: Option<PathBuf>,
+    /// file with a certificate (PEM or DER) whose quote is to be judged, and its bond to the key
+    #[argh(option)]
+    certificate: Option<PathBuf>,
+    /// collateral: file (one JSON object, as dcap-qvl writes it), or https://PCCS:8081[#SHA256] [Intel's]
+    #[argh(option, default = "Source::intel()")]
+    collateral: Source,
+    /// file to write the collateral to, for later without a network
+    #[argh(option)]
+    fetch: Option<PathBuf>,
+    /// time to judge at, RFC 3339 in UTC or seconds since 1970 [now]
+    #[argh(option, from_str_fn(instant))]
+    at: Option<u64>,
+    /// root certificate in DER, instead of Intel's: for tests only
+    #[argh(option)]
+    root: Option<PathBuf>,
+    /// policy file that platform and TD must satisfy [up to date, no debug mode, any measurement]
+    #[argh(option)]
+    policy: Option<PathBuf>,
+    /// a status to accept instead of the policy's, as often as needed
+    #[argh(option, from_str_fn(status))]
+    accept: Vec<Status>,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    json: bool,
+    /// every measurement, field by field
+    #[argh(switch)]
+    explain: bool,
+}
+
+/// Show what a quote of this TD or in a file says, without judging it.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "quote",
+    example = "{command_name} --out quote.bin",
+    example = "{command_name} --quote quote.bin --policy-template"
+)]
+pub struct QuoteArgs {
+    /// file with the quote [a quote of this TD over zeros]
+    #[argh(option)]
+    quote: Option<PathBuf>,
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
+    #[argh(option, default = "Attestation::Auto")]
+    attestation: Attestation,
+    /// file to write the quote to
+    #[argh(option)]
+    out: Option<PathBuf>,
+    /// print a policy file that accepts TDs like this one
+    #[argh(switch)]
+    policy_template: bool,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Largest file that is read.
+const FILE_LEN_MAX: u64 = 8 << 20;
+
+/// What comes of it.
+struct Outcome {
+    verdict: Option<Verdict>,
+    /// Measurements of a guest with a virtual TPM.
+    pcrs: Option<Pcrs>,
+    /// Code and text of a refusal, and what to do.
+    refused: Option<(String, String, &'static str)>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When files cannot be read, and when the quote is refused.
+pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
+    let (quote, evidence, name) = match (&args.quote, &args.certificate) {
+        (Some(path), None) => (read(path)?, None, path.display()),
+        (None, Some(path)) => {
+            let evidence = certificate(path)?;
+            (evidence.quote.clone(), Some(evidence), path.display())
+        }
+        _ => {
+            return Err(
+                Failure::new("nothing to judge").hint("--quote FILE, or --certificate FILE")
+            );
+        }
+    };
+    let root = match &args.root {
+        None => Anchor::default(),
+        Some(path) => {
+            log::warn!("TEST ROOT {}: says nothing about real platforms", path.display());
+            let root = digest(&SHA256, &read(path)?);
+            Anchor::new(root.as_ref().try_into().expect("32 bytes"))
+        }
+    };
+    let now = args.at.unwrap_or_else(now);
+    let collateral = collateral_of(&args.collateral, &quote, &root, now)?;
+    if let Some(path) = &args.fetch {
+        fs::write(path, &collateral).doing(path.display())?;
+        log::info!("the collateral is in {}", path.display());
+    }
+    let mut policy = match &args.policy {
+        Some(path) => policy(path)?,
+        None => Policy::default(),
+    };
+    if !args.accept.is_empty() {
+        policy.rules.accepted.clone_from(&args.accept);
+    }
+    let mut outcome = judge(&quote, &collateral, &root, now, &policy);
+    if let (Some(evidence), None) = (&evidence, &outcome.refused) {
+        outcome.refused = unbound(evidence);
+    }
+    let text = match args.json {
+        true => as_json(&outcome).to_string(),
+        false => as_text(&outcome, args.explain),
+    };
+    print(text.trim_end())?;
+    match outcome.refused {
+        None => Ok(()),
+        Some((code, ..)) => Err(Failure::new(format!("{name}: refused: {code}"))),
+    }
+}
+
+/// The evidence in a certificate.
+fn certificate(path: &Path) -> Result<CertificateEvidence, Failure> {
+    let bytes = read(path)?;
+    let der = match bytes.starts_with(b"-----BEGIN") {
+        true => {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let body = text.split("-----").nth(2).unwrap_or_default();
+            let digits: String = body.split_whitespace().collect();
+            Base64::decode_vec(&digits).doing(format!("{}: PEM", path.display()))?
+        }
+        false => bytes,
+    };
+    let evidence = CertificateEvidence::parse(&der);
+    let evidence = evidence.map_err(|why| format!("refused: {}: {why}", why.code()));
+    let evidence = evidence.doing(path.display())?;
+    log::info!("{}: evidence in the form of {}", path.display(), evidence.form.name());
+    Ok(evidence)
+}
+
+/// The refusal of a quote that is about another key.
+fn unbound(evidence: &CertificateEvidence) -> Option<(String, String, &'static str)> {
+    let bound = Evidence::parse(&evidence.quote).ok()?.is_over(&evidence.report_data);
+    let why = match bound {
+        Ok(true) => return None,
+        Ok(false) => Rejection::ReportData,
+        Err(why) => why,
+    };
+    let advice = "the certificate took a quote of another";
+    Some((why.code().into(), why.to_string(), advice))
+}
+
+/// Collateral as a file has it, or as a service gives it for this quote.
+fn collateral_of(
+    source: &Source,
+    quote: &[u8],
+    root: &Anchor,
+    now: u64,
+) -> Result<Vec<u8>, Failure> {
+    let (address, authority) = match source {
+        Source::File(path) => return read(path),
+        Source::Service(address, authority) => (address, authority),
+    };
+    let origin = Evidence::parse(quote)
+        .map_err(|error| error.to_string())
+        .and_then(|evidence| {
+            dcap::origin(&evidence.quote, root, now).map_err(|fault| fault.to_string())
+        })
+        .doing("no collateral is asked for")?;
+    let fetched = Pccs::new(address, authority).doing(address)?.fetch(&origin);
+    let fetched = fetched.map_err(|error| format!("[{}] {error}", error.code()));
+    Ok(fetched.doing(address)?.encode().into_bytes())
+}
+
+/// Shows a quote's measurements, or a policy made of them.
+///
+/// # Errors
+/// When the file is no quote.
+pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
+    let (bytes, name) = match &args.quote {
+        Some(path) => (read(path)?, path.display().to_string()),
+        None => {
+            let trust = TrustOptions {
+                attestation: args.attestation,
+                collateral: Vec::new(),
+                policy: None,
+                sim_image: TrustOptions::SIM_IMAGE.into(),
+            };
+            let quote = trust.attester()?.quote(&[0; 64]).doing("quote of this TD")?;
+            (quote, "quote of this TD".into())
+        }
+    };
+    let Evidence { quote, vtpm } = Evidence::parse(&bytes).doing(name)?;
+    let pcrs = vtpm.as_ref().map(Vtpm::pcrs);
+    if let Some(path) = &args.out {
+        fs::write(path, &bytes).doing(path.display())?;
+    }
+    if args.policy_template {
+        let report = quote.td().doing("a policy is for TDs")?;
+        return print(&Policy::template(report, pcrs));
+    }
+    let fields = measurements(&quote.body, pcrs);
+    if args.json {
+        let mut object: serde_json::Map<_, _> = fields.into_iter().collect();
+        object.insert("version".into(), quote.version.into());
+        return print(&Value::Object(object).to_string());
+    }
+    let line = |(name, value): &(String, Value)| {
+        format!("{name:<16} {}", value.as_str().unwrap_or_default())
+    };
+    print(&fields.iter().map(line).collect::<Vec<_>>().join("\n"))
+}
+
+fn judge(quote: &[u8], collateral: &[u8], root: &Anchor, now: u64, policy: &Policy) -> Outcome {
+    let damaged = "the evidence is damaged or forged: get a new quote";
+    let Evidence { quote, vtpm } = match Evidence::parse(quote) {
+        Ok(evidence) => evidence,
+        Err(error) => {
+            let refused = Some(("quote-malformed".into(), error.to_string(), damaged));
+            return Outcome { verdict: None, pcrs: None, refused };
+        }
+    };
+    let pcrs = vtpm.as_ref().map(|vtpm| *vtpm.pcrs());
+    let verified = Collateral::parse(collateral)
+        .and_then(|collateral| dcap::verify(&quote, &collateral, root, now));
+    match verified {
+        Err(fault) => Outcome { verdict: None, pcrs, refused: Some(explained(&fault)) },
+        Ok(verdict) => {
+            let td = match &verdict.body {
+                Body::Td(report) => vtpm
+                    .as_ref()
+                    .map_or(Ok(()), |vtpm| vtpm.verify(&report.report_data).map(drop))
+                    .and_then(|()| policy.check(report, pcrs.as_ref(), None)),
+                // Measurements of TDs are not those of enclaves.
+                Body::Enclave(_) if policy.accepts_anything() => Ok(()),
+                Body::Enclave(_) => Err(Rejection::Platform("an enclave, the policy is for TDs")),
+            };
+            let refused = td
+                .and_then(|()| policy.check_platform(&verdict, now))
+                .err()
+                .map(|why| (why.code().to_owned(), why.to_string(), advice(&why)));
+            Outcome { verdict: Some(verdict), pcrs, refused }
+        }
+    }
+}
+
+fn advice(why: &Rejection) -> &'static str {
+    match why {
+        Rejection::Rules(Shortcoming::Status(
+            Status::TDRelaunchAdvised | Status::TDRelaunchAdvisedConfigurationNeeded,
+        )) => "launch the TD again: its platform was patched since",
+        Rejection::Rules(Shortcoming::Status(_)) => {
+            "patch the platform, or accept the status (tcb_statuses of the policy, --accept)"
+        }
+        Rejection::Rules(_) => "launch the TD with other attributes",
+        Rejection::Vtpm(_) => "the evidence is damaged or forged: get it again",
+        Rejection::Measurement { .. } | Rejection::Pcr(_) => {
+            "if the new image is meant to run, add it to the policy (hfl quote --policy-template)"
+        }
+        _ => "if that is meant to be, change the policy",
+    }
+}
+
+/// Reads a bundle of collateral.
+///
+/// # Errors
+/// When it cannot be read, or is none.
+pub fn collateral(path: &Path) -> Result<Collateral, Failure> {
+    Collateral::parse(&read(path)?).doing(format!("collateral {}", path.display()))
+}
+
+/// Reads a policy file; says so if it lets any code run.
+///
+/// # Errors
+/// When it cannot be read, or is no policy.
+pub fn policy(path: &Path) -> Result<Policy, Failure> {
+    let policy = Policy::parse(&read(path)?).doing(format!("policy {}", path.display()))?;
+    if policy.accepts_anything() {
+        log::warn!("policy {}: every measurement is off, ANY code is accepted", path.display());
+    }
+    Ok(policy)
+}
+
+fn explained(fault: &Fault) -> (String, String, &'static str) {
+    (fault.code(), fault.to_string(), fault.advice())
+}
+
+fn as_json(outcome: &Outcome) -> Value {
+    let mut object = json!({
+        "verdict": if outcome.refused.is_none() { "accepted" } else { "refused" },
+        "code": outcome.refused.as_ref().map(|(code, ..)| code),
+        "reason": outcome.refused.as_ref().map(|(_, text, _)| text),
+        "advice": outcome.refused.as_ref().map(|(.., advice)| advice),
+        "status": outcome.verdict.as_ref().map(|verdict| verdict.status.name()),
+    });
+    if let Some(verdict) = &outcome.verdict {
+        let rating = |rating: &Rating| {
+            json!({
+                "status": rating.status.name(),
+                "date": dcap::date(rating.date),
+                "advisories": rating.advisories,
+            })
+        };
+        let shortfalls = verdict.shortfalls.iter().map(|shortfall| {
+            json!({
+                "component": shortfall.component.to_string(),
+                "category": shortfall.category,
+                "has": shortfall.has,
+                "needs": shortfall.needs,
+            })
+        });
+        let shown = measurements(&verdict.body, outcome.pcrs.as_ref());
+        let details = json!({
+            "launch": verdict.launch.name(),
+            "current": verdict.current.map(Status::name),
+            "platform": rating(&verdict.platform),
+            "module": verdict.module.as_ref().map(rating),
+            "qe": rating(&verdict.qe),
+            "tcb_date": dcap::date(verdict.tcb_date),
+            "advisories": verdict.advisories,
+            "tcb_evaluation_number": verdict.evaluation_number,
+            "valid_from": dcap::date(verdict.valid[0]),
+            "valid_until": dcap::date(verdict.valid[1]),
+            "shortfalls": shortfalls.collect::<Vec<_>>(),
+            "fmspc": hex(&verdict.machine.fmspc),
+            "pce_id": hex(&verdict.machine.pce_id),
+            "ppid": hex(&verdict.machine.ppid),
+            "platform_instance_id": verdict.machine.instance_id.map(|id| hex(&id)),
+            "measurements": shown.into_iter().collect::<serde_json::Map<_, _>>(),
+        });
+        let (Value::Object(object), Value::Object(details)) = (&mut object, details) else {
+            unreachable!("both are objects");
+        };
+        object.extend(details);
+    }
+    object
+}
+
+/// Every field of the report, by name.
+fn measurements(body: &Body, pcrs: Option<&Pcrs>) -> Vec<(String, Value)> {
+    let fields: Vec<(&str, Vec<u8>)> = match body {
+        Body::Enclave(report) => vec![
+            ("mr_enclave", report[64..96].to_vec()),
+            ("mr_signer", report[128..160].to_vec()),
+            ("isv_prod_id", report[256..258].to_vec()),
+            ("isv_svn", report[258..260].to_vec()),
+            ("report_data", report[320..384].to_vec()),
+        ],
+        Body::Td(report) => td_fields(report),
+    };
+    let fields = fields.into_iter().map(|(name, bytes)| (name.to_owned(), hex(&bytes)));
+    let pcrs = pcrs.into_iter().flatten().enumerate();
+    let pcrs = pcrs.map(|(number, value)| (format!("pcr{number}"), hex(value)));
+    fields.chain(pcrs).map(|(name, digits)| (name, Value::String(digits))).collect()
+}
+
+fn td_fields(report: &TdReport) -> Vec<(&'static str, Vec<u8>)> {
+    let mut fields = vec![
+        ("mr_td", report.mr_td.to_vec()),
+        ("rt_mr0", report.rt_mr[0].to_vec()),
+        ("rt_mr1", report.rt_mr[1].to_vec()),
+        ("rt_mr2", report.rt_mr[2].to_vec()),
+        ("rt_mr3", report.rt_mr[3].to_vec()),
+        ("mr_config_id", report.mr_config_id.to_vec()),
+        ("mr_owner", report.mr_owner.to_vec()),
+        ("mr_owner_config", report.mr_owner_config.to_vec()),
+        ("mr_seam", report.mr_seam.to_vec()),
+        ("mr_signer_seam", report.mr_signer_seam.to_vec()),
+        ("seam_attributes", report.seam_attributes.to_vec()),
+        ("td_attributes", report.td_attributes.to_vec()),
+        ("xfam", report.xfam.to_vec()),
+        ("tee_tcb_svn", report.tee_tcb_svn.to_vec()),
+        ("report_data", report.report_data.to_vec()),
+    ];
+    if let Some(v15) = &report.v15 {
+        fields.push(("tee_tcb_svn_2", v15.tee_tcb_svn_2.to_vec()));
+        fields.push(("mr_service_td", v15.mr_service_td.to_vec()));
+    }
+    fields
+}
+
+fn as_text(outcome: &Outcome, explain: bool) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<11} {value}");
+    };
+    match &outcome.refused {
+        None => line("verdict", "accepted".into()),
+        Some((code, why, advice)) => {
+            line("verdict", format!("refused ({code})"));
+            line("reason", why.clone());
+            line("do", (*advice).into());
+        }
+    }
+    let Some(verdict) = &outcome.verdict else { return text };
+    let rated = |rating: &Rating| {
+        let advisories = match rating.advisories.is_empty() {
+            true => String::new(),
+            false => format!(": {}", escaped(&rating.advisories.join(", "))),
+        };
+        format!("{}, level of {}{advisories}", rating.status, dcap::date(rating.date))
+    };
+    line("status", verdict.status.to_string());
+    if let Some(current) = verdict.current {
+        line("", format!("at launch {}, now {current}", verdict.launch));
+    }
+    line("platform", rated(&verdict.platform));
+    if let Some(module) = &verdict.module {
+        line("TDX module", rated(module));
+    }
+    line("QE", rated(&verdict.qe));
+    for shortfall in &verdict.shortfalls {
+        line(
+            "behind",
+            format!(
+                "{} {}: has {}, the newest level needs {}",
+                shortfall.component,
+                escaped(&shortfall.category),
+                shortfall.has,
+                shortfall.needs
+            ),
+        );
+    }
+    line(
+        "collateral",
+        format!(
+            "evaluation {}, valid {} to {}",
+            verdict.evaluation_number,
+            dcap::date(verdict.valid[0]),
+            dcap::date(verdict.valid[1])
+        ),
+    );
+    line(
+        "machine",
+        format!("FMSPC {}, PPID {}", hex(&verdict.machine.fmspc), hex(&verdict.machine.ppid)),
+    );
+    let shown = measurements(&verdict.body, outcome.pcrs.as_ref());
+    let count = if explain { shown.len() } else { 5.min(shown.len()) };
+    for (name, value) in shown.into_iter().take(count) {
+        line(&name, value.as_str().unwrap_or_default().to_owned());
+    }
+    text
+}
+
+/// What a document supplied, safe to print.
+fn escaped(text: &str) -> String {
+    text.escape_default().to_string()
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).doing(path.display())?;
+    file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).doing(path.display())?;
+    match bytes.len() as u64 > FILE_LEN_MAX {
+        true => Err(Failure::new(format!("{}: more than 8 MiB", path.display()))),
+        false => Ok(bytes),
+    }
+}
+
+/// A time as options give it.
+pub(crate) fn instant(text: &str) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .or_else(|| dcap::parse_timestamp(text))
+        .ok_or_else(|| "expected 2026-01-31T00:00:00Z or seconds since 1970".into())
+}
+
+fn status(text: &str) -> Result<Status, String> {
+    let names: Vec<&str> = Status::ALL.map(Status::name).into();
+    let found = Status::ALL.into_iter().find(|status| status.name() == text);
+    found.ok_or_else(|| format!("expected one of {}", names.join(", ")))
+}
+
+fn now() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,266 @@
+//! The flags of `hfl luks`.
+
+use std::path::PathBuf;
+
+use argh::FromArgs;
+use luks::{HeaderId, Policy, Source};
+
+use crate::trust::passphrase::KeySource;
+
+/// Encrypted volumes: LUKS2, readable and writable by cryptsetup.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "luks",
+    example = "{command_name} create model.luks --size 1G --key-file key",
+    example = "{command_name} export model.luks --files out --key-file key",
+    note = "create, dump, export and seal need no privileges; the others use dm-crypt and need root.",
+    note = "Without --key-file and --key-fd the passphrase is asked for, or the first line of stdin."
+)]
+pub struct LuksArgs {
+    #[argh(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub(super) enum Command {
+    Close(CloseArgs),
+    Create(CreateArgs),
+    Dump(DumpArgs),
+    Export(ExportArgs),
+    Mount(MountArgs),
+    Open(OpenArgs),
+    Seal(SealArgs),
+    Status(StatusArgs),
+    Unmount(UnmountArgs),
+}
+
+/// Create a volume with an empty ext4 file system inside.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "create", example = "{command_name} model.luks --size 1G --key-file key")]
+pub(super) struct CreateArgs {
+    /// file to create
+    #[argh(positional)]
+    pub(super) volume: PathBuf,
+    /// bytes in all, with K, M, G or T for powers of 1024 [1G]
+    #[argh(option, default = "Size(1 << 30)")]
+    pub(super) size: Size,
+    /// file whose bytes are a passphrase, - for stdin; each one given makes a keyslot
+    #[argh(option)]
+    pub(super) key_file: Vec<PathBuf>,
+    /// open file descriptor to read a passphrase from
+    #[argh(option)]
+    pub(super) key_fd: Option<u32>,
+    /// put the header into a file of its own
+    #[argh(option)]
+    pub(super) header: Option<PathBuf>,
+    /// authenticate every sector (aes-xts and hmac-sha256)
+    #[argh(switch)]
+    pub(super) integrity: bool,
+    /// label, up to 47 characters
+    #[argh(option, default = "String::new()")]
+    pub(super) label: String,
+    /// bytes of a sector, 512 or 4096 [4096]
+    #[argh(option, default = "4096")]
+    pub(super) sector: u32,
+    /// key derivation: argon2id, argon2i or pbkdf2 [argon2id]
+    #[argh(option, default = "String::from(\"argon2id\")")]
+    pub(super) kdf: String,
+    /// memory of argon2 in KiB [65536]
+    #[argh(option, default = "65536")]
+    pub(super) kdf_memory: u32,
+    /// passes of argon2 [4], or iterations of pbkdf2 [600000]
+    #[argh(option)]
+    pub(super) kdf_time: Option<u32>,
+    /// take the space on disk now
+    #[argh(switch)]
+    pub(super) preallocate: bool,
+    /// leave the inside empty
+    #[argh(switch)]
+    pub(super) no_file_system: bool,
+    /// overwrite what is there
+    #[argh(switch)]
+    pub(super) force: bool,
+}
+
+/// Options that say which volume is opened and with what; argh cannot share them between commands.
+macro_rules! opening {
+    ($(#[$attribute:meta])* $name:ident { $($own:tt)* }) => {
+        $(#[$attribute])*
+        pub(super) struct $name {
+            /// file or block device
+            #[argh(positional)]
+            pub(super) volume: PathBuf,
+            $($own)*
+            /// tolerate one damaged copy of the header, sha512 checksums, sha1 splitters
+            #[argh(switch)]
+            pub(super) compat: bool,
+            /// file with a detached header
+            #[argh(option)]
+            pub(super) header: Option<PathBuf>,
+            /// header id that it must have
+            #[argh(option)]
+            pub(super) expect: Option<HeaderId>,
+            /// refuse a header without MAC
+            #[argh(switch)]
+            pub(super) require_mac: bool,
+            /// file whose bytes are the passphrase, - for stdin
+            #[argh(option)]
+            pub(super) key_file: Option<PathBuf>,
+            /// open file descriptor to read the passphrase from
+            #[argh(option)]
+            pub(super) key_fd: Option<u32>,
+            /// try this keyslot only
+            #[argh(option)]
+            pub(super) slot: Option<u8>,
+        }
+
+        impl $name {
+            /// The volume, and where its passphrase comes from.
+            pub(super) fn source(&self) -> (Source, KeySource) {
+                let source = Source {
+                    path: self.volume.clone(),
+                    header: self.header.clone(),
+                    policy: if self.compat { Policy::Compat } else { Policy::Strict },
+                    expect: self.expect,
+                    require_mac: self.require_mac,
+                    slot: self.slot,
+                };
+                (source, KeySource { file: self.key_file.clone(), descriptor: self.key_fd })
+            }
+        }
+    };
+}
+
+opening! {
+    /// Show what a header says; with --volume-key, the key.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "dump")]
+    DumpArgs {
+        /// one JSON object on stdout
+        #[argh(switch)]
+        pub(super) json: bool,
+        /// print the volume key in hexadecimal
+        #[argh(switch)]
+        pub(super) volume_key: bool,
+    }
+}
+
+opening! {
+    /// Decrypt without privileges: the whole inside, or its files.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "export", example = "{command_name} model.luks --files out")]
+    ExportArgs {
+        /// file for the whole plaintext, - for stdout
+        #[argh(option)]
+        pub(super) raw: Option<PathBuf>,
+        /// directory for the files of the ext4 file system inside
+        #[argh(option)]
+        pub(super) files: Option<PathBuf>,
+    }
+}
+
+opening! {
+    /// Open a volume as /dev/mapper/NAME.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "open")]
+    OpenArgs {
+        /// name of the mapping
+        #[argh(positional)]
+        pub(super) name: String,
+        /// without writing
+        #[argh(switch)]
+        pub(super) read_only: bool,
+    }
+}
+
+opening! {
+    /// Open a volume and mount the ext4 file system inside.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "mount")]
+    MountArgs {
+        /// directory, made if it is not there
+        #[argh(positional)]
+        pub(super) directory: PathBuf,
+        /// name of the mapping [hfl-UUID]
+        #[argh(option)]
+        pub(super) name: Option<String>,
+        /// without writing
+        #[argh(switch)]
+        pub(super) read_only: bool,
+    }
+}
+
+/// Remove the mapping /dev/mapper/NAME.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "close")]
+pub(super) struct CloseArgs {
+    /// name of the mapping
+    #[argh(positional)]
+    pub(super) name: String,
+}
+
+/// Unmount a directory and close the mapping under it.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "unmount")]
+pub(super) struct UnmountArgs {
+    /// where the volume is mounted
+    #[argh(positional)]
+    pub(super) directory: PathBuf,
+}
+
+/// Show a mapping.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "status")]
+pub(super) struct StatusArgs {
+    /// name of the mapping
+    #[argh(positional)]
+    pub(super) name: String,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    pub(super) json: bool,
+}
+
+/// Put a header MAC into a volume made elsewhere, or a fresh one.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "seal")]
+pub(super) struct SealArgs {
+    /// file or block device
+    #[argh(positional)]
+    pub(super) volume: PathBuf,
+    /// file with a detached header
+    #[argh(option)]
+    pub(super) header: Option<PathBuf>,
+    /// file whose bytes are the passphrase, - for stdin
+    #[argh(option)]
+    pub(super) key_file: Option<PathBuf>,
+    /// open file descriptor to read the passphrase from
+    #[argh(option)]
+    pub(super) key_fd: Option<u32>,
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Size(
+    /// The number.
+    pub u64,
+);
+
+impl std::str::FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+            "" => 0,
+            "K" => 10,
+            "M" => 20,
+            "G" => 30,
+            "T" => 40,
+            _ => return Err("expected a number with K, M, G or T".into()),
+        };
+        let number: u64 = digits.parse().map_err(|_| "expected a number of bytes")?;
+        number.checked_mul(1 << shift).map(Self).ok_or_else(|| "too many bytes".into())
+    }
+}

@@ -1,0 +1,301 @@
+//! `hfl luks`: the commands on encrypted volumes.
+
+mod args;
+mod export;
+
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, Write as _};
+use std::path::Path;
+
+use luks::ext4::FileSystem;
+use luks::{Error, Header, KdfCost, Passphrase, Source, Volume, linux};
+use serde_json::{Value, json};
+
+pub use args::{LuksArgs, Size};
+
+use args::{Command, CreateArgs, DumpArgs, ExportArgs, MountArgs, OpenArgs, SealArgs, StatusArgs};
+use export::{CHUNK, copy, export_files, new_file};
+
+use crate::failure::{Doing, Failure};
+use crate::report::print;
+use crate::trust::passphrase::KeySource;
+
+/// Runs a command.
+///
+/// # Errors
+/// Why it could not be done.
+pub fn run(args: LuksArgs) -> Result<(), Failure> {
+    match args.command {
+        Command::Close(args) => linux::close(&args.name).doing("close"),
+        Command::Create(args) => create(&args),
+        Command::Dump(args) => dump(&args),
+        Command::Export(args) => export_volume(&args),
+        Command::Mount(args) => mount(&args),
+        Command::Open(args) => open(&args),
+        Command::Seal(args) => seal(&args),
+        Command::Status(args) => status(&args),
+        Command::Unmount(args) => linux::unmount(&args.directory).doing("unmount"),
+    }
+}
+
+/// Makes a volume with an empty file system; for `create` and the demo.
+///
+/// # Errors
+/// When there is something already, or the options make no sense.
+pub fn create_volume(
+    path: &Path,
+    header: Option<&Path>,
+    options: &luks::Options,
+    passphrases: &[Passphrase],
+    force: bool,
+    file_system: bool,
+) -> Result<Header, Error> {
+    let volume = luks::create(path, header, options, passphrases, force)?;
+    let header = volume.header().clone();
+    if file_system {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.map_or(0, |since| since.as_secs() as u32);
+        FileSystem::format(volume, &options.label, now)?.close()?;
+    }
+    Ok(header)
+}
+
+fn create(args: &CreateArgs) -> Result<(), Failure> {
+    let mut options = luks::Options::new(args.size.0);
+    options.label = args.label.clone();
+    options.sector = args.sector;
+    options.integrity = args.integrity;
+    options.preallocate = args.preallocate;
+    options.cost = match args.kdf.as_str() {
+        "pbkdf2" => KdfCost::Pbkdf2 {
+            hash: luks::Hash::Sha256,
+            iterations: args.kdf_time.unwrap_or(600_000),
+        },
+        kind @ ("argon2id" | "argon2i") => KdfCost::Argon2 {
+            hybrid: kind == "argon2id",
+            time: args.kdf_time.unwrap_or(4),
+            memory_kib: args.kdf_memory,
+            lanes: 1,
+        },
+        _ => return Err(Failure::new("--kdf: expected argon2id, argon2i or pbkdf2")),
+    };
+    let mut sources: Vec<KeySource> = args
+        .key_file
+        .iter()
+        .map(|file| KeySource { file: Some(file.clone()), descriptor: None })
+        .collect();
+    if args.key_fd.is_some() || sources.is_empty() {
+        sources.push(KeySource { file: None, descriptor: args.key_fd });
+    }
+    let passphrases: Vec<Passphrase> =
+        sources.iter().map(KeySource::read_new).collect::<Result<_, _>>()?;
+    let path = &args.volume;
+    let file_system = !args.no_file_system;
+    let header = create_volume(
+        path,
+        args.header.as_deref(),
+        &options,
+        &passphrases,
+        args.force,
+        file_system,
+    );
+    let header = header.map_err(|error| {
+        let exists =
+            matches!(&error, Error::Io(_, io) if io.kind() == io::ErrorKind::AlreadyExists);
+        let failure = Failure::new(format!("create {}: {error}", path.display()));
+        if exists { failure.hint("another name, or --force to overwrite it") } else { failure }
+    })?;
+    print(&format!(
+        "created {}\nuuid      {}\nheader id {}\nkeyslots  {}\ninside    {}",
+        path.display(),
+        header.uuid(),
+        header.id(),
+        passphrases.len(),
+        if file_system { "ext4, empty" } else { "nothing" },
+    ))
+}
+
+fn dump(args: &DumpArgs) -> Result<(), Failure> {
+    let (source, key) = args.source();
+    let header = source.read_header().map_err(|error| explained(&args.volume, &error))?;
+    if args.volume_key {
+        let passphrase = key.read()?;
+        let limit = u64::MAX;
+        let (_, key) = header
+            .unlock(&passphrase, args.slot, limit)
+            .map_err(|error| explained(&args.volume, &error))?;
+        return print(&key.iter().fold(String::new(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        }));
+    }
+    let described = describe(&header);
+    if args.json {
+        return print(&described.to_string());
+    }
+    print(table(&header).trim_end())
+}
+
+/// The header as one JSON object.
+fn describe(header: &Header) -> Value {
+    let metadata: Value = serde_json::from_str(&header.json()).expect("our own JSON");
+    json!({
+        "uuid": header.uuid(),
+        "label": header.label(),
+        "subsystem": header.subsystem(),
+        "sequence": header.sequence(),
+        "header_id": header.id().to_string(),
+        "header_mac": header.has_mac(),
+        "metadata": metadata,
+    })
+}
+
+/// The header for people.
+fn table(header: &Header) -> String {
+    let metadata = header.metadata();
+    let segment = metadata.segment;
+    let mut text = String::new();
+    let mut line = |name: &str, value: &dyn std::fmt::Display| {
+        let _ = writeln!(text, "{name:<10} {value}");
+    };
+    line("uuid", &header.uuid());
+    line("label", &header.label());
+    line("header id", &header.id());
+    let mac =
+        if header.has_mac() { "present, checked when it opens" } else { "none (hfl luks seal)" };
+    line("header mac", &mac);
+    let tags = if segment.integrity { " with hmac-sha256 tags" } else { "" };
+    let cipher = format!("aes-xts-plain64, {} byte sectors{tags}", segment.sector);
+    line("cipher", &cipher);
+    line("data from", &format!("byte {}", segment.offset));
+    for slot in &metadata.keyslots {
+        let opens = match metadata.segment_digest().keyslots.contains(&slot.number) {
+            true => "",
+            false => ", of no segment",
+        };
+        let described = format!(
+            "{}, {} bit key, priority {}{opens}",
+            slot.kdf.cost.name(),
+            8 * slot.key_len,
+            slot.priority
+        );
+        line(&format!("keyslot {}", slot.number), &described);
+    }
+    for (number, token) in &metadata.tokens {
+        line(&format!("token {number}"), &token.text().escape_default());
+    }
+    text
+}
+
+fn export_volume(args: &ExportArgs) -> Result<(), Failure> {
+    let (source, key) = args.source();
+    if args.raw.is_some() == args.files.is_some() {
+        return Err(Failure::new("export needs --raw FILE or --files DIR"));
+    }
+    let volume = open_volume(&source, &key.read()?)?;
+    match (&args.raw, &args.files) {
+        (Some(path), _) if path.as_os_str() == "-" => {
+            copy(&volume, &mut io::stdout().lock()).doing("stdout")
+        }
+        (Some(path), _) => {
+            let file = new_file(path).doing(path.display())?;
+            let mut out = BufWriter::with_capacity(CHUNK, file);
+            copy(&volume, &mut out).and_then(|()| out.flush()).doing(path.display())
+        }
+        (None, directory) => {
+            let directory = directory.as_ref().expect("one of the two");
+            let files =
+                FileSystem::open(volume).map_err(|error| explained(&args.volume, &error))?;
+            let count = export_files(&files, directory)?;
+            print(&format!("{count} files in {}", directory.display()))
+        }
+    }
+}
+
+fn open_volume(source: &Source, passphrase: &Passphrase) -> Result<Volume, Failure> {
+    let volume = source.open(passphrase, false).map_err(|error| explained(&source.path, &error))?;
+    warn_without_mac(volume.header());
+    Ok(volume)
+}
+
+fn warn_without_mac(header: &Header) {
+    if !header.has_mac() {
+        log::warn!("no header MAC: nothing vouches for the header (hfl luks seal adds one)");
+    }
+}
+
+fn open(args: &OpenArgs) -> Result<(), Failure> {
+    let (source, key) = args.source();
+    let device = linux::open(&source, &key.read()?, &args.name, args.read_only)
+        .map_err(|error| explained(&args.volume, &error))?;
+    print(&format!("/dev/mapper/{}", device.name))
+}
+
+fn mount(args: &MountArgs) -> Result<(), Failure> {
+    let (source, key) = args.source();
+    let fail = |error: Error| explained(&args.volume, &error);
+    let header = source.read_header().map_err(fail)?;
+    let name = args.name.clone().unwrap_or_else(|| format!("hfl-{}", header.uuid()));
+    let passphrase = key.read()?;
+    let device = linux::mount(&source, &passphrase, &name, &args.directory, args.read_only);
+    let device = device.map_err(fail)?;
+    print(&format!("/dev/mapper/{} on {}", device.name, args.directory.display()))
+}
+
+fn status(args: &StatusArgs) -> Result<(), Failure> {
+    let status = linux::status(&args.name).doing("status")?;
+    let key = if status.keyring { "kernel keyring" } else { "in the table" };
+    let (major, minor) = status.device.number;
+    if args.json {
+        return print(
+            &json!({
+                "name": status.device.name,
+                "uuid": status.device.uuid,
+                "device": format!("{major}:{minor}"),
+                "users": status.device.users,
+                "read_only": status.device.read_only,
+                "cipher": status.cipher,
+                "keyring": status.keyring,
+                "below": status.below,
+                "offset": status.offset,
+                "mounts": status.mounts,
+            })
+            .to_string(),
+        );
+    }
+    let mode = if status.device.read_only { "read only" } else { "read and write" };
+    let mounts = if status.mounts.is_empty() { "nowhere".into() } else { status.mounts.join(", ") };
+    print(&format!(
+        "/dev/mapper/{} is active\nuuid    {}\ncipher  {}\nkey     {key}\n\
+         device  {major}:{minor} over {} from sector {}\nmode    {mode}\nmounted {mounts}",
+        status.device.name, status.device.uuid, status.cipher, status.below, status.offset,
+    ))
+}
+
+fn seal(args: &SealArgs) -> Result<(), Failure> {
+    let mut source = Source::new(&args.volume);
+    source.header = args.header.clone();
+    let key = KeySource { file: args.key_file.clone(), descriptor: args.key_fd };
+    let header = source.seal(&key.read()?).map_err(|error| explained(&args.volume, &error))?;
+    print(&format!("sealed {}\nheader id {}", args.volume.display(), header.id()))
+}
+
+/// An error of a volume, with what to try.
+pub fn explained(path: &Path, error: &Error) -> Failure {
+    let failure = Failure::new(format!("{}: {error}", path.display()));
+    match error {
+        Error::Damaged(_) => failure.hint("cryptsetup repair, on a machine that you trust"),
+        Error::Io(_, io) if io.kind() == io::ErrorKind::NotFound => {
+            failure.hint("hfl luks create makes a volume")
+        }
+        Error::Io(_, io) if io.kind() == io::ErrorKind::PermissionDenied => {
+            failure.hint("root for dm-crypt; export and --volume need no privileges")
+        }
+        Error::Memory(..) => failure.hint("a keyslot with less memory: --kdf-memory, or pbkdf2"),
+        Error::Refused(_) => failure.hint("--compat for volumes made elsewhere"),
+        Error::WrongPassphrase => {
+            failure.hint("a key file counts to its last byte, newline included")
+        }
+        _ => failure,
+    }
+}

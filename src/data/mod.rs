@@ -1,0 +1,4 @@
+//! What a worker learns from: pictures, their order and their augmentation.
+
+pub mod cifar;
+pub mod synthetic;

@@ -1,0 +1,148 @@
+//! The forward pass with running statistics: each convolution, its normalisation, ReLU and residual add
+//! in one pass over memory, and no more memory than the largest block needs.
+
+use kernels::{Arena, Finish, Folded, Isa, Linear, Pool, Scratch, average_forward};
+
+use crate::data::cifar::{Batch, CLASSES};
+use crate::model::network::{Block, Network, Unit};
+use crate::model::resnet::NORM;
+
+/// A network that classifies.
+pub struct Inference {
+    network: Network,
+    pool: Pool,
+    isa: Isa,
+    batch_max: usize,
+    folds: Vec<Folded>,
+    /// The flat buffer: its panels are what the kernels read.
+    params: Vec<f32>,
+    /// A block's input and output by turns, its two inner activations, its shortcut.
+    outer: [Arena; 2],
+    inner: [Arena; 2],
+    shortcut: Arena,
+    /// Not used here, but every tile has room for sums.
+    sums: Vec<f32>,
+    scratch: Arena,
+    features: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+impl Inference {
+    /// Folds the statistics of `params`, with memory for batches of up to `batch_max` images.
+    ///
+    /// # Errors
+    /// When the system has not that much memory.
+    pub fn new(
+        network: Network,
+        params: Vec<f32>,
+        batch_max: usize,
+        (pool, isa): (Pool, Isa),
+    ) -> std::io::Result<Self> {
+        let part = |range: &std::ops::Range<usize>| &params[range.clone()];
+        let folds = network.units.iter().map(|unit| {
+            let mut fold = Folded::new(unit.conv.channels_out);
+            let [mean, variance] = &unit.running;
+            let [gamma, beta] = &unit.affine;
+            fold.set(NORM, (part(mean), part(variance)), (part(gamma), part(beta)));
+            fold
+        });
+        let folds = folds.collect();
+        let most = |units: &mut dyn Iterator<Item = usize>| {
+            units.map(|u| network.units[u].conv.output_len(batch_max)).max().unwrap_or(0)
+        };
+        let blocks = &network.blocks;
+        let inner = most(&mut blocks.iter().flat_map(|b| [b.units[0], b.units[1]]));
+        // Where the stem is pooled, its activation is the shortcut's buffer.
+        let outer = most(&mut std::iter::once(0).chain(blocks.iter().map(|b| b.units[2])));
+        let scratch = network.units.iter().map(|unit| unit.conv.scratch_len(batch_max));
+        let scratch = scratch.max().unwrap_or(0);
+        let sums = network.units.iter().map(|unit| unit.conv.sums_len(batch_max));
+        let sums = sums.max().unwrap_or(0);
+        Ok(Self {
+            folds,
+            outer: [Arena::new(outer)?, Arena::new(outer)?],
+            inner: [Arena::new(inner)?, Arena::new(inner)?],
+            shortcut: Arena::new(outer)?,
+            sums: vec![0.0; sums],
+            scratch: Arena::new(scratch)?,
+            features: vec![0.0; batch_max * network.features],
+            logits: vec![0.0; batch_max * CLASSES],
+            params,
+            network,
+            pool,
+            isa,
+            batch_max,
+        })
+    }
+
+    /// Bytes of activations.
+    pub fn arena_len(&self) -> usize {
+        let arenas = self.outer.iter().chain(&self.inner).chain([&self.shortcut]);
+        arenas.map(|arena| size_of_val(arena.as_slice())).sum()
+    }
+
+    /// Logits of each image.
+    pub fn run(&mut self, batch: &Batch) -> &[f32] {
+        let n = batch.len();
+        assert!((1..=self.batch_max).contains(&n), "batch of {n}, room for {}", self.batch_max);
+        self.stem(batch);
+        for index in 0..self.network.blocks.len() {
+            self.block(index, n);
+            self.outer.swap(0, 1);
+        }
+        let exec = (&self.pool, self.isa);
+        let last = &self.network.units[self.network.blocks[self.network.blocks.len() - 1].units[2]];
+        let features = &mut self.features[..n * self.network.features];
+        average_forward(exec, &self.outer[0].as_slice()[..last.conv.output_len(n)], features);
+        let [weight, bias] = self.network.classifier.clone().map(|range| &self.params[range]);
+        let logits = &mut self.logits[..n * CLASSES];
+        let linear = Linear { inputs: self.network.features, outputs: CLASSES };
+        linear.forward(exec, features, (weight, bias), logits);
+        logits
+    }
+
+    fn stem(&mut self, batch: &Batch) {
+        let (exec, n) = ((&self.pool, self.isa), batch.len());
+        let (unit, fold) = (&self.network.units[0], &self.folds[0]);
+        let len = unit.conv.output_len(n);
+        let y = match self.network.max_pool {
+            None => &mut self.outer[0].as_mut_slice()[..len],
+            Some(_) => &mut self.shortcut.as_mut_slice()[..len],
+        };
+        let operands = (&*batch.images, &self.params[unit.weight.clone()]);
+        let finish = Finish::Fold(fold, None, true);
+        unit.conv.forward_images(exec, n, operands, (y, &mut self.sums), finish);
+        if let Some(max_pool) = self.network.max_pool {
+            let row = n * unit.conv.channels_out;
+            let pooled = &mut self.outer[0].as_mut_slice()[..max_pool.output.pow(2) * row];
+            max_pool.forward(exec, row, &self.shortcut.as_slice()[..len], pooled);
+        }
+    }
+
+    /// From the first outer buffer to the second.
+    fn block(&mut self, index: usize, n: usize) {
+        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
+        let [x, y] = &mut self.outer;
+        let [a1, a2] = &mut self.inner;
+        let exec = (&self.pool, self.isa);
+        let mut convolve = |u: usize, x: &Arena, y: &mut Arena, add: Option<&Arena>, relu: bool| {
+            let (unit, fold): (&Unit, &Folded) = (&self.network.units[u], &self.folds[u]);
+            let operands =
+                (&x.as_slice()[..unit.conv.input_len(n)], &self.params[unit.weight.clone()]);
+            let y = &mut y.as_mut_slice()[..unit.conv.output_len(n)];
+            let add = add.map(Arena::as_slice);
+            let finish = Finish::Fold(fold, add, relu);
+            // Weights are read as they are.
+            let scratch = Scratch { panels: &mut [], parts: self.scratch.as_mut_slice() };
+            let results = (y, &mut *self.sums, scratch);
+            unit.conv.forward(exec, n, operands, results, finish);
+        };
+        convolve(u1, x, a1, None, true);
+        convolve(u2, a1, a2, None, true);
+        if let Some(p) = projection {
+            convolve(p, x, &mut self.shortcut, None, false);
+        }
+        let identity = if projection.is_some() { &self.shortcut } else { &*x };
+        convolve(u3, a2, y, Some(identity), true);
+    }
+}

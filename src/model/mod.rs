@@ -1,0 +1,111 @@
+//! A network in the number format of its job.
+
+pub mod gradients;
+pub mod inference;
+pub mod init;
+pub mod network;
+pub mod params;
+mod plan;
+pub mod resnet;
+
+use kernels::{Bf16, Isa, Pool};
+
+use crate::data::cifar::Batch;
+use crate::job::{Algorithm, Precision};
+use crate::model::gradients::{Part, Pieces};
+use crate::model::network::Network;
+use crate::model::plan::Plan;
+use crate::model::resnet::ResNet;
+
+/// A network that trains.
+pub enum Model {
+    /// Activations and operands in `f32`.
+    Single(Box<ResNet<f32>>),
+    /// Activations and operands in bfloat16.
+    Half(Box<ResNet<Bf16>>),
+}
+
+impl Model {
+    /// Memory for batches of up to `batch_max` images.
+    ///
+    /// # Errors
+    /// When the system has not that much memory, or the CPU not the instructions for `precision`.
+    pub fn new(
+        network: Network,
+        (precision, conv): (Precision, Algorithm),
+        batch_max: usize,
+        (pool, isa): (Pool, Isa),
+    ) -> std::io::Result<Self> {
+        if precision == Precision::Bf16 && !isa.has_bf16() {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::Unsupported,
+                format!(
+                    "precision bf16 needs a CPU with AVX512-BF16, this one runs as {}; \
+                     --precision fp32 runs anywhere",
+                    isa.name()
+                ),
+            ));
+        }
+        let network = network.computed(conv);
+        Ok(match precision {
+            Precision::Fp32 => Self::Single(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
+            Precision::Bf16 => Self::Half(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
+        })
+    }
+
+    /// Computes on these threads from now on: the same bits.
+    pub fn compute_on(&mut self, pool: Pool) {
+        match self {
+            Self::Single(model) => model.compute_on(pool),
+            Self::Half(model) => model.compute_on(pool),
+        }
+    }
+
+    /// Bytes that a step takes, but for parameters and gradients; an eighth more for scratch memory.
+    pub fn memory_len(network: &Network, precision: Precision, batch_max: usize) -> usize {
+        let size = match precision {
+            Precision::Fp32 => size_of::<f32>(),
+            Precision::Bf16 => size_of::<Bf16>(),
+        };
+        let arena = Plan::new(network, batch_max).end() * size;
+        arena + arena / 8
+    }
+
+    /// See [`ResNet::step`].
+    pub fn step(
+        &mut self,
+        params: &mut [f32],
+        batch: &Batch,
+        gradients: &mut [f32],
+        done: (Pieces, impl FnMut(Part) + Send),
+    ) -> f32 {
+        match self {
+            Self::Single(model) => model.step(params, batch, gradients, done),
+            Self::Half(model) => model.step(params, batch, gradients, done),
+        }
+    }
+
+    /// Its layers.
+    pub fn network(&self) -> &Network {
+        match self {
+            Self::Single(model) => &model.network,
+            Self::Half(model) => &model.network,
+        }
+    }
+
+    /// The threads that it computes with.
+    pub fn exec(&self) -> (&Pool, Isa) {
+        match self {
+            Self::Single(model) => model.exec(),
+            Self::Half(model) => model.exec(),
+        }
+    }
+
+    /// Bytes of activations and their gradients.
+    pub fn arena_len(&self) -> usize {
+        match self {
+            Self::Single(model) => model.arena_len(),
+            Self::Half(model) => model.arena_len(),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The layers of ResNet-50 v1.5: shapes, names and places in the flat buffer. No values.
+//!
+//! He et al., "Deep Residual Learning" (2015), with the stride in the 3x3 convolution of a bottleneck
+//! as in torchvision.
+
+use std::ops::Range;
+
+use kernels::{Conv, MaxPool, ShapeError};
+
+use crate::data::cifar::{CLASSES, COLOURS, SIDE};
+use crate::job::{Algorithm, Stem};
+use crate::model::params::{Kind, Layout};
+
+/// The whole network.
+pub struct Network {
+    /// Its first layers.
+    pub stem: Stem,
+    /// Every convolution with its normalisation, in the order of the forward pass.
+    pub units: Vec<Unit>,
+    /// Pooling after the first unit.
+    pub max_pool: Option<MaxPool>,
+    /// Residual blocks, in order.
+    pub blocks: Vec<Block>,
+    /// Where the classifier's weight and bias are.
+    pub classifier: [Range<usize>; 2],
+    /// Channels of the last block.
+    pub features: usize,
+    /// The table of tensors.
+    pub layout: Layout,
+}
+
+/// A convolution and the normalisation after it.
+pub struct Unit {
+    /// Name of the convolution in torchvision.
+    pub name: String,
+    /// The convolution.
+    pub conv: Conv,
+    /// Its stride and padding, for the description of the model.
+    pub window: [usize; 2],
+    /// Where its weights are.
+    pub weight: Range<usize>,
+    /// Where gamma and beta are.
+    pub affine: [Range<usize>; 2],
+    /// Where running mean and variance are.
+    pub running: [Range<usize>; 2],
+}
+
+/// A bottleneck: indexes into the units.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    /// 1x1, 3x3, 1x1.
+    pub units: [usize; 3],
+    /// 1x1 on the shortcut, where shape changes.
+    pub projection: Option<usize>,
+}
+
+/// Blocks of each stage of ResNet-50.
+const STAGES: [usize; 4] = [3, 4, 6, 3];
+/// Output channels of a bottleneck over its inner ones.
+const EXPANSION: usize = 4;
+/// Channels after the stem.
+const STEM_CHANNELS: usize = 64;
+
+impl Network {
+    /// ResNet-50 for 32x32 colour images and ten classes.
+    ///
+    /// # Errors
+    /// Never for the two stems; the kernels' shape check is passed on.
+    pub fn resnet50(stem: Stem) -> Result<Self, ShapeError> {
+        let mut builder = Builder { drafts: Vec::new() };
+        let (kernel, stride) = match stem {
+            Stem::Imagenet => (7, 2),
+            Stem::Cifar => (3, 1),
+        };
+        let mut side =
+            builder.unit(["conv1", "bn1"], SIDE, [COLOURS, STEM_CHANNELS], [kernel, stride])?;
+        let max_pool = (stem == Stem::Imagenet).then(|| MaxPool::new(side));
+        side = max_pool.map_or(side, |pool| pool.output);
+        let mut channels = STEM_CHANNELS;
+        let mut blocks = Vec::new();
+        for (stage, &count) in STAGES.iter().enumerate() {
+            for index in 0..count {
+                let stride = if stage > 0 && index == 0 { 2 } else { 1 };
+                let name = format!("layer{}.{index}", stage + 1);
+                let inner = STEM_CHANNELS << stage;
+                let (block, out) = builder.block(&name, side, [channels, inner], stride)?;
+                blocks.push(block);
+                (side, channels) = (out, inner * EXPANSION);
+            }
+        }
+        Ok(builder.finish(stem, max_pool, blocks, channels))
+    }
+
+    /// The same layers, computed that way: fast algorithms pay for every layer that allows them.
+    #[must_use]
+    pub fn computed(mut self, conv: Algorithm) -> Self {
+        if conv == Algorithm::Auto {
+            let fast = |unit: Unit| Unit { conv: unit.conv.with_fast_algorithms(), ..unit };
+            self.units = self.units.into_iter().map(fast).collect();
+        }
+        self
+    }
+
+    /// Multiplications of one forward pass over an image, without those by zero padding.
+    pub fn multiplications(&self) -> usize {
+        self.units.iter().map(|unit| unit.conv.multiplications(1)).sum::<usize>()
+            + self.features * CLASSES
+    }
+}
+
+struct Draft {
+    names: [String; 2],
+    conv: Conv,
+    window: [usize; 2],
+}
+
+struct Builder {
+    drafts: Vec<Draft>,
+}
+
+impl Builder {
+    /// Adds a unit and returns the side of its output.
+    fn unit(
+        &mut self,
+        names: [&str; 2],
+        side: usize,
+        channels: [usize; 2],
+        [kernel, stride]: [usize; 2],
+    ) -> Result<usize, ShapeError> {
+        let conv = Conv::new([side, side], channels, kernel, stride, kernel / 2)?;
+        let out = conv.output[0];
+        self.drafts.push(Draft {
+            names: names.map(Into::into),
+            conv,
+            window: [stride, kernel / 2],
+        });
+        Ok(out)
+    }
+
+    fn block(
+        &mut self,
+        name: &str,
+        side: usize,
+        [channels, inner]: [usize; 2],
+        stride: usize,
+    ) -> Result<(Block, usize), ShapeError> {
+        let first = self.drafts.len();
+        let outer = inner * EXPANSION;
+        let name = |part: &str| format!("{name}.{part}");
+        self.unit([&name("conv1"), &name("bn1")], side, [channels, inner], [1, 1])?;
+        let out = self.unit([&name("conv2"), &name("bn2")], side, [inner, inner], [3, stride])?;
+        self.unit([&name("conv3"), &name("bn3")], out, [inner, outer], [1, 1])?;
+        let projection = if channels != outer || stride != 1 {
+            let names = [&*name("downsample.0"), &*name("downsample.1")];
+            self.unit(names, side, [channels, outer], [1, stride])?;
+            Some(first + 3)
+        } else {
+            None
+        };
+        Ok((Block { units: [first, first + 1, first + 2], projection }, out))
+    }
+
+    fn finish(
+        self,
+        stem: Stem,
+        max_pool: Option<MaxPool>,
+        blocks: Vec<Block>,
+        features: usize,
+    ) -> Network {
+        let mut tensors = Vec::new();
+        for Draft { names: [conv_name, norm], conv, .. } in &self.drafts {
+            let shape = vec![conv.channels_out, conv.channels_in, conv.kernel, conv.kernel];
+            let channels = vec![conv.channels_out];
+            tensors.push((format!("{conv_name}.weight"), shape, Kind::Weight));
+            tensors.push((format!("{norm}.weight"), channels.clone(), Kind::Affine));
+            tensors.push((format!("{norm}.bias"), channels.clone(), Kind::Affine));
+            tensors.push((format!("{norm}.running_mean"), channels.clone(), Kind::Statistic));
+            tensors.push((format!("{norm}.running_var"), channels, Kind::Statistic));
+        }
+        tensors.push(("fc.weight".into(), vec![CLASSES, features], Kind::Weight));
+        tensors.push(("fc.bias".into(), vec![CLASSES], Kind::Affine));
+        let layout = Layout::new(tensors);
+        let place = |name: &str| layout.tensor(name).expect("just laid out").range.clone();
+        let units = self
+            .drafts
+            .into_iter()
+            .map(|Draft { names: [name, norm], conv, window }| Unit {
+                weight: place(&format!("{name}.weight")),
+                affine: ["weight", "bias"].map(|part| place(&format!("{norm}.{part}"))),
+                running: ["mean", "var"].map(|part| place(&format!("{norm}.running_{part}"))),
+                name,
+                conv,
+                window,
+            })
+            .collect();
+        let classifier = ["fc.weight", "fc.bias"].map(place);
+        Network { stem, units, max_pool, blocks, classifier, features, layout }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_counts_are_those_of_torchvision() {
+        for (stem, trained) in [(Stem::Imagenet, 23_528_522), (Stem::Cifar, 23_520_842)] {
+            let network = Network::resnet50(stem).expect("shapes");
+            assert_eq!(network.layout.trained, trained);
+            assert_eq!(network.layout.len - trained, 53_120);
+            assert_eq!(network.units.len(), 53);
+        }
+    }
+
+    #[test]
+    fn multiplications_are_those_of_the_paper_less_the_padding() {
+        let millions =
+            |stem| Network::resnet50(stem).expect("shapes").multiplications() as f64 / 1e6;
+        assert!((millions(Stem::Imagenet) - 66.7).abs() < 0.1);
+        assert!((millions(Stem::Cifar) - 1219.9).abs() < 0.1);
+    }
+}

@@ -1,0 +1,572 @@
+//! ResNet-50 in motion: forward, loss, backward over one arena; gradients leave as soon as they are done.
+//!
+//! What is kept from the forward pass is each convolution's output `z` and each block's output; the
+//! activations between are computed again when the backward pass needs them.
+//!
+//! ```text
+//! block   x --conv1-- z1 --bn,relu-- a1 --conv2-- z2 --bn,relu-- a2 --conv3-- z3 --bn-- + --relu-- y
+//!         '------------------ identity, or conv -- zp -- bn ------------------------'
+//! ```
+
+use std::ops::Range;
+
+use kernels::{
+    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Receding,
+    Rows, Scratch, Slope, Source, Statistics, Sums, Value, average_backward, average_forward,
+    finish_tiles, softmax_cross_entropy,
+};
+
+use crate::data::cifar::{Batch, CLASSES};
+use crate::model::gradients::{Backlog, Part, Pieces};
+use crate::model::network::{Block, Network, Unit};
+use crate::model::plan::{Plan, Rest, around, around2, first};
+
+/// Normalisation constants of torchvision.
+pub const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
+
+/// A network with memory for training on batches of up to `batch_max` images; activations are stored
+/// as `T`.
+pub struct ResNet<T: Value> {
+    /// Its layers.
+    pub network: Network,
+    pool: Pool,
+    isa: Isa,
+    batch_max: usize,
+    arena: Arena<T>,
+    plan: Plan,
+    norms: Vec<Norm>,
+    sums: Sums,
+    /// Weights of one layer as the kernels read them.
+    panels: Arena<T>,
+    scratch: Arena,
+    head: Head,
+}
+
+/// What a normalisation works with besides its parameters.
+struct Norm {
+    statistics: Statistics,
+    fold: Folded,
+    slope: Slope,
+}
+
+/// Buffers after the last block.
+struct Head {
+    linear: Linear,
+    features: Vec<f32>,
+    logits: Vec<f32>,
+}
+
+/// The batch of a step, its parameters and where its gradients go: both but for what is done.
+struct Flow<'a> {
+    images: &'a [f32],
+    params: &'a mut [f32],
+    gradients: Receding<'a, f32>,
+    n: usize,
+}
+
+impl<'a> Flow<'a> {
+    /// The last of what is left, which is done.
+    fn give_up(&mut self, range: Range<usize>, loss: f32) -> Part<'a> {
+        let (params, part) = std::mem::take(&mut self.params).split_at_mut(range.start);
+        assert_eq!(part.len(), range.len(), "parts are done from the end on");
+        self.params = params;
+        Part { loss, params: part, gradients: self.gradients.give_up(range.start), range }
+    }
+}
+
+impl<T: Value> ResNet<T> {
+    /// Memory for batches of up to `batch_max` images.
+    ///
+    /// # Errors
+    /// When the system has not that much memory.
+    pub fn new(network: Network, batch_max: usize, pool: Pool, isa: Isa) -> std::io::Result<Self> {
+        let plan = Plan::new(&network, batch_max);
+        let units = &network.units;
+        let most = |of: &dyn Fn(&Unit) -> usize| units.iter().map(of).max().unwrap_or(0);
+        let sums = Sums::new(
+            most(&|unit| unit.conv.sums_len(batch_max)),
+            most(&|unit| unit.conv.channels_in.max(unit.conv.channels_out)),
+        );
+        let head = Head {
+            linear: Linear { inputs: network.features, outputs: CLASSES },
+            features: vec![0.0; 2 * batch_max * network.features],
+            logits: vec![0.0; batch_max * CLASSES],
+        };
+        Ok(Self {
+            arena: Arena::new(plan.end())?,
+            panels: Arena::new(most(&|unit| unit.conv.weights()))?,
+            scratch: Arena::new(most(&|unit| unit.conv.scratch_len(batch_max)))?,
+            norms: units.iter().map(Norm::new).collect(),
+            plan,
+            sums,
+            head,
+            network,
+            pool,
+            isa,
+            batch_max,
+        })
+    }
+
+    /// Bytes of the arena.
+    pub fn arena_len(&self) -> usize {
+        self.plan.end() * size_of::<T>()
+    }
+
+    /// The threads that this network computes with.
+    pub fn exec(&self) -> (&Pool, Isa) {
+        (&self.pool, self.isa)
+    }
+
+    /// Computes on these threads from now on.
+    pub fn compute_on(&mut self, pool: Pool) {
+        self.pool = pool;
+    }
+
+    /// One step's loss and gradients. `done` is called for each part of the flat buffers after it became final,
+    /// from their end to their start without a gap, beside the backward pass; or for pieces of them. The
+    /// statistics' part holds the running statistics after this batch.
+    pub fn step(
+        &mut self,
+        params: &mut [f32],
+        batch: &Batch,
+        gradients: &mut [f32],
+        (pieces, done): (Pieces, impl FnMut(Part) + Send),
+    ) -> f32 {
+        assert_eq!((params.len(), gradients.len()), (self.network.layout.len, params.len()));
+        let n = batch.len();
+        assert!((1..=self.batch_max).contains(&n), "batch of {n}, room for {}", self.batch_max);
+        self.forward(params, batch);
+        self.update_running(params, gradients);
+        let logits = &mut self.head.logits[..n * CLASSES];
+        let loss = softmax_cross_entropy(logits, &batch.labels, CLASSES);
+        let Network { layout, classifier: [weight, bias], .. } = &self.network;
+        let statistics = layout.trained..layout.len;
+        let head = weight.start..bias.end;
+        let pool = self.pool.clone();
+        let backlog = Backlog::new(pieces, done);
+        let hand_over = |part, depth| {
+            backlog.push(part, depth);
+            if pool.threads() == 1 {
+                backlog.finish();
+            }
+        };
+        let gradients = Receding::new(gradients);
+        let mut flow = Flow { images: &batch.images, params, gradients, n };
+        let backward = || {
+            let blocks = self.network.blocks.len();
+            hand_over(flow.give_up(statistics, loss), blocks);
+            self.backward_head(&mut flow);
+            hand_over(flow.give_up(head, loss), blocks);
+            for depth in (0..=blocks).rev() {
+                self.backward(depth, &mut flow);
+                hand_over(flow.give_up(self.range(depth), loss), depth);
+            }
+            backlog.finish();
+        };
+        pool.beside(|| backlog.hurry(), || backlog.fill(), backward);
+        loss
+    }
+
+    /// From the masked gradient at the output of a block, or of the stem, whose sums are taken, to that before it.
+    fn backward(&mut self, depth: usize, flow: &mut Flow) {
+        match depth.checked_sub(1) {
+            Some(index) => self.backward_block(index, flow),
+            None => self.backward_stem(flow),
+        }
+    }
+
+    fn forward(&mut self, params: &[f32], batch: &Batch) {
+        let n = batch.len();
+        self.convolve(0, Reads::Images(&batch.images), params, n);
+        let mut x = self.forward_stem(n);
+        for index in 0..self.network.blocks.len() {
+            x = self.forward_block(index, x, params, n);
+        }
+        let features = n * self.network.features;
+        let last = self.make(x, n);
+        let exec = (&self.pool, self.isa);
+        let pooled = &mut self.head.features[..features];
+        average_forward(exec, &self.arena.as_slice()[last], pooled);
+        let [weight, bias] = self.network.classifier.clone().map(|range| &params[range]);
+        let logits = &mut self.head.logits[..n * CLASSES];
+        self.head.linear.forward(exec, pooled, (weight, bias), logits);
+    }
+
+    /// `z = conv(x)` of one unit, and its normalisation folded for use.
+    fn convolve(&mut self, u: usize, x: Reads, params: &[f32], n: usize) {
+        let exec = (&self.pool, self.isa);
+        let unit = &self.network.units[u];
+        let weight = &params[unit.weight.clone()];
+        let [mean, _] = unit.running.clone().map(|range| &params[range]);
+        let shape = unit.conv.output_tiles(n);
+        let sums = self.sums.tiles(shape);
+        let measure = Finish::Measure(mean);
+        let z = self.plan.z(u, n, unit);
+        let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+        match x {
+            Reads::There(x) => {
+                let (z, rest) = around(&mut self.arena, z);
+                let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
+                unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
+            }
+            Reads::Made(of, x) => {
+                let ([z, x], rest) = around2(&mut self.arena, [z, x]);
+                let x = Source::Made(x, view.rows(of, &rest));
+                let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
+                unit.conv.forward(exec, n, (x, weight), results, measure);
+            }
+            Reads::Images(images) => {
+                let z = &mut self.arena.as_mut_slice()[z];
+                unit.conv.forward_images(exec, n, (images, weight), (z, sums), measure);
+            }
+        }
+        self.sums.add_up(exec);
+        let Norm { statistics, fold, .. } = &mut self.norms[u];
+        statistics.set(&self.sums, shape.0 * shape.1, mean);
+        let affine = unit.affine.clone().map(|range| &params[range]);
+        fold.set(NORM, (&statistics.mean, &statistics.variance), affine.into());
+    }
+
+    /// The activation after a unit, which belongs into the buffer of a depth.
+    fn activation(&self, u: usize, depth: usize, n: usize) -> Reads<'static> {
+        Reads::Made(Made::Unit(u), first(&self.plan.activation[depth], self.z(u, n).len()))
+    }
+
+    /// Makes what is to be read, if it is not there.
+    fn make(&mut self, reads: Reads, n: usize) -> Range<usize> {
+        match reads {
+            Reads::Images(_) => unreachable!("images are there"),
+            Reads::There(range) => range,
+            Reads::Made(of, range) => {
+                let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+                let (y, rest) = around(&mut self.arena, range.clone());
+                view.rows(of, &rest).make((&self.pool, self.isa), y);
+                range
+            }
+        }
+    }
+
+    fn forward_stem(&mut self, n: usize) -> Reads<'static> {
+        let y = self.y(0, n);
+        let Some(max_pool) = self.network.max_pool else {
+            return Reads::Made(Made::Output(0), y);
+        };
+        let a = self.make(self.activation(0, 0, n), n);
+        let channels = self.network.units[0].conv.channels_out;
+        let (target, rest) = around(&mut self.arena, y.clone());
+        max_pool.forward((&self.pool, self.isa), n * channels, rest.get(a), target);
+        Reads::There(y)
+    }
+
+    /// From what a block reads to what the next one does.
+    fn forward_block(
+        &mut self,
+        index: usize,
+        x: Reads,
+        params: &[f32],
+        n: usize,
+    ) -> Reads<'static> {
+        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
+        self.convolve(u1, x, params, n);
+        self.convolve(u2, self.activation(u1, index + 1, n), params, n);
+        self.convolve(u3, self.activation(u2, index + 1, n), params, n);
+        if let Some(p) = projection {
+            self.convolve(p, Reads::There(self.y(index, n)), params, n);
+        }
+        Reads::Made(Made::Output(index + 1), self.y(index + 1, n))
+    }
+
+    /// From the logits' gradient to the masked one at the last block's output, in `outer`.
+    fn backward_head(&mut self, flow: &mut Flow) {
+        let exec = (&self.pool, self.isa);
+        let (n, count) = (flow.n, flow.n * self.network.features);
+        let last = self.network.blocks.len();
+        let outer = self.outer(last, n);
+        let Head { linear, features, logits } = &mut self.head;
+        let (features, gradient) = features.split_at_mut(self.batch_max * self.network.features);
+        let (features, gradient) = (&features[..count], &mut gradient[..count]);
+        let dlogits = &logits[..n * CLASSES];
+        let [weight, bias] = self.network.classifier.clone();
+        linear.backward_input(exec, dlogits, &flow.params[weight.clone()], gradient);
+        let tensors = flow.gradients.get_disjoint_mut([weight, bias]);
+        let [dw, db] = tensors.expect("tensors are disjoint");
+        linear.backward_weight(exec, (features, dlogits), (dw, db));
+
+        let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+        let (dy, rest) = around(&mut self.arena, outer);
+        average_backward(exec, gradient, dy);
+        let behind = view.behind(Behind::Output(last), &rest);
+        let shape = (dy.len() / count, n, self.network.features);
+        let sums = self.sums.tiles(shape);
+        finish_tiles(exec, shape, dy, sums, behind);
+        self.sums.add_up(exec);
+    }
+
+    fn backward_block(&mut self, index: usize, flow: &mut Flow) {
+        let n = flow.n;
+        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
+        self.backward_norm(u3, 1, flow);
+        if let Some(p) = projection {
+            self.backward_norm(p, 2, flow);
+        }
+        let (dy, [inner0, inner1]) = (self.outer(index + 1, n), self.plan.inner[index + 1].clone());
+        let dz3 = first(&inner0, dy.len());
+        let gradient = Reads::Made(Made::Slope(u3, dy.clone()), dz3.clone());
+        let da2 = self.backward_input(u3, flow, gradient, (&inner1, false), Behind::Unit(u2));
+        let a2 = self.make(self.activation(u2, index + 1, n), n);
+        self.backward_weight(u3, flow, (a2, dz3));
+        self.backward_norm(u2, 1, flow);
+        let dz2 = self.apply_slope(u2, da2, n);
+        let gradient = Reads::There(dz2.clone());
+        let da1 = self.backward_input(u2, flow, gradient, (&inner0, false), Behind::Unit(u1));
+        let a1 = self.make(self.activation(u1, index + 1, n), n);
+        self.backward_weight(u2, flow, (a1, dz2));
+        self.backward_norm(u1, 1, flow);
+        let dz1 = self.apply_slope(u1, da1, n);
+        let (x, outer) = (self.y(index, n), self.plan.outer[index].clone());
+        if let Some(p) = projection {
+            let dzp = first(&inner1, dy.len());
+            let gradient = Reads::Made(Made::Slope(p, dy), dzp.clone());
+            self.backward_input(p, flow, gradient, (&outer, false), Behind::Nothing);
+            self.backward_weight(p, flow, (x.clone(), dzp));
+        }
+        let pooled = index == 0 && self.network.max_pool.is_some();
+        let behind = if pooled { Behind::Nothing } else { Behind::Output(index) };
+        self.backward_weight(u1, flow, (x, dz1.clone()));
+        self.backward_input(u1, flow, Reads::There(dz1), (&outer, true), behind);
+    }
+
+    fn backward_stem(&mut self, flow: &mut Flow) {
+        let n = flow.n;
+        let (y, dy) = (self.y(0, n), self.outer(0, n));
+        let da = match self.network.max_pool {
+            None => dy,
+            Some(_) => self.backward_pool(y, dy, n),
+        };
+        self.backward_norm(0, 1, flow);
+        let dz = self.apply_slope(0, da, n);
+        let operands = (flow.images, &self.arena.as_slice()[dz]);
+        let unit = &self.network.units[0];
+        let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
+        unit.conv.backward_weight_images((&self.pool, self.isa), n, operands, results);
+    }
+
+    /// The masked gradient at the stem's activation from that at the pooled one, and its sums.
+    fn backward_pool(&mut self, y: Range<usize>, dy: Range<usize>, n: usize) -> Range<usize> {
+        let Some(max_pool) = self.network.max_pool else { return dy };
+        let a = self.make(self.activation(0, 0, n), n);
+        let exec = (&self.pool, self.isa);
+        let target = first(&self.plan.inner[0][0], a.len());
+        let shape = self.network.units[0].conv.output_tiles(n);
+        let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+        let (da, rest) = around(&mut self.arena, target.clone());
+        let gradient = (rest.get(a), rest.get(y), rest.get(dy));
+        max_pool.backward(exec, n * shape.2, gradient, da);
+        let behind = view.behind(Behind::Unit(0), &rest);
+        finish_tiles(exec, shape, da, self.sums.tiles(shape), behind);
+        self.sums.add_up(exec);
+        target
+    }
+
+    /// Gradients by gamma and beta, and the slope, from the sums that were just taken.
+    fn backward_norm(&mut self, u: usize, which: usize, flow: &mut Flow) {
+        let unit = &self.network.units[u];
+        let Norm { statistics, slope, .. } = &mut self.norms[u];
+        let gamma = &flow.params[unit.affine[0].clone()];
+        let tensors = flow.gradients.get_disjoint_mut(unit.affine.clone());
+        let [dgamma, dbeta] = tensors.expect("tensors are disjoint");
+        statistics.backward(NORM, (&self.sums, which), gamma, (dgamma, dbeta, slope));
+    }
+
+    /// The gradient by a convolution's output over the masked one behind its normalisation.
+    fn apply_slope(&mut self, u: usize, g: Range<usize>, n: usize) -> Range<usize> {
+        let z = self.z(u, n);
+        let (dz, rest) = around(&mut self.arena, g.clone());
+        self.norms[u].slope.apply_in_place((&self.pool, self.isa), rest.get(z), dz);
+        g
+    }
+
+    /// The gradient by a convolution's input, into or added to `target`, masked by what is behind.
+    fn backward_input(
+        &mut self,
+        u: usize,
+        flow: &Flow,
+        dz: Reads,
+        (target, add): (&Range<usize>, bool),
+        behind: Behind,
+    ) -> Range<usize> {
+        let (exec, n) = ((&self.pool, self.isa), flow.n);
+        let conv = &self.network.units[u].conv;
+        let weight = &flow.params[self.network.units[u].weight.clone()];
+        let target = first(target, conv.input_len(n));
+        let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
+        let (of, dz) = match dz {
+            Reads::Images(_) => unreachable!("no gradient by images"),
+            Reads::There(dz) => (None, dz),
+            Reads::Made(of, dz) => (Some(of), dz),
+        };
+        let ([dx, dz], rest) = around2(&mut self.arena, [target.clone(), dz]);
+        let finish = view.behind(behind, &rest);
+        let dz = match of {
+            None => Source::There(dz),
+            Some(of) => Source::Made(dz, view.rows(of, &rest)),
+        };
+        let sums = self.sums.tiles(conv.input_tiles(n));
+        let results = (dx, sums, scratch(&mut self.panels, &mut self.scratch));
+        conv.backward_input(exec, n, (dz, weight), results, (add, finish));
+        if !matches!(finish, Finish::Keep) {
+            self.sums.add_up(exec);
+        }
+        target
+    }
+
+    /// The gradient by a convolution's weights.
+    fn backward_weight(
+        &mut self,
+        u: usize,
+        flow: &mut Flow,
+        (x, dz): (Range<usize>, Range<usize>),
+    ) {
+        let unit = &self.network.units[u];
+        let memory = self.arena.as_slice();
+        let operands = (&memory[x], &memory[dz]);
+        let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
+        unit.conv.backward_weight((&self.pool, self.isa), flow.n, operands, results);
+    }
+
+    fn update_running(&self, params: &[f32], gradients: &mut [f32]) {
+        for (unit, norm) in self.network.units.iter().zip(&self.norms) {
+            let ranges = unit.running.clone();
+            let [mean, variance] =
+                gradients.get_disjoint_mut(ranges.clone()).expect("tensors are disjoint");
+            mean.copy_from_slice(&params[ranges[0].clone()]);
+            variance.copy_from_slice(&params[ranges[1].clone()]);
+            norm.statistics.update_running(NORM, mean, variance);
+        }
+    }
+
+    /// The trained tensors of a block or of the stem: one piece of the flat buffer.
+    fn range(&self, depth: usize) -> Range<usize> {
+        let Network { units, blocks, .. } = &self.network;
+        let (first, last) = match depth.checked_sub(1) {
+            None => (0, 0),
+            Some(index) => {
+                let Block { units, projection } = blocks[index];
+                (units[0], projection.unwrap_or(units[2]))
+            }
+        };
+        units[first].weight.start..units[last].affine[1].end
+    }
+
+    /// Where the gradient at the output of a block or of the stem is.
+    fn outer(&self, depth: usize, n: usize) -> Range<usize> {
+        first(&self.plan.outer[depth], self.y(depth, n).len())
+    }
+
+    fn z(&self, u: usize, n: usize) -> Range<usize> {
+        self.plan.z(u, n, &self.network.units[u])
+    }
+
+    fn y(&self, index: usize, n: usize) -> Range<usize> {
+        self.plan.y(index, n)
+    }
+}
+
+/// What convolutions work with.
+fn scratch<'a, T: Value>(panels: &'a mut Arena<T>, parts: &'a mut Arena) -> Scratch<'a, T> {
+    Scratch { panels: panels.as_mut_slice(), parts: parts.as_mut_slice() }
+}
+
+/// What a convolution reads.
+enum Reads<'a> {
+    Images(&'a [f32]),
+    /// A buffer of the arena.
+    There(Range<usize>),
+    /// One that is to be made of others.
+    Made(Made, Range<usize>),
+}
+
+/// What is made of what the passes before left.
+enum Made {
+    /// A unit's activation.
+    Unit(usize),
+    /// The output of a block, or of a stem without pooling (0).
+    Output(usize),
+    /// The gradient by a unit's convolution, from the masked one behind it.
+    Slope(usize, Range<usize>),
+}
+
+/// What a gradient by some convolution's input is the gradient of.
+#[derive(Clone, Copy)]
+enum Behind {
+    /// Nothing that could be masked yet.
+    Nothing,
+    /// A unit's activation.
+    Unit(usize),
+    /// The output of the block before this one, or of the stem.
+    Output(usize),
+}
+
+/// Everything but the arena.
+struct View<'a> {
+    network: &'a Network,
+    plan: &'a Plan,
+    norms: &'a [Norm],
+    n: usize,
+}
+
+impl<'a> View<'a> {
+    /// What makes it.
+    fn rows<T: Value>(&self, made: Made, rest: &Rest<'a, T>) -> Rows<'a, T> {
+        let (norms, network) = (self.norms, self.network);
+        let z = |u: usize| rest.get(self.plan.z(u, self.n, &network.units[u]));
+        match made {
+            Made::Unit(u) => Rows::Activation(&norms[u].fold, z(u), Identity::None),
+            Made::Slope(u, g) => Rows::Slope(&norms[u].slope, [rest.get(g), z(u)]),
+            Made::Output(0) => Rows::Activation(&norms[0].fold, z(0), Identity::None),
+            Made::Output(depth) => {
+                let Block { units: [.., u], projection } = network.blocks[depth - 1];
+                let identity = match projection {
+                    None => Identity::Plain(rest.get(self.plan.y(depth - 1, self.n))),
+                    Some(p) => Identity::Projected(z(p), &norms[p].fold),
+                };
+                Rows::Activation(&norms[u].fold, z(u), identity)
+            }
+        }
+    }
+
+    /// How a gradient ends that is the gradient of this.
+    fn behind<T: Value>(&self, behind: Behind, rest: &Rest<'a, T>) -> Finish<'a, T> {
+        let norms = self.norms;
+        let of = |u: usize| Normalised {
+            z: rest.get(self.plan.z(u, self.n, &self.network.units[u])),
+            mean: &norms[u].statistics.mean,
+        };
+        match behind {
+            Behind::Nothing => Finish::Keep,
+            Behind::Unit(u) => Finish::Mask(Mask::Folded(&norms[u].fold), of(u), None),
+            Behind::Output(index) => {
+                let (unit, projection) = match index.checked_sub(1) {
+                    None => (0, None),
+                    Some(index) => {
+                        let Block { units, projection } = self.network.blocks[index];
+                        (units[2], projection)
+                    }
+                };
+                let mask = Mask::Output(rest.get(self.plan.y(index, self.n)));
+                Finish::Mask(mask, of(unit), projection.map(of))
+            }
+        }
+    }
+}
+
+impl Norm {
+    fn new(unit: &Unit) -> Self {
+        let channels = unit.conv.channels_out;
+        Self {
+            statistics: Statistics::new(channels),
+            fold: Folded::new(channels),
+            slope: Slope::new(channels),
+        }
+    }
+}

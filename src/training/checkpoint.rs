@@ -1,0 +1,434 @@
+//! `model.ckpt-data`: a training's state as a safetensors file with torchvision's tensor names.
+//!
+//! Parameters, running statistics and `num_batches_tracked` load into
+//! `torchvision.models.resnet50(num_classes=10)` as they are; velocities stand beside them under
+//! `momentum.NAME`. The header's metadata has the step, the job and hashes of both.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Serialize;
+
+use crate::job::state::State;
+use crate::job::{Job, Stem};
+use crate::model::network::Network;
+use crate::model::params::{self, Kind, Layout, Tensor, hex};
+use crate::training::store::{self, Progress, Store};
+
+/// The file with the values.
+pub const DATA_FILE: &str = "model.ckpt-data";
+/// The file with the graph and the hyper-parameters.
+pub const META_FILE: &str = "model.ckpt-meta";
+/// Prefix of the velocities' names.
+const MOMENTUM: &str = "momentum.";
+/// Suffix of the counters that PyTorch keeps beside running statistics.
+const TRACKED: &str = "num_batches_tracked";
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug)]
+pub enum CheckpointError {
+    /// The system refused.
+    Io(std::io::Error),
+    /// The bytes are no safetensors file.
+    Format(String),
+    /// A tensor is missing, has another shape or type, or does not belong here.
+    Tensor(String, &'static str),
+    /// A metadata entry is missing or malformed.
+    Metadata(&'static str),
+    /// The values are not those that the metadata names.
+    Hash(&'static str),
+}
+
+impl fmt::Display for CheckpointError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Io(error) => write!(f, "{error}"),
+            Self::Format(why) => write!(f, "no safetensors file: {why}"),
+            Self::Tensor(name, why) => write!(f, "tensor '{}' {why}", name.escape_default()),
+            Self::Metadata(key) => write!(f, "metadata entry '{key}' is missing or malformed"),
+            Self::Hash(what) => write!(f, "the {what} are not what the file was written with"),
+        }
+    }
+}
+
+impl std::error::Error for CheckpointError {}
+
+/// What a checkpoint file holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// The job that it is of.
+    pub job: Job,
+    /// The training.
+    pub state: State,
+}
+
+/// Writes a checkpoint in the place of the last one.
+///
+/// # Errors
+/// When the system refuses; the last checkpoint stays then.
+pub fn save(
+    store: &mut Store,
+    layout: &Layout,
+    job: &Job,
+    state: &State,
+) -> Result<(), CheckpointError> {
+    let progress = Progress { job: job.digest(), step: state.step };
+    store
+        .save(DATA_FILE, progress, &|out| write(out, layout, job, state))
+        .map_err(CheckpointError::Io)
+}
+
+/// Reads the checkpoint of a store; `None` when there is none.
+///
+/// # Errors
+/// When there is one that is not whole.
+pub fn load(store: &Store) -> Result<Option<(Network, Checkpoint)>, CheckpointError> {
+    let Some(bytes) = store.read(DATA_FILE).map_err(CheckpointError::Io)? else { return Ok(None) };
+    parse(&bytes).map(Some)
+}
+
+/// Reads initial parameters: any safetensors file with torchvision's names, also without metadata.
+///
+/// # Errors
+/// When a tensor is missing or has another shape.
+pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointError> {
+    let missing = || CheckpointError::Io(std::io::ErrorKind::NotFound.into());
+    let bytes = store::read_bounded(path).map_err(CheckpointError::Io)?.ok_or_else(missing)?;
+    let tensors = deserialize(&bytes)?;
+    let mut values = vec![0.0; layout.len];
+    for tensor in &layout.tensors {
+        import(&tensors, tensor, "", &mut values)?;
+    }
+    Ok(values)
+}
+
+/// Writes `model.ckpt-meta`: the graph, layer by layer, and every hyper-parameter, as JSON.
+///
+/// # Errors
+/// When the system refuses.
+pub fn save_meta(
+    store: &mut Store,
+    job: &Job,
+    network: &Network,
+    step: u64,
+) -> Result<(), CheckpointError> {
+    let mut text = serde_json::to_vec_pretty(&Meta::new(job, network))
+        .map_err(|error| CheckpointError::Format(error.to_string()))?;
+    text.push(b'\n');
+    store
+        .save(META_FILE, Progress { job: job.digest(), step }, &|out| out.write_all(&text))
+        .map_err(CheckpointError::Io)
+}
+
+/// The safetensors format, tensor by tensor, so that no second copy of the state is made: length of the
+/// header, header as JSON filled with spaces to a multiple of 8, then the tensors without gaps.
+fn write(out: &mut dyn Write, layout: &Layout, job: &Job, state: &State) -> std::io::Result<()> {
+    let entries = entries(layout, state);
+    let mut header = serde_json::Map::new();
+    header.insert("__metadata__".into(), serde_json::to_value(metadata(job, state))?);
+    let mut end = 0;
+    for (name, entry) in &entries {
+        let start = end;
+        end += entry.len();
+        let described = serde_json::json!({
+            "dtype": entry.dtype(),
+            "shape": entry.shape(),
+            "data_offsets": [start, end],
+        });
+        header.insert(name.clone(), described);
+    }
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    out.write_all(&(header.len() as u64).to_le_bytes())?;
+    out.write_all(&header)?;
+    entries.iter().try_for_each(|(_, entry)| out.write_all(&entry.bytes()))
+}
+
+/// The checkpoint in these bytes and the network that it is of.
+fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
+    let (_, header) = SafeTensors::read_metadata(bytes)
+        .map_err(|error| CheckpointError::Format(error.to_string()))?;
+    let tensors = deserialize(bytes)?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let entry = |key: &'static str| metadata.get(key).ok_or(CheckpointError::Metadata(key));
+    let job = Job::parse(entry("job")?.as_bytes()).map_err(|_| CheckpointError::Metadata("job"))?;
+    let network =
+        Network::resnet50(job.stem).map_err(|e| CheckpointError::Format(e.to_string()))?;
+    let layout = &network.layout;
+    let number = |key| entry(key)?.parse().map_err(|_| CheckpointError::Metadata(key));
+    let members: Vec<_> = serde_json::from_str(entry("members")?)
+        .map_err(|_| CheckpointError::Metadata("members"))?;
+    if members.len() != usize::from(job.workers) {
+        return Err(CheckpointError::Metadata("members"));
+    }
+    let mut state = State {
+        params: vec![0.0; layout.len],
+        velocity: vec![0.0; layout.trained],
+        step: number("step")?,
+        steps: metadata.contains_key("steps").then(|| number("steps")).transpose()?,
+        members,
+    };
+    for tensor in &layout.tensors {
+        import(&tensors, tensor, "", &mut state.params)?;
+        if tensor.kind != Kind::Statistic {
+            import(&tensors, tensor, MOMENTUM, &mut state.velocity)?;
+        }
+    }
+    let known = |name: &str| {
+        let name = name.strip_prefix(MOMENTUM).unwrap_or(name);
+        name.ends_with(TRACKED) || layout.tensor(name).is_some()
+    };
+    if let Some(name) = tensors.names().into_iter().find(|name| !known(name)) {
+        return Err(CheckpointError::Tensor(name.into(), "does not belong to this network"));
+    }
+    for (key, values) in [("parameters", &state.params), ("momentum", &state.velocity)] {
+        if hex(&params::hash(values)) != *entry(key)? {
+            return Err(CheckpointError::Hash(key));
+        }
+    }
+    Ok((network, Checkpoint { job, state }))
+}
+
+fn deserialize(bytes: &[u8]) -> Result<SafeTensors<'_>, CheckpointError> {
+    SafeTensors::deserialize(bytes).map_err(|error| CheckpointError::Format(error.to_string()))
+}
+
+fn import(
+    tensors: &SafeTensors,
+    tensor: &Tensor,
+    prefix: &str,
+    values: &mut [f32],
+) -> Result<(), CheckpointError> {
+    let name = format!("{prefix}{}", tensor.name);
+    let Ok(view) = tensors.tensor(&name) else {
+        return Err(CheckpointError::Tensor(name, "is missing"));
+    };
+    if view.dtype() != Dtype::F32 || view.shape() != tensor.shape {
+        return Err(CheckpointError::Tensor(name, "has another type or shape"));
+    }
+    let (source, _) = view.data().as_chunks::<4>();
+    let source: Vec<f32> = source.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    tensor.import(&source, values);
+    Ok(())
+}
+
+fn metadata(job: &Job, state: &State) -> BTreeMap<String, String> {
+    let json = |bytes: Vec<u8>| String::from_utf8(bytes).expect("JSON is UTF-8");
+    let members = serde_json::to_vec(&state.members).expect("plain numbers");
+    let mut metadata = BTreeMap::from([
+        ("format".into(), "pt".into()),
+        ("job".into(), json(job.encode())),
+        ("job_digest".into(), hex(&job.digest())),
+        ("members".into(), json(members)),
+        ("momentum".into(), hex(&params::hash(&state.velocity))),
+        ("parameters".into(), hex(&params::hash(&state.params))),
+        ("step".into(), state.step.to_string()),
+    ]);
+    metadata.extend(state.steps.map(|steps| ("steps".into(), steps.to_string())));
+    metadata
+}
+
+/// A tensor that is turned into torchvision's order when it is written.
+enum Entry<'a> {
+    Counter(u64),
+    Values(&'a Tensor, &'a [f32]),
+}
+
+fn entries<'a>(layout: &'a Layout, state: &'a State) -> Vec<(String, Entry<'a>)> {
+    let mut entries = Vec::new();
+    for tensor in &layout.tensors {
+        entries.push((tensor.name.clone(), Entry::Values(tensor, &state.params)));
+        if tensor.kind != Kind::Statistic {
+            let name = format!("{MOMENTUM}{}", tensor.name);
+            entries.push((name, Entry::Values(tensor, &state.velocity)));
+        }
+        if let Some(norm) = tensor.name.strip_suffix("running_mean") {
+            entries.push((format!("{norm}{TRACKED}"), Entry::Counter(state.step)));
+        }
+    }
+    // Counters first: every tensor is then aligned to its type.
+    entries.sort_by_key(|(_, entry)| matches!(entry, Entry::Values(..)));
+    entries
+}
+
+impl Entry<'_> {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Counter(_) => Dtype::I64,
+            Self::Values(..) => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Counter(_) => &[],
+            Self::Values(tensor, _) => &tensor.shape,
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Counter(_) => 8,
+            Self::Values(tensor, _) => tensor.range.len() * size_of::<f32>(),
+        }
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        match self {
+            Self::Counter(count) => count.to_le_bytes().to_vec(),
+            Self::Values(tensor, values) => bytemuck::cast_slice(&tensor.export(values)).to_vec(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Meta<'a> {
+    model: &'static str,
+    stem: Stem,
+    parameters: usize,
+    job_digest: String,
+    job: &'a Job,
+    layers: Vec<Layer>,
+}
+
+#[derive(Serialize)]
+struct Layer {
+    name: String,
+    kind: &'static str,
+    input: [usize; 3],
+    output: [usize; 3],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<Window>,
+}
+
+#[derive(Serialize)]
+struct Window {
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+}
+
+impl<'a> Meta<'a> {
+    fn new(job: &'a Job, network: &Network) -> Self {
+        let mut layers: Vec<Layer> = Vec::new();
+        for (index, unit) in network.units.iter().enumerate() {
+            let ([h, w], [p, q]) = (unit.conv.input, unit.conv.output);
+            let [stride, padding] = unit.window;
+            layers.push(Layer {
+                name: unit.name.clone(),
+                kind: "convolution + batch normalisation",
+                input: [unit.conv.channels_in, h, w],
+                output: [unit.conv.channels_out, p, q],
+                window: Some(Window { kernel: unit.conv.kernel, stride, padding }),
+            });
+            if let (0, Some(pool)) = (index, network.max_pool) {
+                let channels = unit.conv.channels_out;
+                layers.push(Layer {
+                    name: "maxpool".into(),
+                    kind: "max pooling",
+                    input: [channels, pool.input, pool.input],
+                    output: [channels, pool.output, pool.output],
+                    window: Some(Window { kernel: 3, stride: 2, padding: 1 }),
+                });
+            }
+        }
+        layers.push(Layer {
+            name: "fc".into(),
+            kind: "global average pooling + fully connected",
+            input: [network.features, 1, 1],
+            output: [crate::data::cifar::CLASSES, 1, 1],
+            window: None,
+        });
+        Self {
+            model: "ResNet-50 v1.5",
+            stem: job.stem,
+            parameters: network.layout.trained,
+            job_digest: hex(&job.digest()),
+            job,
+            layers,
+        }
+    }
+}
+
+/// Fuzzing entry: what parses has every tensor, in shape, and writes back to what parses to the same.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let Ok((network, checkpoint)) = parse(data) else { return };
+    assert_eq!(checkpoint.state.params.len(), network.layout.len);
+    assert_eq!(checkpoint.state.members.len(), usize::from(checkpoint.job.workers));
+    let mut bytes = Vec::new();
+    write(&mut bytes, &network.layout, &checkpoint.job, &checkpoint.state).expect("memory");
+    let again = parse(&bytes).expect("our own bytes");
+    assert_eq!(
+        hex(&params::hash(&again.1.state.params)),
+        hex(&params::hash(&checkpoint.state.params))
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::job::schedule::Schedule;
+    use crate::job::state::Member;
+    use crate::job::{Algorithm, Augment, Order, Precision};
+
+    fn trained() -> (Network, Checkpoint) {
+        let network = Network::resnet50(Stem::Cifar).expect("shapes");
+        let job = Job {
+            stem: Stem::Cifar,
+            precision: Precision::Fp32,
+            conv: Algorithm::Direct,
+            workers: 2,
+            batch_size: 8,
+            epochs: 1,
+            steps: None,
+            schedule: Schedule::Cosine { rate: 0.1 },
+            momentum: 0.9,
+            weight_decay: 5e-4,
+            seed: 1,
+            augment: Augment::None,
+            order: Order::Sequential,
+            init: None,
+        };
+        let layout = &network.layout;
+        let params = (0..layout.len).map(|i| i as f32).collect();
+        let mut state = State::new(params, layout.trained, 2);
+        state.velocity.iter_mut().enumerate().for_each(|(i, v)| *v = -(i as f32));
+        (state.step, state.steps) = (7, Some(9));
+        state.members[1] = Some(Member { samples: 9, batches: 2 });
+        (network, Checkpoint { job, state })
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_and_damage_is_an_error() {
+        let (network, checkpoint) = trained();
+        let directory = std::env::temp_dir().join(format!("hfl-checkpoint-{}", std::process::id()));
+        let mut store = Store::directory(&directory).expect("create");
+        save(&mut store, &network.layout, &checkpoint.job, &checkpoint.state).expect("save");
+        let bytes = store.read(DATA_FILE).expect("read").expect("a file");
+        let params = load_params(&directory.join(DATA_FILE), &network.layout).expect("params");
+        fs::remove_dir_all(&directory).expect("remove");
+        assert_eq!(params, checkpoint.state.params);
+        assert!(parse(&bytes).expect("valid").1 == checkpoint);
+        for at in [bytes.len() - 1, bytes.len() / 2, bytes.len() / 4] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            let error = parse(&damaged).map(|_| ()).expect_err("damaged");
+            assert!(matches!(error, CheckpointError::Hash(_)), "byte {at}: {error}");
+        }
+        assert!(parse(&bytes[..bytes.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn seeds_of_the_fuzz_target_replay() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/checkpoint");
+        for entry in fs::read_dir(seeds).expect("seeds") {
+            fuzz(&fs::read(entry.expect("entry").path()).expect("a seed"));
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! A job under way: server and worker as pure values, the files they keep, and the roles that drive them.
+
+pub mod checkpoint;
+pub mod roles;
+pub mod round;
+pub mod server;
+pub mod store;
+pub mod worker;

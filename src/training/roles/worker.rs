@@ -1,0 +1,209 @@
+//! The loop of a worker.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kernels::Arena;
+use protocol::{Config, Ended, LinkId, Net};
+
+use super::{CELL, Options, open_store, pool};
+use crate::data::cifar::{Batch, Dataset, Sampler, Split};
+use crate::failure::{Doing, Failure};
+use crate::job::Job;
+use crate::job::state::Member;
+use crate::model::Model;
+use crate::model::gradients::Pieces;
+use crate::model::network::Network;
+use crate::model::params::hex;
+use crate::report::Report;
+use crate::termination;
+use crate::training::checkpoint;
+use crate::training::store::Store;
+use crate::training::worker::{Push, Work, Worker};
+
+/// How long a worker tries to reach its server before it gives up.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+/// First and longest pause between two tries.
+const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+/// Longest wait for an event.
+const POLL: Duration = Duration::from_secs(1);
+
+struct Running<'a> {
+    options: &'a Options,
+    index: u16,
+    /// Of the first worker, and of every worker that has a volume.
+    store: Option<Store>,
+    worker: Worker,
+    data: Dataset,
+    report: Report,
+    /// Present once the job is known.
+    training: Option<Training>,
+    params: Arena,
+    last: Option<Instant>,
+}
+
+/// What a job needs to compute steps.
+struct Training {
+    network: Model,
+    sampler: Sampler,
+    batch: Batch,
+    gradients: Arena,
+}
+
+pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<(), Failure> {
+    let data = Dataset::read(&options.data, Split::Train, options.shard).map_err(|error| {
+        Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
+    })?;
+    log::info!("{} samples in {}", data.len(), options.data.display());
+    let keeps = index == 0 || options.place.volume.is_some();
+    let store = keeps.then(|| open_store(options, &config)).transpose()?;
+    let mut running = Running {
+        options,
+        index,
+        store,
+        worker: Worker::new(CELL),
+        data,
+        report: Report::new(options.json),
+        training: None,
+        params: Arena::new(0).doing("memory")?,
+        last: None,
+    };
+    let host =
+        options.ps_hosts.first().ok_or_else(|| Failure::new("--ps-hosts names no server"))?;
+    let mut net = Net::new(config).doing("network")?;
+    let (mut pause, mut lost) = (PAUSES[0], Instant::now());
+    loop {
+        let id = net.connect(host).map_err(|error| {
+            Failure::new(format!("ps0 at {host}: {error}")).hint("host:port of ps0 in --ps-hosts")
+        })?;
+        let end = running.converse(&mut net, id)?;
+        let Lost { why, was_open } = match end {
+            None => return running.store.map_or(Ok(()), Store::close).doing("close the volume"),
+            Some(lost) => lost,
+        };
+        if was_open {
+            (pause, lost) = (PAUSES[0], Instant::now());
+        }
+        if termination::requested() {
+            return running.stop();
+        }
+        if !why.is_transient() || lost.elapsed() > WAIT_MAX {
+            return Err(Failure::new(format!("ps0 at {host}: {why}")));
+        }
+        log::info!("ps0 at {host}: {why}; trying again");
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSES[1]);
+    }
+}
+
+/// A connection that is over before the job is.
+struct Lost {
+    why: Ended,
+    was_open: bool,
+}
+
+impl Running<'_> {
+    /// Ends between two steps; the step that is lost is computed again to the same bits.
+    fn stop(self) -> Result<(), Failure> {
+        self.store.map_or(Ok(()), Store::close).doing("close the volume")?;
+        Err(Failure::new("stopped by a signal").hint("the same command goes on"))
+    }
+
+    /// One connection's life; `None` when the job is done.
+    fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<Lost>, Failure> {
+        self.worker.disconnected();
+        let mut was_open = false;
+        loop {
+            net.poll(POLL, &[0; 32]).doing("network")?;
+            loop {
+                let mut work = Work::Wait;
+                net.drive(id, |session| {
+                    work = self.worker.pump(session, self.params.as_mut_slice())?;
+                    Ok(false)
+                });
+                if let Some(peer) = net.session(id).and_then(|session| session.peer())
+                    && !was_open
+                {
+                    was_open = true;
+                    self.report.verified(peer.role);
+                }
+                match work {
+                    Work::Wait => break,
+                    Work::Prepare(job) => self.prepare(net, id, &job)?,
+                    Work::Compute { step, steps } => self.compute(net, id, (step, steps)),
+                    Work::Finish { steps, parameters } => {
+                        log::info!("{steps} steps, parameters sha256:{}", hex(&parameters));
+                        self.report.finished();
+                        return Ok(None);
+                    }
+                }
+            }
+            if termination::requested() {
+                return Ok(Some(Lost { why: Ended::ByUs, was_open }));
+            }
+            if let Some(over) = net.take_ended().pop() {
+                return Ok(Some(Lost { why: over.why, was_open }));
+            }
+        }
+    }
+
+    /// Makes the model for a job, and tells the server that we are ready.
+    fn prepare(&mut self, net: &mut Net, id: LinkId, job: &Job) -> Result<(), Failure> {
+        if self.training.is_none() {
+            log::info!("job {}", hex(&job.digest()));
+            self.training = Some(self.prepared(job)?);
+        }
+        let Some(model) = &self.training else { return Ok(()) };
+        let member = Member {
+            samples: self.data.len() as u64,
+            batches: model.sampler.batches(self.data.len()),
+        };
+        net.drive(id, |session| self.worker.join(session, member).map(|()| false));
+        Ok(())
+    }
+
+    fn prepared(&mut self, job: &Job) -> Result<Training, Failure> {
+        let batch_size = usize::try_from(job.batch_size).doing("batch size")?;
+        let batch_max = batch_size.min(self.data.len());
+        let network = Network::resnet50(job.stem).doing("network")?;
+        if let Some(store) = &mut self.store {
+            checkpoint::save_meta(store, job, &network, 0).doing("write model.ckpt-meta")?;
+        }
+        let len = network.layout.len;
+        self.params = Arena::new(len).doing("memory for the parameters")?;
+        Ok(Training {
+            network: Model::new(network, (job.precision, job.conv), batch_max, pool(self.options))
+                .doing("memory for a step")?,
+            // Each worker draws from its own streams: equal data would be augmented differently.
+            sampler: Sampler::new(
+                job.seed.wrapping_add(u64::from(self.index) << 32),
+                batch_size,
+                job.order,
+                job.augment,
+            ),
+            batch: Batch::default(),
+            gradients: Arena::new(len).doing("memory for the gradients")?,
+        })
+    }
+
+    /// Computes a step and pushes gradients while the backward pass runs.
+    fn compute(&mut self, net: &mut Net, id: LinkId, (step, steps): (u64, u64)) {
+        let Some(model) = &mut self.training else { return };
+        std::thread::sleep(self.options.pause);
+        let start = Instant::now();
+        model.sampler.fill(&self.data, step, &mut model.batch);
+        let samples = model.batch.len() as u32;
+        let mut push = Push::new(&self.worker, step, self.params.as_slice().len());
+        let loss = model.network.step(
+            self.params.as_mut_slice(),
+            &model.batch,
+            model.gradients.as_mut_slice(),
+            (Pieces::Whole, |part| {
+                net.drive(id, |session| push.advance(session, samples, &part).map(|()| false));
+            }),
+        );
+        let since = self.last.replace(Instant::now()).unwrap_or(start);
+        let seconds = since.elapsed().as_secs_f64();
+        self.report.step((step, steps), loss, seconds, u64::from(samples));
+    }
+}

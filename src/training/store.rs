@@ -1,0 +1,427 @@
+//! `Store`: where a role keeps its model, a directory or a directory inside an encrypted volume.
+//!
+//! In a volume the files change together with `manifest.json`, which names each one's hash, the job and
+//! the step, and is authenticated with a key derived from the volume's: files that were swapped for
+//! others, or set back to an older state one by one, are noticed when they are read.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use luks::disk::Disk;
+use luks::ext4::{FileSystem, NewFile};
+use luks::{ManifestKey, Passphrase, Source, Volume};
+use ring::digest::{Context, SHA256, digest};
+use serde::{Deserialize, Serialize};
+
+use crate::commands::volumes;
+use crate::failure::{Doing, Failure};
+use crate::model::params::hex;
+use crate::trust::passphrase::KeySource;
+
+/// The directory inside a volume.
+pub const DIRECTORY: &str = "model";
+/// The file that vouches for the others.
+const MANIFEST: &str = "manifest.json";
+/// Largest file that is read.
+const FILE_LEN_MAX: u64 = 1 << 30;
+const MANIFEST_LEN_MAX: u64 = 1 << 16;
+
+/// Where options say that the model is kept.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The directory, unless there is a volume.
+    pub model_dir: PathBuf,
+    /// An encrypted volume.
+    pub volume: Option<PathBuf>,
+    /// Bytes of a volume that is made if there is none.
+    pub create: Option<u64>,
+    /// What opens it.
+    pub key: KeySource,
+    /// Refuse a saved model of an earlier step: a host may have set the place back.
+    pub min_step: u64,
+}
+
+impl Place {
+    /// Fails if a saved model is of an earlier step than it must be; no model is of step 0.
+    ///
+    /// # Errors
+    /// With both steps.
+    pub fn check_step(&self, step: u64) -> Result<(), Failure> {
+        match step >= self.min_step {
+            true => Ok(()),
+            false => Err(Failure::new(format!(
+                "the saved model is of step {step}, --min-step asks for {}: it was set back",
+                self.min_step
+            ))),
+        }
+    }
+
+    /// Opens the place; a writable directory is made if it is not there, a volume never.
+    ///
+    /// # Errors
+    /// When the volume does not open.
+    pub fn open(&self, writable: bool) -> Result<Store, Failure> {
+        self.open_with(writable, || self.key.read())
+    }
+
+    /// The same with a passphrase from elsewhere, asked for only if there is a volume.
+    ///
+    /// # Errors
+    /// When the volume does not open.
+    pub fn open_with(
+        &self,
+        writable: bool,
+        passphrase: impl FnOnce() -> Result<Passphrase, Failure>,
+    ) -> Result<Store, Failure> {
+        match &self.volume {
+            None if writable => Store::directory(&self.model_dir).doing(self.model_dir.display()),
+            None => Ok(Store::Directory(self.model_dir.clone())),
+            Some(path) => {
+                let passphrase = passphrase()?;
+                if let Some(size) = self.create
+                    && !path.exists()
+                {
+                    create(path, size, &passphrase)?;
+                }
+                Store::volume(path, &passphrase, writable)
+                    .map_err(|error| volumes::explained(path, &error))
+            }
+        }
+    }
+}
+
+/// Makes a volume where there is none: complete before it gets its name, which is never taken from
+/// another file.
+fn create(path: &Path, size: u64, passphrase: &Passphrase) -> Result<(), Failure> {
+    let what = || format!("create {}", path.display());
+    let unfinished = PathBuf::from(format!("{}.new", path.display()));
+    let options = luks::Options::new(size);
+    let passphrases = std::slice::from_ref(passphrase);
+    let header = volumes::create_volume(&unfinished, None, &options, passphrases, true, true);
+    let header = header.doing(what())?;
+    fs::hard_link(&unfinished, path).and_then(|()| fs::remove_file(&unfinished)).doing(what())?;
+    log::info!("created {}, header id {}", path.display(), header.id());
+    Ok(())
+}
+
+/// Where a model is kept.
+pub enum Store {
+    /// A directory of this system.
+    Directory(PathBuf),
+    /// A directory inside an encrypted volume.
+    Volume(Box<Sealed>),
+}
+
+/// The inside of an open volume.
+pub struct Sealed {
+    path: PathBuf,
+    files: FileSystem<Volume>,
+    key: ManifestKey,
+    manifest: Option<Manifest>,
+}
+
+/// What a volume's model directory holds, and of which step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Digest of the job, in hexadecimal.
+    pub job: String,
+    /// Step of the last change.
+    pub step: u64,
+    /// SHA-256 of the manifest before this one, in hexadecimal.
+    pub previous: Option<String>,
+    /// Length and SHA-256 of each file, by name.
+    pub files: BTreeMap<String, (u64, String)>,
+}
+
+/// A manifest and its HMAC-SHA256, in hexadecimal.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Signed {
+    /// The manifest's JSON, as text so that the MAC is over exact bytes.
+    manifest: String,
+    mac: String,
+}
+
+/// What a change belongs to.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Digest of the job.
+    pub job: [u8; 32],
+    /// Updates done.
+    pub step: u64,
+}
+
+impl Store {
+    /// A directory, made if it is not there.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn directory(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path).map(|()| Self::Directory(path.into()))
+    }
+
+    /// The inside of a volume that `hfl luks create` made.
+    ///
+    /// # Errors
+    /// When the volume does not open, or its manifest is not authentic.
+    pub fn volume(
+        path: &Path,
+        passphrase: &Passphrase,
+        writable: bool,
+    ) -> Result<Self, luks::Error> {
+        let mut source = Source::new(path);
+        source.require_mac = true;
+        let volume = source.open(passphrase, writable)?;
+        let key = volume.manifest_key();
+        let files = match writable {
+            true => {
+                let mut files = FileSystem::open_writable(volume)?;
+                files.make_directory(DIRECTORY, now())?;
+                files
+            }
+            false => FileSystem::open(volume)?,
+        };
+        let manifest = read_manifest(&files, &key)?;
+        Ok(Self::Volume(Box::new(Sealed { path: path.into(), files, key, manifest })))
+    }
+
+    /// How messages name a file of the store.
+    pub fn name_of(&self, name: &str) -> String {
+        match self {
+            Self::Directory(path) => path.join(name).display().to_string(),
+            Self::Volume(sealed) => format!("{}:/{DIRECTORY}/{name}", sealed.path.display()),
+        }
+    }
+
+    /// The manifest of a volume that has one.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Volume(sealed) => sealed.manifest.as_ref(),
+        }
+    }
+
+    /// Whether there is a file of this name.
+    ///
+    /// # Errors
+    /// When the file system is damaged.
+    pub fn has(&self, name: &str) -> io::Result<bool> {
+        match self {
+            Self::Directory(path) => Ok(path.join(name).exists()),
+            Self::Volume(sealed) => {
+                sealed.files.exists(&format!("{DIRECTORY}/{name}")).map_err(io::Error::other)
+            }
+        }
+    }
+
+    /// Reads a file; `None` when there is none.
+    ///
+    /// # Errors
+    /// When it is too large, or not what the manifest names.
+    pub fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Directory(path) => read_bounded(&path.join(name)),
+            Self::Volume(sealed) => sealed.read(name),
+        }
+    }
+
+    /// Writes a file in the place of the one of this name: after a crash it is the old one or the new.
+    ///
+    /// # Errors
+    /// When the system refuses, or `write` fails; the old file stays then.
+    pub fn save(
+        &mut self,
+        name: &str,
+        progress: Progress,
+        write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self {
+            Self::Directory(path) => save_in_directory(path, name, write),
+            Self::Volume(sealed) => sealed.save(name, progress, write),
+        }
+    }
+
+    /// Closes a volume cleanly; a directory needs nothing.
+    ///
+    /// # Errors
+    /// What the disk refuses; nothing is lost then.
+    pub fn close(self) -> io::Result<()> {
+        match self {
+            Self::Directory(_) => Ok(()),
+            Self::Volume(sealed) => sealed.files.close().map(drop).map_err(io::Error::other),
+        }
+    }
+}
+
+impl Sealed {
+    fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let path = format!("{DIRECTORY}/{name}");
+        let Some(bytes) =
+            read_inside(&self.files, &path, FILE_LEN_MAX).map_err(io::Error::other)?
+        else {
+            return Ok(None);
+        };
+        let entry = self.manifest.as_ref().and_then(|manifest| manifest.files.get(name));
+        let (len, sum) =
+            entry.ok_or_else(|| io::Error::other("a file that the manifest does not name"))?;
+        match *len == bytes.len() as u64 && hex(digest(&SHA256, &bytes).as_ref()) == *sum {
+            true => Ok(Some(bytes)),
+            false => Err(io::Error::other("not the file that the manifest names")),
+        }
+    }
+
+    fn save(
+        &mut self,
+        name: &str,
+        progress: Progress,
+        write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut sink = Sink {
+            files: &mut self.files,
+            file: NewFile::default(),
+            sum: Context::new(&SHA256),
+            len: 0,
+        };
+        let written = write(&mut sink);
+        let Sink { file, sum, len, .. } = sink;
+        if let Err(error) = written {
+            self.files.discard(file).map_err(io::Error::other)?;
+            return Err(error);
+        }
+        let mut manifest = self.manifest.clone().unwrap_or_else(|| Manifest {
+            job: String::new(),
+            step: 0,
+            previous: None,
+            files: BTreeMap::new(),
+        });
+        manifest.previous =
+            self.manifest.as_ref().map(|before| hex(digest(&SHA256, &text(before)).as_ref()));
+        manifest.job = hex(&progress.job);
+        manifest.step = progress.step;
+        manifest.files.insert(name.into(), (len, hex(sum.finish().as_ref())));
+        let text = text(&manifest);
+        let mac = hex(&self.key.sign(&text));
+        let manifest_text = String::from_utf8(text).expect("JSON is UTF-8");
+        let signed = serde_json::to_vec(&Signed { manifest: manifest_text, mac });
+        let mut signed_file = NewFile::default();
+        let paths = [name, MANIFEST].map(|name| format!("{DIRECTORY}/{name}"));
+        self.files
+            .append(&mut signed_file, &signed.expect("plain text"))
+            .and_then(|()| {
+                let files = vec![(paths[0].as_str(), file), (paths[1].as_str(), signed_file)];
+                self.files.commit(files, now())
+            })
+            .map_err(io::Error::other)?;
+        self.manifest = Some(manifest);
+        Ok(())
+    }
+}
+
+/// A new file in a volume that is hashed while it is written.
+struct Sink<'a> {
+    files: &'a mut FileSystem<Volume>,
+    file: NewFile,
+    sum: Context,
+    len: u64,
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.files.append(&mut self.file, bytes).map_err(io::Error::other)?;
+        self.sum.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn text(manifest: &Manifest) -> Vec<u8> {
+    serde_json::to_vec(manifest).expect("plain text and numbers")
+}
+
+/// The manifest of a volume; a volume without one has no model yet.
+fn read_manifest(
+    files: &FileSystem<Volume>,
+    key: &ManifestKey,
+) -> Result<Option<Manifest>, luks::Error> {
+    let damaged = || luks::Error::Damaged(format!("{DIRECTORY}/{MANIFEST}"));
+    let path = format!("{DIRECTORY}/{MANIFEST}");
+    let Some(bytes) = read_inside(files, &path, MANIFEST_LEN_MAX)? else { return Ok(None) };
+    let signed: Signed = serde_json::from_slice(&bytes).map_err(|_| damaged())?;
+    let mac = unhex(&signed.mac).ok_or_else(damaged)?;
+    if !key.verify(signed.manifest.as_bytes(), &mac) {
+        return Err(luks::Error::Damaged(format!("{DIRECTORY}/{MANIFEST} is not authentic")));
+    }
+    serde_json::from_str(&signed.manifest).map(Some).map_err(|_| damaged())
+}
+
+/// The bytes that hexadecimal digits stand for.
+pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
+        .collect()
+}
+
+fn read_inside(
+    files: &FileSystem<impl Disk>,
+    path: &str,
+    len_max: u64,
+) -> Result<Option<Vec<u8>>, luks::Error> {
+    let file = match files.file(path) {
+        Ok(file) => file,
+        Err(luks::Error::NotFound(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if file.len() > len_max {
+        return Err(luks::Error::Damaged(format!("{path} is longer than {len_max} bytes")));
+    }
+    let mut bytes = vec![0; file.len() as usize];
+    files.read_at(&file, &mut bytes, 0)?;
+    Ok(Some(bytes))
+}
+
+/// Reads a file of this system, if it is there and not too large.
+///
+/// # Errors
+/// When the system refuses.
+pub fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let len = file.metadata()?.len();
+    if len > FILE_LEN_MAX {
+        return Err(io::Error::other(format!("{len} bytes, more than {FILE_LEN_MAX}")));
+    }
+    let mut bytes = Vec::with_capacity(len as usize);
+    file.take(FILE_LEN_MAX).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// To a temporary file, to the disk, then in the place of the last one.
+fn save_in_directory(
+    directory: &Path,
+    name: &str,
+    write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let temporary = directory.join(format!("{name}.tmp"));
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
+    write(&mut file)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+    fs::rename(&temporary, directory.join(name))?;
+    File::open(directory)?.sync_all()
+}
+
+/// Seconds since 1970, as ext4 keeps them.
+fn now() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as u32)
+}

@@ -1,0 +1,259 @@
+//! What options say about attestation: where our evidence comes from, and whom we trust.
+
+pub mod passphrase;
+
+use std::io;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use luks::linux;
+use protocol::{
+    Attester, Authority, AzureVm, Config, ConfigfsTsm, GuestComponents, Host, Pccs, Policy,
+    QuoteService, RemoteVerifier, Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier,
+};
+use zeroize::Zeroizing;
+
+use crate::commands::verify;
+use crate::failure::{Doing, Failure};
+use crate::training::store::{read_bounded, unhex};
+
+/// Where evidence comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attestation {
+    /// What this machine has; never simulated.
+    Auto,
+    /// Quotes of this TD: from the kernel, or with the kernel's report from the host's quote service.
+    Tdx,
+    /// Quotes of this TD from the guest components of Confidential Containers.
+    Coco,
+    /// Quotes of this virtual machine of Azure, with those of its virtual TPM.
+    Azure,
+    /// Simulated TDs under a public test root.
+    Sim,
+}
+
+impl FromStr for Attestation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "sim" => Ok(Self::Sim),
+            "tdx" => Ok(Self::Tdx),
+            "coco" => Ok(Self::Coco),
+            "azure" => Ok(Self::Azure),
+            _ => Err("expected auto, tdx, coco, azure or sim".into()),
+        }
+    }
+}
+
+/// The options of every command that talks to peers.
+#[derive(Clone, Debug)]
+pub struct TrustOptions {
+    /// Source of evidence.
+    pub attestation: Attestation,
+    /// Where the collateral of peers' platforms is: files, services, a folder to keep it in. Or one file that
+    /// configures a remote verifier.
+    pub collateral: Vec<Source>,
+    /// What peers must be; simulated TDs without it must be the same as this one.
+    pub policy: Option<PathBuf>,
+    /// What the simulated TD runs: a name in the place of an image, for tests of who is refused.
+    pub sim_image: String,
+}
+
+impl TrustOptions {
+    /// The simulated TD's image unless options say otherwise.
+    pub const SIM_IMAGE: &str = "hfl";
+
+    /// Our identity of this run in a role, and the judge of our peers.
+    ///
+    /// # Errors
+    /// When there is no evidence, no collateral, or no policy.
+    pub fn config(&self, role: Role) -> Result<Arc<Config>, Failure> {
+        let attester = self.attester()?;
+        let verifier = self.verifier()?;
+        let config = Config::new(role, attester, verifier, clock);
+        config.map(Arc::new).doing("evidence of this TD")
+    }
+
+    /// The source of our evidence.
+    ///
+    /// # Errors
+    /// When this machine has none.
+    pub fn attester(&self) -> Result<Arc<dyn Attester>, Failure> {
+        match self.attestation {
+            Attestation::Sim => {
+                log::warn!("SIMULATED attestation: anybody can forge it; for tests and demos only");
+                Ok(Arc::new(self.simulated()))
+            }
+            Attestation::Tdx => td().ok_or_else(|| {
+                Failure::new("no source of TDX evidence (no configfs-tsm, no /dev/tdx_guest)")
+                    .hint("Linux 6.7 or newer in a TD; in a container --attestation coco")
+            }),
+            Attestation::Coco => guest_components().ok_or_else(|| {
+                Failure::new("no attestation agent at 127.0.0.1:8006")
+                    .hint("agent.guest_components_rest_api=all in the guest's kernel parameters")
+            }),
+            Attestation::Azure => azure().ok_or_else(|| {
+                Failure::new("no TPM with a paravisor's report (/dev/tpmrm0, index 0x01400001)")
+                    .hint("as root in a confidential virtual machine; in a container --attestation coco")
+            }),
+            // A kernel there may have configfs-tsm with nobody behind it: the more particular one first.
+            Attestation::Auto => azure().or_else(td).or_else(guest_components).ok_or_else(|| {
+                Failure::new(
+                    "no source of TDX evidence on this machine (no configfs-tsm, no /dev/tdx_guest, no \
+                     virtual TPM of Azure, no attestation agent of Confidential Containers)",
+                )
+                .hint("--attestation sim trains with simulated evidence, which protects nothing")
+            }),
+        }
+    }
+
+    /// The judge of peers.
+    ///
+    /// # Errors
+    /// When there is no policy or no collateral.
+    pub fn verifier(&self) -> Result<Verifier, Failure> {
+        let policy = self.policy.as_deref().map(verify::policy).transpose()?;
+        if self.attestation == Attestation::Sim {
+            let policy = policy.unwrap_or_else(|| Policy::same_as(self.simulated().report()));
+            return Ok(Verifier { trust: Trust::Simulated, policy });
+        }
+        // Not from a quote of this TD: quotes pass through the host, which may answer with another
+        // TD's and so choose whom this one would trust.
+        let policy = policy.ok_or_else(|| {
+            Failure::new("no policy to judge peers with")
+                .hint("--policy FILE; hfl quote --policy-template makes one to be checked")
+        })?;
+        if let Some(service) = self.remote()? {
+            if let Some(rule) = policy.needs_collateral() {
+                let what = format!("the policy's {rule} is nothing that a remote verifier tells");
+                return Err(Failure::new(what).hint("collateral instead, or a policy without it"));
+            }
+            return Ok(Verifier { trust: Trust::Remote(Arc::new(service)), policy });
+        }
+        Ok(Verifier { trust: Trust::Hardware(Arc::new(self.shelf()?)), policy })
+    }
+
+    /// The remote verifier that the only file configures, if it does.
+    fn remote(&self) -> Result<Option<RemoteVerifier>, Failure> {
+        let [Source::File(path)] = self.collateral.as_slice() else { return Ok(None) };
+        let bytes = if path.is_file() { read_bounded(path).doing(path.display())? } else { None };
+        let bytes = Zeroizing::new(bytes.unwrap_or_default());
+        match RemoteVerifier::is_configuration(&bytes) {
+            true => RemoteVerifier::parse(&bytes).doing(path.display()).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn simulated(&self) -> SimPlatform {
+        SimPlatform::with_td(clock(), &self.sim_image, false)
+    }
+
+    /// Everything that the options name.
+    fn shelf(&self) -> Result<Shelf, Failure> {
+        if self.collateral.is_empty() {
+            return Err(Failure::new("no collateral to judge peers with")
+                .hint("--collateral https://PCCS:8081 or a FILE, once for each kind of platform"));
+        }
+        let (mut bundles, mut service, mut cache) = (Vec::new(), None, None);
+        for source in &self.collateral {
+            match source {
+                Source::File(path) if path.is_dir() => cache = Some(path.clone()),
+                Source::File(path) => bundles.push(verify::collateral(path)?),
+                Source::Service(address, authority) => {
+                    let pccs = Pccs::new(address, authority).doing(address)?;
+                    if service.replace(pccs).is_some() {
+                        return Err(Failure::new("--collateral names two services"));
+                    }
+                }
+            }
+        }
+        match (service, cache) {
+            (Some(service), cache) => Ok(Shelf::new(bundles).with_service(service, cache)),
+            (None, None) => Ok(Shelf::new(bundles)),
+            (None, Some(folder)) => Err(Failure::new(format!("{} is a folder", folder.display()))
+                .hint("a folder keeps what a service gives: --collateral https://PCCS:8081 too")),
+        }
+    }
+}
+
+/// A place that collateral comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A bundle, or a folder of them.
+    File(PathBuf),
+    /// A PCCS, or Intel's PCS, and whose certificate it may show.
+    Service(String, Authority),
+}
+
+impl Source {
+    /// Intel's own service.
+    pub fn intel() -> Self {
+        Self::Service("https://api.trustedservices.intel.com".into(), Authority::System)
+    }
+}
+
+impl FromStr for Source {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.starts_with("https://") {
+            return match text.contains("://") {
+                true => Err("expected https://HOST[:PORT][#SHA256 of its certificate]".into()),
+                false => Ok(Self::File(text.into())),
+            };
+        }
+        let (address, pin) = match text.split_once('#') {
+            None => (text, None),
+            Some((address, pin)) => (address, Some(pin)),
+        };
+        Url::parse(address)?;
+        let pinned = |pin: &str| {
+            let bytes = unhex(&pin.replace(':', "")).and_then(|bytes| bytes.try_into().ok());
+            bytes.map(Authority::Pinned).ok_or("after '#': the certificate's SHA-256, 64 digits")
+        };
+        let authority = pin.map_or(Ok(Authority::System), pinned)?;
+        Ok(Self::Service(address.into(), authority))
+    }
+}
+
+/// The kernel's interface for quotes, else its interface for reports and the host's service.
+fn td() -> Option<Arc<dyn Attester>> {
+    match ConfigfsTsm::find() {
+        Some(tsm) => Some(Arc::new(tsm)),
+        None => linux::has_tdx_device().then(|| Arc::new(QuoteService::new(TdxDevice)) as _),
+    }
+}
+
+fn azure() -> Option<Arc<dyn Attester>> {
+    AzureVm::find().map(|machine| Arc::new(machine) as _)
+}
+
+fn guest_components() -> Option<Arc<dyn Attester>> {
+    GuestComponents::find().map(|agent| Arc::new(agent) as _)
+}
+
+/// Where the quote service of a host listens, and how long it may take.
+const QGS_PORT: u32 = 4050;
+const QGS_WAIT: Duration = Duration::from_secs(30);
+
+/// `/dev/tdx_guest`, and vsock to the host.
+struct TdxDevice;
+
+impl Host for TdxDevice {
+    fn report(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
+        linux::tdx_report(report_data)
+    }
+
+    fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(linux::vsock_to_host(QGS_PORT, QGS_WAIT)?))
+    }
+}
+
+/// Seconds since 1970.
+pub fn clock() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
