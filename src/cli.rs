@@ -12,17 +12,19 @@ use crate::commands::demo;
 use crate::commands::doctor::{self, DoctorArgs};
 use crate::commands::eval;
 use crate::commands::roster::{self, RosterArgs};
-use crate::commands::secret::{self, SecretArgs, Service};
+use crate::commands::secret::{self, SecretArgs};
 use crate::commands::transfer::{self, ModelArgs};
 use crate::commands::verify::{self, QuoteArgs, VerifyArgs};
 use crate::commands::volumes::{self, LuksArgs, Size};
 use crate::data::cifar::{Shard, Split};
 use crate::failure::{Doing, Failure};
+use crate::hosts::HostList;
 use crate::job::schedule::Schedule;
 use crate::job::{Algorithm, Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
 use crate::report::print;
 use crate::training::roles;
 use crate::training::store::Place;
+use crate::trust::fetch::Service;
 use crate::trust::passphrase::KeySource;
 use crate::trust::{Attestation, Source, TrustOptions};
 
@@ -274,17 +276,6 @@ const DEFAULT_RATE: f32 = 0.03;
 /// Most threads: a typing error should not ask for all memory.
 const THREADS_MAX: usize = 256;
 
-/// Comma-separated names.
-#[derive(Clone, Debug)]
-pub(crate) struct HostList(pub(crate) Vec<String>);
-
-impl HostList {
-    /// A list of one.
-    pub(crate) fn one(host: &str) -> Self {
-        Self(vec![host.to_owned()])
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 enum ScheduleKind {
     Constant,
@@ -293,22 +284,6 @@ enum ScheduleKind {
 
 #[derive(Clone, Copy, Debug)]
 struct IsaChoice(Isa);
-
-impl std::str::FromStr for HostList {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let hosts: Vec<String> = text.split(',').map(|host| host.trim().to_owned()).collect();
-        let has_port = |host: &String| {
-            host.rsplit_once(':')
-                .is_some_and(|(h, port)| !h.is_empty() && port.parse::<u16>().is_ok())
-        };
-        match hosts.iter().find(|host| !has_port(host)) {
-            Some(host) => Err(format!("'{host}' is not host:port")),
-            None => Ok(Self(hosts)),
-        }
-    }
-}
 
 impl std::str::FromStr for ScheduleKind {
     type Err = String;

@@ -21,6 +21,8 @@ pub mod cli;
 pub mod commands;
 pub mod data;
 pub mod failure;
+pub mod files;
+pub mod hosts;
 pub mod job;
 pub mod model;
 pub mod report;

@@ -6,6 +6,7 @@ mod container;
 mod doctor;
 mod fuzz_seeds;
 mod guest;
+mod layers;
 mod network;
 mod parity;
 mod processes;

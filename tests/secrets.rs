@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use hfl::commands::volumes::create_volume;
+use hfl::training::volume::create_volume;
 use luks::{Hash, KdfCost, Options, Passphrase};
 use protocol::{Policy, SimPlatform};
 

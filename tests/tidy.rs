@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+pub(crate) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Files that may hold unsafe code.
 const UNSAFE: [&str; 5] = [
     "kernels/src/x86_64/",
@@ -38,7 +38,7 @@ const WORLDS: [(&str, &[&str]); 8] = [
 const LINES_MAX: usize = 600;
 const COLUMNS_MAX: usize = 120;
 
-fn sources() -> Vec<(String, String)> {
+pub(crate) fn sources() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for folder in ["src", "kernels", "protocol", "luks", "tests", "fuzz/targets"] {
         collect(&Path::new(ROOT).join(folder), &mut found);
@@ -66,7 +66,7 @@ fn collect(folder: &Path, found: &mut Vec<PathBuf>) {
 
 /// Fails with every place at once.
 #[track_caller]
-fn none(places: Vec<String>, rule: &str) {
+pub(crate) fn none(places: Vec<String>, rule: &str) {
     assert!(places.is_empty(), "{rule}:\n  {}", places.join("\n  "));
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use hfl::commands::volumes::create_volume;
 use hfl::training::store::{Place, Progress, Store};
+use hfl::training::volume::create_volume;
 use hfl::trust::passphrase::KeySource;
 use luks::ext4::{FileSystem, NewFile};
 use luks::{Hash, KdfCost, Options, Passphrase, Source, Volume};

@@ -14,7 +14,6 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 
 use crate::commands::eval;
-use crate::commands::volumes;
 use crate::data::cifar::Split;
 use crate::data::synthetic;
 use crate::failure::{Doing, Failure};
@@ -22,6 +21,7 @@ use crate::job::Stem;
 use crate::model::params::hex;
 use crate::training::checkpoint::DATA_FILE;
 use crate::training::store::{DIRECTORY, Place};
+use crate::training::volume;
 use crate::trust::passphrase::KeySource;
 
 /// What to demonstrate.
@@ -109,8 +109,8 @@ fn seal(directory: &Path) -> Result<Place, Failure> {
     file.and_then(|mut file| file.write_all(hex(&random).as_bytes())).doing(key.display())?;
     let key = KeySource { file: Some(key), descriptor: None };
     let size = luks::Options::new(VOLUME_LEN);
-    volumes::create_volume(&volume, None, &size, &[key.read()?], true, true)
-        .map_err(|error| volumes::explained(&volume, &error))?;
+    volume::create_volume(&volume, None, &size, &[key.read()?], true, true)
+        .map_err(|error| volume::explained(&volume, &error))?;
     Ok(Place {
         model_dir: directory.join("worker0"),
         volume: Some(volume),

@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use crate::failure::{Doing, Failure};
 use crate::model::params::hex;
 use crate::report::print;
+use crate::trust::policy::{read, read_policy};
 use crate::trust::{Attestation, Source, TrustOptions};
 
 /// Judge a quote offline: signatures, certificates, revocation, patch levels, rules.
@@ -86,9 +86,6 @@ pub struct QuoteArgs {
     json: bool,
 }
 
-/// Largest file that is read.
-const FILE_LEN_MAX: u64 = 8 << 20;
-
 /// What comes of it.
 struct Outcome {
     verdict: Option<Verdict>,
@@ -130,7 +127,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
         log::info!("the collateral is in {}", path.display());
     }
     let mut policy = match &args.policy {
-        Some(path) => policy(path)?,
+        Some(path) => read_policy(path)?,
         None => Policy::default(),
     };
     if !args.accept.is_empty() {
@@ -291,26 +288,6 @@ fn advice(why: &Rejection) -> &'static str {
         }
         _ => "if that is meant to be, change the policy",
     }
-}
-
-/// Reads a bundle of collateral.
-///
-/// # Errors
-/// When it cannot be read, or is none.
-pub fn collateral(path: &Path) -> Result<Collateral, Failure> {
-    Collateral::parse(&read(path)?).doing(format!("collateral {}", path.display()))
-}
-
-/// Reads a policy file; says so if it lets any code run.
-///
-/// # Errors
-/// When it cannot be read, or is no policy.
-pub fn policy(path: &Path) -> Result<Policy, Failure> {
-    let policy = Policy::parse(&read(path)?).doing(format!("policy {}", path.display()))?;
-    if policy.accepts_anything() {
-        log::warn!("policy {}: every measurement is off, ANY code is accepted", path.display());
-    }
-    Ok(policy)
 }
 
 fn explained(fault: &Fault) -> (String, String, &'static str) {
@@ -477,16 +454,6 @@ fn as_text(outcome: &Outcome, explain: bool) -> String {
 /// What a document supplied, safe to print.
 fn escaped(text: &str) -> String {
     text.escape_default().to_string()
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).doing(path.display())?;
-    file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).doing(path.display())?;
-    match bytes.len() as u64 > FILE_LEN_MAX {
-        true => Err(Failure::new(format!("{}: more than 8 MiB", path.display()))),
-        false => Ok(bytes),
-    }
 }
 
 /// A time as options give it.

@@ -12,11 +12,12 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
+use crate::files::read_bounded;
 use crate::job::state::State;
 use crate::job::{Job, Stem};
 use crate::model::network::Network;
 use crate::model::params::{self, Kind, Layout, Tensor, hex};
-use crate::training::store::{self, Progress, Store};
+use crate::training::store::{Progress, Store};
 
 /// The file with the values.
 pub const DATA_FILE: &str = "model.ckpt-data";
@@ -96,7 +97,7 @@ pub fn load(store: &Store) -> Result<Option<(Network, Checkpoint)>, CheckpointEr
 /// When a tensor is missing or has another shape.
 pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointError> {
     let missing = || CheckpointError::Io(std::io::ErrorKind::NotFound.into());
-    let bytes = store::read_bounded(path).map_err(CheckpointError::Io)?.ok_or_else(missing)?;
+    let bytes = read_bounded(path).map_err(CheckpointError::Io)?.ok_or_else(missing)?;
     let tensors = deserialize(&bytes)?;
     let mut values = vec![0.0; layout.len];
     for tensor in &layout.tensors {

@@ -2,7 +2,9 @@
 
 pub mod checkpoint;
 pub mod roles;
+pub mod roster;
 pub mod round;
 pub mod server;
 pub mod store;
+pub mod volume;
 pub mod worker;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -16,17 +16,16 @@ use luks::{ManifestKey, Passphrase, Source, Volume};
 use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::commands::volumes;
 use crate::failure::{Doing, Failure};
-use crate::model::params::hex;
+use crate::files::{FILE_LEN_MAX, read_bounded};
+use crate::model::params::{hex, unhex};
+use crate::training::volume;
 use crate::trust::passphrase::KeySource;
 
 /// The directory inside a volume.
 pub const DIRECTORY: &str = "model";
 /// The file that vouches for the others.
 const MANIFEST: &str = "manifest.json";
-/// Largest file that is read.
-const FILE_LEN_MAX: u64 = 1 << 30;
 const MANIFEST_LEN_MAX: u64 = 1 << 16;
 
 /// Where options say that the model is kept.
@@ -87,7 +86,7 @@ impl Place {
                     create(path, size, &passphrase)?;
                 }
                 Store::volume(path, &passphrase, writable)
-                    .map_err(|error| volumes::explained(path, &error))
+                    .map_err(|error| volume::explained(path, &error))
             }
         }
     }
@@ -100,7 +99,7 @@ fn create(path: &Path, size: u64, passphrase: &Passphrase) -> Result<(), Failure
     let unfinished = PathBuf::from(format!("{}.new", path.display()));
     let options = luks::Options::new(size);
     let passphrases = std::slice::from_ref(passphrase);
-    let header = volumes::create_volume(&unfinished, None, &options, passphrases, true, true);
+    let header = volume::create_volume(&unfinished, None, &options, passphrases, true, true);
     let header = header.doing(what())?;
     fs::hard_link(&unfinished, path).and_then(|()| fs::remove_file(&unfinished)).doing(what())?;
     log::info!("created {}, header id {}", path.display(), header.id());
@@ -362,15 +361,6 @@ fn read_manifest(
     serde_json::from_str(&signed.manifest).map(Some).map_err(|_| damaged())
 }
 
-/// The bytes that hexadecimal digits stand for.
-pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    text.as_bytes()
-        .chunks(2)
-        .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
-        .collect()
-}
-
 fn read_inside(
     files: &FileSystem<impl Disk>,
     path: &str,
@@ -386,24 +376,6 @@ fn read_inside(
     }
     let mut bytes = vec![0; file.len() as usize];
     files.read_at(&file, &mut bytes, 0)?;
-    Ok(Some(bytes))
-}
-
-/// Reads a file of this system, if it is there and not too large.
-///
-/// # Errors
-/// When the system refuses.
-pub fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
-    let len = file.metadata()?.len();
-    if len > FILE_LEN_MAX {
-        return Err(io::Error::other(format!("{len} bytes, more than {FILE_LEN_MAX}")));
-    }
-    let mut bytes = Vec::with_capacity(len as usize);
-    file.take(FILE_LEN_MAX).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
 

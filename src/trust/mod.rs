@@ -1,6 +1,8 @@
 //! What options say about attestation: where our evidence comes from, and whom we trust.
 
+pub mod fetch;
 pub mod passphrase;
+pub mod policy;
 
 use std::io;
 use std::path::PathBuf;
@@ -15,9 +17,10 @@ use protocol::{
 };
 use zeroize::Zeroizing;
 
-use crate::commands::verify;
 use crate::failure::{Doing, Failure};
-use crate::training::store::{read_bounded, unhex};
+use crate::files::read_bounded;
+use crate::model::params::unhex;
+use crate::trust::policy::{read_collateral, read_policy};
 
 /// Where evidence comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +119,7 @@ impl TrustOptions {
     /// # Errors
     /// When there is no policy or no collateral.
     pub fn verifier(&self) -> Result<Verifier, Failure> {
-        let policy = self.policy.as_deref().map(verify::policy).transpose()?;
+        let policy = self.policy.as_deref().map(read_policy).transpose()?;
         if self.attestation == Attestation::Sim {
             let policy = policy.unwrap_or_else(|| Policy::same_as(self.simulated().report()));
             return Ok(Verifier { trust: Trust::Simulated, policy });
@@ -162,7 +165,7 @@ impl TrustOptions {
         for source in &self.collateral {
             match source {
                 Source::File(path) if path.is_dir() => cache = Some(path.clone()),
-                Source::File(path) => bundles.push(verify::collateral(path)?),
+                Source::File(path) => bundles.push(read_collateral(path)?),
                 Source::Service(address, authority) => {
                     let pccs = Pccs::new(address, authority).doing(address)?;
                     if service.replace(pccs).is_some() {

@@ -10,16 +10,17 @@ use luks::Source as Volume;
 use protocol::dcap::{self, Anchor, Collateral, date};
 use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, Role};
 
-use super::{DoctorArgs, Finding};
+use super::args::DoctorArgs;
+use super::finding::Finding;
 use crate::commands::bench;
-use crate::commands::verify;
 use crate::data::cifar::{CLASS_NAMES, CLASSES, Dataset, Split};
 use crate::failure::{Doing, Failure};
+use crate::hosts::listen_address;
 use crate::job::{Algorithm, Precision};
 use crate::model::Model;
 use crate::model::network::Network;
 use crate::model::params::hex;
-use crate::training::roles::listen_address;
+use crate::trust::policy;
 use crate::trust::{Attestation, Source, clock};
 
 /// Longest wait for a connection, and for its attestation.
@@ -59,7 +60,7 @@ pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
         }
         false => findings.extend(args.ps_hosts.0.iter().map(|host| port(host))),
     }
-    let service = super::service(args);
+    let service = args.service();
     findings.extend(service.map(|service| peer(args, "secret service", &service.address)));
     findings
 }
@@ -212,7 +213,7 @@ fn policy(args: &DoctorArgs) -> Finding {
             false => Finding::failed("policy", "no --policy to judge peers with", advice),
         };
     };
-    match verify::policy(path) {
+    match policy::read_policy(path) {
         Ok(policy) if policy.accepts_anything() => Finding::warning(
             "policy",
             format!("{}: accepts ANY code", path.display()),
@@ -246,7 +247,7 @@ fn collateral(args: &DoctorArgs, quote: Option<&Quote>) -> Vec<Finding> {
                     }
                 };
             }
-            Source::File(path) => (path.display().to_string(), verify::collateral(path)),
+            Source::File(path) => (path.display().to_string(), policy::read_collateral(path)),
             Source::Service(address, authority) => {
                 (address.clone(), fetched(address, authority, quote))
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use argh::FromArgs;
 use protocol::Role;
 
-use super::Service;
+use crate::trust::fetch::Service;
 use crate::trust::passphrase::KeySource;
 use crate::trust::{Attestation, Source, TrustOptions};
 

@@ -12,6 +12,8 @@ use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
+/// The file inside a volume.
+pub(super) const FILE: &str = "secrets.json";
 /// Largest file, most entries, longest name and secret.
 const FILE_LEN_MAX: usize = 1 << 20;
 const ENTRIES_MAX: usize = 1024;

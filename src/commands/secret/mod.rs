@@ -7,7 +7,6 @@
 mod args;
 mod audit;
 mod entries;
-mod fetch;
 mod serve;
 
 use std::io::{self, IsTerminal, Write};
@@ -16,19 +15,17 @@ use std::path::Path;
 use protocol::Role;
 
 pub use args::SecretArgs;
-pub use fetch::{Service, fetch};
 
 use args::{AuditArgs, Command, GetArgs, SealArgs};
 use audit::Audit;
-use entries::Secrets;
+use entries::{FILE, Secrets};
 
-use crate::commands::volumes;
 use crate::failure::{Doing, Failure};
+use crate::files::read_bounded;
 use crate::report::print;
-use crate::training::store::{Progress, Store, read_bounded};
-
-/// The file inside a volume.
-const FILE: &str = "secrets.json";
+use crate::training::store::{Progress, Store};
+use crate::training::volume;
+use crate::trust::fetch::fetch;
 
 /// Runs a command.
 ///
@@ -79,7 +76,7 @@ fn seal(args: &SealArgs) -> Result<(), Failure> {
     let count = Secrets::parse(&bytes).doing(&name)?.len();
     let passphrase = args.key().read()?;
     let open = Store::volume(&args.volume, &passphrase, true);
-    let mut store = open.map_err(|error| volumes::explained(&args.volume, &error))?;
+    let mut store = open.map_err(|error| volume::explained(&args.volume, &error))?;
     let step = store.manifest().map_or(0, |manifest| manifest.step) + 1;
     store
         .save(FILE, Progress { job: [0; 32], step }, &|out| out.write_all(&bytes))

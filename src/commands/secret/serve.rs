@@ -10,15 +10,15 @@ use protocol::dcap::date;
 use protocol::{Ended, Event as Said, LinkId, Message, Net, Over, Refusal, Role, Session};
 use zeroize::Zeroizing;
 
-use super::FILE;
 use super::args::ServeArgs;
 use super::audit::{Audit, Event, Record};
-use super::entries::{APP_ID_LEN_MAX, Secrets};
-use crate::commands::volumes;
+use super::entries::{APP_ID_LEN_MAX, FILE, Secrets};
 use crate::failure::{Doing, Failure};
+use crate::files::read_bounded;
 use crate::model::params::hex;
 use crate::termination;
-use crate::training::store::{Store, read_bounded};
+use crate::training::store::Store;
+use crate::training::volume;
 use crate::trust::passphrase::KeySource;
 use crate::trust::{TrustOptions, clock};
 
@@ -100,7 +100,7 @@ impl Source {
             Self::File(path) => read_bounded(path).doing(path.display())?,
             Self::Volume(path, passphrase) => {
                 let open = Store::volume(path, passphrase, false);
-                let store = open.map_err(|error| volumes::explained(path, &error))?;
+                let store = open.map_err(|error| volume::explained(path, &error))?;
                 store.read(FILE).doing(store.name_of(FILE))?
             }
         };

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use protocol::{Config, LinkId, Net, Over, Roster};
 
-use super::{CELL, Options, listen_address, open_store, pool};
-use crate::commands::roster;
-use crate::commands::transfer;
+use super::options::{CELL, Options};
+use super::transfer;
 use crate::failure::{Doing, Failure};
+use crate::hosts::listen_address;
 use crate::job::Job;
 use crate::job::state::State;
 use crate::model::init;
@@ -18,6 +18,7 @@ use crate::model::params;
 use crate::report::Report;
 use crate::termination;
 use crate::training::checkpoint;
+use crate::training::roster;
 use crate::training::server::ParameterServer;
 use crate::training::store::{Progress, Store};
 
@@ -55,7 +56,7 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     })?;
     let report = Report::new(options.json);
     report.listening(local);
-    let mut store = open_store(options, &config)?;
+    let mut store = options.open_store(&config)?;
     let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
     if options.init.is_none() && !resumes {
         await_peer(&mut net, &options.job.digest())?;
@@ -68,7 +69,7 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     let known = store.read(roster::FILE).doing(store.name_of(roster::FILE))?;
     let known = known.map_or(Ok(Roster::default()), |bytes| roster::parse(&bytes));
     let known = known.doing(store.name_of(roster::FILE))?;
-    let server = ParameterServer::new(job, network.layout.clone(), state, CELL, pool(options))
+    let server = ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool())
         .with_roster(known);
     let mut running = Running {
         server,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kernels::Arena;
 use protocol::{Config, Ended, LinkId, Net};
 
-use super::{CELL, Options, open_store, pool};
+use super::options::{CELL, Options};
 use crate::data::cifar::{Batch, Dataset, Sampler, Split};
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
@@ -56,7 +56,7 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
     })?;
     log::info!("{} samples in {}", data.len(), options.data.display());
     let keeps = index == 0 || options.place.volume.is_some();
-    let store = keeps.then(|| open_store(options, &config)).transpose()?;
+    let store = keeps.then(|| options.open_store(&config)).transpose()?;
     let mut running = Running {
         options,
         index,
@@ -172,7 +172,7 @@ impl Running<'_> {
         let len = network.layout.len;
         self.params = Arena::new(len).doing("memory for the parameters")?;
         Ok(Training {
-            network: Model::new(network, (job.precision, job.conv), batch_max, pool(self.options))
+            network: Model::new(network, (job.precision, job.conv), batch_max, self.options.pool())
                 .doing("memory for a step")?,
             // Each worker draws from its own streams: equal data would be augmented differently.
             sampler: Sampler::new(

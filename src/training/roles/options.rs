@@ -1,0 +1,71 @@
+//! What a role is started with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kernels::{Isa, Pool};
+use luks::Passphrase;
+use protocol::{CHUNK_LEN_MAX, Config, Role};
+
+use crate::data::cifar::Shard;
+use crate::failure::Failure;
+use crate::job::Job;
+use crate::training::store::{Place, Store};
+use crate::trust::TrustOptions;
+use crate::trust::fetch::{Service, fetch};
+
+/// Values that travel in one chunk.
+pub(super) const CELL: usize = CHUNK_LEN_MAX / size_of::<f32>();
+
+/// What a role is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which role.
+    pub role: Role,
+    /// `host:port` of the parameter servers.
+    pub ps_hosts: Vec<String>,
+    /// The job as these options define it; a worker takes the server's.
+    pub job: Job,
+    /// CIFAR-10 binary files of a worker.
+    pub data: PathBuf,
+    /// Part of the data that a worker takes.
+    pub shard: Option<Shard>,
+    /// Where checkpoints are.
+    pub place: Place,
+    /// Initial parameters of a new job.
+    pub init: Option<PathBuf>,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Threads of the kernels.
+    pub threads: usize,
+    /// Instruction-set tier.
+    pub isa: Isa,
+    /// Our evidence, and whom we trust.
+    pub trust: TrustOptions,
+    /// Who has the volume's passphrase, if that is a service.
+    pub service: Option<Service>,
+    /// How long a finished ps0 serves its volume to trusted nodes.
+    pub linger: Duration,
+    /// JSON on stdout.
+    pub json: bool,
+    /// A pause before each step of a worker, for tests of slow workers.
+    pub pause: Duration,
+}
+
+impl Options {
+    /// Opens the place of the model, with a passphrase of the secret service where one is named.
+    pub(super) fn open_store(&self, config: &Arc<Config>) -> Result<Store, Failure> {
+        match &self.service {
+            None => self.place.open(true),
+            Some(service) => self.place.open_with(true, || {
+                fetch(config, service).map(|secret| Passphrase::from_bytes(&secret))
+            }),
+        }
+    }
+
+    /// Threads of the kernels, and their tier.
+    pub(super) fn pool(&self) -> (Pool, Isa) {
+        (Pool::new(self.threads), self.isa)
+    }
+}

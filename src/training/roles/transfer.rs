@@ -1,0 +1,121 @@
+//! Serving the volume of a finished model to trusted nodes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use luks::Source as Volume;
+use protocol::{CHUNK_LEN_MAX, Ended, Event, LinkId, Message, Net, Over, Refusal, Role, Session};
+
+use crate::failure::{Doing, Failure};
+use crate::termination;
+use crate::training::store::Place;
+use crate::training::volume;
+
+/// Longest wait for an event.
+const POLL: Duration = Duration::from_secs(1);
+/// Longest silence of a peer.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Serves the volume of a finished job, if there is one.
+///
+/// # Errors
+/// As [`serve`].
+pub fn linger(net: &mut Net, job: &[u8; 32], place: &Place, time: Duration) -> Result<(), Failure> {
+    match &place.volume {
+        Some(path) if !time.is_zero() => serve(net, job, path, time),
+        _ => Ok(()),
+    }
+}
+
+/// Serves a volume for at most `time`, or until it was fetched once.
+///
+/// # Errors
+/// When it is no LUKS2 volume, somebody writes to it, or it cannot be read.
+pub fn serve(net: &mut Net, job: &[u8; 32], path: &Path, time: Duration) -> Result<(), Failure> {
+    let header = Volume::new(path).read_header();
+    let header = header.map_err(|error| volume::explained(path, &error))?;
+    let file = File::open(path).doing(path.display())?;
+    file.try_lock_shared().map_err(io::Error::from).doing(path.display())?;
+    let len = file.metadata().doing(path.display())?.len();
+    log::info!("{}: {len} bytes, header id {}, for trusted nodes", path.display(), header.id());
+    let start = Instant::now();
+    let mut sending: BTreeMap<LinkId, Sending> = BTreeMap::new();
+    while start.elapsed() < time && !termination::requested() {
+        net.poll(POLL, job).doing("network")?;
+        for id in net.ids() {
+            net.drive(id, |session| sending.entry(id).or_default().pump(session, &file, len));
+        }
+        for Over { id, address, session, why } in net.take_ended() {
+            // A node leaves once it has everything; whatever else ended it may have lost the end.
+            let whole = sending.remove(&id).is_some_and(|sending| sending.at > len);
+            let complete = whole && matches!(why, Ended::ByPeer);
+            match session.peer() {
+                Some(peer) if complete => {
+                    log::info!("{} at {address} has the volume", peer.role);
+                    return Ok(());
+                }
+                _ => log::warn!("{address}: {why}"),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How far the volume went to one node.
+struct Sending {
+    /// Asked for it.
+    pulls: bool,
+    /// Next byte; beyond the end once that was said.
+    at: u64,
+    moved: Instant,
+}
+
+impl Default for Sending {
+    fn default() -> Self {
+        Self { pulls: false, at: 0, moved: Instant::now() }
+    }
+}
+
+impl Sending {
+    /// Returns whether there is more to send once the output is gone.
+    fn pump(&mut self, session: &mut Session, file: &File, len: u64) -> Result<bool, Ended> {
+        while let Some(event) = session.next_event()? {
+            match event {
+                Event::Opened => {
+                    // Workers may come late, to hear of an end that they have missed.
+                    if session.peer().map(|peer| peer.role) != Some(Role::TrustedNode) {
+                        return Err(session.close(Some(Refusal::Later)));
+                    }
+                }
+                Event::Message(Message::Pull) if !self.pulls => {
+                    self.pulls = true;
+                    session.send(&Message::Volume { len })?;
+                }
+                _ => return Err(session.close(Some(Refusal::Protocol))),
+            }
+        }
+        if session.is_open() && self.moved.elapsed() > SILENCE_MAX {
+            return Err(session.close(None));
+        }
+        if !self.pulls || self.at > len || session.wants_output() {
+            return Ok(false);
+        }
+        self.moved = Instant::now();
+        if self.at == len {
+            self.at += 1;
+            session.send(&Message::VolumeEnd)?;
+            return Ok(false);
+        }
+        let mut cell = vec![0; (len - self.at).min(CHUNK_LEN_MAX as u64) as usize];
+        file.read_exact_at(&mut cell, self.at).map_err(Ended::Io)?;
+        if cell.iter().any(|&byte| byte != 0) {
+            session.send_chunk(0, self.at, &cell)?;
+        }
+        self.at += cell.len() as u64;
+        Ok(true)
+    }
+}
