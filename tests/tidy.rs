@@ -160,6 +160,17 @@ fn every_dependency_has_its_reason_and_there_are_few() {
 }
 
 #[test]
+fn the_documents_of_the_house_are_there() {
+    let read = |name: &str| std::fs::read_to_string(format!("{ROOT}/{name}")).expect(name);
+    let readme = read("README.md");
+    assert!(readme.lines().count() <= 150, "README.md is longer than 150 lines");
+    for name in ["ARCHITECTURE", "BENCHMARKS", "SECURITY", "CONTRIBUTING", "CHANGELOG"] {
+        assert!(readme.contains(&format!("({name}.md)")), "README.md does not lead to {name}.md");
+        assert!(read(&format!("{name}.md")).starts_with("# "), "{name}.md has no title");
+    }
+}
+
+#[test]
 fn the_architecture_maps_every_folder() {
     let map = std::fs::read_to_string(format!("{ROOT}/ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     let mut places = Vec::new();
