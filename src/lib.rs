@@ -22,6 +22,7 @@ pub mod commands;
 pub mod data;
 pub mod failure;
 pub mod files;
+pub mod history;
 pub mod hosts;
 pub mod job;
 pub mod model;

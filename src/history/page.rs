@@ -1,0 +1,421 @@
+//! `report.html`: a job's history as one page that needs neither script nor network.
+
+use std::fmt::Write as _;
+
+use crate::history::chart::{Axes, Line, escape, lines, shares};
+use crate::history::{Evaluation, EventKind, History, Participant};
+
+/// Largest confusion matrix that is drawn; beyond it the classes with most confusion are listed.
+const MATRIX_MAX: usize = 20;
+/// Rows of a list of confusions.
+const CONFUSIONS: usize = 12;
+
+/// The page.
+pub fn page(history: &History) -> String {
+    let mut html = String::with_capacity(1 << 17);
+    html.push_str("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
+    html.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">");
+    html.push_str("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">");
+    let _ = write!(html, "<title>hfl job {}</title><style>", escape(short(&history.digest)));
+    html.push_str(STYLE);
+    html.push_str("</style></head><body><main>");
+    head(&mut html, history);
+    curves(&mut html, history);
+    if let Some(last) = history.evaluations.last() {
+        accuracy(&mut html, history, last);
+    }
+    time(&mut html, history);
+    events(&mut html, history);
+    participants(&mut html, history);
+    settings(&mut html, history);
+    let _ = write!(
+        html,
+        "<footer>Written by hfl at {}. Nothing about pictures is in this page beyond counts.</footer>",
+        date(history.written)
+    );
+    html.push_str("</main></body></html>\n");
+    html
+}
+
+/// What a stranger wants to know in the first ten seconds.
+fn head(html: &mut String, history: &History) {
+    let last = history.events.iter().rev().map(|event| event.kind);
+    let mut ends = last.filter(|kind| {
+        matches!(kind, EventKind::Finished | EventKind::Stopped | EventKind::Started)
+    });
+    let done = history.curve.points().last().map_or(0, |p| p.step.saturating_add(p.count));
+    let (class, outcome) = match (history.parameters.is_some(), ends.next()) {
+        (true, _) => ("good", "Finished"),
+        (false, Some(EventKind::Stopped)) => {
+            ("warn", "Stopped by a signal; the same command goes on")
+        }
+        (false, _) => ("plain", "Running, as of the time below"),
+    };
+    let model = history.settings.iter().find(|(name, _)| name == "model");
+    let model = model.map_or("model", |(_, value)| value);
+    let _ = write!(
+        html,
+        "<header><p class=\"outcome {class}\">{outcome}</p><h1>{} trained by {}</h1><p class=\"sub\">job <code>{}</code> · began {} · last written {}</p></header>",
+        escape(model),
+        counted(history.workers.len().max(workers(history)), "worker"),
+        escape(short(&history.digest)),
+        date(history.began),
+        date(history.written)
+    );
+    html.push_str("<dl class=\"cards\">");
+    let steps = history.steps.map_or(format!("{done}"), |steps| format!("{done} of {steps}"));
+    card(html, "steps", &steps);
+    if let Some(loss) = history.curve.recent_loss(20) {
+        card(html, "loss, last 20 steps", &format!("{loss:.3}"));
+    }
+    if let Some(evaluation) = history.evaluations.last() {
+        card(html, "test accuracy", &percent(evaluation.total()));
+    }
+    if let Some(rate) = history.curve.throughput() {
+        card(html, "images a second", &format!("{rate:.0}"));
+    }
+    let seconds: f64 = history.curve.points().iter().map(|point| point.seconds).sum();
+    card(html, "time in steps", &duration(seconds));
+    let [received, sent] = history.bytes;
+    card(html, "received, sent", &format!("{}, {}", size(received), size(sent)));
+    card(html, "admitted by evidence", &history.participants.len().to_string());
+    html.push_str("</dl>");
+    if let Some(parameters) = &history.parameters {
+        let _ = write!(
+            html,
+            "<p class=\"hash\">parameters <code>sha256:{}</code></p>",
+            escape(parameters)
+        );
+    }
+}
+
+fn curves(html: &mut String, history: &History) {
+    let points = history.curve.points();
+    if points.is_empty() {
+        html.push_str("<section id=\"curves\"><h2>Loss</h2><p>No step is done yet.</p></section>");
+        return;
+    }
+    let of = |value: fn(&crate::history::curve::Point) -> f64| {
+        let points = points.iter().map(|point| (point.step as f64, value(point))).collect();
+        [Line { name: String::new(), points }]
+    };
+    html.push_str("<section id=\"curves\" class=\"pair\"><figure><h2>Loss</h2>");
+    let axes = Axes { title: "loss over steps", x: "step", least: Some((0.0, 0.0)), shown: round };
+    html.push_str(&lines(&axes, &of(|point| point.loss)));
+    html.push_str("</figure><figure><h2>Learning rate</h2>");
+    let axes = Axes { title: "learning rate over steps", ..axes };
+    html.push_str(&lines(&axes, &of(|point| point.rate)));
+    html.push_str("</figure></section>");
+}
+
+fn accuracy(html: &mut String, history: &History, last: &Evaluation) {
+    let all = history
+        .evaluations
+        .iter()
+        .map(|evaluation| (evaluation.step as f64, share(evaluation.total())));
+    let mut curves = vec![Line { name: "all".into(), points: all.collect() }];
+    let several = last.by_worker.iter().filter(|counts| counts[1] > 0).count() > 1;
+    for worker in (0..last.by_worker.len().min(5)).filter(|_| several) {
+        let points = history.evaluations.iter().filter_map(|evaluation| {
+            let counts = *evaluation.by_worker.get(worker)?;
+            (counts[1] > 0).then(|| (evaluation.step as f64, share(counts)))
+        });
+        curves.push(Line { name: format!("worker{worker}"), points: points.collect() });
+    }
+    html.push_str("<section id=\"accuracy\"><h2>Accuracy on test images</h2>");
+    let axes = Axes {
+        title: "accuracy over steps",
+        x: "step",
+        least: Some((0.0, 1.0)),
+        shown: |value| format!("{:.0} %", 100.0 * value),
+    };
+    html.push_str(&lines(&axes, &curves));
+    if several {
+        legend(html, "dot", curves.iter().map(|curve| curve.name.as_str()));
+    }
+    let [right, images] = last.total();
+    let _ = write!(
+        html,
+        "<p>After step {}: {right} of {images} right, {}.</p>",
+        last.step,
+        percent([right, images])
+    );
+    match last.classes.len() {
+        0 => {}
+        _ if last.confusion.is_empty() => {}
+        1..=MATRIX_MAX => matrix(html, last),
+        _ => confusions(html, last),
+    }
+    html.push_str("</section>");
+}
+
+/// Rows are what pictures show, columns what the model says.
+fn matrix(html: &mut String, last: &Evaluation) {
+    let classes = last.classes.len();
+    html.push_str("<h3>Confusion: rows are true, columns predicted</h3><div class=\"wide\"><table class=\"matrix\"><tr><td></td>");
+    for name in &last.classes {
+        let _ = write!(html, "<th scope=\"col\"><span>{}</span></th>", escape(name));
+    }
+    html.push_str("<th scope=\"col\"><span>right</span></th></tr>");
+    for (actual, name) in last.classes.iter().enumerate() {
+        let row = &last.confusion[actual * classes..(actual + 1) * classes];
+        let total = row.iter().fold(0, |sum: u64, count| sum.saturating_add(*count));
+        let _ = write!(html, "<tr><th scope=\"row\">{}</th>", escape(name));
+        for (predicted, count) in row.iter().enumerate() {
+            let part = share([*count, total]);
+            let kind = if predicted == actual { "hit" } else { "miss" };
+            let _ = write!(html, "<td class=\"{kind}\" style=\"--part:{part:.3}\">{count}</td>");
+        }
+        let _ = write!(html, "<td class=\"total\">{}</td></tr>", percent([row[actual], total]));
+    }
+    html.push_str("</table></div>");
+}
+
+fn confusions(html: &mut String, last: &Evaluation) {
+    let classes = last.classes.len();
+    let mut wrong: Vec<(u64, usize, usize)> = (0..classes * classes)
+        .map(|at| (last.confusion[at], at / classes, at % classes))
+        .filter(|(count, actual, predicted)| *count > 0 && actual != predicted)
+        .collect();
+    wrong.sort_unstable_by(|a, b| b.cmp(a));
+    html.push_str("<h3>Most frequent confusions</h3><table><tr><th>true</th><th>predicted</th><th>images</th></tr>");
+    for (count, actual, predicted) in wrong.into_iter().take(CONFUSIONS) {
+        let [actual, predicted] = [actual, predicted].map(|at| escape(&last.classes[at]));
+        let _ = write!(html, "<tr><td>{actual}</td><td>{predicted}</td><td>{count}</td></tr>");
+    }
+    html.push_str("</table>");
+}
+
+fn time(html: &mut String, history: &History) {
+    let told: Vec<_> =
+        history.workers.iter().enumerate().filter(|(_, shares)| shares.steps > 0).collect();
+    if told.is_empty() {
+        return;
+    }
+    html.push_str(
+        "<section id=\"time\"><h2>Where the time of a step goes</h2><table class=\"bars\">",
+    );
+    for (worker, spent) in &told {
+        let parts = spent.parts();
+        let seconds: f64 = parts.iter().map(|part| part.1).sum();
+        let _ = write!(
+            html,
+            "<tr><th scope=\"row\">worker{worker}</th><td>{}</td><td class=\"total\">{:.3} s, {} images</td></tr>",
+            shares(&parts),
+            seconds / spent.steps as f64,
+            spent.images
+        );
+    }
+    html.push_str("</table>");
+    legend(html, "part", told[0].1.parts().map(|part| part.0).into_iter());
+    html.push_str("</section>");
+}
+
+fn events(html: &mut String, history: &History) {
+    html.push_str("<section id=\"events\"><h2>What happened</h2><table class=\"list\"><tr><th>time (UTC)</th><th>step</th><th>event</th><th></th></tr>");
+    for event in &history.events {
+        let kind = event.kind.name();
+        let _ = write!(
+            html,
+            "<tr class=\"{}\"><td>{}</td><td>{}</td><td>{kind}</td><td>{}</td></tr>",
+            kind.split(' ').next().unwrap_or_default(),
+            date(event.time),
+            event.step,
+            escape(&event.detail)
+        );
+    }
+    html.push_str("</table>");
+    if history.events_dropped > 0 {
+        let _ =
+            write!(html, "<p>{} events in the middle are not kept.</p>", history.events_dropped);
+    }
+    html.push_str("</section>");
+}
+
+fn participants(html: &mut String, history: &History) {
+    html.push_str("<section id=\"participants\"><h2>Who took part</h2>");
+    if history.participants.is_empty() {
+        html.push_str("<p>Nobody was admitted yet.</p></section>");
+        return;
+    }
+    html.push_str("<p>Each was admitted by evidence that roster.json holds; <code>hfl roster</code> judges it again.</p>");
+    for Participant { role, since, status, measurements, platform, key } in &history.participants {
+        let _ = write!(
+            html,
+            "<details><summary><b>{}</b> <span>{}</span> <span>since {}</span></summary><dl>",
+            escape(role),
+            escape(status),
+            date(*since)
+        );
+        let fixed = [("platform", platform.as_str()), ("key sha256", key.as_str())];
+        let named = measurements.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in named.chain(fixed).filter(|(_, value)| !value.is_empty()) {
+            let _ =
+                write!(html, "<dt>{}</dt><dd><code>{}</code></dd>", escape(name), escape(value));
+        }
+        html.push_str("</dl></details>");
+    }
+    html.push_str("</section>");
+}
+
+fn settings(html: &mut String, history: &History) {
+    html.push_str("<section id=\"settings\"><h2>Settings</h2><dl class=\"settings\">");
+    let _ = write!(html, "<dt>digest</dt><dd><code>{}</code></dd>", escape(&history.digest));
+    for (name, value) in &history.settings {
+        let _ = write!(html, "<dt>{}</dt><dd>{}</dd>", escape(name), escape(value));
+    }
+    html.push_str("</dl></section>");
+}
+
+fn card(html: &mut String, name: &str, value: &str) {
+    let _ = write!(html, "<div><dt>{name}</dt><dd>{}</dd></div>", escape(value));
+}
+
+fn legend<'a>(html: &mut String, class: &str, names: impl Iterator<Item = &'a str>) {
+    html.push_str("<p class=\"legend\">");
+    for (number, name) in names.enumerate() {
+        let _ = write!(
+            html,
+            "<span><svg viewBox=\"0 0 10 10\"><rect class=\"{class}{number}\" width=\"10\" height=\"10\"/></svg> {}</span>",
+            escape(name)
+        );
+    }
+    html.push_str("</p>");
+}
+
+/// Workers that the settings speak of, before any has told its times.
+fn workers(history: &History) -> usize {
+    let setting = history.settings.iter().find(|(name, _)| name == "workers");
+    setting.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
+}
+
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
+fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+fn share([part, all]: [u64; 2]) -> f64 {
+    if all == 0 { 0.0 } else { part as f64 / all as f64 }
+}
+
+fn percent(counts: [u64; 2]) -> String {
+    format!("{:.1} %", 100.0 * share(counts))
+}
+
+fn round(value: f64) -> String {
+    let text = format!("{value:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        bytes if bytes < 1e6 => format!("{:.0} kB", bytes / 1e3),
+        bytes if bytes < 1e9 => format!("{:.1} MB", bytes / 1e6),
+        bytes => format!("{:.2} GB", bytes / 1e9),
+    }
+}
+
+fn duration(seconds: f64) -> String {
+    let whole = seconds.max(0.0) as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
+    }
+}
+
+fn date(time: u64) -> String {
+    // Four digits of a year, whatever a file says.
+    protocol::dcap::date(time.min(253_402_300_799))
+        .replace('T', " ")
+        .trim_end_matches('Z')
+        .to_owned()
+}
+
+const STYLE: &str = include_str!("page.css");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::curve::Point;
+    use crate::history::{Event, Shares};
+
+    fn full() -> History {
+        let settings = vec![("model".into(), "resnet50".into()), ("workers".into(), "2".into())];
+        let mut history = History::new("ab".repeat(32), settings, 1_700_000_000);
+        history.steps = Some(50);
+        for step in 0..50 {
+            let loss = 2.3 / (1.0 + step as f32);
+            history.curve.push(Point::step(step, loss, 0.03, 0.5, 256));
+        }
+        for worker in 0..2 {
+            let spent = Shares {
+                steps: 50,
+                images: 6400,
+                forward: 8.0,
+                backward: 14.0,
+                push: 1.0,
+                waiting: 1.5,
+                pull: 0.5,
+            };
+            history.spend(worker, spent);
+        }
+        let kinds = [EventKind::Started, EventKind::Joined, EventKind::Left, EventKind::Returned];
+        for (at, kind) in kinds.into_iter().enumerate() {
+            let detail = "worker1 <script>alert(1)</script>".into();
+            history.note(Event { time: 1_700_000_000 + at as u64, step: at as u64, kind, detail });
+        }
+        history.admit(Participant {
+            role: "worker0".into(),
+            since: 1_700_000_000,
+            status: "UpToDate".into(),
+            measurements: vec![("MRTD".into(), "00".repeat(48))],
+            platform: "FMSPC 50806f000000".into(),
+            key: "11".repeat(32),
+        });
+        history.evaluated(Evaluation {
+            step: 50,
+            by_worker: vec![[3, 4], [2, 4]],
+            classes: vec!["cat".into(), "<dog>".into()],
+            confusion: vec![3, 1, 2, 2],
+        });
+        history
+    }
+
+    #[test]
+    fn every_section_is_there_and_nothing_breaks_out() {
+        let html = page(&full());
+        for id in ["curves", "accuracy", "time", "events", "participants", "settings"] {
+            assert_eq!(html.matches(&format!("<section id=\"{id}\"")).count(), 1, "{id}");
+        }
+        assert!(!html.contains("<script") && !html.contains("<dog>"));
+        assert!(html.contains("62.5 %") && html.contains("50 of 50"));
+        for tag in ["section", "table", "dl", "figure", "details", "svg", "main"] {
+            let opened = html.matches(&format!("<{tag}>")).count()
+                + html.matches(&format!("<{tag} ")).count();
+            assert_eq!(opened, html.matches(&format!("</{tag}>")).count(), "{tag}");
+        }
+        // Nothing is fetched.
+        assert!(!html.contains("http://") && !html.contains("https://") && !html.contains("url("));
+    }
+
+    #[test]
+    fn an_empty_history_and_many_classes_are_shown() {
+        let empty = page(&History::new(String::new(), Vec::new(), 0));
+        assert!(empty.contains("No step is done yet") && empty.contains("Nobody was admitted"));
+        let mut history = full();
+        let classes: Vec<String> = (0..100).map(|class| format!("class {class}")).collect();
+        let mut confusion = vec![0; 10_000];
+        confusion[7 * 100 + 9] = 5;
+        history.evaluated(Evaluation { step: 60, by_worker: vec![[0, 5]], classes, confusion });
+        let html = page(&history);
+        assert!(html.contains("<td>class 7</td><td>class 9</td><td>5</td>"));
+        assert!(!html.contains("class=\"matrix\""));
+    }
+}
