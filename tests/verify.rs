@@ -11,7 +11,7 @@ use crate::processes::{Cast, Dir, Process, free_port};
 
 /// A real case as a quote file and a bundle file.
 fn case(index: usize, test: &str) -> (PathBuf, PathBuf, Value) {
-    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("protocol/src/dcap/vectors");
+    let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("protocol/src/judge/dcap/vectors");
     let read = |file: &str| std::fs::read(vectors.join(file)).expect("a file");
     let cases = String::from_utf8(read("cases.jsonl")).expect("UTF-8");
     let case: Value =
@@ -180,7 +180,7 @@ fn services_of_collateral_are_named_when_they_do_not_answer() {
 
 #[test]
 fn certificates_of_other_implementations_are_judged_by_their_quote_and_its_bond() {
-    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/src/certificate");
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/src/identity");
     let (_, bundle, case) = case(1, "certificates");
     let at = case["now_unix"].to_string();
     // How far each gets with the collateral of another platform shows what was found in it.
@@ -199,7 +199,7 @@ fn certificates_of_other_implementations_are_judged_by_their_quote_and_its_bond(
 /// Another reading of the same text accepts ours, and those that others made.
 #[test]
 fn an_independent_checker_accepts_our_certificates() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/src/certificate");
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/protocol/src/identity");
     let checker = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/ra_tls.py");
     let own = std::env::temp_dir().join(format!("hfl-own-{}.der", std::process::id()));
     let now = 1_800_000_000;

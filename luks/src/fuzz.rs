@@ -4,8 +4,8 @@ use crate::Error;
 use crate::disk::Disk;
 use crate::ext4::{FileSystem, Kind, NewFile};
 use crate::header::Header;
-use crate::json::Value;
-use crate::metadata::Policy;
+use crate::header::json::Value;
+use crate::header::metadata::Policy;
 
 /// What is walked of a hostile file system.
 const ENTRIES_MAX: usize = 64;
@@ -13,7 +13,7 @@ const READ_MAX: u64 = 1 << 20;
 
 /// A binary header that is accepted is written back to one with the same fields.
 pub fn fuzz_binary(data: &[u8]) {
-    crate::binary::fuzz(data);
+    crate::header::binary::fuzz(data);
 }
 
 /// JSON that is accepted is written to text that means the same.
@@ -31,7 +31,7 @@ pub fn fuzz_header(data: &[u8]) {
     let mut disk = data.to_vec();
     disk.resize(disk.len().max(2 << 20), 0);
     if flags & 1 == 1 {
-        crate::binary::fix_checksums(&mut disk);
+        crate::header::binary::fix_checksums(&mut disk);
     }
     for policy in [Policy::Strict, Policy::Compat] {
         let Ok(header) = Header::read(&disk, policy) else { continue };
@@ -97,9 +97,9 @@ fn visit<D: Disk>(fs: &FileSystem<D>, path: &str, seen: &mut usize) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kdf::KdfCost;
-    use crate::metadata::Hash;
-    use crate::secret::Passphrase;
+    use crate::header::metadata::Hash;
+    use crate::keys::kdf::KdfCost;
+    use crate::keys::secret::Passphrase;
     use crate::volume::{Options, create};
 
     fn seeds(target: &str) -> std::path::PathBuf {

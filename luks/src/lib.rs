@@ -14,31 +14,24 @@
 
 #![deny(unsafe_code)]
 
-mod antiforensic;
-mod binary;
-pub mod cipher;
+mod data;
 pub mod disk;
 mod error;
 pub mod ext4;
 mod fuzz;
 mod header;
-pub mod integrity;
-mod json;
-mod kdf;
-mod keyslot;
+mod keys;
 pub mod linux;
-mod mac;
-mod metadata;
-mod secret;
 mod volume;
 
+pub use data::{cipher, integrity};
 pub use error::Error;
 
 pub use fuzz::{fuzz_binary, fuzz_ext4, fuzz_header, fuzz_json};
 pub use header::Header;
-pub use json::Value as Json;
-pub use kdf::{Kdf, KdfCost};
-pub use mac::{HeaderId, ManifestKey};
-pub use metadata::{Hash, Metadata, Policy};
-pub use secret::{Passphrase, Secret};
+pub use header::json::Value as Json;
+pub use header::mac::{HeaderId, ManifestKey};
+pub use header::metadata::{Hash, Metadata, Policy};
+pub use keys::kdf::{Kdf, KdfCost};
+pub use keys::secret::{Passphrase, Secret};
 pub use volume::{Options, Source, Volume, create};

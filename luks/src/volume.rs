@@ -7,19 +7,20 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use crate::antiforensic::random;
-use crate::binary::{Binary, Checksum};
-use crate::cipher::Xts;
+use crate::data::cipher::Xts;
+use crate::data::integrity::Authenticated;
 use crate::disk::{Disk, FileDisk, check_range};
 use crate::header::Header;
-use crate::integrity::Authenticated;
-use crate::kdf::{Kdf, KdfCost, pbkdf2};
-use crate::mac::{HeaderId, ManifestKey};
-use crate::metadata::{
+use crate::header::binary::{Binary, Checksum};
+use crate::header::mac::{HeaderId, ManifestKey};
+use crate::header::metadata::{
     Digest, Hash, Keyslot, Metadata, Policy, STRIPES, Segment, memory_limit_kib,
 };
-use crate::secret::{Passphrase, Secret};
-use crate::{Error, keyslot, linux};
+use crate::keys::antiforensic::random;
+use crate::keys::kdf::{Kdf, KdfCost, pbkdf2};
+use crate::keys::keyslot;
+use crate::keys::secret::{Passphrase, Secret};
+use crate::{Error, linux};
 
 /// Where the data begins: cryptsetup's default, after 16 MiB of headers and keyslots.
 const DATA_OFFSET: u64 = 16 << 20;

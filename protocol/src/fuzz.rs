@@ -5,16 +5,18 @@ use std::time::Duration;
 
 use ring::digest::{SHA256, digest};
 
-use crate::certificate::CertificateEvidence;
-use crate::frame::{self, Frame};
-use crate::message::Message;
-use crate::quote::Quote;
+use crate::RemoteVerifier;
+use crate::evidence::quote::Quote;
+use crate::evidence::tpm::Attest;
+use crate::evidence::vtpm::Evidence;
+use crate::evidence::{azure, qgs};
+use crate::identity::evidence::CertificateEvidence;
+use crate::judge::token::{Keys, Token};
+use crate::services::http;
+use crate::session::frame::{self, Frame};
+use crate::session::message::Message;
 use crate::session::{Config, Event, Session};
-use crate::token::{Keys, Token};
-use crate::tpm::Attest;
-use crate::vtpm::Evidence;
 use crate::{Policy, Role, SimPlatform, Trust, Verifier};
-use crate::{RemoteVerifier, azure, http, qgs};
 
 /// Every frame is inside the input, bounded, and its bytes are what it says.
 pub fn frame(data: &[u8]) {
@@ -178,12 +180,12 @@ fn configs() -> (Arc<Config>, Arc<Config>) {
 
 /// Collateral: bundles and the documents in them, whose signatures are taken for right.
 pub fn collateral(data: &[u8]) {
-    crate::dcap::fuzz_documents(data);
+    crate::judge::dcap::fuzz_documents(data);
 }
 
 /// Certificates of platforms with Intel's extension, and revocation lists.
 pub fn certificates(data: &[u8]) {
-    crate::dcap::fuzz_certificates(data);
+    crate::judge::dcap::fuzz_certificates(data);
 }
 
 /// Policy files: what is accepted keeps to its limits.
@@ -199,7 +201,7 @@ pub fn policy(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vtpm::Vtpm;
+    use crate::evidence::vtpm::Vtpm;
     use crate::{Attester, Refusal};
     use base64ct::{Base64UrlUnpadded, Encoding};
     use std::path::PathBuf;

@@ -15,7 +15,8 @@ pub fn page(history: &History) -> String {
     let mut html = String::with_capacity(1 << 17);
     html.push_str("<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
     html.push_str("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">");
-    html.push_str("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">");
+    html.push_str("<meta http-equiv=\"Content-Security-Policy\" ");
+    html.push_str("content=\"default-src 'none'; style-src 'unsafe-inline'\">");
     let _ = write!(html, "<title>hfl job {}</title><style>", escape(short(&history.digest)));
     html.push_str(STYLE);
     html.push_str("</style></head><body><main>");
@@ -55,7 +56,8 @@ fn head(html: &mut String, history: &History) {
     let model = model.map_or("model", |(_, value)| value);
     let _ = write!(
         html,
-        "<header><p class=\"outcome {class}\">{outcome}</p><h1>{} trained by {}</h1><p class=\"sub\">job <code>{}</code> · began {} · last written {}</p></header>",
+        "<header><p class=\"outcome {class}\">{outcome}</p><h1>{} trained by {}</h1>\
+         <p class=\"sub\">job <code>{}</code> · began {} · last written {}</p></header>",
         escape(model),
         counted(history.workers.len().max(workers(history)), "worker"),
         escape(short(&history.digest)),
@@ -152,7 +154,8 @@ fn accuracy(html: &mut String, history: &History, last: &Evaluation) {
 /// Rows are what pictures show, columns what the model says.
 fn matrix(html: &mut String, last: &Evaluation) {
     let classes = last.classes.len();
-    html.push_str("<h3>Confusion: rows are true, columns predicted</h3><div class=\"wide\"><table class=\"matrix\"><tr><td></td>");
+    html.push_str("<h3>Confusion: rows are true, columns predicted</h3>");
+    html.push_str("<div class=\"wide\"><table class=\"matrix\"><tr><td></td>");
     for name in &last.classes {
         let _ = write!(html, "<th scope=\"col\"><span>{}</span></th>", escape(name));
     }
@@ -212,7 +215,10 @@ fn time(html: &mut String, history: &History) {
 }
 
 fn events(html: &mut String, history: &History) {
-    html.push_str("<section id=\"events\"><h2>What happened</h2><table class=\"list\"><tr><th>time (UTC)</th><th>step</th><th>event</th><th></th></tr>");
+    html.push_str("<section id=\"events\"><h2>What happened</h2>");
+    html.push_str(
+        "<table class=\"list\"><tr><th>time (UTC)</th><th>step</th><th>event</th><th></th></tr>",
+    );
     for event in &history.events {
         let kind = event.kind.name();
         let _ = write!(
@@ -238,7 +244,8 @@ fn participants(html: &mut String, history: &History) {
         html.push_str("<p>Nobody was admitted yet.</p></section>");
         return;
     }
-    html.push_str("<p>Each was admitted by evidence that roster.json holds; <code>hfl roster</code> judges it again.</p>");
+    html.push_str("<p>Each was admitted by evidence that roster.json holds; ");
+    html.push_str("<code>hfl roster</code> judges it again.</p>");
     for Participant { role, since, status, measurements, platform, key } in &history.participants {
         let _ = write!(
             html,
@@ -276,7 +283,8 @@ fn legend<'a>(html: &mut String, class: &str, names: impl Iterator<Item = &'a st
     for (number, name) in names.enumerate() {
         let _ = write!(
             html,
-            "<span><svg viewBox=\"0 0 10 10\"><rect class=\"{class}{number}\" width=\"10\" height=\"10\"/></svg> {}</span>",
+            "<span><svg viewBox=\"0 0 10 10\">\
+             <rect class=\"{class}{number}\" width=\"10\" height=\"10\"/></svg> {}</span>",
             escape(name)
         );
     }
@@ -336,6 +344,16 @@ fn date(time: u64) -> String {
         .replace('T', " ")
         .trim_end_matches('Z')
         .to_owned()
+}
+
+/// For the fuzzer: what parses is shown, and reads back.
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(history) = History::parse(bytes) {
+        let shown = page(&history);
+        assert!(!shown.contains("<script"));
+        // Not every finite decimal survives, so only the form is compared.
+        assert!(History::parse(&history.encode()).is_ok());
+    }
 }
 
 const STYLE: &str = include_str!("page.css");

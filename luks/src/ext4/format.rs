@@ -10,8 +10,8 @@ use super::layout::{
 };
 use super::{Blocks, FileSystem};
 use crate::Error;
-use crate::antiforensic::random;
 use crate::disk::Disk;
+use crate::keys::antiforensic::random;
 
 const BLOCK: usize = 4096;
 const BLOCKS_PER_GROUP: u64 = 8 * BLOCK as u64;

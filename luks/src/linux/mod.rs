@@ -30,8 +30,8 @@ pub use termination::Termination;
 
 use crate::disk::FileDisk;
 use crate::header::Header;
-use crate::metadata::{CIPHER, memory_limit_kib};
-use crate::secret::{Passphrase, Secret};
+use crate::header::metadata::{CIPHER, memory_limit_kib};
+use crate::keys::secret::{Passphrase, Secret};
 use crate::volume::{Source, lock};
 use crate::{Error, integrity};
 use loop_device::LoopDevice;
@@ -304,7 +304,7 @@ fn crypt(
 }
 
 /// Sectors of the data on a device of `len` bytes.
-fn sectors(segment: &crate::metadata::Segment, len: u64) -> Result<u64, Error> {
+fn sectors(segment: &crate::header::metadata::Segment, len: u64) -> Result<u64, Error> {
     let unit = u64::from(segment.sector);
     let available = len.saturating_sub(segment.offset) / unit * unit;
     match segment.size.unwrap_or(available) {

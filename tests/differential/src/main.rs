@@ -34,7 +34,7 @@ type Outcome = Result<String, String>;
 
 fn main() {
     let mut words = std::env::args().skip(1);
-    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../protocol/src/dcap/vectors");
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../protocol/src/judge/dcap/vectors");
     let folder = words.next().map_or(here, PathBuf::from);
     let count: usize = words.next().map_or(usize::MAX, |word| word.parse().expect("a number"));
     let lines = fs::read_to_string(folder.join("cases.jsonl")).expect("cases.jsonl");

@@ -1,0 +1,4 @@
+//! Sectors: their cipher, and their tags.
+
+pub mod cipher;
+pub mod integrity;

@@ -1,0 +1,8 @@
+//! Whether a quote is genuine, and whether we accept what it says.
+
+pub mod dcap;
+pub(crate) mod policy;
+pub(crate) mod rejection;
+pub(crate) mod remote;
+pub(crate) mod token;
+pub(crate) mod verify;

@@ -1,0 +1,129 @@
+//! Why evidence is refused, in words and as stable codes.
+
+use std::fmt;
+
+use crate::evidence::quote::QuoteError;
+use crate::hex::Hex;
+use crate::judge::dcap::{Fault, Item, Problem, Shortcoming};
+use crate::judge::remote::RemoteError;
+use crate::role::Role;
+
+/// Why evidence is refused. Each kind has a stable [`code`](Rejection::code).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The attestation key did not sign this quote.
+    QuoteSignature,
+    /// The quoting enclave does not vouch for the attestation key.
+    AttestationKey,
+    /// The platform's key did not sign the quoting enclave's report.
+    QeSignature,
+    /// The platform's certificates do not lead to the trust anchor.
+    Chain(String),
+    /// The platform is not genuine, or its collateral does not serve.
+    Dcap(Fault),
+    /// The remote verifier does not vouch for the TD.
+    Remote(RemoteError),
+    /// The platform is not one that the policy accepts: what is wrong with it.
+    Platform(&'static str),
+    /// The attributes of the TD or the status of its platform.
+    Rules(Shortcoming),
+    /// The bytes are no quote.
+    Malformed(QuoteError),
+    /// The TD runs something else.
+    Measurement {
+        /// What it runs.
+        mr_td: [u8; 48],
+        /// What it should run, if only one thing is accepted.
+        expected: Option<[u8; 48]>,
+    },
+    /// A virtual TPM runs something else, or its measurements are none that the policy tells.
+    Pcr(Option<u8>),
+    /// The evidence of a virtual TPM does not lead to its measurements.
+    Vtpm(&'static str),
+    /// The certificate carries no evidence.
+    MissingEvidence,
+    /// The certificate or its evidence extension is malformed.
+    Certificate(&'static str),
+    /// The quote is not about this key or this connection: replayed, relayed or of another job.
+    ReportData,
+    /// The peer shows our own key.
+    Reflection,
+    /// The measurement may not take this role.
+    RoleOfMeasurement(Role),
+}
+
+impl Rejection {
+    /// A stable name of the kind, for logs and scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::QuoteSignature => "quote-signature",
+            Self::AttestationKey => "attestation-key",
+            Self::QeSignature => "qe-signature",
+            Self::Chain(_) => "pck-chain",
+            Self::Dcap(_) => "platform-evidence",
+            Self::Remote(error) => error.code(),
+            Self::Platform(_) => "platform",
+            Self::Rules(why) => why.code(),
+            Self::Malformed(_) => "quote-malformed",
+            Self::Measurement { .. } => "measurement",
+            Self::Pcr(_) => "pcr",
+            Self::Vtpm(_) => "vtpm",
+            Self::MissingEvidence => "evidence-missing",
+            Self::Certificate(_) => "certificate",
+            Self::ReportData => "report-data",
+            Self::Reflection => "reflection",
+            Self::RoleOfMeasurement(_) => "role",
+        }
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::QuoteSignature => write!(f, "the quote's signature is wrong"),
+            Self::AttestationKey => {
+                write!(f, "the quoting enclave does not vouch for the attestation key")
+            }
+            Self::QeSignature => write!(f, "the quoting enclave's report has a wrong signature"),
+            Self::Chain(why) => write!(f, "the platform's certificates are not trusted: {why}"),
+            Self::Dcap(fault) => write!(f, "{fault} ({}): {}", fault.code(), fault.advice()),
+            Self::Remote(error) => error.fmt(f),
+            Self::Platform(what) => write!(f, "the policy refuses the platform: {what}"),
+            Self::Rules(why) => why.fmt(f),
+            Self::Malformed(error) => error.fmt(f),
+            Self::Measurement { mr_td, expected } => {
+                write!(f, "the TD runs something else: MRTD {}", Hex(mr_td))?;
+                expected.as_ref().map_or(Ok(()), |mr| write!(f, ", accepted is {}", Hex(mr)))
+            }
+            Self::Pcr(Some(number)) => write!(f, "the guest runs something else: PCR {number}"),
+            Self::Pcr(None) => write!(
+                f,
+                "the TD is measured as the policy says, but by what is below the guest: the guest is \
+                 measured by a TPM, and the policy lists no pcrs (or the other way round)"
+            ),
+            Self::Vtpm(what) => write!(f, "the virtual TPM's evidence: {what}"),
+            Self::MissingEvidence => write!(f, "the certificate carries no evidence"),
+            Self::Certificate(what) => write!(f, "the certificate is malformed: {what}"),
+            Self::ReportData => {
+                write!(f, "the quote is bound to another key, connection, role or job")
+            }
+            Self::Reflection => write!(f, "the peer shows our own key"),
+            Self::RoleOfMeasurement(role) => {
+                write!(f, "a TD with these measurements may not be {role}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+impl From<Fault> for Rejection {
+    fn from(fault: Fault) -> Self {
+        match (&fault.item, &fault.problem) {
+            (Item::Quote, Problem::Signature) => Self::QuoteSignature,
+            (Item::AttestationKey, Problem::Unbound) => Self::AttestationKey,
+            (Item::QeReport, Problem::Signature) => Self::QeSignature,
+            _ => Self::Dcap(fault),
+        }
+    }
+}

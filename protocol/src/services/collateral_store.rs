@@ -1,0 +1,170 @@
+//! Collateral that is at hand, and where more is to be had: files, a cache in a folder, a service.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::evidence::quote::Quote;
+use crate::hex::Hex;
+use crate::judge::dcap::{self, Anchor, Collateral, Fault, Item, Origin, Problem, Verdict};
+use crate::judge::rejection::Rejection;
+use crate::services::pccs::{FetchError, Pccs};
+
+/// Most kinds of platforms that a service is asked about: more take no part in a job.
+const ORIGINS_MAX: usize = 64;
+/// Pause between two requests about one kind of platform.
+const PAUSE: Duration = Duration::from_secs(60);
+/// Largest file of the cache.
+const FILE_LEN_MAX: u64 = 8 << 20;
+/// Largest bundle that a peer is shown.
+pub(crate) const SHOWN_LEN_MAX: usize = 192 << 10;
+/// Collateral that ends so soon, in seconds, is fetched again while the old still serves.
+const ENDS_SOON: u64 = 2 * 86400;
+
+/// Collateral of the platforms that may take part.
+#[derive(Debug, Default)]
+pub struct Shelf {
+    root: Anchor,
+    bundles: Mutex<Vec<Arc<Collateral>>>,
+    service: Option<Pccs>,
+    cache: Option<PathBuf>,
+    asked: Mutex<BTreeMap<Origin, Instant>>,
+}
+
+impl Shelf {
+    /// Only what is there, and no network.
+    pub fn new(bundles: Vec<Collateral>) -> Self {
+        let bundles = bundles.into_iter().map(Arc::new).collect();
+        Self { bundles: Mutex::new(bundles), ..Self::default() }
+    }
+
+    /// What is missing or over is fetched from a service, and kept in a folder if there is one.
+    #[must_use]
+    pub fn with_service(mut self, service: Pccs, cache: Option<PathBuf>) -> Self {
+        if let Some(folder) = &cache {
+            let files = fs::read_dir(folder).into_iter().flatten().flatten();
+            // Whoever has the storage could leave a pipe or a giant there.
+            let fits = |file: &fs::DirEntry| {
+                file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() <= FILE_LEN_MAX)
+            };
+            let texts = files.filter(fits).filter_map(|file| fs::read(file.path()).ok());
+            // A file that is none is fetched again.
+            let found = texts.filter_map(|text| Collateral::parse(&text).ok());
+            self.bundles().extend(found.map(Arc::new));
+        }
+        self.service = Some(service);
+        self.cache = cache;
+        self
+    }
+
+    /// The verdict on a quote with the collateral of its platform; `shown` is what the peer itself brought,
+    /// for platforms of which nothing else is there.
+    ///
+    /// # Errors
+    /// The fault that says most.
+    pub(crate) fn judge(
+        &self,
+        quote: &Quote,
+        shown: Option<&Collateral>,
+        now: u64,
+    ) -> Result<Verdict, Rejection> {
+        let judged = self.judge_here(quote, now);
+        match (&judged, shown) {
+            (Err(Rejection::Dcap(fault)), Some(shown)) if is_lack(fault) => {
+                Ok(dcap::verify(quote, shown, &self.root, now)?)
+            }
+            _ => judged,
+        }
+    }
+
+    /// Our own platform's collateral, to be shown to peers; `None` where there is none.
+    pub(crate) fn of_platform(&self, quote: &Quote, now: u64) -> Option<Vec<u8>> {
+        self.judge_here(quote, now).ok()?;
+        let bundles = self.bundles().clone();
+        let serves =
+            |bundle: &&Arc<Collateral>| dcap::verify(quote, bundle, &self.root, now).is_ok();
+        let bytes = bundles.iter().rev().find(serves)?.encode().into_bytes();
+        (bytes.len() <= SHOWN_LEN_MAX).then_some(bytes)
+    }
+
+    fn judge_here(&self, quote: &Quote, now: u64) -> Result<Verdict, Rejection> {
+        let judged = self.judge_offline(quote, now);
+        let outdated = match &judged {
+            Ok(verdict) => verdict.valid[1] < now.saturating_add(ENDS_SOON),
+            Err(fault) => is_lack(fault),
+        };
+        if !outdated || self.service.is_none() {
+            return judged.map_err(Rejection::from);
+        }
+        // What is wrong with the quote itself says more; and only genuine platforms make us ask.
+        let origin = dcap::origin(quote, &self.root, now)?;
+        match self.refresh(origin) {
+            Ok(true) => self.judge_offline(quote, now).map_err(Rejection::from),
+            Ok(false) => judged.map_err(Rejection::from),
+            Err(error) => {
+                log::warn!("collateral [{}]: {error}", error.code());
+                judged.map_err(Rejection::from)
+            }
+        }
+    }
+
+    fn judge_offline(&self, quote: &Quote, now: u64) -> Result<Verdict, Fault> {
+        let of_another = |fault: &Fault| {
+            matches!(fault, Fault { item: Item::TcbInfo, problem: Problem::Mismatch(_) })
+        };
+        let mut refused = None;
+        let bundles = self.bundles().clone();
+        for bundle in bundles.iter().rev() {
+            match dcap::verify(quote, bundle, &self.root, now) {
+                Ok(verdict) => return Ok(verdict),
+                // A fault of this platform's own collateral says more than that of another's.
+                Err(fault) if refused.as_ref().is_none_or(of_another) => refused = Some(fault),
+                Err(_) => {}
+            }
+        }
+        let missing = Fault { item: Item::Collateral, problem: Problem::Missing("any platform") };
+        Err(refused.unwrap_or(missing))
+    }
+
+    /// Fetches the collateral of a kind of platform; `false` when that was tried a moment ago.
+    fn refresh(&self, origin: Origin) -> Result<bool, FetchError> {
+        let Some(service) = &self.service else { return Ok(false) };
+        {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            let full = asked.len() >= ORIGINS_MAX && !asked.contains_key(&origin);
+            if full || asked.get(&origin).is_some_and(|at| at.elapsed() < PAUSE) {
+                return Ok(false);
+            }
+            asked.insert(origin, Instant::now());
+        }
+        let fetched = service.fetch(&origin)?;
+        if let Some(folder) = &self.cache {
+            let kind = if origin.is_tdx { "tdx" } else { "sgx" };
+            let path = folder.join(format!("{kind}-{}.json", Hex(&origin.fmspc)));
+            if let Err(error) = fs::write(&path, fetched.encode()) {
+                log::warn!("{}: {error}", path.display());
+            }
+        }
+        self.bundles().push(Arc::new(fetched));
+        Ok(true)
+    }
+
+    fn bundles(&self) -> MutexGuard<'_, Vec<Arc<Collateral>>> {
+        self.bundles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether other collateral could change the verdict.
+pub(crate) fn is_lack(fault: &Fault) -> bool {
+    matches!(
+        (fault.item, &fault.problem),
+        (Item::Collateral, Problem::Missing(_))
+            | (Item::TcbInfo, Problem::Mismatch(_))
+            | (
+                Item::TcbInfo | Item::QeIdentity | Item::PckCrl | Item::RootCrl | Item::TcbSigner,
+                Problem::Expired(_)
+            )
+    )
+}

@@ -1,0 +1,5 @@
+//! Services that bring collateral.
+
+pub(crate) mod collateral_store;
+pub(crate) mod http;
+pub(crate) mod pccs;

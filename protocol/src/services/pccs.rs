@@ -1,0 +1,221 @@
+//! Collateral from a service: Intel's PCS or a PCCS, version 4 of their interface. Blocks.
+//!
+//! Nothing that comes is believed because of where it comes from: it is judged like any other collateral.
+
+use std::fmt;
+use std::io;
+
+use rustls::pki_types::CertificateRevocationListDer;
+use rustls::pki_types::pem::PemObject;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::hex::{self, Hex};
+use crate::judge::dcap::{Collateral, Origin};
+use crate::services::http::{Answer, Authority, Client, Url};
+
+/// Intel's own service, and where its root's revocation list is.
+const INTEL: &str = "api.trustedservices.intel.com";
+const INTEL_CERTIFICATES: &str = "https://certificates.trustedservices.intel.com";
+/// What users write at the end of an address, as in `sgx_default_qcnl.conf`.
+const SUFFIX: &str = "/sgx/certification/v4";
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct Pccs {
+    base: Url,
+    client: Client,
+}
+
+/// Why there is no collateral. Each kind has a stable [`code`](FetchError::code).
+#[derive(Debug)]
+pub enum FetchError {
+    /// Nobody answers, or not with the right certificate.
+    Unreachable {
+        /// The service.
+        service: String,
+        /// What happened.
+        error: io::Error,
+    },
+    /// The service answers, but not with what was asked for.
+    Status {
+        /// What was asked for.
+        what: &'static str,
+        /// Its answer.
+        status: u16,
+    },
+    /// The answer is not what it should be.
+    Malformed(&'static str),
+}
+
+impl FetchError {
+    /// A stable name of the kind.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "pccs-unreachable",
+            Self::Status { status: 404, .. } => "pccs-no-data",
+            Self::Status { .. } => "pccs-status",
+            Self::Malformed(_) => "pccs-malformed",
+        }
+    }
+}
+
+impl fmt::Display for FetchError {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Unreachable { service, error } => write!(f, "{service}: {error}"),
+            Self::Status { what, status } => {
+                write!(f, "no {what}: {status}, {}", meaning(*status))
+            }
+            Self::Malformed(what) => write!(f, "its {what} is malformed"),
+        }
+    }
+}
+
+impl std::error::Error for FetchError {}
+
+/// What a status of PCS or PCCS means, and what to do.
+fn meaning(status: u16) -> &'static str {
+    match status {
+        400 => "the request is not understood: is this version 4 of the interface?",
+        401 | 403 => "access is denied: does the service want an API key?",
+        404 => "there is none for this kind of platform: the PCCS has to fetch it first",
+        410 => "that evaluation number is withdrawn",
+        429 => "too many requests: try later",
+        460 => "the platform is not registered with the PCCS",
+        461 => "the platform's security version is not known to the PCCS",
+        462 => "the platform's certificate is not there: register the platform again",
+        500 => "an error inside the service: see its log",
+        502..=504 => "the PCCS cannot reach Intel's service",
+        _ => "see the log of the service",
+    }
+}
+
+impl Pccs {
+    /// A service at `base`, with or without `/sgx/certification/v4` at its end.
+    ///
+    /// # Errors
+    /// When the address is none, or the system has no authorities to believe in.
+    pub fn new(base: &str, authority: &Authority) -> io::Result<Self> {
+        let base = base.trim_end_matches('/');
+        let base =
+            Url::parse(base.strip_suffix(SUFFIX).unwrap_or(base)).map_err(io::Error::other)?;
+        Ok(Self { base, client: Client::new(authority)? })
+    }
+
+    /// Everything that is needed to judge quotes of one kind of platform.
+    ///
+    /// # Errors
+    /// The first thing that could not be had.
+    pub fn fetch(&self, origin: &Origin) -> Result<Collateral, FetchError> {
+        let family = if origin.is_tdx { "tdx" } else { "sgx" };
+        let fmspc = Hex(&origin.fmspc).to_string().to_uppercase();
+        let base = format!("/{family}/certification/v4");
+        let info = self.get(&self.base, &format!("{base}/tcb?fmspc={fmspc}"), "TCB info")?;
+        let identity = self.get(&self.base, &format!("{base}/qe/identity"), "QE identity")?;
+        let ca = if origin.is_platform_ca { "platform" } else { "processor" };
+        let path = format!("{SUFFIX}/pckcrl?ca={ca}&encoding=der");
+        let list = self.get(&self.base, &path, "revocation list")?;
+        let tcb: TcbAnswer =
+            serde_json::from_slice(&info.body).map_err(|_| FetchError::Malformed("TCB info"))?;
+        let qe: QeAnswer = serde_json::from_slice(&identity.body)
+            .map_err(|_| FetchError::Malformed("QE identity"))?;
+        let signature = |text: &str, what| hex::parse(text).ok_or(FetchError::Malformed(what));
+        let chain = |answer: &Answer, names: &[&str], what| {
+            let found = names.iter().find_map(|name| answer.header(name));
+            found.and_then(percent_decoded).ok_or(FetchError::Malformed(what))
+        };
+        Ok(Collateral {
+            tcb_info_issuer_chain: chain(
+                &info,
+                &["TCB-Info-Issuer-Chain", "SGX-TCB-Info-Issuer-Chain"],
+                "chain of the TCB info",
+            )?,
+            tcb_info_signature: signature(&tcb.signature, "signature of the TCB info")?,
+            tcb_info: tcb.info.get().as_bytes().to_vec(),
+            qe_identity_issuer_chain: chain(
+                &identity,
+                &["SGX-Enclave-Identity-Issuer-Chain"],
+                "chain of the QE identity",
+            )?,
+            qe_identity_signature: signature(&qe.signature, "signature of the QE identity")?,
+            qe_identity: qe.identity.get().as_bytes().to_vec(),
+            root_ca_crl: self.root_list()?,
+            pck_crl: der(&list.body).ok_or(FetchError::Malformed("revocation list"))?,
+        })
+    }
+
+    /// The revocation list of the root: a PCCS has it in hexadecimal, Intel elsewhere.
+    fn root_list(&self) -> Result<Vec<u8>, FetchError> {
+        const WHAT: &str = "revocation list of the root";
+        let answer = match self.base.host() == INTEL {
+            true => {
+                let url =
+                    Url::parse(INTEL_CERTIFICATES).map_err(|_| FetchError::Malformed(WHAT))?;
+                self.get(&url, "/IntelSGXRootCA.der", WHAT)?
+            }
+            false => self.get(&self.base, &format!("{SUFFIX}/rootcacrl"), WHAT)?,
+        };
+        der(&answer.body).ok_or(FetchError::Malformed(WHAT))
+    }
+
+    fn get(&self, url: &Url, path: &str, what: &'static str) -> Result<Answer, FetchError> {
+        let answer = self
+            .client
+            .get(url, path)
+            .map_err(|error| FetchError::Unreachable { service: url.to_string(), error })?;
+        match answer.status {
+            200 => Ok(answer),
+            status => Err(FetchError::Status { what, status }),
+        }
+    }
+}
+
+/// Documents are signed as the bytes that they are: they are cut out, not written again.
+#[derive(Deserialize)]
+struct TcbAnswer<'a> {
+    #[serde(borrow, rename = "tcbInfo")]
+    info: &'a RawValue,
+    signature: String,
+}
+
+#[derive(Deserialize)]
+struct QeAnswer<'a> {
+    #[serde(borrow, rename = "enclaveIdentity")]
+    identity: &'a RawValue,
+    signature: String,
+}
+
+/// A list in DER, which services also send as PEM or in hexadecimal.
+fn der(body: &[u8]) -> Option<Vec<u8>> {
+    if body.first() == Some(&0x30) && body.get(1).is_some_and(|&byte| byte & 0x80 != 0) {
+        return Some(body.to_vec());
+    }
+    if body.trim_ascii_start().starts_with(b"-----BEGIN") {
+        return CertificateRevocationListDer::from_pem_slice(body).ok().map(|list| list.to_vec());
+    }
+    let text = std::str::from_utf8(body).ok()?.trim();
+    hex::parse(text.trim_matches('"'))
+}
+
+/// The text that a header carries URL-encoded; forms write a space as '+', which is also a digit of
+/// base64.
+fn percent_decoded(text: &str) -> Option<Vec<u8>> {
+    let form = text.contains("BEGIN+CERTIFICATE");
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes().iter();
+    while let Some(&byte) = rest.next() {
+        bytes.push(match byte {
+            b'%' => {
+                let pair = [*rest.next()?, *rest.next()?];
+                *hex::parse(std::str::from_utf8(&pair).ok()?)?.first()?
+            }
+            b'+' if form => b' ',
+            other => other,
+        });
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

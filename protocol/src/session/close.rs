@@ -1,0 +1,100 @@
+//! `Ended`: why a session is over, in words, and how much of it the peer is told.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use crate::judge::rejection::Rejection;
+use crate::role::Role;
+use crate::session::frame::FrameError;
+use crate::session::message::{PROTOCOL_VERSION, Refusal};
+
+/// Time for handshake and evidence together; a quote takes about a second.
+pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a session is over.
+#[derive(Debug)]
+pub enum Ended {
+    /// The other side closed the connection.
+    ByPeer,
+    /// We closed it.
+    ByUs,
+    /// The peer broke the framing.
+    Frame(FrameError),
+    /// The peer's bytes are no message.
+    Malformed,
+    /// The peer said something that it may not say now.
+    NotAllowed(&'static str),
+    /// The role refused what the peer said.
+    Refused(Refusal),
+    /// The peer refused us.
+    RefusedByPeer(Refusal),
+    /// The peer's evidence is not accepted.
+    Rejected(Rejection),
+    /// The server admitted somebody whose evidence we do not accept.
+    Fellow(Role, Rejection),
+    /// TLS failed.
+    Tls(rustls::Error),
+    /// The peer speaks another version of the protocol.
+    Version(u16),
+    /// The peer did not finish opening the session in time.
+    Timeout,
+    /// We have no evidence to show.
+    NoEvidence(io::Error),
+    /// The connection broke.
+    Io(io::Error),
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::ByPeer => write!(f, "the other side closed the connection"),
+            Self::ByUs => write!(f, "closed"),
+            Self::Frame(error) => write!(f, "it broke the protocol: {error}"),
+            Self::Malformed => write!(f, "it broke the protocol: bytes that are no message"),
+            Self::NotAllowed(what) => write!(f, "it broke the protocol: {what} is not allowed now"),
+            Self::Refused(why) => write!(f, "refused: {why:?}"),
+            Self::RefusedByPeer(why) => write!(f, "it refused us: {why}"),
+            Self::Rejected(why) => write!(f, "its evidence is refused [{}]: {why}", why.code()),
+            Self::Fellow(role, why) => {
+                write!(f, "it admitted {role}, whose evidence we refuse [{}]: {why}", why.code())
+            }
+            Self::Tls(rustls::Error::AlertReceived(alert)) => write!(
+                f,
+                "it refused our certificate or TLS offer (alert {alert:?}; the other side's log says why)"
+            ),
+            Self::Tls(error) => write!(f, "TLS failed: {error}"),
+            Self::Version(theirs) => {
+                write!(f, "it speaks protocol version {theirs}, we speak {PROTOCOL_VERSION}")
+            }
+            Self::Timeout => write!(f, "it did not attest within {} s", OPEN_TIMEOUT.as_secs()),
+            Self::NoEvidence(error) => write!(f, "we have no evidence to show: {error}"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for Ended {}
+
+impl Ended {
+    /// What the peer is told.
+    pub(super) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Frame(_) | Self::Malformed | Self::NotAllowed(_) | Self::Timeout => {
+                Some(Refusal::Protocol)
+            }
+            Self::Refused(refusal) => Some(*refusal),
+            Self::Rejected(_) | Self::Fellow(..) => Some(Refusal::Evidence),
+            Self::Version(_) => Some(Refusal::Version),
+            _ => None,
+        }
+    }
+
+    /// Whether trying again could help: the connection broke, nobody refused anybody for good.
+    pub fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::ByPeer | Self::Io(_) | Self::Timeout | Self::RefusedByPeer(Refusal::Later)
+        )
+    }
+}

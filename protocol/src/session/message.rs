@@ -1,0 +1,295 @@
+//! The control messages, who may send which when, and their bytes (postcard).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::role::{Role, RoleKind};
+use crate::session::roster::Entry;
+
+/// Version of everything in this crate that both ends must agree on.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Where a session stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// TLS is being agreed on.
+    Handshake,
+    /// Waiting for the peer's hello.
+    Hello,
+    /// Waiting for the peer's evidence.
+    Evidence,
+    /// Both sides are verified (as far as we can know: the peer refuses otherwise).
+    Open,
+    /// Over.
+    Closed,
+}
+
+/// A control message. Values travel in chunks beside them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Message {
+    /// First words of both sides.
+    Hello {
+        /// [`PROTOCOL_VERSION`] of the sender.
+        version: u16,
+        /// What the sender is.
+        role: Role,
+        /// Fresh random bytes.
+        nonce: [u8; 32],
+        /// Digest of the server's job; zero from a client.
+        job: [u8; 32],
+    },
+    /// A quote over the session's [`Binding`](crate::Binding).
+    Evidence {
+        /// The quote.
+        quote: Vec<u8>,
+        /// A bundle with the collateral of the sender's platform, or nothing.
+        collateral: Vec<u8>,
+    },
+    /// The sender ends the session.
+    Refused(Refusal),
+    /// The job's definition, whose digest was in the server's hello.
+    Job(Vec<u8>),
+    /// A worker's data: its number of samples and of batches an epoch.
+    Join {
+        /// Samples of this worker.
+        samples: u64,
+        /// Batches that these make.
+        batches: u64,
+    },
+    /// The parameters of `step` follow in chunks.
+    Parameters {
+        /// The step that they are for.
+        step: u64,
+        /// Steps of the whole job.
+        steps: u64,
+    },
+    /// The gradients of `step` follow in chunks.
+    Gradients {
+        /// The step that they are of.
+        step: u64,
+        /// Samples of the batch.
+        samples: u32,
+        /// Mean loss of the batch.
+        loss: f32,
+    },
+    /// The job is done.
+    Finished {
+        /// Steps that were done.
+        steps: u64,
+        /// SHA-256 of the final parameters.
+        parameters: [u8; 32],
+    },
+    /// Asks for the secret of an application.
+    SecretRequest {
+        /// Its name in the service's file.
+        app_id: String,
+    },
+    /// The secret, as [`Session::seal`](crate::Session::seal) sealed it for this connection.
+    Secret(Vec<u8>),
+    /// Asks for the volume with the finished model.
+    Pull,
+    /// The volume follows in chunks of step 0; what is left out is zero.
+    Volume {
+        /// Its length in bytes.
+        len: u64,
+    },
+    /// The volume is complete.
+    VolumeEnd,
+    /// The next entry of the server's roster.
+    Admitted(Box<Entry>),
+}
+
+/// Why a session is ended, as far as the other side may know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Refusal {
+    /// The evidence was not accepted; why is in the log of the one who refused.
+    Evidence,
+    /// Something was said that may not be said now.
+    Protocol,
+    /// The role does not exist in this job, or is taken.
+    Role,
+    /// Another protocol version.
+    Version,
+    /// The worker's data is not what it was before.
+    Data,
+    /// There is no such secret for the peer: unknown, spent, expired or not allowed.
+    Secret,
+    /// Not now; later perhaps.
+    Later,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Evidence => "our evidence was not accepted (the other side's log says why)",
+            Self::Protocol => "we broke the protocol",
+            Self::Role => "the role does not exist in this job, or another process has it",
+            Self::Version => "it speaks another protocol version",
+            Self::Data => "our data is not what it was when the job began",
+            Self::Secret => "it has no secret of this app id for us (the service's log says why)",
+            Self::Later => "it cannot do that now",
+        })
+    }
+}
+
+impl Message {
+    /// The message's bytes.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("messages have no unsized parts")
+    }
+
+    /// A message from exactly these bytes.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        postcard::take_from_bytes(bytes).ok().filter(|(_, rest)| rest.is_empty()).map(|(m, _)| m)
+    }
+
+    /// A name for logs.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "hello",
+            Self::Evidence { .. } => "evidence",
+            Self::Refused(_) => "refused",
+            Self::Job(_) => "job",
+            Self::Join { .. } => "join",
+            Self::Parameters { .. } => "parameters",
+            Self::Gradients { .. } => "gradients",
+            Self::Finished { .. } => "finished",
+            Self::SecretRequest { .. } => "secret request",
+            Self::Secret(_) => "secret",
+            Self::Pull => "pull",
+            Self::Volume { .. } => "volume",
+            Self::VolumeEnd => "end of volume",
+            Self::Admitted(_) => "admitted",
+        }
+    }
+
+    /// Whether a peer may say this in `state`: the whole table. `from_client` tells which side says it,
+    /// `sender` what it is, once that is verified.
+    pub(crate) fn is_allowed(
+        &self,
+        state: State,
+        from_client: bool,
+        sender: Option<RoleKind>,
+    ) -> bool {
+        use RoleKind::{ParameterServer, SecretService, TrustedNode, Worker};
+        let who = match (self, state) {
+            (Self::Refused(_), State::Hello | State::Evidence | State::Open) => return true,
+            (Self::Hello { .. }, State::Hello) => return true,
+            (Self::Evidence { .. }, State::Evidence) => return true,
+            (_, State::Handshake | State::Hello | State::Evidence | State::Closed) => return false,
+            (message, State::Open) => match message {
+                Self::Hello { .. } | Self::Evidence { .. } | Self::Refused(_) => return false,
+                Self::Job(_) | Self::Parameters { .. } | Self::Finished { .. } => {
+                    (false, &[ParameterServer][..])
+                }
+                Self::Join { .. } | Self::Gradients { .. } => (true, &[Worker][..]),
+                Self::SecretRequest { .. } => (true, &[ParameterServer, Worker, TrustedNode][..]),
+                Self::Secret(_) => (false, &[SecretService][..]),
+                Self::Pull => (true, &[TrustedNode][..]),
+                Self::Volume { .. } | Self::VolumeEnd | Self::Admitted(_) => {
+                    (false, &[ParameterServer][..])
+                }
+            },
+        };
+        who.0 == from_client && sender.is_some_and(|sender| who.1.contains(&sender))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::roster::Admission;
+
+    fn one_of_each() -> Vec<Message> {
+        vec![
+            Message::Hello { version: 1, role: Role::Worker(3), nonce: [5; 32], job: [6; 32] },
+            Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
+            Message::Refused(Refusal::Version),
+            Message::Job(vec![9]),
+            Message::Join { samples: 300, batches: 3 },
+            Message::Parameters { step: 2, steps: 1000 },
+            Message::Gradients { step: 2, samples: 128, loss: 1.5 },
+            Message::Finished { steps: 1000, parameters: [7; 32] },
+            Message::SecretRequest { app_id: "app".into() },
+            Message::Secret(vec![4, 5]),
+            Message::Pull,
+            Message::Volume { len: 1 << 20 },
+            Message::VolumeEnd,
+            Message::Admitted(Box::new(Entry {
+                number: 300,
+                previous: [8; 32],
+                admission: Admission {
+                    role: Role::Worker(1),
+                    server: Role::ParameterServer(0),
+                    time: 5,
+                    keys: [[1; 32]; 2],
+                    nonces: [[2; 32]; 2],
+                    exporter: [3; 32],
+                    job: [4; 32],
+                    quote: vec![1],
+                },
+            })),
+        ]
+    }
+
+    /// The first bytes of each message: the wire cannot drift unnoticed.
+    #[test]
+    fn golden_bytes() {
+        let golden: [&[u8]; 14] = [
+            &[0, 1, 1, 3, 5, 5],
+            &[1, 3, 1, 2, 3, 1, 4],
+            &[2, 3],
+            &[3, 1, 9],
+            &[4, 0xac, 2, 3],
+            &[5, 2, 0xe8, 7],
+            &[6, 2, 0x80, 1, 0, 0, 0xc0, 0x3f],
+            &[7, 0xe8, 7, 7, 7],
+            &[8, 3, b'a', b'p', b'p'],
+            &[9, 2, 4, 5],
+            &[10],
+            &[11, 0x80, 0x80, 0x40],
+            &[12],
+            &[13, 0xac, 2, 8, 8],
+        ];
+        for (message, golden) in one_of_each().iter().zip(golden) {
+            let bytes = message.encode();
+            assert_eq!(&bytes[..golden.len()], golden, "{}", message.name());
+            assert_eq!(Message::parse(&bytes).as_ref(), Some(message));
+            assert_eq!(Message::parse(&[&bytes[..], &[0]].concat()), None, "trailing byte");
+        }
+    }
+
+    #[test]
+    fn the_table_allows_nothing_but_attestation_before_open() {
+        let messages = one_of_each();
+        let allowed = |state, from_client, sender| -> Vec<&str> {
+            let allowed = messages.iter().filter(|m| m.is_allowed(state, from_client, sender));
+            allowed.map(Message::name).collect()
+        };
+        for (from_client, sender) in [(false, None), (true, None), (true, Some(RoleKind::Worker))] {
+            assert_eq!(allowed(State::Handshake, from_client, sender), [""; 0]);
+            assert_eq!(allowed(State::Hello, from_client, sender), ["hello", "refused"]);
+            assert_eq!(allowed(State::Evidence, from_client, sender), ["evidence", "refused"]);
+            assert_eq!(allowed(State::Closed, from_client, sender), [""; 0]);
+        }
+        assert_eq!(allowed(State::Open, true, None), ["refused"]);
+        let expected: [(RoleKind, &[&str], &[&str]); 4] = [
+            (
+                RoleKind::ParameterServer,
+                &["secret request"],
+                &["job", "parameters", "finished", "volume", "end of volume", "admitted"],
+            ),
+            (RoleKind::Worker, &["join", "gradients", "secret request"], &[]),
+            (RoleKind::SecretService, &[], &["secret"]),
+            (RoleKind::TrustedNode, &["secret request", "pull"], &[]),
+        ];
+        for (kind, as_client, as_server) in expected {
+            let both = [(true, as_client), (false, as_server)];
+            for (from_client, says) in both {
+                let says = [&["refused"], says].concat();
+                assert_eq!(allowed(State::Open, from_client, Some(kind)), says, "{kind:?}");
+            }
+        }
+    }
+}

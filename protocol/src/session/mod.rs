@@ -1,0 +1,567 @@
+//! One connection as a sans-IO state machine: TLS, frames, messages, attestation.
+//!
+//! Methods come in four kinds:
+//!
+//! * what it is: [`Session::is_open`], [`Session::peer`], [`Session::wants_input`], …
+//! * in from network and time: [`Session::receive`], [`Session::handle_timeout`]
+//! * commands of the role: [`Session::send`], [`Session::send_chunk`], [`Session::close`]
+//! * out: [`Session::next_event`] (call it until `None` after every input), [`Session::output`]
+//!
+//! ```text
+//! Handshake --TLS done, hello sent--> Hello --peer's hello, evidence sent--> Evidence
+//!                                               --peer's quote verified--> Open --> Closed
+//! ```
+
+pub(crate) mod close;
+pub(crate) mod frame;
+pub(crate) mod message;
+pub(crate) mod net;
+pub(crate) mod roster;
+mod seal;
+pub(crate) mod tls;
+
+use std::fmt;
+use std::io::{self, IoSlice, Read, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, Connection, ServerConnection};
+use zeroize::Zeroizing;
+
+use crate::Attester;
+use crate::identity::binding::{Binding, EXPORTER_LABEL};
+use crate::identity::certificate::{Identity, spki_hash};
+use crate::judge::dcap::Collateral;
+use crate::judge::rejection::Rejection;
+use crate::judge::verify::{Verdict, Verifier};
+use crate::role::Role;
+use crate::session::close::{Ended, OPEN_TIMEOUT};
+use crate::session::frame::{FRAME_LEN_MAX, Frame};
+use crate::session::message::{Message, PROTOCOL_VERSION, Refusal, State};
+use crate::session::roster::Admission;
+use crate::session::tls::{Tls, rejection};
+
+/// Label of the exporter that gives the key for secrets.
+const SECRET_LABEL: &[u8] = b"EXPORTER-hfl-secret-v1";
+
+/// Who we are, and whom we accept.
+pub struct Config {
+    /// Our role.
+    pub role: Role,
+    /// Source of our evidence.
+    pub attester: Arc<dyn Attester>,
+    /// Judge of the peers' evidence.
+    pub verifier: Verifier,
+    /// Seconds since 1970.
+    pub clock: fn() -> u64,
+    /// Collateral of our own platform, which is shown to peers that may have none.
+    collateral: Vec<u8>,
+    identity: Identity,
+    tls: Tls,
+}
+
+impl Config {
+    /// Makes a fresh key with evidence for this run.
+    ///
+    /// # Errors
+    /// When the platform gives no quote.
+    pub fn new(
+        role: Role,
+        attester: Arc<dyn Attester>,
+        verifier: Verifier,
+        clock: fn() -> u64,
+    ) -> io::Result<Self> {
+        let identity = Identity::new(&*attester, clock())?;
+        Self::with_identity(role, attester, verifier, clock, identity)
+    }
+
+    pub(crate) fn with_identity(
+        role: Role,
+        attester: Arc<dyn Attester>,
+        verifier: Verifier,
+        clock: fn() -> u64,
+        identity: Identity,
+    ) -> io::Result<Self> {
+        let tls = Tls::new(&identity, &verifier, clock).map_err(io::Error::other)?;
+        let collateral = verifier.own_collateral(&identity, clock());
+        Ok(Self { role, attester, verifier, clock, collateral, identity, tls })
+    }
+}
+
+/// Something that the role has to know.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The peer is verified.
+    Opened,
+    /// A control message.
+    Message(Message),
+    /// Values. They are gone with the next call of [`Session::next_event`], unless held.
+    Chunk {
+        /// The step that they belong to.
+        step: u64,
+        /// Where they begin in the flat buffer, in bytes.
+        offset: u64,
+        /// Little-endian values.
+        data: &'a [u8],
+    },
+}
+
+/// A verified peer.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its role.
+    pub role: Role,
+    /// What its quote says.
+    pub verdict: Verdict,
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub key: [u8; 32],
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Session({:?}, peer {:?})", self.state, self.peer.as_ref().map(|peer| peer.role))
+    }
+}
+
+/// One connection.
+pub struct Session {
+    config: Arc<Config>,
+    tls: Connection,
+    state: State,
+    job: [u8; 32],
+    nonce: [u8; 32],
+    /// Role, nonce and key of the peer after its hello, not verified before `peer` is set.
+    claimed: Option<(Role, [u8; 32], [u8; 32])>,
+    peer: Option<Peer>,
+    admission: Option<Admission>,
+    announced: bool,
+    /// Decrypted bytes; the first `done` of them are used up.
+    plain: Vec<u8>,
+    done: usize,
+    /// Length of the chunk frame that the role is looking at.
+    shown: usize,
+    deadline: Duration,
+    bytes: [u64; 2],
+}
+
+impl Session {
+    /// The side that connects. It adopts the job of the server that it verifies.
+    ///
+    /// # Errors
+    /// When `server` is no possible name of a server, or there are no random numbers.
+    pub fn client(config: Arc<Config>, server: &str, now: Duration) -> Result<Self, Ended> {
+        let name = ServerName::try_from(server.to_owned())
+            .map_err(|_| Ended::Io(io::Error::other(format!("'{server}' is no host name"))))?;
+        let tls =
+            ClientConnection::new(Arc::clone(&config.tls.client), name).map_err(Ended::Tls)?;
+        Self::new(config, Connection::Client(tls), [0; 32], now)
+    }
+
+    /// The side that was connected to; `job` is the digest of the server's job.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn server(config: Arc<Config>, job: [u8; 32], now: Duration) -> Result<Self, Ended> {
+        let tls = ServerConnection::new(Arc::clone(&config.tls.server)).map_err(Ended::Tls)?;
+        Self::new(config, Connection::Server(tls), job, now)
+    }
+
+    fn new(
+        config: Arc<Config>,
+        mut tls: Connection,
+        job: [u8; 32],
+        now: Duration,
+    ) -> Result<Self, Ended> {
+        // What is queued is bounded by the role: one chunk for a server, one model for a worker.
+        tls.set_buffer_limit(None);
+        let mut nonce = [0; 32];
+        SystemRandom::new()
+            .fill(&mut nonce)
+            .map_err(|_| Ended::Io(io::Error::other("no random numbers")))?;
+        Ok(Self {
+            config,
+            tls,
+            state: State::Handshake,
+            job,
+            nonce,
+            claimed: None,
+            peer: None,
+            admission: None,
+            announced: false,
+            plain: Vec::new(),
+            done: 0,
+            shown: 0,
+            deadline: now + OPEN_TIMEOUT,
+            bytes: [0; 2],
+        })
+    }
+
+    /// Whether both sides are verified and the role may talk.
+    pub fn is_open(&self) -> bool {
+        self.state == State::Open
+    }
+
+    /// The verified peer.
+    pub fn peer(&self) -> Option<&Peer> {
+        self.peer.as_ref()
+    }
+
+    /// A verified client's evidence, for the roster; a client has none of its server.
+    pub fn admission(&self) -> Option<&Admission> {
+        self.admission.as_ref()
+    }
+
+    /// Judges whom the server says it admitted to this job, as if it had come to us.
+    ///
+    /// # Errors
+    /// The session is over then.
+    pub fn check_admission(&mut self, admission: &Admission) -> Result<(), Ended> {
+        let now = (self.config.clock)();
+        let refused = match admission.job == self.job {
+            true => admission.verify(&self.config.verifier, now).err(),
+            false => Some(Rejection::ReportData),
+        };
+        match refused {
+            None => Ok(()),
+            Some(why) => Err(self.end(Ended::Fellow(admission.role, why))),
+        }
+    }
+
+    /// Digest of the job that both sides are bound to.
+    pub fn job(&self) -> &[u8; 32] {
+        &self.job
+    }
+
+    /// Whether there is room for more input: false while the role leaves chunks unused.
+    pub fn wants_input(&self) -> bool {
+        self.plain.len() - self.done < FRAME_LEN_MAX
+    }
+
+    /// Whether bytes wait to be sent.
+    pub fn wants_output(&self) -> bool {
+        self.tls.wants_write()
+    }
+
+    /// Bytes received and sent so far, as they are on the wire.
+    pub fn bytes(&self) -> [u64; 2] {
+        self.bytes
+    }
+
+    /// When [`Session::handle_timeout`] must be called.
+    pub fn timeout(&self) -> Option<Duration> {
+        (!matches!(self.state, State::Open | State::Closed)).then_some(self.deadline)
+    }
+
+    /// Takes bytes from the network.
+    ///
+    /// # Errors
+    /// When TLS or the evidence in the peer's certificate is not accepted. The session is over then,
+    /// but what [`Session::output`] still gives (an alert) should be sent.
+    pub fn receive(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
+        self.bytes[0] += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let end = |error: rustls::Error| match rejection(&error) {
+                Some(rejection) => Ended::Rejected(rejection),
+                None => Ended::Tls(error),
+            };
+            self.tls.read_tls(&mut bytes).map_err(Ended::Io)?;
+            if let Err(error) = self.tls.process_new_packets() {
+                self.state = State::Closed;
+                return Err(end(error));
+            }
+            match self.tls.reader().read_to_end(&mut self.plain) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(Ended::Io(error)),
+            }
+        }
+        if self.state == State::Handshake && !self.tls.is_handshaking() {
+            self.state = State::Hello;
+            let role = self.config.role;
+            let version = PROTOCOL_VERSION;
+            self.put(&Message::Hello { version, role, nonce: self.nonce, job: self.job })?;
+        }
+        Ok(())
+    }
+
+    /// Ends the session if it did not open in time.
+    ///
+    /// # Errors
+    /// [`Ended::Timeout`] when `now` is past the deadline.
+    pub fn handle_timeout(&mut self, now: Duration) -> Result<(), Ended> {
+        match self.timeout() {
+            Some(deadline) if now >= deadline => Err(self.end(Ended::Timeout)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The next thing that the role has to know, or `None` until more input comes.
+    ///
+    /// # Errors
+    /// When the peer breaks the protocol or is refused. The session is over then; the peer is told by
+    /// what [`Session::output`] still gives.
+    pub fn next_event(&mut self) -> Result<Option<Event<'_>>, Ended> {
+        self.done += std::mem::take(&mut self.shown);
+        loop {
+            if self.state == State::Open && !self.announced {
+                self.announced = true;
+                return Ok(Some(Event::Opened));
+            }
+            let parsed = frame::parse(&self.plain[self.done..]);
+            let (len, message) = match parsed {
+                Err(error) => return Err(self.end(Ended::Frame(error))),
+                Ok(None) => {
+                    self.plain.drain(..self.done);
+                    self.done = 0;
+                    return Ok(None);
+                }
+                Ok(Some((Frame::Chunk { .. }, len))) => (len, None),
+                Ok(Some((Frame::Message(bytes), len))) => (len, Some(Message::parse(bytes))),
+            };
+            match message {
+                None if self.state != State::Open => {
+                    return Err(self.end(Ended::NotAllowed("chunk")));
+                }
+                None => {
+                    self.shown = len;
+                    return Ok(self.shown_chunk());
+                }
+                Some(None) => return Err(self.end(Ended::Malformed)),
+                Some(Some(message)) => {
+                    self.done += len;
+                    if let Some(message) = self.handle(message).map_err(|why| self.end(why))? {
+                        return Ok(Some(Event::Message(message)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps the chunk that was shown: the next call of [`Session::next_event`] shows it again.
+    pub fn hold(&mut self) {
+        self.shown = 0;
+    }
+
+    /// Queues a message.
+    ///
+    /// # Errors
+    /// When the session is not open.
+    pub fn send(&mut self, message: &Message) -> Result<(), Ended> {
+        if !self.is_open() {
+            return Err(Ended::ByUs);
+        }
+        self.put(message)
+    }
+
+    /// Queues values at `offset` bytes of the flat buffer of `step`.
+    ///
+    /// # Errors
+    /// When the session is not open.
+    pub fn send_chunk(&mut self, step: u64, offset: u64, data: &[u8]) -> Result<(), Ended> {
+        if !self.is_open() {
+            return Err(Ended::ByUs);
+        }
+        let head = frame::chunk_head(step, offset, data.len());
+        self.write(&head, data)
+    }
+
+    /// Encrypts a secret under a key that only the two ends of this connection have, so that it lies in
+    /// no buffer of the layers below in the clear. At most a few a connection: the nonce is random.
+    ///
+    /// # Errors
+    /// When the session is not open.
+    pub fn seal(&mut self, secret: &[u8]) -> Result<Vec<u8>, Ended> {
+        let key = self.secret_key()?;
+        seal::seal(&key, secret).map_err(|error| self.end(Ended::Io(error)))
+    }
+
+    /// Decrypts what the peer sealed.
+    ///
+    /// # Errors
+    /// When it was not sealed for this connection.
+    pub fn unseal(&mut self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Ended> {
+        let key = self.secret_key()?;
+        seal::unseal(&key, sealed).ok_or_else(|| self.end(Ended::Malformed))
+    }
+
+    fn secret_key(&mut self) -> Result<Zeroizing<[u8; 32]>, Ended> {
+        if !self.is_open() {
+            return Err(Ended::ByUs);
+        }
+        let key = self.tls.export_keying_material([0; 32], SECRET_LABEL, None);
+        key.map(Zeroizing::new).map_err(Ended::Tls)
+    }
+
+    /// Says goodbye; with a reason if the peer is at fault.
+    pub fn close(&mut self, refusal: Option<Refusal>) -> Ended {
+        self.end(refusal.map_or(Ended::ByUs, Ended::Refused))
+    }
+
+    /// Writes queued bytes until none are left or `sink` would block.
+    ///
+    /// # Errors
+    /// Those of `sink`, without the one that says it would block.
+    pub fn output(&mut self, sink: &mut dyn Write) -> io::Result<()> {
+        while self.tls.wants_write() {
+            match self.tls.write_tls(sink) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(len) => self.bytes[1] += len as u64,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn shown_chunk(&self) -> Option<Event<'_>> {
+        match frame::parse(&self.plain[self.done..]) {
+            Ok(Some((Frame::Chunk { step, offset, data }, _))) => {
+                Some(Event::Chunk { step, offset, data })
+            }
+            _ => None,
+        }
+    }
+
+    /// The one place where messages meet states. Returns those that are the role's business.
+    fn handle(&mut self, message: Message) -> Result<Option<Message>, Ended> {
+        let from_client = matches!(self.tls, Connection::Server(_));
+        let sender = self.peer.as_ref().map(|peer| peer.role.kind());
+        if !message.is_allowed(self.state, from_client, sender) {
+            return Err(Ended::NotAllowed(message.name()));
+        }
+        match message {
+            Message::Hello { version, role, nonce, job } => {
+                self.handle_hello(version, (role, nonce, job)).map(|()| None)
+            }
+            Message::Evidence { quote, collateral } => {
+                self.handle_evidence(&quote, &collateral).map(|()| None)
+            }
+            Message::Refused(refusal) => Err(Ended::RefusedByPeer(refusal)),
+            other => Ok(Some(other)),
+        }
+    }
+
+    fn handle_hello(
+        &mut self,
+        version: u16,
+        (role, nonce, job): (Role, [u8; 32], [u8; 32]),
+    ) -> Result<(), Ended> {
+        if version != PROTOCOL_VERSION {
+            return Err(Ended::Version(version));
+        }
+        let certificate = self.tls.peer_certificates().and_then(|chain| chain.first());
+        let certificate = certificate.ok_or(Ended::Rejected(Rejection::MissingEvidence))?;
+        let key = spki_hash(certificate).map_err(Ended::Rejected)?;
+        if key == self.config.identity.spki_hash || nonce == self.nonce {
+            return Err(Ended::Rejected(Rejection::Reflection));
+        }
+        if matches!(self.tls, Connection::Client(_)) {
+            self.job = job;
+        }
+        self.claimed = Some((role, nonce, key));
+        let report_data = self.report_data(true)?;
+        let quote = self.config.attester.quote(&report_data).map_err(Ended::NoEvidence)?;
+        self.state = State::Evidence;
+        let collateral = self.config.collateral.clone();
+        self.put(&Message::Evidence { quote, collateral })
+    }
+
+    fn handle_evidence(&mut self, quote: &[u8], shown: &[u8]) -> Result<(), Ended> {
+        let report_data = self.report_data(false)?;
+        let Some((role, _, key)) = self.claimed else {
+            return Err(Ended::NotAllowed("evidence"));
+        };
+        let now = (self.config.clock)();
+        // A bundle that is none is as good as none.
+        let shown = Collateral::parse(shown).ok();
+        let verifier = &self.config.verifier;
+        let verdict = verifier.verify_with(quote, &report_data, Some(role), shown.as_ref(), now);
+        let verdict = verdict.map_err(Ended::Rejected)?;
+        self.peer = Some(Peer { role, verdict, key });
+        self.admission = self.admitted(quote.to_vec())?;
+        self.state = State::Open;
+        Ok(())
+    }
+
+    /// What a server's roster says of this peer.
+    fn admitted(&self, quote: Vec<u8>) -> Result<Option<Admission>, Ended> {
+        let (Connection::Server(_), Some((role, nonce, key))) = (&self.tls, self.claimed) else {
+            return Ok(None);
+        };
+        Ok(Some(Admission {
+            role,
+            server: self.config.role,
+            time: (self.config.clock)(),
+            keys: [key, self.config.identity.spki_hash],
+            nonces: [nonce, self.nonce],
+            exporter: self.exporter()?,
+            job: self.job,
+            quote,
+        }))
+    }
+
+    fn exporter(&self) -> Result<[u8; 32], Ended> {
+        self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(Ended::Tls)
+    }
+
+    /// The report data of our own evidence, or what the peer's must be.
+    fn report_data(&self, own: bool) -> Result<[u8; 64], Ended> {
+        let Some((role, nonce, key)) = &self.claimed else {
+            return Err(Ended::NotAllowed("evidence"));
+        };
+        let exporter = self.exporter()?;
+        let is_client = matches!(self.tls, Connection::Client(_));
+        let ours = (self.config.role, &self.config.identity.spki_hash, &self.nonce);
+        let theirs = (*role, key, nonce);
+        let (prover, verifier) = if own { (ours, theirs) } else { (theirs, ours) };
+        let binding = Binding {
+            prover: prover.0,
+            verifier: verifier.0,
+            from_client: own == is_client,
+            keys: [prover.1, verifier.1],
+            nonces: [prover.2, verifier.2],
+            exporter: &exporter,
+            job: &self.job,
+        };
+        Ok(binding.report_data())
+    }
+
+    fn put(&mut self, message: &Message) -> Result<(), Ended> {
+        let bytes = message.encode();
+        let head = frame::message_head(bytes.len());
+        self.write(&head, &bytes)
+    }
+
+    /// Encrypts head and body together, so that they share records.
+    fn write(&mut self, head: &[u8], body: &[u8]) -> Result<(), Ended> {
+        let mut parts = [IoSlice::new(head), IoSlice::new(body)];
+        let mut parts = &mut parts[..];
+        while !parts.is_empty() {
+            let len = self.tls.writer().write_vectored(parts).map_err(Ended::Io)?;
+            IoSlice::advance_slices(&mut parts, len);
+            while parts.first().is_some_and(|part| part.is_empty()) {
+                parts = &mut parts[1..];
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the session and tells the peer as much as it may know.
+    fn end(&mut self, why: Ended) -> Ended {
+        if self.state != State::Closed && self.state != State::Handshake {
+            if let Some(refusal) = why.refusal() {
+                // The connection may be broken already; then the peer learns nothing.
+                let _ = self.put(&Message::Refused(refusal));
+            }
+            self.tls.send_close_notify();
+        }
+        self.state = State::Closed;
+        why
+    }
+}
+
+#[cfg(test)]
+mod tests;
