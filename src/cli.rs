@@ -1,5 +1,7 @@
 //! Every command, flag, default and help text: argv to what is to be run.
 
+mod choice;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,10 +19,14 @@ use crate::commands::transfer::{self, ModelArgs};
 use crate::commands::verify::{self, QuoteArgs, VerifyArgs};
 use crate::commands::volumes::{self, LuksArgs, Size};
 use crate::data::cifar::{Shard, Split};
+use choice::{IsaChoice, ScheduleKind};
+
 use crate::failure::{Doing, Failure};
 use crate::hosts::HostList;
 use crate::job::schedule::Schedule;
-use crate::job::{Algorithm, Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX};
+use crate::job::{
+    Algorithm, Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX, Weighting,
+};
 use crate::report::print;
 use crate::training::roles;
 use crate::training::store::Place;
@@ -103,6 +109,18 @@ pub struct Args {
     /// cosine (with warm-up) or constant [cosine]
     #[argh(option, default = "ScheduleKind::Cosine")]
     lr_schedule: ScheduleKind,
+    /// steps over which the cosine's rate grows to its largest [a twentieth of all]
+    #[argh(option)]
+    warm_up: Option<u64>,
+    /// share of the last velocity that SGD keeps [0.9]
+    #[argh(option, default = "0.9")]
+    momentum: f32,
+    /// penalty on the weights of convolutions and of the classifier [0.0005]
+    #[argh(option, default = "5e-4")]
+    weight_decay: f32,
+    /// weight of a worker: data (its share of all samples) or batch (of a step's) [data]
+    #[argh(option, default = "Weighting::Data")]
+    weighting: Weighting,
     /// seed of initialisation, order and augmentation [1]
     #[argh(option, default = "1")]
     seed: u64,
@@ -127,6 +145,9 @@ pub struct Args {
     /// steps between checkpoints [400]
     #[argh(option, default = "400")]
     checkpoint_every: u64,
+    /// minutes between checkpoints, where steps are long [10]
+    #[argh(option, default = "10")]
+    checkpoint_minutes: u64,
     /// threads of this role [all cores]
     #[argh(option, default = "cores()")]
     threads: usize,
@@ -157,6 +178,9 @@ pub struct Args {
     /// milliseconds to wait before each step, for tests of slow workers
     #[argh(option, default = "0", hidden_help)]
     pause_ms: u64,
+    /// seconds for which a worker tries to reach ps0, for tests of who gives up
+    #[argh(option, default = "600", hidden_help)]
+    wait: u64,
 }
 
 #[derive(FromArgs, Debug)]
@@ -276,40 +300,6 @@ const DEFAULT_RATE: f32 = 0.03;
 /// Most threads: a typing error should not ask for all memory.
 const THREADS_MAX: usize = 256;
 
-#[derive(Clone, Copy, Debug)]
-enum ScheduleKind {
-    Constant,
-    Cosine,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct IsaChoice(Isa);
-
-impl std::str::FromStr for ScheduleKind {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "constant" => Ok(Self::Constant),
-            "cosine" => Ok(Self::Cosine),
-            _ => Err("expected cosine or constant".into()),
-        }
-    }
-}
-
-impl std::str::FromStr for IsaChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text == "auto" {
-            return Ok(Self(Isa::detect()));
-        }
-        let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
-        let unknown = || format!("this CPU has auto, {}", names.join(", "));
-        Isa::named(text).map(Self).ok_or_else(unknown)
-    }
-}
-
 /// `--name=value` as the two words that it stands for.
 pub fn split_flag(word: &str) -> impl Iterator<Item = &str> {
     let (name, value) = match word.split_once('=') {
@@ -339,57 +329,25 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Secret(args)), _) => secret::run(args),
         (Some(Command::Verify(args)), _) => verify::run(&args),
         (None, Some(role)) => roles::run(&role_options(args, role)?),
-        (None, None) => Err(Failure::new("nothing to do").hint("hfl --help, or hfl demo")),
+        (None, None) => Err(Failure::usage("nothing to do").hint("hfl --help, or hfl demo")),
     }
 }
 
 fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
-    let workers = args.workers.unwrap_or(args.worker_hosts.0.len());
-    let within = |what: &str, value: usize, max: usize| {
-        if (1..=max).contains(&value) {
-            return Ok(());
-        }
-        Err(Failure::new(format!("{what} is {value}, expected 1 to {max}")))
-    };
-    within("the number of workers", workers, WORKERS_MAX.into())?;
-    within("--threads", args.threads, THREADS_MAX)?;
-    within("--batch-size", args.batch_size as usize, BATCH_MAX as usize)?;
-    within("--epochs", args.epochs as usize, u32::MAX as usize)?;
-    if args.steps == Some(0) || args.checkpoint_every == 0 {
-        return Err(Failure::new("--steps and --checkpoint-every count from 1"));
-    }
-    if !(args.lr.is_finite() && args.lr >= 0.0) {
-        return Err(Failure::new(format!("--lr is {}, expected a number from 0", args.lr)));
-    }
+    check_numbers(&args)?;
     let named = args.key_file.is_some() || args.key_fd.is_some();
     if args.secret_service.is_some() && (named || args.volume.is_none()) {
-        return Err(Failure::new("--secret-service gives the passphrase of --volume")
+        return Err(Failure::usage("--secret-service gives the passphrase of --volume")
             .hint("--volume, and neither --key-file nor --key-fd"));
     }
+    if matches!(role, Role::Worker(_)) {
+        say_what_is_ignored(&args);
+    }
     let wait = Duration::from_secs(args.secret_wait);
-    let rate = args.lr;
     Ok(roles::Options {
         role,
+        job: job(&args)?,
         ps_hosts: args.ps_hosts.0,
-        job: Job {
-            stem: args.stem,
-            precision: args.precision,
-            conv: args.conv,
-            workers: u16::try_from(workers).doing("--workers")?,
-            batch_size: args.batch_size,
-            epochs: args.epochs,
-            steps: args.steps,
-            schedule: match args.lr_schedule {
-                ScheduleKind::Constant => Schedule::Constant { rate },
-                ScheduleKind::Cosine => Schedule::Cosine { rate },
-            },
-            momentum: 0.9,
-            weight_decay: 5e-4,
-            seed: args.seed,
-            augment: args.augment,
-            order: args.order,
-            init: None,
-        },
         data: args.data,
         shard: args.shard,
         place: Place {
@@ -401,6 +359,7 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         },
         init: args.init,
         checkpoint_every: args.checkpoint_every,
+        checkpoint_after: Duration::from_secs(args.checkpoint_minutes.max(1).saturating_mul(60)),
         threads: args.threads,
         isa: args.isa.0,
         trust: TrustOptions {
@@ -413,12 +372,115 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
         linger: Duration::from_secs(args.linger),
         json: args.json,
         pause: Duration::from_millis(args.pause_ms),
+        wait: Duration::from_secs(args.wait),
     })
+}
+
+/// Numbers that the parser takes and no job can have.
+fn check_numbers(args: &Args) -> Result<(), Failure> {
+    let within = |what: &str, value: usize, max: usize| match (1..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("{what} is {value}, expected 1 to {max}"))),
+    };
+    within("the number of workers", args.workers(), WORKERS_MAX.into())?;
+    within("--threads", args.threads, THREADS_MAX)?;
+    within("--batch-size", args.batch_size as usize, BATCH_MAX as usize)?;
+    within("--epochs", args.epochs as usize, u32::MAX as usize)?;
+    if args.steps == Some(0) || args.checkpoint_every == 0 {
+        return Err(Failure::usage("--steps and --checkpoint-every count from 1"));
+    }
+    let parts = [
+        ("--lr", args.lr, f32::MAX),
+        ("--momentum", args.momentum, 1.0),
+        ("--weight-decay", args.weight_decay, 1.0),
+    ];
+    for (name, value, max) in parts {
+        if !(0.0..=max).contains(&value) {
+            let end = if max == 1.0 { " to 1" } else { "" };
+            return Err(Failure::usage(format!(
+                "{name} is {value}, expected a number from 0{end}"
+            )));
+        }
+    }
+    let single = args.batch_size == 1 && Job::needs_two(args.stem);
+    match single {
+        true => Err(Failure::usage(
+            "--batch-size 1: the last maps of the imagenet stem have one pixel, and the mean over one \
+             value is the value: nothing could be learned",
+        )
+        .hint("--batch-size 2, or --stem cifar")),
+        false => Ok(()),
+    }
+}
+
+fn job(args: &Args) -> Result<Job, Failure> {
+    let (rate, warm_up) = (args.lr, args.warm_up);
+    Ok(Job {
+        stem: args.stem,
+        precision: args.precision,
+        conv: args.conv,
+        workers: u16::try_from(args.workers()).doing("--workers")?,
+        batch_size: args.batch_size,
+        epochs: args.epochs,
+        steps: args.steps,
+        schedule: match args.lr_schedule {
+            ScheduleKind::Constant => Schedule::Constant { rate },
+            ScheduleKind::Cosine => Schedule::Cosine { rate, warm_up },
+        },
+        momentum: args.momentum,
+        weight_decay: args.weight_decay,
+        seed: args.seed,
+        augment: args.augment,
+        order: args.order,
+        init: None,
+        weighting: args.weighting,
+    })
+}
+
+/// What defines a job is ps0's to say. Somebody who gives it to a worker believes otherwise.
+fn say_what_is_ignored(args: &Args) {
+    let defaults = Args::from_args(&["hfl"], &[]).expect("no argument is needed");
+    let given = job_flags(args);
+    let usual = job_flags(&defaults);
+    let ignored: Vec<&str> =
+        given.iter().zip(&usual).filter(|(a, b)| a.1 != b.1).map(|(a, _)| a.0).collect();
+    if !ignored.is_empty() {
+        log::warn!("{}: ignored, a worker takes the job from ps0", ignored.join(", "));
+    }
+}
+
+/// The options that define a job, and what they are.
+fn job_flags(args: &Args) -> [(&'static str, String); 17] {
+    [
+        ("--stem", args.stem.to_string()),
+        ("--precision", args.precision.to_string()),
+        ("--conv", args.conv.to_string()),
+        ("--workers", args.workers().to_string()),
+        ("--batch-size", args.batch_size.to_string()),
+        ("--epochs", args.epochs.to_string()),
+        ("--steps", format!("{:?}", args.steps)),
+        ("--lr", args.lr.to_string()),
+        ("--lr-schedule", format!("{:?}", args.lr_schedule)),
+        ("--warm-up", format!("{:?}", args.warm_up)),
+        ("--momentum", args.momentum.to_string()),
+        ("--weight-decay", args.weight_decay.to_string()),
+        ("--weighting", args.weighting.to_string()),
+        ("--seed", args.seed.to_string()),
+        ("--augment", args.augment.to_string()),
+        ("--order", args.order.to_string()),
+        ("--init", format!("{:?}", args.init)),
+    ]
+}
+
+impl Args {
+    fn workers(&self) -> usize {
+        self.workers.unwrap_or(self.worker_hosts.0.len())
+    }
 }
 
 fn run_demo(args: &DemoArgs) -> Result<(), Failure> {
     if !(1..=WORKERS_MAX).contains(&args.workers) {
-        return Err(Failure::new(format!("--workers: expected 1 to {WORKERS_MAX}")));
+        return Err(Failure::usage(format!("--workers: expected 1 to {WORKERS_MAX}")));
     }
     demo::run(&demo::Options {
         data: args.data.clone(),

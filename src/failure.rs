@@ -7,12 +7,23 @@ use std::fmt;
 pub struct Failure {
     what: String,
     hint: Option<&'static str>,
+    is_usage: bool,
 }
 
 impl Failure {
     /// A failure; `what` names the thing that it happened to.
     pub fn new(what: impl fmt::Display) -> Self {
-        Self { what: what.to_string(), hint: None }
+        Self { what: what.to_string(), hint: None, is_usage: false }
+    }
+
+    /// What was asked for makes no sense, whatever the state of the world.
+    pub fn usage(what: impl fmt::Display) -> Self {
+        Self { what: what.to_string(), hint: Some("hfl --help"), is_usage: true }
+    }
+
+    /// Whether the arguments are at fault.
+    pub fn is_usage(&self) -> bool {
+        self.is_usage
     }
 
     /// Adds what to try.

@@ -1,9 +1,12 @@
 //! `host:port` as options give it, and the address that a server binds for it.
 
-use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::str::FromStr;
 
-use crate::failure::{Doing, Failure};
+use protocol::Net;
+
+use crate::failure::Failure;
 
 /// Comma-separated names.
 #[derive(Clone, Debug)]
@@ -32,12 +35,119 @@ impl FromStr for HostList {
     }
 }
 
-/// The address that a server binds for `host:port`: loopback if that is what the name means, else all.
-pub(crate) fn listen_address(host_and_port: &str) -> Result<SocketAddr, Failure> {
-    let named = host_and_port.to_socket_addrs().doing(format!("address '{host_and_port}'"))?;
-    let named: Vec<SocketAddr> = named.collect();
-    let port = named.first().map_or(0, SocketAddr::port);
-    let loopback = named.iter().all(|address| address.ip().is_loopback());
-    let ip = if loopback { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
-    Ok(SocketAddr::from((ip, port)))
+/// Where a server listens for a `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ListenAddresses {
+    /// Each of these, as far as this machine has it.
+    addresses: Vec<SocketAddr>,
+}
+
+/// The addresses that a server binds for `host:port`. What means this machine alone is bound as it is; any other
+/// name may be what a router or a service maps to us, so every address is. A name that belongs to no family is
+/// served in both. A name that cannot be looked up is not needed to listen.
+///
+/// # Errors
+/// When there is no port.
+pub(crate) fn listen_addresses(host_and_port: &str) -> Result<ListenAddresses, Failure> {
+    let port = host_and_port.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    let port = port.ok_or_else(|| Failure::new(format!("'{host_and_port}' is not host:port")))?;
+    let named: Vec<SocketAddr> = match host_and_port.to_socket_addrs() {
+        Ok(named) => named.collect(),
+        Err(error) => {
+            log::warn!("{host_and_port}: {error}; listening on every address of this machine");
+            Vec::new()
+        }
+    };
+    let mut ips: Vec<IpAddr> = match host_and_port.parse::<SocketAddr>() {
+        Ok(literal) if literal.ip().is_loopback() => vec![literal.ip()],
+        Ok(SocketAddr::V4(_)) => vec![Ipv4Addr::UNSPECIFIED.into()],
+        Ok(SocketAddr::V6(_)) => vec![Ipv6Addr::UNSPECIFIED.into()],
+        Err(_) if !named.is_empty() && named.iter().all(|address| address.ip().is_loopback()) => {
+            vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
+        }
+        // A socket of both families, or of the only one that this machine has.
+        Err(_) => vec![Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()],
+    };
+    ips.dedup();
+    Ok(ListenAddresses { addresses: ips.into_iter().map(|ip| (ip, port).into()).collect() })
+}
+
+impl ListenAddresses {
+    /// Listens; the first address that was bound.
+    ///
+    /// # Errors
+    /// When none could be, with the reason of the first.
+    pub(crate) fn listen(&self, net: &mut Net) -> Result<SocketAddr, Failure> {
+        self.bind(|address| net.listen(address))
+    }
+
+    /// Whether somebody else listens there.
+    ///
+    /// # Errors
+    /// As [`ListenAddresses::listen`].
+    pub(crate) fn are_free(&self) -> Result<SocketAddr, Failure> {
+        let mut kept = Vec::new();
+        self.bind(|address| {
+            let listener = TcpListener::bind(address)?;
+            let local = listener.local_addr();
+            kept.push(listener);
+            local
+        })
+    }
+
+    fn bind(
+        &self,
+        mut listen: impl FnMut(SocketAddr) -> io::Result<SocketAddr>,
+    ) -> Result<SocketAddr, Failure> {
+        let mut bound = None;
+        let mut refused = None;
+        for address in &self.addresses {
+            // The socket of both families has taken the port of the other.
+            if bound.is_some_and(|bound: SocketAddr| bound.ip() == Ipv6Addr::UNSPECIFIED) {
+                break;
+            }
+            match listen(*address) {
+                Ok(local) => bound = bound.or(Some(local)),
+                Err(error) => refused = refused.or(Some((*address, error))),
+            }
+        }
+        match (bound, refused) {
+            // A port that somebody else has on one family would split who comes to us.
+            (Some(_), Some((address, error))) if error.kind() == ErrorKind::AddrInUse => {
+                Err(in_use(address, &error))
+            }
+            (Some(bound), _) => Ok(bound),
+            (None, Some((address, error))) => Err(in_use(address, &error)),
+            (None, None) => Err(Failure::new("no address to listen on")),
+        }
+    }
+}
+
+fn in_use(address: SocketAddr, error: &io::Error) -> Failure {
+    Failure::new(format!("listen on {address}: {error}"))
+        .hint("another port, or end the program that uses this one")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_without_a_family_are_served_in_both() {
+        let found = |host: &str| listen_addresses(host).expect(host).addresses;
+        let parsed = |texts: &[&str]| -> Vec<SocketAddr> {
+            texts.iter().map(|text| text.parse().expect("an address")).collect()
+        };
+        for (host, expected) in [
+            ("127.0.0.1:7", &["127.0.0.1:7"][..]),
+            ("[::1]:7", &["[::1]:7"]),
+            ("localhost:7", &["127.0.0.1:7", "[::1]:7"]),
+            ("10.1.2.3:7", &["0.0.0.0:7"]),
+            ("[fd00::1]:7", &["[::]:7"]),
+            ("no.such.host.invalid:7", &["[::]:7", "0.0.0.0:7"]),
+        ] {
+            assert_eq!(found(host), parsed(expected), "{host}");
+        }
+        assert!(listen_addresses("localhost").is_err() && listen_addresses("a:70000").is_err());
+    }
 }

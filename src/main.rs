@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use argh::FromArgs;
 use hfl::cli::{self, Args};
@@ -13,7 +15,7 @@ static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
 
 fn main() -> ExitCode {
     keep_memory_private();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    start_log();
     let words: Vec<String> = std::env::args_os()
         .map(|word| word.into_string().unwrap_or_else(|odd| odd.to_string_lossy().into_owned()))
         .collect();
@@ -33,9 +35,21 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{failure}");
-            ExitCode::FAILURE
+            if failure.is_usage() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
+}
+
+/// Lines with the time in UTC: logs of several machines are read side by side.
+fn start_log() {
+    let filter = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(filter)
+        .format(|out, record| {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH);
+            let time = protocol::dcap::date(since.map_or(0, |since| since.as_secs()));
+            writeln!(out, "{time} {:<5} {}", record.level(), record.args())
+        })
+        .init();
 }
 
 /// No core files and no debugger of the same user: passphrases and keys pass through this memory.

@@ -8,7 +8,7 @@ use protocol::Role;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
-use crate::model::params::hex;
+use protocol::hex;
 
 /// The voice of a role.
 pub struct Report {

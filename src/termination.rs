@@ -1,12 +1,16 @@
-//! SIGTERM: asks a role to end in good order. Also the duties of process 1, where a role is that.
+//! SIGTERM, SIGINT and SIGHUP: ask a role to save and to end. Also the duties of process 1, where a role is that.
 //!
 //! Process-wide, as signals are. Process 1 has no default handlers, so without this it could only be
 //! killed; and orphans become its children, whose ends it has to collect.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use luks::linux::Termination;
+use protocol::Net;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions, getpid, wait};
 
 use crate::failure::{Doing, Failure};
@@ -14,26 +18,48 @@ use crate::failure::{Doing, Failure};
 static TERMINATION: OnceLock<Termination> = OnceLock::new();
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
-/// From now on the signal only asks. Before any thread is started: it would be handled there.
+/// From now on the first signal only asks; the second ends the process. Before any thread is started: it would
+/// be handled there.
 ///
 /// # Errors
 /// When the system has no descriptors left.
 pub fn catch() -> Result<(), Failure> {
     if TERMINATION.get().is_none() {
-        let termination = Termination::catch(is_first()).doing("SIGTERM")?;
+        let termination = Termination::catch().doing("signals")?;
         // Nobody else sets it: roles are started once, by one thread.
         let _ = TERMINATION.set(termination);
     }
     Ok(())
 }
 
-/// Whether the process was asked to end; to be called now and then.
+/// Lets a signal end the waits of a network.
+///
+/// # Errors
+/// When the system cannot watch for it.
+pub fn wake(net: &mut Net) -> Result<(), Failure> {
+    let Some(descriptor) = descriptor() else { return Ok(()) };
+    descriptor.try_clone_to_owned().and_then(|owned| net.watch(owned)).doing("signals")
+}
+
+/// Whether the process was asked to end; to be called after each wait.
 pub fn requested() -> bool {
     if is_first() {
         collect_orphans();
     }
     let asked = TERMINATION.get().is_some_and(Termination::requested);
     REQUESTED.fetch_or(asked, Ordering::Relaxed) || asked
+}
+
+/// Waits, unless a signal comes.
+pub fn pause(time: Duration) {
+    let Some(descriptor) = descriptor() else { return std::thread::sleep(time) };
+    let time = Timespec::try_from(time).ok();
+    // An error means that the pause is shorter, no more.
+    let _ = poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], time.as_ref());
+}
+
+fn descriptor() -> Option<BorrowedFd<'static>> {
+    TERMINATION.get().map(Termination::as_fd)
 }
 
 fn is_first() -> bool {

@@ -26,18 +26,28 @@ fn usage_errors_exit_with_2_and_name_the_argument() {
     check(&["--role", "ps0", "--ps-hosts", "nowhere"], 2, &["nowhere", "host:port"]);
     check(&["--role", "ps0", "--isa", "neon"], 2, &["neon", "portable"]);
     check(&["bench", "--stem", "vgg"], 2, &["vgg", "imagenet or cifar"]);
+    check(&[], 2, &["nothing to do", "try:", "hfl demo"]);
+    for (flags, part) in [
+        (&["--batch-size", "0"][..], "--batch-size is 0"),
+        (&["--batch-size", "1"], "one pixel"),
+        (&["--epochs", "0"], "--epochs is 0"),
+        (&["--threads", "999"], "--threads is 999, expected 1 to 256"),
+        (&["--lr", "NaN"], "--lr is NaN"),
+        (&["--momentum", "1.5"], "--momentum is 1.5, expected a number from 0 to 1"),
+        (&["--steps", "0"], "count from 1"),
+    ] {
+        check(&[&["--role", "ps0", "--attestation", "sim"], flags].concat(), 2, &[part]);
+    }
+    check(&["demo", "--workers", "0"], 2, &["--workers"]);
     check(&["bench", "--stem=vgg"], 2, &["vgg", "imagenet or cifar"]);
 }
 
 #[test]
 fn failures_exit_with_1_and_say_what_to_try() {
-    check(&[], 1, &["nothing to do", "try:", "hfl demo"]);
     let sim = ["--attestation", "sim"];
     let role = |args: &[&'static str]| [args, &sim].concat();
     check(&["--role", "ps0"], 1, &["no source of TDX evidence", "--attestation sim"]);
     check(&role(&["--role", "worker0", "--data", "/nonexistent"]), 1, &["/nonexistent", "--data"]);
-    check(&role(&["--role", "ps0", "--batch-size", "0"]), 1, &["--batch-size is 0"]);
-    check(&role(&["--role", "ps0", "--lr", "NaN"]), 1, &["--lr is NaN"]);
     check(&role(&["--role", "ps1"]), 1, &["one parameter server"]);
     check(&["eval", "--model-dir", "/nonexistent"], 1, &["model.ckpt-data", "--model-dir"]);
 }

@@ -1,20 +1,24 @@
 //! Support: a parameter server and workers in memory, on virtual time, over a network that delays,
 //! splits, drops and disconnects as a seed says.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::state::{Member, State};
-use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem};
+use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem, Weighting};
 use hfl::model::gradients::Part;
 use hfl::model::params::{Kind, Layout};
 use hfl::training::server::ParameterServer;
 use hfl::training::worker::{Push, Work, Worker};
 use kernels::{Isa, Pool};
-use protocol::{Attester, Config, Policy, Role, Roster, Session, SimPlatform, Trust, Verifier};
+use protocol::{
+    Attester, Config, Link, Policy, Role, Roster, Session, SimPlatform, Trust, Verifier,
+};
+
+use crate::socket::{self, Socket};
 
 pub(crate) const WORKERS: u16 = 3;
 pub(crate) const STEPS: u64 = 4;
@@ -23,6 +27,8 @@ const CELL: usize = 64;
 /// Virtual milliseconds after which a cluster that is not done has hung.
 const TIME_MAX_MS: u64 = 600_000;
 const CHECKPOINT_EVERY: u64 = 2;
+/// Most bytes that a socket takes before it is full; a chunk has some 300.
+const ROOM_MAX: u64 = 6000;
 
 /// How hostile the network and the machines are.
 #[derive(Clone, Copy, Debug)]
@@ -55,13 +61,14 @@ struct Node {
     finished: bool,
 }
 
+/// A connection: a link at each end, and what happened to them that nobody looked at yet.
 struct Wire {
-    client: Session,
-    server: Session,
+    client: Link<Socket>,
+    server: Link<Socket>,
     worker: usize,
-    /// Bytes on their way, each way, with their time of arrival.
-    flights: [VecDeque<(u64, Vec<u8>)>; 2],
-    dead: bool,
+    /// Whether the client and the server have an edge that would end their wait.
+    edges: [bool; 2],
+    broken: bool,
 }
 
 /// A whole job in one process.
@@ -100,13 +107,14 @@ fn job() -> Job {
         batch_size: 8,
         epochs: 1,
         steps: Some(STEPS),
-        schedule: Schedule::Cosine { rate: 0.1 },
+        schedule: Schedule::Cosine { rate: 0.1, warm_up: None },
         momentum: 0.9,
         weight_decay: 5e-4,
         seed: 1,
         augment: Augment::None,
         order: Order::Sequential,
         init: None,
+        weighting: Weighting::Data,
     }
 }
 
@@ -209,12 +217,12 @@ impl Cluster {
             let roster = self.roster.clone();
             self.server = server(&self.job, &self.layout, &self.saved).with_roster(roster);
             self.server_up_at_ms = back;
-            self.wires.values_mut().for_each(|wire| wire.dead = true);
+            self.wires.values_mut().for_each(|wire| wire.broken = true);
         } else if !self.nodes[victim].finished {
             let node = &mut self.nodes[victim];
             (node.worker, node.params, node.connect_at_ms) = (Worker::new(CELL), Vec::new(), back);
             if let Some(wire) = node.link.take().and_then(|link| self.wires.get_mut(&link)) {
-                wire.dead = true;
+                wire.broken = true;
             }
         }
     }
@@ -229,71 +237,91 @@ impl Cluster {
             if self.now_ms < self.server_up_at_ms {
                 continue;
             }
+            let room = [(); 2].map(|()| 1 + self.draw(ROOM_MAX) as usize);
             let now = Duration::from_millis(self.now_ms);
             let client = Session::client(config(Role::Worker(index as u16)), "ps0", now);
             let server = Session::server(config(Role::ParameterServer(0)), self.job.digest(), now);
+            let [near, far] = socket::pair(room);
             let wire = Wire {
-                client: client.expect("client"),
-                server: server.expect("server"),
+                client: Link::new(near, client.expect("client")),
+                server: Link::new(far, server.expect("server")),
                 worker: index,
-                flights: Default::default(),
-                dead: false,
+                // A new connection is an event for both.
+                edges: [true; 2],
+                broken: false,
             };
-            node.link = Some(self.next_wire);
+            self.nodes[index].link = Some(self.next_wire);
             self.wires.insert(self.next_wire, wire);
             self.next_wire += 1;
         }
     }
 
-    /// Takes bytes from the sessions and delivers those whose time has come, in pieces.
+    /// Carries bytes, in pieces, and tells each end of its edges: once.
     fn move_bytes(&mut self) {
         let ids: Vec<usize> = self.wires.keys().copied().collect();
         for id in ids {
-            let draws = [(); 4].map(|()| self.draw(1 << 30));
-            let faults = self.faults;
+            let draws = [(); 5].map(|()| self.draw(1 << 30));
+            let (faults, now) = (self.faults, self.now_ms);
             let Some(wire) = self.wires.get_mut(&id) else { continue };
-            if draws[0] % 1000 < u64::from(faults.broken_per_mille)
-                && wire.flights.iter().any(|flight| !flight.is_empty())
-            {
-                wire.dead = true;
+            let [client, server] =
+                [&mut wire.client, &mut wire.server].map(|link| link.socket_mut().clone());
+            if draws[0] % 1000 < u64::from(faults.broken_per_mille) && client.is_busy() {
+                wire.broken = true;
                 self.broken += 1;
             }
-            for side in 0..2 {
-                let mut bytes = Vec::new();
-                let source = if side == 0 { &mut wire.client } else { &mut wire.server };
-                source.output(&mut bytes).expect("memory");
-                if !bytes.is_empty() {
-                    let delay = 1 + draws[1 + side] % faults.delay_ms_max;
-                    let last = wire.flights[side].back().map_or(0, |(at, _)| *at);
-                    wire.flights[side].push_back(((self.now_ms + delay).max(last), bytes));
-                }
-                let target = if side == 0 { &mut wire.server } else { &mut wire.client };
-                while let Some((at, bytes)) = wire.flights[side].front_mut() {
-                    if *at > self.now_ms || !target.wants_input() || wire.dead {
-                        break;
-                    }
-                    let piece = bytes.len().min(1 + draws[3] as usize % 5000);
-                    wire.dead |= target.receive(&bytes[..piece]).is_err();
-                    bytes.drain(..piece);
-                    if bytes.is_empty() {
-                        wire.flights[side].pop_front();
-                    }
+            for (from, to, end) in [(&client, &server, 0), (&server, &client, 1)] {
+                let delay = 1 + draws[1 + end] % faults.delay_ms_max;
+                let piece = 1 + draws[3 + end] as usize % 5000;
+                let moved = from.carry(to, now, delay, piece);
+                wire.edges[1 - end] |= moved.readable;
+                wire.edges[end] |= moved.writable;
+                let reader = if end == 0 { &mut wire.server } else { &mut wire.client };
+                if moved.readable {
+                    reader.set_readable();
                 }
             }
         }
     }
 
-    /// Lets server and workers act on what they have received.
+    /// Lets server and workers act, each only if something would have ended its wait.
     fn work(&mut self) {
-        if self.now_ms >= self.server_up_at_ms {
+        let now = Duration::from_millis(self.now_ms);
+        let mut input = [0; 700];
+        for wire in self.wires.values_mut() {
+            let due = |link: &Link<Socket>| {
+                link.wants_read() || link.session().timeout().is_some_and(|at| at <= now)
+            };
+            wire.edges[0] |= due(&wire.client);
+            wire.edges[1] |= due(&wire.server);
+        }
+        let changed = self.wires.values().any(|wire| wire.edges[1] || wire.is_over());
+        if self.now_ms >= self.server_up_at_ms && changed {
+            for wire in self.wires.values_mut() {
+                wire.edges[1] = false;
+                wire.server.read(&mut input);
+                wire.server.handle_timeout(now);
+            }
             self.serve();
         }
         for index in 0..self.nodes.len() {
-            self.compute(index);
+            let Some(wire) = self.nodes[index].link.and_then(|link| self.wires.get_mut(&link))
+            else {
+                continue;
+            };
+            if std::mem::take(&mut wire.edges[0]) {
+                wire.client.read(&mut input);
+                wire.client.handle_timeout(now);
+                self.compute(index);
+            }
         }
-        let dead: Vec<usize> =
-            self.wires.iter().filter(|(_, wire)| wire.dead).map(|(id, _)| *id).collect();
-        for id in dead {
+        self.forget();
+    }
+
+    /// Connections that are over for one end are so for the other.
+    fn forget(&mut self) {
+        let over: Vec<usize> =
+            self.wires.iter().filter(|(_, wire)| wire.is_over()).map(|(id, _)| *id).collect();
+        for id in over {
             let Some(wire) = self.wires.remove(&id) else { continue };
             self.server.left(id);
             let node = &mut self.nodes[wire.worker];
@@ -301,20 +329,22 @@ impl Cluster {
                 node.link = None;
                 node.worker.disconnected();
             }
+            // The end of a connection is an event for the server: others may go on by it.
+            self.wires.values_mut().for_each(|wire| wire.edges[1] = true);
         }
     }
 
     fn serve(&mut self) {
         loop {
             let before = self.server.progress();
-            for (id, wire) in self.wires.iter_mut().filter(|(_, wire)| !wire.dead) {
-                wire.dead |= self.server.pump(*id, &mut wire.server).is_err();
+            for (id, wire) in &mut self.wires {
+                wire.server.drive(|session| self.server.pump(*id, session));
             }
             if self.server.has_news() {
                 self.roster = self.server.roster().clone();
                 self.server.roster_is_kept();
             }
-            if let Some(closed) = self.server.close_round()
+            if let Some(closed) = self.server.close_round().expect("finite")
                 && ((closed.step + 1).is_multiple_of(CHECKPOINT_EVERY)
                     || self.server.state().is_finished())
             {
@@ -329,37 +359,47 @@ impl Cluster {
     fn compute(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         let Some(wire) = node.link.and_then(|link| self.wires.get_mut(&link)) else { return };
-        while !wire.dead && !node.finished {
-            let Ok(work) = node.worker.pump(&mut wire.client, &mut node.params) else {
-                wire.dead = true;
-                return;
-            };
-            let result = match work {
+        while !wire.client.is_over() && !node.finished {
+            let mut work = Work::Wait;
+            wire.client.drive(|session| {
+                if work == Work::Wait {
+                    work = node.worker.pump(session, &mut node.params)?;
+                }
+                Ok(())
+            });
+            match work {
                 Work::Wait => return,
                 Work::Prepare(_) => {
                     node.params = vec![0.0; self.layout.len];
-                    let member = Member { samples: 30 + index as u64, batches: 4 };
-                    node.worker.join(&mut wire.client, member)
+                    let (samples, data) = (30 + index as u64, Some([index as u8; 32]));
+                    let mut member = Some(Member { samples, batches: 4, data });
+                    wire.client.drive(|session| {
+                        member.take().map_or(Ok(()), |member| node.worker.join(session, member))
+                    });
                 }
                 Work::Compute { step, .. } => {
                     let (samples, loss, values) = gradients(index, step, &node.params);
                     let mut push = Push::new(&node.worker, step, values.len());
                     // In two parts, as a backward pass gives them.
-                    [100..values.len(), 0..100].into_iter().try_for_each(|range| {
+                    for range in [100..values.len(), 0..100] {
                         let gradients = &values[range.start..];
                         let part = Part { loss, range, params: &mut [], gradients };
-                        push.advance(&mut wire.client, samples, &part)
-                    })
+                        wire.client.drive(|session| push.advance(session, samples, &part));
+                    }
                 }
                 Work::Finish { parameters, .. } => {
                     node.finished = true;
                     let own = hfl::model::params::hash(&self.server.state().params);
                     assert_eq!(parameters, own, "the server says which parameters are final");
-                    Ok(())
                 }
-            };
-            wire.dead |= result.is_err();
+            }
         }
+    }
+}
+
+impl Wire {
+    fn is_over(&self) -> bool {
+        self.broken || self.client.is_over() || self.server.is_over()
     }
 }
 

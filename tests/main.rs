@@ -11,6 +11,7 @@ mod network;
 mod parity;
 mod processes;
 mod secrets;
+mod socket;
 mod static_binary;
 mod step;
 mod tidy;

@@ -10,7 +10,7 @@ use hfl::data::cifar::{Batch, COLOURS, Dataset, SIDE};
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::state::State;
-use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem};
+use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem, Weighting};
 use hfl::model::gradients::Pieces;
 use hfl::model::init;
 use hfl::model::network::Network;
@@ -107,6 +107,7 @@ fn export_inputs() {
             augment: Augment::None,
             order: Order::Sequential,
             init: None,
+            weighting: Weighting::Data,
         };
         let state = State::new(params, network.layout.trained, 1);
         let mut store = Store::directory(&directory).expect("store");
@@ -184,7 +185,7 @@ fn check_case(case: &Case, isa: Isa, steps: usize) {
             let sgd = Sgd { rate: RATE, momentum: 0.9, decay, scale: 1.0 };
             let range = tensor.range.clone();
             let (w, v) = (&mut params[range.clone()], &mut velocity[range.clone()]);
-            momentum_sgd(model.exec(), sgd, w, v, &gradients[range]);
+            assert!(momentum_sgd(model.exec(), sgd, w, v, &gradients[range]));
         }
     }
     println!(

@@ -315,33 +315,112 @@ fn a_port_in_use_an_unknown_host_and_a_taken_role_are_clear_ends() {
         "{stderr}"
     );
 
-    let (code, stderr) = cast.start("worker0", &[("--ps-hosts", "no.such.host.invalid:1")]).end();
+    let lost = [("--ps-hosts", "no.such.host.invalid:1"), ("--wait", "1")];
+    let (code, stderr) = cast.start("worker0", &lost).end();
     assert_eq!(code, 1);
     assert!(stderr.contains("no.such.host.invalid:1"), "{stderr}");
 
     let (code, stderr) = cast.start("worker7", &[("--shard", "0/1")]).end();
     assert_eq!(code, 1);
-    assert!(stderr.contains("refused us") && stderr.contains("role"), "{stderr}");
+    assert!(stderr.contains("refused us: the job has no such role"), "{stderr}");
 
-    // Whichever joined first gives way to the other.
-    let folders = ["first", "second"].map(|name| dir.path(name));
-    let mut both: Vec<Process> = folders
-        .iter()
-        .map(|folder| cast.start("worker0", &[("--model-dir", folder.to_str().expect("UTF-8"))]))
-        .collect();
-    for worker in &both {
-        worker.wait_for("Info: App: Verification completed successfully.");
-    }
-    let start = Instant::now();
-    let ended = loop {
-        let ended = both.iter_mut().position(|p| p.child.try_wait().expect("wait").is_some());
-        if let Some(index) = ended {
-            break both.remove(index);
-        }
-        assert!(start.elapsed() < PATIENCE, "both go on");
-        std::thread::sleep(Duration::from_millis(50));
-    };
-    let (code, stderr) = ended.end();
+    // A second process does not take the place of one that is alive, nor one with other data.
+    let first = cast.start("worker0", &[]);
+    first.wait_for("Info: App: Verification completed successfully.");
+    let other = dir.path("other");
+    let other = other.to_str().expect("UTF-8");
+    let (code, stderr) = cast.start("worker0", &[("--model-dir", other)]).end();
     assert_eq!(code, 1);
-    assert!(stderr.contains("another process has it"), "{stderr}");
+    assert!(stderr.contains("another process has our role, and is alive"), "{stderr}");
+    let odd = [("--model-dir", other), ("--shard", "1/2")];
+    let (code, stderr) = cast.start("worker0", &odd).end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("our data is not what it was"), "{stderr}");
+    for worker in [first, cast.start("worker1", &[])] {
+        assert_eq!(worker.end().0, 0);
+    }
+    ps0.wait_for("{\"bytes_received\"");
+}
+
+#[test]
+fn two_servers_do_not_share_a_directory_and_a_finished_job_says_so() {
+    let dir = Dir::new("twice");
+    let cast = Cast::new(&dir, "model");
+    let ps0 = cast.start("ps0", &[("--json", "")]);
+    ps0.wait_for("{\"address\"");
+    let elsewhere = format!("localhost:{}", free_port());
+    let (code, stderr) = cast.start("ps0", &[("--ps-hosts", &elsewhere)]).end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("another ps0 keeps its model there"), "{stderr}");
+
+    for worker in ["worker0", "worker1"].map(|role| cast.start(role, &[])) {
+        assert_eq!(worker.end().0, 0);
+    }
+    ps0.wait_for("{\"bytes_received\"");
+    assert_eq!(ps0.end().0, 0);
+    let again = cast.start("ps0", &[]);
+    let late = ["worker0", "worker1"].map(|role| cast.start(role, &[]));
+    for worker in late {
+        assert_eq!(worker.end().0, 0);
+    }
+    again.wait_for("parameters: sha256:");
+    let (code, stderr) = again.end();
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stderr.contains("the job is done already, all 8 steps"), "{stderr}");
+}
+
+#[test]
+fn every_signal_saves_and_the_same_command_goes_on() {
+    let dir = Dir::new("signals");
+    let calm = undisturbed(&dir);
+    let cast = Cast::new(&dir, "signalled");
+    let slow = [("--pause-ms", "150")];
+    let workers = ["worker0", "worker1"].map(|role| cast.start(role, &slow));
+    for (step, signal) in [(0, Signal::INT), (1, Signal::HUP), (2, Signal::TERM)] {
+        let ps0 = cast.start("ps0", &[("--checkpoint-every", "100")]);
+        ps0.wait_for(&format!("step: {step},"));
+        kill_process(Pid::from_child(&ps0.child), signal).expect("a signal");
+        let (code, stderr) = ps0.end();
+        assert_eq!(code, 1);
+        let saved = format!("the checkpoint is of step {}", step + 1);
+        assert!(stderr.contains(&saved), "{signal:?}: {stderr}");
+    }
+    let ps0 = cast.start("ps0", &[]);
+    assert!(ps0.wait_for("step: ").starts_with("step: 3,"));
+    assert_eq!(cast.finish(&ps0, workers.into()), calm);
+}
+
+#[test]
+fn what_is_not_finite_ends_a_job_by_name_and_a_lower_rate_goes_on() {
+    let dir = Dir::new("diverged");
+    let cast = Cast::new(&dir, "model");
+    let constant = ("--lr-schedule", "constant");
+    let run = |rate| {
+        let ps0 = cast.start("ps0", &[constant, ("--lr", rate), ("--checkpoint-every", "1")]);
+        let workers = ["worker0", "worker1"].map(|role| cast.start(role, &[]));
+        (ps0, workers)
+    };
+    let (ps0, workers) = run("1e38");
+    let (code, stderr) = ps0.end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("not finite") && stderr.contains("a lower --lr"), "{stderr}");
+    drop(workers);
+    let data = dir.path("model/model.ckpt-data");
+    assert!(!data.exists(), "nothing that is not finite is saved");
+
+    // Two good steps, then a rate that is too high, then one that is not.
+    let stop = [constant, ("--checkpoint-every", "1")];
+    let ps0 = cast.start("ps0", &stop);
+    let workers = ["worker0", "worker1"].map(|role| cast.start(role, &[("--pause-ms", "100")]));
+    ps0.wait_for("step: 1,");
+    ps0.terminate();
+    assert_eq!(ps0.end().0, 1);
+    let ps0 = cast.start("ps0", &[constant, ("--lr", "1e38"), ("--checkpoint-every", "1")]);
+    let (code, stderr) = ps0.end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("the checkpoint of step 2 is kept"), "{stderr}");
+    drop(workers);
+    let (ps0, workers) = run("0.001");
+    assert!(ps0.wait_for("step: ").starts_with("step: 2,"));
+    cast.finish(&ps0, workers.into());
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use protocol::hex;
 use protocol::{Identity, Policy, SimPlatform};
 use serde_json::{Value, json};
 
@@ -18,7 +19,7 @@ fn case(index: usize, test: &str) -> (PathBuf, PathBuf, Value) {
         serde_json::from_str(cases.lines().nth(index).expect("a case")).expect("JSON");
     let file = |key: &str| case[key].as_str().expect("a file").to_owned();
     let text = |name: &str| String::from_utf8(read(name)).expect("UTF-8").trim().to_owned();
-    let hex = |name: &str| ::hfl::model::params::hex(&read(name));
+    let hex = |name: &str| hex(&read(name));
     let signature = |key: &str| text(&file(key).replace(".json", ".sig"));
     let document = |key: &str| String::from_utf8(read(&file(key))).expect("UTF-8");
     let bundle = json!({

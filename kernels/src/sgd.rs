@@ -1,7 +1,12 @@
 //! Momentum SGD with weight decay over a flat buffer, in one pass.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::isa::Isa;
 use crate::pool::Pool;
+
+/// 2^64: from here on squares are infinite.
+const SQUARE_MAX: f32 = 18_446_744_073_709_551_616.0;
 
 /// The hyper-parameters of one update.
 #[derive(Clone, Copy, Debug)]
@@ -18,8 +23,18 @@ pub struct Sgd {
 
 impl Sgd {
     /// `g = scale*g + decay*w; v = momentum*v + g; w -= rate*v`, as PyTorch's SGD without dampening; on this
-    /// thread.
-    pub fn update(self, isa: Isa, weights: &mut [f32], velocity: &mut [f32], gradients: &[f32]) {
+    /// thread. Returns whether all that it wrote is of use: finite, and with squares that are. Larger values would
+    /// only overflow in the next normalisation, after they were saved.
+    #[must_use]
+    pub fn update(
+        self,
+        isa: Isa,
+        weights: &mut [f32],
+        velocity: &mut [f32],
+        gradients: &[f32],
+    ) -> bool {
+        // The largest exponent tells: a comparison a value would not be done on whole vectors.
+        let mut largest = 0;
         assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
         isa.run(
             #[inline(always)]
@@ -27,26 +42,34 @@ impl Sgd {
                 for ((w, v), &g) in weights.iter_mut().zip(velocity.iter_mut()).zip(gradients) {
                     *v = self.momentum * *v + (self.scale * g + self.decay * *w);
                     *w -= self.rate * *v;
+                    largest = w.abs().to_bits().max(v.abs().to_bits()).max(largest);
                 }
             },
         );
+        largest < SQUARE_MAX.to_bits()
     }
 }
 
 /// [`Sgd::update`] on all threads.
+#[must_use]
 pub fn momentum_sgd(
     (pool, isa): (&Pool, Isa),
     step: Sgd,
     weights: &mut [f32],
     velocity: &mut [f32],
     gradients: &[f32],
-) {
+) -> bool {
     const LEN: usize = 1 << 14;
     assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
+    let is_finite = AtomicBool::new(true);
     pool.for_each_chunk2((weights, LEN), (velocity, LEN), |index, weights, velocity| {
         let gradients = &gradients[index * LEN..index * LEN + weights.len()];
-        step.update(isa, weights, velocity, gradients);
+        if !step.update(isa, weights, velocity, gradients) {
+            is_finite.store(false, Ordering::Relaxed);
+        }
     });
+    // The pool's end of a region orders this after all stores.
+    is_finite.into_inner()
 }
 
 #[cfg(test)]
@@ -60,12 +83,20 @@ mod tests {
         for isa in Isa::available() {
             let (mut w, mut v) = (vec![1.0_f32; 40_000], vec![0.0_f32; 40_000]);
             for _ in 0..2 {
-                momentum_sgd((&pool, isa), step, &mut w, &mut v, &vec![2.0; 40_000]);
+                assert!(momentum_sgd((&pool, isa), step, &mut w, &mut v, &vec![2.0; 40_000]));
             }
             let (mut w1, mut v1) = (1.0_f32, 0.0_f32);
             for _ in 0..2 {
                 v1 = 0.9 * v1 + (0.5 * 2.0 + 0.01 * w1);
                 w1 -= 0.1 * v1;
+            }
+            for (at, bad) in [(0, f32::NAN), (39_999, f32::INFINITY), (17_000, f32::MAX)] {
+                let mut gradients = vec![0.0; 40_000];
+                gradients[at] = bad;
+                let steep = Sgd { rate: 1e30, ..step };
+                let (mut w, mut v) = (w.clone(), v.clone());
+                let finite = momentum_sgd((&pool, isa), steep, &mut w, &mut v, &gradients);
+                assert!(!finite, "{bad} at {at}, {}", isa.name());
             }
             assert!(w.iter().all(|&w| w == w1) && v.iter().all(|&v| v == v1), "{}", isa.name());
         }

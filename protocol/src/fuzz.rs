@@ -13,9 +13,10 @@ use crate::evidence::{azure, qgs};
 use crate::identity::evidence::CertificateEvidence;
 use crate::judge::token::{Keys, Token};
 use crate::services::http;
+use crate::session::config::Config;
 use crate::session::frame::{self, Frame};
 use crate::session::message::Message;
-use crate::session::{Config, Event, Session};
+use crate::session::{Event, Session};
 use crate::{Policy, Role, SimPlatform, Trust, Verifier};
 
 /// Every frame is inside the input, bounded, and its bytes are what it says.
@@ -115,7 +116,7 @@ pub fn session(data: &[u8]) {
                 sent += u64::from(sides[from].send_chunk(u64::from(a), 0, &data).is_ok());
             }
             1 => {
-                let message = Message::Join { samples: a.into(), batches: b.into() };
+                let message = Message::Join { data: [a; 32], samples: a.into(), batches: b.into() };
                 let _ = sides[from].send(&message);
             }
             2 => {
@@ -258,7 +259,7 @@ mod tests {
             Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Refused(Refusal::Evidence),
             Message::Job(b"{}".to_vec()),
-            Message::Join { samples: 300, batches: 3 },
+            Message::Join { data: [7; 32], samples: 300, batches: 3 },
             Message::Parameters { step: 2, steps: 1000 },
             Message::Gradients { step: 2, samples: 128, loss: 1.5 },
             Message::Finished { steps: 1000, parameters: [7; 32] },

@@ -11,8 +11,13 @@ impl fmt::Display for Hex<'_> {
     }
 }
 
-/// The bytes that digits of either case stand for.
-pub(crate) fn parse(text: &str) -> Option<Vec<u8>> {
+/// Bytes as lower-case digits.
+pub fn hex(bytes: &[u8]) -> String {
+    Hex(bytes).to_string()
+}
+
+/// The bytes that digits of either case stand for; `None` where others or an odd number of them stand.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     let pair = |pair: &[u8]| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?);
     text.as_bytes().chunks(2).map(pair).collect()
@@ -24,10 +29,10 @@ mod tests {
 
     #[test]
     fn digits_read_back() {
-        assert_eq!(parse("00fFa0"), Some(vec![0, 255, 0xa0]));
+        assert_eq!(unhex("00fFa0"), Some(vec![0, 255, 0xa0]));
         assert_eq!(Hex(&[0, 255, 0xa0]).to_string(), "00ffa0");
         for text in ["0", "0g", "+1", "é0"] {
-            assert_eq!(parse(text), None, "{text}");
+            assert_eq!(unhex(text), None, "{text}");
         }
     }
 }

@@ -43,6 +43,7 @@ pub use evidence::sim::SimPlatform;
 pub use evidence::tpm::Pcrs;
 pub use evidence::tsm::ConfigfsTsm;
 pub use evidence::vtpm::{Evidence, Vtpm};
+pub use hex::{hex, unhex};
 pub use identity::binding::Binding;
 pub use identity::certificate::Identity;
 pub use identity::evidence::{CertificateEvidence, Form};
@@ -57,11 +58,13 @@ pub use services::collateral_store::Shelf;
 pub use services::http::{Authority, Url};
 pub use services::pccs::{FetchError, Pccs};
 pub use session::close::Ended;
+pub use session::config::Config;
 pub use session::frame::CHUNK_LEN_MAX;
+pub use session::link::Link;
 pub use session::message::{Message, PROTOCOL_VERSION, Refusal};
 pub use session::net::{LinkId, Net, Over};
 pub use session::roster::{Admission, Entry, ROSTER_MAX, Roster};
-pub use session::{Config, Event, Peer, Session};
+pub use session::{Event, Peer, Session};
 
 /// A source of evidence about the TD that this program runs in.
 pub trait Attester: Send + Sync {

@@ -18,11 +18,11 @@ use crate::data::cifar::Split;
 use crate::data::synthetic;
 use crate::failure::{Doing, Failure};
 use crate::job::Stem;
-use crate::model::params::hex;
 use crate::training::checkpoint::DATA_FILE;
 use crate::training::store::{DIRECTORY, Place};
 use crate::training::volume;
 use crate::trust::passphrase::KeySource;
+use protocol::hex;
 
 /// What to demonstrate.
 #[derive(Clone, Debug)]

@@ -10,9 +10,9 @@ use serde::Serialize;
 use crate::data::cifar::{Batch, CLASS_NAMES, CLASSES, Dataset, Split};
 use crate::failure::{Doing, Failure};
 use crate::model::inference::Inference;
-use crate::model::params::hex;
 use crate::training::checkpoint;
 use crate::training::store::Place;
+use protocol::hex;
 
 /// What a model does on a set of images.
 #[derive(Clone, Debug, Serialize)]

@@ -8,10 +8,10 @@ use protocol::{Entry, Verifier};
 
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
-use crate::model::params::hex;
 use crate::report::print;
 use crate::training::roster::parse;
 use crate::trust::{Attestation, Source, TrustOptions};
+use protocol::hex;
 
 /// Judge everybody who took part in a job, from the roster that ps0 left.
 #[derive(FromArgs, Debug)]

@@ -14,10 +14,10 @@ use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
 use crate::failure::{Doing, Failure};
-use crate::model::params::hex;
 use crate::report::print;
 use crate::trust::policy::{read, read_policy};
 use crate::trust::{Attestation, Source, TrustOptions};
+use protocol::hex;
 
 /// Judge a quote offline: signatures, certificates, revocation, patch levels, rules.
 #[derive(FromArgs, Debug)]

@@ -7,8 +7,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::data::merkle::Tree;
 use crate::job::rng::Stream;
-use crate::job::{Augment, Order};
+use crate::job::{Augment, Job, Order};
 
 /// Height and width of an image.
 pub const SIDE: usize = 32;
@@ -177,6 +178,13 @@ impl Dataset {
         &self.records
     }
 
+    /// What these records are, in 32 bytes: the root of a Merkle tree over them in their order.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut tree = Tree::default();
+        self.records.chunks_exact(RECORD_LEN).for_each(|record| tree.push(&[record]));
+        tree.root()
+    }
+
     fn pixels(&self, index: usize) -> &[u8] {
         &self.records[index * RECORD_LEN + 1..][..RECORD_LEN - 1]
     }
@@ -206,6 +214,8 @@ pub struct Sampler {
     pub order: Order,
     /// Crop and flip, or none.
     pub augment: Augment,
+    /// Whether a rest of one sample is part of the batch before it.
+    pub merges_single: bool,
     epoch: Option<u64>,
     indexes: Vec<u32>,
 }
@@ -213,12 +223,29 @@ pub struct Sampler {
 impl Sampler {
     /// A sampler; workers with equal data need seeds of their own.
     pub fn new(seed: u64, batch_size: usize, order: Order, augment: Augment) -> Self {
-        Self { seed, batch_size, order, augment, epoch: None, indexes: Vec::new() }
+        let (epoch, indexes) = (None, Vec::new());
+        Self { seed, batch_size, order, augment, merges_single: false, epoch, indexes }
     }
 
-    /// Batches of an epoch over `samples` samples.
+    /// The sampler of a worker's part in a job.
+    pub fn of(job: &Job, worker: u16) -> Self {
+        Self {
+            merges_single: Job::needs_two(job.stem),
+            // Each worker draws from its own streams: equal data would be augmented differently.
+            ..Self::new(
+                job.seed.wrapping_add(u64::from(worker) << 32),
+                job.batch_size as usize,
+                job.order,
+                job.augment,
+            )
+        }
+    }
+
+    /// Batches of an epoch over `samples` samples, as [`Job::batches`] counts them.
     pub fn batches(&self, samples: usize) -> u64 {
-        samples.div_ceil(self.batch_size) as u64
+        let size = self.batch_size;
+        let merged = self.merges_single && samples > size && samples % size == 1;
+        (samples.div_ceil(size) - usize::from(merged)) as u64
     }
 
     /// Fills the batch of `step`.
@@ -226,7 +253,9 @@ impl Sampler {
         let batches = self.batches(data.len());
         let (epoch, position) = (step / batches, (step % batches) as usize);
         self.arrange(epoch, data.len());
-        let indexes = self.indexes.chunks(self.batch_size).nth(position).unwrap_or_default();
+        let rest = &self.indexes[position * self.batch_size..];
+        let is_last = position as u64 + 1 == batches;
+        let indexes = if is_last { rest } else { &rest[..self.batch_size] };
         batch.resize(indexes.len());
         let stream = Stream::new(self.seed, "augment");
         for (i, &index) in indexes.iter().enumerate() {
@@ -389,6 +418,23 @@ mod tests {
                     .chain((1..RECORD_LEN).map(move |j| (i * 7 + j) as u8))
             })
             .collect()
+    }
+
+    #[test]
+    fn a_rest_of_one_is_part_of_the_batch_before() {
+        let set = Dataset::from_records(crate::data::synthetic::records(1, 9)).expect("records");
+        let lens = |merges_single| {
+            let sampler = Sampler::new(1, 4, Order::Sequential, Augment::None);
+            let mut sampler = Sampler { merges_single, ..sampler };
+            let mut batch = Batch::default();
+            let mut len = |step| {
+                sampler.fill(&set, step, &mut batch);
+                batch.len()
+            };
+            [0, 1, 2, 3].map(&mut len)
+        };
+        assert_eq!(lens(true), [4, 5, 4, 5]);
+        assert_eq!(lens(false), [4, 4, 1, 4]);
     }
 
     #[test]

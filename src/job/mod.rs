@@ -41,6 +41,9 @@ pub struct Job {
     pub order: Order,
     /// SHA-256 of the parameters that the training starts from, if they came from a file.
     pub init: Option<[u8; 32]>,
+    /// What the weight of a worker's gradients is in a step.
+    #[serde(default, skip_serializing_if = "Weighting::is_default")]
+    pub weighting: Weighting,
 }
 
 /// The network's first layers.
@@ -93,11 +96,55 @@ pub enum Order {
     Shuffled,
 }
 
+/// What a worker's gradients weigh in a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weighting {
+    /// As its batch has samples. A worker whose data makes fewer batches begins anew within an epoch, so its
+    /// samples count more often than those of others.
+    Batch,
+    /// As its data has samples: n_k of n, as federated averaging is defined (McMahan et al., "Communication-efficient
+    /// learning of deep networks from decentralized data", 2017). Each sample counts alike.
+    #[default]
+    Data,
+}
+
+impl Weighting {
+    /// What is not said does not change a job's digest.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Job {
+    /// Whether the last maps of the network have one pixel, over which one image has no variance.
+    pub fn needs_two(stem: Stem) -> bool {
+        stem == Stem::Imagenet
+    }
+
+    /// Batches that so many samples make in an epoch. A rest of one is part of the batch before it, where it could
+    /// not be normalised alone.
+    pub fn batches(&self, samples: u64) -> u64 {
+        let size = u64::from(self.batch_size);
+        let merged = Self::needs_two(self.stem) && samples > size && samples % size == 1;
+        samples.div_ceil(size) - u64::from(merged)
+    }
+
+    /// Most images of a worker in a step.
+    pub fn batch_max(&self) -> u32 {
+        self.batch_size + u32::from(Self::needs_two(self.stem))
+    }
+
     /// SHA-256 over the job's wire form.
     pub fn digest(&self) -> [u8; 32] {
         let hash = digest(&SHA256, &self.encode());
         hash.as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
+
+    /// Whether a training that began as this job may go on as the other: it differs in the learning rate alone,
+    /// of which workers know nothing, and which has to be lowered where a training diverged.
+    pub fn is_continued_by(&self, other: &Self) -> bool {
+        Self { schedule: other.schedule, ..self.clone() } == *other
     }
 
     /// The wire form: JSON, so that an auditor can read what the digest covers.
@@ -169,11 +216,28 @@ names!(Stem { "imagenet" => Imagenet, "cifar" => Cifar });
 names!(Precision { "fp32" => Fp32, "bf16" => Bf16 });
 names!(Algorithm { "auto" => Auto, "direct" => Direct });
 names!(Augment { "standard" => Standard, "none" => None });
+names!(Weighting { "data" => Data, "batch" => Batch });
 names!(Order { "shuffled" => Shuffled, "sequential" => Sequential });
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_said_leaves_the_digest_and_a_rest_of_one_is_merged() {
+        let text = r#"{"stem":"imagenet","precision":"fp32","conv":"auto","workers":2,"batch_size":16,"epochs":1,
+            "steps":null,"schedule":{"cosine":{"rate":0.1}},"momentum":0.9,"weight_decay":0.0005,
+            "seed":1,"augment":"standard","order":"shuffled","init":null}"#;
+        let job = Job::parse(text.as_bytes()).expect("valid");
+        let bare: String = text.split_whitespace().collect();
+        assert_eq!(job.encode(), bare.as_bytes());
+        let batches = |stem, samples| Job { stem, ..job.clone() }.batches(samples);
+        for (samples, merged, split) in [(1, 1, 1), (16, 1, 1), (17, 1, 2), (18, 2, 2), (33, 2, 3)]
+        {
+            assert_eq!(batches(Stem::Imagenet, samples), merged, "{samples} samples");
+            assert_eq!(batches(Stem::Cifar, samples), split, "{samples} samples");
+        }
+    }
 
     #[test]
     fn jobs_out_of_range_or_with_unknown_fields_are_refused() {

@@ -1,5 +1,7 @@
 //! The learning rate as a pure function of the step.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate changes over a training.
@@ -16,6 +18,9 @@ pub enum Schedule {
     Cosine {
         /// The largest rate.
         rate: f32,
+        /// Steps of the warm-up, unless it is a twentieth of all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        warm_up: Option<u64>,
     },
 }
 
@@ -27,8 +32,8 @@ impl Schedule {
     pub fn rate(self, step: u64, steps: u64) -> f32 {
         match self {
             Self::Constant { rate } => rate,
-            Self::Cosine { rate } => {
-                let warm_up = (steps / WARM_UP_PART).max(1);
+            Self::Cosine { rate, warm_up } => {
+                let warm_up = warm_up.unwrap_or(steps / WARM_UP_PART).max(1);
                 if step < warm_up {
                     return rate * (step + 1) as f32 / warm_up as f32;
                 }
@@ -39,14 +44,40 @@ impl Schedule {
     }
 }
 
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Constant { rate } => write!(f, "a constant rate of {rate}"),
+            Self::Cosine { rate, .. } => write!(f, "a cosine from a rate of {rate}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn cosine(warm_up: Option<u64>) -> Schedule {
+        Schedule::Cosine { rate: 0.1, warm_up }
+    }
+
+    #[test]
+    fn a_warm_up_of_ones_own_and_the_usual_one_are_the_same_rule() {
+        assert_eq!(cosine(Some(10)).rate(7, 200), cosine(None).rate(7, 200));
+        assert_eq!(cosine(Some(0)).rate(0, 200), 0.1);
+        assert!((cosine(Some(100)).rate(0, 200) - 0.001).abs() < 1e-7);
+        // A warm-up that is longer than the training ends with it.
+        assert!(cosine(Some(1000)).rate(199, 200) < 0.1);
+        // What is not said is not written: the digest of a job stays.
+        assert_eq!(
+            serde_json::to_string(&cosine(None)).expect("plain"),
+            r#"{"cosine":{"rate":0.1}}"#
+        );
+    }
+
     #[test]
     fn cosine_warms_up_then_falls_to_nearly_zero() {
-        let rates: Vec<f32> =
-            (0..200).map(|step| Schedule::Cosine { rate: 0.1 }.rate(step, 200)).collect();
+        let rates: Vec<f32> = (0..200).map(|step| cosine(None).rate(step, 200)).collect();
         assert!((rates[0] - 0.01).abs() < 1e-7 && (rates[9] - 0.1).abs() < 1e-7);
         assert!(rates[10..].windows(2).all(|pair| pair[1] < pair[0]));
         assert!(rates[199] > 0.0 && rates[199] < 1e-4);
@@ -56,7 +87,7 @@ mod tests {
     fn short_trainings_have_a_rate_for_every_step() {
         for steps in 1..5 {
             for step in 0..steps {
-                let rate = Schedule::Cosine { rate: 0.1 }.rate(step, steps);
+                let rate = cosine(None).rate(step, steps);
                 assert!(rate.is_finite() && rate >= 0.0);
             }
         }

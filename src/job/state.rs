@@ -24,6 +24,40 @@ pub struct Member {
     pub samples: u64,
     /// Batches that these make in an epoch.
     pub batches: u64,
+    /// Root of the Merkle tree over its records; `None` in checkpoints from before it was kept.
+    #[serde(default, with = "digits")]
+    pub data: Option<[u8; 32]>,
+}
+
+impl Member {
+    /// Whether this is the data of before, as far as that is known.
+    pub fn is_as(&self, before: &Self) -> bool {
+        let counts = |member: &Self| (member.samples, member.batches);
+        counts(self) == counts(before) && before.data.is_none_or(|data| self.data == Some(data))
+    }
+}
+
+/// A digest as hexadecimal digits.
+mod digits {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    use protocol::{hex, unhex};
+
+    pub(super) fn serialize<S: Serializer>(
+        data: &Option<[u8; 32]>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        data.as_ref().map(|data| hex(data)).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<[u8; 32]>, D::Error> {
+        let text = Option::<String>::deserialize(deserializer)?;
+        let read = |text: String| unhex(&text).and_then(|bytes| bytes.try_into().ok());
+        let wrong = || de::Error::custom("data is no digest of 32 bytes");
+        text.map(|text| read(text).ok_or_else(wrong)).transpose()
+    }
 }
 
 impl State {

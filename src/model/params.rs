@@ -109,22 +109,8 @@ pub fn hash(values: &[f32]) -> [u8; 32] {
     context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 // The flat buffer travels and is hashed as the bytes of its `f32`s.
 const _: () = assert!(cfg!(target_endian = "little"), "hfl needs a little-endian machine");
-
-/// The bytes that hexadecimal digits stand for.
-pub(crate) fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    text.as_bytes()
-        .chunks(2)
-        .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
-        .collect()
-}
 
 #[cfg(test)]
 mod tests {

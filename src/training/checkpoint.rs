@@ -16,8 +16,9 @@ use crate::files::read_bounded;
 use crate::job::state::State;
 use crate::job::{Job, Stem};
 use crate::model::network::Network;
-use crate::model::params::{self, Kind, Layout, Tensor, hex};
+use crate::model::params::{self, Kind, Layout, Tensor};
 use crate::training::store::{Progress, Store};
+use protocol::hex;
 
 /// The file with the values.
 pub const DATA_FILE: &str = "model.ckpt-data";
@@ -212,6 +213,9 @@ fn import(
     }
     let (source, _) = view.data().as_chunks::<4>();
     let source: Vec<f32> = source.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+    if source.iter().any(|value| !value.is_finite()) {
+        return Err(CheckpointError::Tensor(name, "holds values that are infinite or no numbers"));
+    }
     tensor.import(&source, values);
     Ok(())
 }
@@ -376,7 +380,7 @@ mod tests {
     use super::*;
     use crate::job::schedule::Schedule;
     use crate::job::state::Member;
-    use crate::job::{Algorithm, Augment, Order, Precision};
+    use crate::job::{Algorithm, Augment, Order, Precision, Weighting};
 
     fn trained() -> (Network, Checkpoint) {
         let network = Network::resnet50(Stem::Cifar).expect("shapes");
@@ -388,20 +392,21 @@ mod tests {
             batch_size: 8,
             epochs: 1,
             steps: None,
-            schedule: Schedule::Cosine { rate: 0.1 },
+            schedule: Schedule::Cosine { rate: 0.1, warm_up: None },
             momentum: 0.9,
             weight_decay: 5e-4,
             seed: 1,
             augment: Augment::None,
             order: Order::Sequential,
             init: None,
+            weighting: Weighting::Data,
         };
         let layout = &network.layout;
         let params = (0..layout.len).map(|i| i as f32).collect();
         let mut state = State::new(params, layout.trained, 2);
         state.velocity.iter_mut().enumerate().for_each(|(i, v)| *v = -(i as f32));
         (state.step, state.steps) = (7, Some(9));
-        state.members[1] = Some(Member { samples: 9, batches: 2 });
+        state.members[1] = Some(Member { samples: 9, batches: 2, data: Some([5; 32]) });
         (network, Checkpoint { job, state })
     }
 

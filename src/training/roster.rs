@@ -4,7 +4,7 @@ use base64ct::{Base64, Encoding};
 use protocol::{Admission, Entry, Roster};
 use serde::{Deserialize, Serialize};
 
-use crate::model::params::{hex, unhex};
+use protocol::{hex, unhex};
 
 /// The file in the model's directory.
 pub const FILE: &str = "roster.json";

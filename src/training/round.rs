@@ -14,13 +14,17 @@ pub struct Round {
     /// For each cell, how many workers it has: those with the lowest numbers.
     counted: Vec<u16>,
     announced: Vec<Option<Announced>>,
+    /// A value that is not finite is in the sum.
+    spoiled: bool,
 }
 
 /// What a worker says before its gradients.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Announced {
-    /// Samples of its batch, the weight of its gradients.
+    /// Samples of its batch.
     pub samples: u32,
+    /// What its gradients weigh.
+    pub weight: f32,
     /// Mean loss of its batch.
     pub loss: f32,
 }
@@ -43,6 +47,8 @@ pub enum RoundError {
     Unannounced,
     /// The chunk is not exactly one cell.
     NotACell,
+    /// A value is infinite or no number.
+    NotFinite,
 }
 
 impl Round {
@@ -54,6 +60,7 @@ impl Round {
             cell,
             counted: vec![0; len.div_ceil(cell)],
             announced: vec![None; usize::from(workers)],
+            spoiled: false,
         }
     }
 
@@ -63,6 +70,9 @@ impl Round {
     /// When the worker announced something else in this round before.
     pub fn announce(&mut self, worker: u16, announced: Announced) -> Result<(), RoundError> {
         let slot = &mut self.announced[usize::from(worker)];
+        if !announced.loss.is_finite() {
+            return Err(RoundError::NotFinite);
+        }
         if announced.samples == 0 || slot.is_some_and(|before| before.samples != announced.samples)
         {
             return Err(RoundError::Unannounced);
@@ -71,40 +81,51 @@ impl Round {
         Ok(())
     }
 
-    /// Adds a worker's values (little-endian) at `offset` bytes.
+    /// Adds a worker's values (little-endian) at `offset` bytes. They are looked at in the pass that adds them, so
+    /// after [`RoundError::NotFinite`] the sum is spoiled: the round cannot be closed.
     ///
     /// # Errors
-    /// When the bytes are not exactly one cell, or nothing was announced.
+    /// When the bytes are not exactly one cell, nothing was announced, or a value is not finite.
     pub fn add(&mut self, worker: u16, offset: u64, data: &[u8]) -> Result<Added, RoundError> {
         let announced = self.announced[usize::from(worker)].ok_or(RoundError::Unannounced)?;
         let (index, range) = self.cell_at(offset, data.len()).ok_or(RoundError::NotACell)?;
-        let counted = &mut self.counted[index];
-        if worker < *counted {
+        let counted = self.counted[index];
+        if worker < counted {
             return Ok(Added::Duplicate);
         }
-        if worker > *counted {
+        if worker > counted {
             return Ok(Added::TooEarly);
         }
-        *counted += 1;
-        let weight = announced.samples as f32;
+        let weight = announced.weight;
         let (values, _) = data.as_chunks::<4>();
         let sum = &mut self.sum[range];
+        // The largest exponent tells: a comparison a value would not be done on whole vectors.
+        let mut largest = 0;
         if worker == 0 {
             for (sum, &value) in sum.iter_mut().zip(values) {
-                *sum = weight * f32::from_le_bytes(value);
+                let value = f32::from_le_bytes(value);
+                largest = largest.max(value.abs().to_bits());
+                *sum = weight * value;
             }
         } else {
             for (sum, &value) in sum.iter_mut().zip(values) {
-                *sum += weight * f32::from_le_bytes(value);
+                let value = f32::from_le_bytes(value);
+                largest = largest.max(value.abs().to_bits());
+                *sum += weight * value;
             }
         }
+        if largest >= f32::INFINITY.to_bits() {
+            self.spoiled = true;
+            return Err(RoundError::NotFinite);
+        }
+        self.counted[index] += 1;
         Ok(Added::Counted)
     }
 
     /// Whether every worker's gradients are in.
     pub fn is_closed(&self) -> bool {
         let workers = self.announced.len();
-        self.counted.iter().all(|&counted| usize::from(counted) == workers)
+        !self.spoiled && self.counted.iter().all(|&counted| usize::from(counted) == workers)
     }
 
     /// The weighted sum, complete once the round is closed.
@@ -117,16 +138,24 @@ impl Round {
         self.announced.iter().flatten().map(|announced| u64::from(announced.samples)).sum()
     }
 
-    /// Mean loss over all samples.
+    /// Weight of all workers.
+    pub fn weight(&self) -> f32 {
+        let weights = self.announced.iter().flatten().map(|a| f64::from(a.weight));
+        weights.sum::<f64>() as f32
+    }
+
+    /// Mean loss, weighted as the gradients are.
     pub fn loss(&self) -> f32 {
-        let weighted = |a: &Announced| f64::from(a.loss) * f64::from(a.samples);
-        (self.announced.iter().flatten().map(weighted).sum::<f64>() / self.samples() as f64) as f32
+        let weighted = |a: &Announced| f64::from(a.loss) * f64::from(a.weight);
+        let sum: f64 = self.announced.iter().flatten().map(weighted).sum();
+        (sum / f64::from(self.weight())) as f32
     }
 
     /// Begins the next round.
     pub fn reset(&mut self) {
         self.counted.fill(0);
         self.announced.fill(None);
+        self.spoiled = false;
     }
 
     fn cell_at(&self, offset: u64, len: usize) -> Option<(usize, Range<usize>)> {
@@ -151,7 +180,7 @@ mod tests {
         values.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
 
-    const ONE: Announced = Announced { samples: 1, loss: 1.0 };
+    const ONE: Announced = Announced { samples: 1, weight: 1.0, loss: 1.0 };
 
     #[test]
     fn the_sum_has_the_same_bits_for_every_order_of_arrival() {
@@ -176,8 +205,8 @@ mod tests {
     #[test]
     fn each_worker_counts_once_with_its_samples_as_weight() {
         let mut round = Round::new(5, 2, 2);
-        round.announce(0, Announced { samples: 3, loss: 1.0 }).expect("first");
-        round.announce(1, Announced { samples: 1, loss: 2.0 }).expect("first");
+        round.announce(0, Announced { samples: 3, weight: 3.0, loss: 1.0 }).expect("first");
+        round.announce(1, Announced { samples: 1, weight: 1.0, loss: 2.0 }).expect("first");
         for (worker, value) in [(0, 2.0), (1, 10.0)] {
             for (offset, len) in [(16, 1), (8, 2), (0, 2)] {
                 let data = bytes(&vec![value; len]);
@@ -194,6 +223,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_finite_never_closes_a_round() {
+        for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut round = Round::new(5, 5, 2);
+            let loss = round.announce(0, Announced { samples: 1, weight: 1.0, loss: value });
+            assert_eq!(loss, Err(RoundError::NotFinite));
+            (0..2).for_each(|worker| round.announce(worker, ONE).expect("first"));
+            round.add(0, 0, &bytes(&[1.0; 5])).expect("finite");
+            let mut values = [f32::MAX; 5];
+            values[4] = value;
+            assert_eq!(round.add(1, 0, &bytes(&values)), Err(RoundError::NotFinite), "{value}");
+            // Not even with other values afterwards: what is in the sum stays there.
+            round.add(1, 0, &bytes(&[1.0; 5])).expect("finite");
+            assert!(!round.is_closed());
+            round.reset();
+            (0..2).for_each(|worker| round.announce(worker, ONE).expect("first"));
+            (0..2).for_each(|worker| {
+                round.add(worker, 0, &bytes(&[1.0; 5])).expect("finite");
+            });
+            assert!(round.is_closed());
+        }
+    }
+
+    #[test]
     fn chunks_that_are_no_cell_are_refused() {
         let mut round = Round::new(5, 2, 1);
         round.announce(0, ONE).expect("first");
@@ -204,7 +256,7 @@ mod tests {
             assert_eq!(result, Err(RoundError::NotACell), "{len} values at byte {offset}");
         }
         assert_eq!(
-            round.announce(0, Announced { samples: 2, loss: 1.0 }),
+            round.announce(0, Announced { samples: 2, weight: 2.0, loss: 1.0 }),
             Err(RoundError::Unannounced)
         );
     }

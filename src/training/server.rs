@@ -5,14 +5,15 @@
 //! after each pass.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use kernels::{Isa, Pool, Sgd, momentum_sgd};
-use protocol::{Ended, Event, Message, Refusal, Role, Roster, Session};
+use protocol::{Admission, Ended, Event, Message, Refusal, Role, Roster, Session, hex};
 
-use crate::job::Job;
 use crate::job::state::{Member, State};
+use crate::job::{Job, Weighting};
 use crate::model::params::{self, Kind, Layout};
-use crate::training::round::{Added, Announced, Round, cell_range};
+use crate::training::round::{Added, Announced, Round, RoundError, cell_range};
 
 /// The server of one job.
 pub struct ParameterServer {
@@ -27,6 +28,38 @@ pub struct ParameterServer {
     /// Entries of the roster that survive us: only these are told.
     kept: usize,
     exec: (Pool, Isa),
+    /// What the log should say, since it was asked the last time.
+    notes: Vec<String>,
+    /// A worker's values that cannot be part of a model; the job cannot go on.
+    fault: Option<NotFinite>,
+}
+
+/// Values that are infinite or no numbers, by where they were met first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotFinite {
+    /// In what a worker sent for a step.
+    Contribution {
+        /// Its number.
+        worker: u16,
+        /// The step.
+        step: u64,
+    },
+    /// In the parameters after the update of a step.
+    Update {
+        /// The step.
+        step: u64,
+    },
+}
+
+impl fmt::Display for NotFinite {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Contribution { worker, step } => {
+                write!(f, "step {step}: the gradients of worker{worker} are not finite")
+            }
+            Self::Update { step } => write!(f, "step {step}: the update is not finite"),
+        }
+    }
 }
 
 /// A verified connection.
@@ -36,10 +69,32 @@ struct Link {
     told: usize,
     /// Next cell of the parameters to send.
     sending: Option<usize>,
-    /// Joined, and thus part of the rounds.
-    joined: bool,
+    place: Place,
     told_end: bool,
-    superseded: bool,
+    challenge: Challenge,
+}
+
+/// What a connection has to do with the place of its worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    /// It did not join yet.
+    None,
+    /// It joined and is part of the rounds.
+    Held,
+    /// It could join, but another connection holds the place: one of the two is dead or a mistake.
+    Wanted(Member),
+    /// The other one turned out to be alive.
+    Lost,
+}
+
+/// Whether the holder of a place was asked for a sign of life, because another wants the place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Challenge {
+    None,
+    /// To be asked when its connection is looked at.
+    Due,
+    /// Asked when it had given so many.
+    Asked(u64),
 }
 
 /// A closed round.
@@ -60,8 +115,21 @@ impl ParameterServer {
     pub fn new(job: Job, layout: Layout, state: State, cell: usize, exec: (Pool, Isa)) -> Self {
         assert_eq!((state.params.len(), state.velocity.len()), (layout.len, layout.trained));
         let round = Round::new(layout.len, cell, job.workers);
-        let (links, roster) = (BTreeMap::new(), Roster::default());
-        Self { job, layout, state, round, cell, links, progress: 0, roster, kept: 0, exec }
+        let (links, roster, notes) = (BTreeMap::new(), Roster::default(), Vec::new());
+        Self {
+            job,
+            layout,
+            state,
+            round,
+            cell,
+            links,
+            progress: 0,
+            roster,
+            kept: 0,
+            exec,
+            notes,
+            fault: None,
+        }
     }
 
     /// Goes on with a roster of before.
@@ -103,9 +171,20 @@ impl ParameterServer {
         self.progress
     }
 
-    /// Workers that are connected and have joined.
-    pub fn joined(&self) -> usize {
-        self.links.values().filter(|link| link.joined && !link.superseded).count()
+    /// Workers that have not joined, or are gone, in the order of their numbers.
+    pub fn missing(&self) -> Vec<Role> {
+        let held = |worker| self.holder(worker).is_some();
+        (0..self.job.workers).filter(|worker| !held(*worker)).map(Role::Worker).collect()
+    }
+
+    /// What is worth a line in the log, since this was asked the last time.
+    pub fn take_notes(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.notes)
+    }
+
+    /// Admits ourselves, so that the roster has everybody's evidence.
+    pub fn admit_self(&mut self, own: Admission) {
+        self.roster.admit(own);
     }
 
     /// Whether every worker of the job knows that it is finished.
@@ -114,15 +193,12 @@ impl ParameterServer {
         (0..self.job.workers).all(told)
     }
 
-    /// Works through the events of a session. Returns whether there is more to send once its output is
-    /// gone.
+    /// Works through the events of a session and queues the next piece of what it has to be sent; to be called
+    /// again when that is out.
     ///
     /// # Errors
     /// When the session ends; others are not touched.
-    pub fn pump(&mut self, id: usize, session: &mut Session) -> Result<bool, Ended> {
-        if self.links.get(&id).is_some_and(|link| link.superseded) {
-            return Err(session.close(Some(Refusal::Role)));
-        }
+    pub fn pump(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
         loop {
             let step = self.state.step;
             let held = match session.next_event()? {
@@ -139,14 +215,16 @@ impl ParameterServer {
                 }
                 Some(Event::Chunk { step: of, offset, data }) => {
                     let added = match self.links.get(&id) {
-                        Some(link) if of == step && link.joined => {
-                            self.round.add(link.worker, offset, data).ok()
+                        Some(link) if of == step && link.place == Place::Held => {
+                            let worker = link.worker;
+                            let added = self.round.add(worker, offset, data);
+                            added.map_err(|why| self.refused(worker, why))
                         }
-                        _ => None,
+                        _ => Err(Refusal::Protocol),
                     };
                     match added {
-                        None => return Err(session.close(Some(Refusal::Protocol))),
-                        Some(added) => added == Added::TooEarly,
+                        Err(refusal) => return Err(session.close(Some(refusal))),
+                        Ok(added) => added == Added::TooEarly,
                     }
                 }
             };
@@ -156,25 +234,81 @@ impl ParameterServer {
             }
             self.progress += 1;
         }
+        self.settle_place(id, session)?;
         self.send(id, session)
     }
 
+    /// Asks the holder of a place that another wants, and tells the other when the holder answers.
+    fn settle_place(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
+        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
+        if link.place == Place::Lost {
+            return Err(session.close(Some(Refusal::Taken)));
+        }
+        match link.challenge {
+            Challenge::None => {}
+            Challenge::Due => {
+                link.challenge = Challenge::Asked(session.answers());
+                session.probe()?;
+            }
+            Challenge::Asked(before) if session.answers() > before => {
+                link.challenge = Challenge::None;
+                let worker = link.worker;
+                self.progress += 1;
+                let wanted = |link: &&mut Link| {
+                    link.worker == worker && matches!(link.place, Place::Wanted(_))
+                };
+                self.links.values_mut().filter(wanted).for_each(|link| link.place = Place::Lost);
+            }
+            Challenge::Asked(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The connection that has a worker's place.
+    fn holder(&self, worker: u16) -> Option<usize> {
+        let holds = |link: &Link| link.worker == worker && link.place == Place::Held;
+        self.links.iter().find(|(_, link)| holds(link) && !link.told_end).map(|(id, _)| *id)
+    }
+
     /// Applies the update if every worker's gradients are in.
-    pub fn close_round(&mut self) -> Option<Closed> {
-        let steps = self.state.steps?;
+    ///
+    /// # Errors
+    /// When something is not finite: the state is spoiled and must not be saved.
+    pub fn close_round(&mut self) -> Result<Option<Closed>, NotFinite> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        let Some(steps) = self.state.steps else { return Ok(None) };
         if self.state.is_finished() || !self.round.is_closed() {
-            return None;
+            return Ok(None);
         }
         let (loss, samples) = (self.round.loss(), self.round.samples());
-        self.update(steps, samples);
+        if !self.update(steps) {
+            let fault = NotFinite::Update { step: self.state.step };
+            self.fault = Some(fault);
+            return Err(fault);
+        }
         let closed = Closed { step: self.state.step, steps, loss, samples };
         self.round.reset();
         self.state.step += 1;
         self.progress += 1;
-        for link in self.links.values_mut().filter(|link| link.joined) {
+        for link in self.links.values_mut().filter(|link| link.place == Place::Held) {
             link.sending = Some(0);
         }
-        Some(closed)
+        Ok(Some(closed))
+    }
+
+    /// What a worker is told whose part of a round is refused.
+    fn refused(&mut self, worker: u16, why: RoundError) -> Refusal {
+        match why {
+            RoundError::Unannounced | RoundError::NotACell => Refusal::Protocol,
+            RoundError::NotFinite => {
+                let step = self.state.step;
+                self.fault.get_or_insert(NotFinite::Contribution { worker, step });
+                self.progress += 1;
+                Refusal::NotFinite
+            }
+        }
     }
 
     /// Forgets a connection that is over.
@@ -183,7 +317,17 @@ impl ParameterServer {
         if self.links.get(&id).is_some_and(|link| link.told_end) {
             return None;
         }
-        self.links.remove(&id).map(|link| Role::Worker(link.worker))
+        let gone = self.links.remove(&id)?;
+        let wants = |link: &Link| match link.place {
+            Place::Wanted(member) if link.worker == gone.worker => Some(member),
+            _ => None,
+        };
+        let next = self.links.iter().find_map(|(id, link)| Some((*id, wants(link)?)));
+        if let (Place::Held, Some((next, member))) = (gone.place, next) {
+            self.take_place(next, member);
+        }
+        self.progress += 1;
+        Some(Role::Worker(gone.worker))
     }
 
     fn open(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
@@ -191,56 +335,116 @@ impl ParameterServer {
             Some(Role::Worker(index)) if index < self.job.workers => index,
             // The model is not there yet.
             Some(Role::TrustedNode) => return Err(session.close(Some(Refusal::Later))),
-            _ => return Err(session.close(Some(Refusal::Role))),
+            Some(other) => {
+                let last = self.job.workers - 1;
+                self.notes.push(format!("{other}: the job has worker0 to worker{last}"));
+                return Err(session.close(Some(Refusal::Role)));
+            }
+            None => return Err(session.close(Some(Refusal::Role))),
         };
         let admitted = session.admission().cloned().is_some_and(|who| self.roster.admit(who));
         if !admitted {
             return Err(session.close(Some(Refusal::Later)));
         }
         self.progress += 1;
-        // The newest connection wins: the old one may be dead without our knowing.
-        for link in self.links.values_mut().filter(|link| link.worker == worker) {
-            link.superseded = true;
-        }
         let link = Link {
             worker,
             told: 0,
             sending: None,
-            joined: false,
+            place: Place::None,
             told_end: false,
-            superseded: false,
+            challenge: Challenge::None,
         };
         self.links.insert(id, link);
         session.send(&Message::Job(self.job.encode()))
     }
 
     fn handle(&mut self, id: usize, message: &Message) -> Result<(), Refusal> {
-        let link = self.links.get_mut(&id).ok_or(Refusal::Protocol)?;
+        let link = self.links.get(&id).ok_or(Refusal::Protocol)?;
         match *message {
-            Message::Join { samples, batches } => {
-                let member = Member { samples, batches };
-                let slot = &mut self.state.members[usize::from(link.worker)];
-                let changed = slot.is_some_and(|before| before != member);
-                let expected = samples.div_ceil(u64::from(self.job.batch_size));
-                if changed || samples == 0 || batches != expected {
-                    return Err(Refusal::Data);
-                }
-                *slot = Some(member);
-                link.joined = true;
-                link.sending = Some(0);
-                self.settle_steps();
-                Ok(())
+            Message::Join { data, samples, batches } => {
+                self.join(id, Member { samples, batches, data: Some(data) })
             }
             Message::Gradients { step, samples, loss } => {
-                let largest = self.job.batch_size;
-                if step != self.state.step || !link.joined || samples > largest {
+                let largest = self.job.batch_max();
+                if step != self.state.step || link.place != Place::Held || samples > largest {
                     return Err(Refusal::Protocol);
                 }
-                let announced = Announced { samples, loss };
-                self.round.announce(link.worker, announced).map_err(|_| Refusal::Protocol)
+                let weight = self.weight(link.worker, samples);
+                let announced = Announced { samples, weight, loss };
+                let worker = link.worker;
+                self.round.announce(worker, announced).map_err(|why| self.refused(worker, why))
             }
             _ => Err(Refusal::Protocol),
         }
+    }
+
+    /// Judges a join; only then is anything said about the place.
+    fn join(&mut self, id: usize, member: Member) -> Result<(), Refusal> {
+        let link = self.links.get(&id).ok_or(Refusal::Protocol)?;
+        let (worker, place) = (link.worker, link.place);
+        if place != Place::None {
+            return Err(Refusal::Protocol);
+        }
+        let before = self.state.members[usize::from(worker)];
+        if let Some(before) = before.filter(|before| !member.is_as(before)) {
+            self.notes.push(format!(
+                "worker{worker}: other data than when the job began: {} samples, {}, and now {}, {}",
+                before.samples,
+                named(before.data),
+                member.samples,
+                named(member.data)
+            ));
+            return Err(Refusal::Data);
+        }
+        let expected = self.job.batches(member.samples);
+        let single = member.samples == 1 && Job::needs_two(self.job.stem);
+        if member.samples == 0 || single || member.batches != expected {
+            return Err(Refusal::Data);
+        }
+        let wanted = |link: &Link| link.worker == worker && matches!(link.place, Place::Wanted(_));
+        match self.holder(worker) {
+            None => self.take_place(id, member),
+            Some(_) if self.links.values().any(wanted) => return Err(Refusal::Taken),
+            Some(holder) => {
+                self.notes.push(format!("worker{worker}: a second process; is the first alive?"));
+                if let Some(link) = self.links.get_mut(&holder) {
+                    link.challenge = Challenge::Due;
+                }
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.place = Place::Wanted(member);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a worker's gradients weigh. Where all data is of one size, the samples of the batches say the same with
+    /// smaller numbers.
+    fn weight(&self, worker: u16, samples: u32) -> f32 {
+        let members = self.state.members.iter().flatten();
+        let [own, first] = [usize::from(worker), 0]
+            .map(|index| self.state.members[index].map_or(0, |member| member.samples));
+        match self.job.weighting {
+            Weighting::Data if members.clone().any(|member| member.samples != first) => own as f32,
+            Weighting::Data | Weighting::Batch => samples as f32,
+        }
+    }
+
+    fn take_place(&mut self, id: usize, member: Member) {
+        let Some(link) = self.links.get_mut(&id) else { return };
+        (link.place, link.sending) = (Place::Held, Some(0));
+        let worker = link.worker;
+        self.state.members[usize::from(worker)] = Some(member);
+        self.settle_steps();
+        let missing = self.missing().len();
+        let all = self.job.workers;
+        let here = usize::from(all) - missing;
+        self.notes.push(format!(
+            "worker{worker}: joined, {} samples, {}; {here} of {all} are here",
+            member.samples,
+            named(member.data)
+        ));
     }
 
     /// The number of steps is known once every worker has said how many batches it has.
@@ -255,7 +459,7 @@ impl ParameterServer {
     }
 
     /// Queues the next piece of what this worker waits for; first of all, who else is there.
-    fn send(&mut self, id: usize, session: &mut Session) -> Result<bool, Ended> {
+    fn send(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
         if let Some(link) = self.links.get_mut(&id) {
             for entry in &self.roster.entries()[link.told..self.kept] {
                 session.send(&Message::Admitted(Box::new(entry.clone())))?;
@@ -263,14 +467,14 @@ impl ParameterServer {
             link.told = self.kept;
         }
         if self.has_news() {
-            return Ok(false);
+            return Ok(());
         }
         let (Some(link), Some(steps)) = (self.links.get_mut(&id), self.state.steps) else {
-            return Ok(false);
+            return Ok(());
         };
-        let Some(index) = link.sending else { return Ok(false) };
+        let Some(index) = link.sending else { return Ok(()) };
         if session.wants_output() {
-            return Ok(false);
+            return Ok(());
         }
         let step = self.state.step;
         if self.state.is_finished() {
@@ -278,8 +482,7 @@ impl ParameterServer {
             link.told_end = true;
             self.progress += 1;
             let parameters = params::hash(&self.state.params);
-            session.send(&Message::Finished { steps, parameters })?;
-            return Ok(false);
+            return session.send(&Message::Finished { steps, parameters });
         }
         if index == 0 {
             session.send(&Message::Parameters { step, steps })?;
@@ -287,16 +490,16 @@ impl ParameterServer {
         let range = cell_range(self.state.params.len(), self.cell, index).expect("a cell");
         link.sending = (range.end < self.state.params.len()).then_some(index + 1);
         let offset = (range.start * size_of::<f32>()) as u64;
-        session.send_chunk(step, offset, bytemuck::cast_slice(&self.state.params[range]))?;
-        Ok(link.sending.is_some())
+        session.send_chunk(step, offset, bytemuck::cast_slice(&self.state.params[range]))
     }
 
-    /// One SGD step with the mean gradient; statistics become the workers' mean.
-    fn update(&mut self, steps: u64, samples: u64) {
+    /// One SGD step with the mean gradient; statistics become the workers' mean. Whether all of it is finite.
+    fn update(&mut self, steps: u64) -> bool {
         let State { params, velocity, step, .. } = &mut self.state;
-        let scale = 1.0 / samples as f32;
+        let scale = 1.0 / self.round.weight();
         let rate = self.job.schedule.rate(*step, steps);
         let exec = (&self.exec.0, self.exec.1);
+        let mut is_finite = true;
         for tensor in &self.layout.tensors {
             let range = tensor.range.clone();
             let sum = &self.round.sum()[range.clone()];
@@ -306,12 +509,63 @@ impl ParameterServer {
                 Kind::Statistic => {
                     for (value, sum) in params[range].iter_mut().zip(sum) {
                         *value = scale * sum;
+                        is_finite &= value.is_finite();
                     }
                     continue;
                 }
             };
             let sgd = Sgd { rate, momentum: self.job.momentum, decay, scale };
-            momentum_sgd(exec, sgd, &mut params[range.clone()], &mut velocity[range], sum);
+            is_finite &=
+                momentum_sgd(exec, sgd, &mut params[range.clone()], &mut velocity[range], sum);
         }
+        is_finite
+    }
+}
+
+/// Data as the log names it.
+fn named(data: Option<[u8; 32]>) -> String {
+    data.map_or("of unknown digest".into(), |data| format!("digest {}...", hex(&data[..6])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::schedule::Schedule;
+    use crate::job::{Algorithm, Augment, Order, Precision, Stem};
+
+    fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
+        let job = Job {
+            stem: Stem::Imagenet,
+            precision: Precision::Fp32,
+            conv: Algorithm::Direct,
+            workers: 2,
+            batch_size: 16,
+            epochs: 1,
+            steps: None,
+            schedule: Schedule::Constant { rate: 0.1 },
+            momentum: 0.9,
+            weight_decay: 0.0,
+            seed: 1,
+            augment: Augment::None,
+            order: Order::Sequential,
+            init: None,
+            weighting,
+        };
+        let layout = Layout::new([("weight".into(), vec![4], Kind::Weight)]);
+        let mut state = State::new(vec![0.0; 4], 4, 2);
+        let member = |samples| Some(Member { samples, batches: job.batches(samples), data: None });
+        state.members = samples.map(member).into();
+        ParameterServer::new(job, layout, state, 4, (Pool::new(1), Isa::detect()))
+    }
+
+    #[test]
+    fn in_an_epoch_each_sample_weighs_alike() {
+        // 200 images make 13 batches, 17 make one of 17: a batch's samples would give the small site 17 of 33.
+        let uneven = server(Weighting::Data, [200, 17]);
+        assert_eq!([uneven.weight(0, 16), uneven.weight(1, 17)], [200.0, 17.0]);
+        let by_batch = server(Weighting::Batch, [200, 17]);
+        assert_eq!([by_batch.weight(0, 16), by_batch.weight(1, 17)], [16.0, 17.0]);
+        let even = server(Weighting::Data, [200, 200]);
+        assert_eq!([even.weight(0, 16), even.weight(1, 16)], [16.0, 16.0]);
     }
 }

@@ -5,7 +5,7 @@
 //! others, or set back to an older state one by one, are noticed when they are read.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Doing, Failure};
 use crate::files::{FILE_LEN_MAX, read_bounded};
-use crate::model::params::{hex, unhex};
 use crate::training::volume;
 use crate::trust::passphrase::KeySource;
+use protocol::{hex, unhex};
 
 /// The directory inside a volume.
 pub const DIRECTORY: &str = "model";
@@ -186,6 +186,23 @@ impl Store {
         };
         let manifest = read_manifest(&files, &key)?;
         Ok(Self::Volume(Box::new(Sealed { path: path.into(), files, key, manifest })))
+    }
+
+    /// Keeps other servers out of a directory while the lock lives; a volume has a lock of its own.
+    ///
+    /// # Errors
+    /// When another process holds it.
+    pub fn lock(&self) -> Result<Option<File>, Failure> {
+        let Self::Directory(path) = self else { return Ok(None) };
+        let directory = File::open(path).doing(path.display())?;
+        match directory.try_lock() {
+            Ok(()) => Ok(Some(directory)),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failure::new(format!("{}: another ps0 keeps its model there", path.display()))
+                    .hint("end it, or another --model-dir"))
+            }
+            Err(TryLockError::Error(error)) => Err(error).doing(path.display()),
+        }
     }
 
     /// How messages name a file of the store.

@@ -107,8 +107,8 @@ impl Worker {
     /// # Errors
     /// When the session is over.
     pub fn join(&self, session: &mut Session, member: Member) -> Result<(), Ended> {
-        let Member { samples, batches } = member;
-        session.send(&Message::Join { samples, batches })
+        let Member { samples, batches, data } = member;
+        session.send(&Message::Join { data: data.unwrap_or_default(), samples, batches })
     }
 
     /// Takes a chunk; `true` when the parameters are complete, `None` when it is not the next one.
@@ -139,8 +139,13 @@ impl Worker {
             Message::Job(bytes) => {
                 let job = Job::parse(&bytes).map_err(|_| Refusal::Protocol)?;
                 // The digest is what the server's evidence was bound to.
-                if job.digest() != *bound || self.job.as_ref().is_some_and(|known| *known != job) {
+                let changed = |known: &Job| !known.is_continued_by(&job);
+                if job.digest() != *bound || self.job.as_ref().is_some_and(changed) {
                     return Err(Refusal::Protocol);
+                }
+                // Evidence is bound to a job's digest, so each has a roster of its own.
+                if self.job.as_ref().is_some_and(|known| *known != job) {
+                    self.roster = Roster::default();
                 }
                 self.job = Some(job.clone());
                 Ok(Some(Work::Prepare(Box::new(job))))

@@ -38,6 +38,7 @@ pub fn fetch(config: &Arc<Config>, service: &Service) -> Result<Zeroizing<Vec<u8
     let Service { address, app_id, wait } = service;
     let end = Instant::now() + *wait;
     let mut net = Net::new(Arc::clone(config)).doing("network")?;
+    termination::wake(&mut net)?;
     let mut pause = PAUSES[0];
     loop {
         let why = match attempt(&mut net, service, end)? {
@@ -59,7 +60,7 @@ pub fn fetch(config: &Arc<Config>, service: &Service) -> Result<Zeroizing<Vec<u8
                 .hint("whether the service runs (hfl secret serve), and --secret-service"));
         }
         log::info!("{what}; trying again");
-        std::thread::sleep(pause);
+        termination::pause(pause);
         pause = (pause * 2).min(PAUSES[1]);
     }
 }
@@ -77,13 +78,13 @@ fn attempt(
     let mut secret = None;
     loop {
         let left = end.saturating_duration_since(Instant::now());
-        net.poll(left.min(Duration::from_secs(1)), &[0; 32]).doing("network")?;
+        net.poll(Some(left), &[0; 32]).doing("network")?;
         net.drive(id, |session| {
             secret = pump(session, &service.app_id)?;
             match secret {
                 Some(_) => Err(session.close(None)),
                 None if left.is_zero() || termination::requested() => Err(Ended::Timeout),
-                None => Ok(false),
+                None => Ok(()),
             }
         });
         if let Some(over) = net.take_ended().pop() {

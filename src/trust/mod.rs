@@ -19,8 +19,8 @@ use zeroize::Zeroizing;
 
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
-use crate::model::params::unhex;
 use crate::trust::policy::{read_collateral, read_policy};
+use protocol::unhex;
 
 /// Where evidence comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -47,15 +47,9 @@ pub(super) fn lock_memory(bytes: &[u8]) -> bool {
 /// Blocks signals in this thread and those that it will start, and gives a descriptor that becomes
 /// readable, without blocking, when one of them comes.
 pub(super) fn signal_descriptor(signals: &[c_int]) -> io::Result<File> {
-    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-    // SAFETY: sigemptyset initialises the set; after it the other calls read and write only the set,
-    // and signals are numbers. The descriptor is new, so the file is its only owner.
+    let set = signal_set(signals)?;
+    // SAFETY: the calls read the set only. The descriptor is new, so the file is its only owner.
     unsafe {
-        libc::sigemptyset(set.as_mut_ptr());
-        let mut set = set.assume_init();
-        for &signal in signals {
-            checked(c_long::from(libc::sigaddset(&raw mut set, signal)))?;
-        }
         match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) {
             0 => {}
             code => return Err(io::Error::from_raw_os_error(code)),
@@ -63,6 +57,40 @@ pub(super) fn signal_descriptor(signals: &[c_int]) -> io::Result<File> {
         let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
         let descriptor = checked(c_long::from(libc::signalfd(-1, &raw const set, flags)))?;
         Ok(File::from_raw_fd(descriptor as c_int))
+    }
+}
+
+/// Lets signals through to this thread again: they do what they do by default.
+pub(super) fn unblock_signals(signals: &[c_int]) -> io::Result<()> {
+    let set = signal_set(signals)?;
+    // SAFETY: the call reads the set only.
+    match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) }
+    {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
+/// Whether who started us wants a signal to be ignored, as `nohup` does.
+pub(super) fn is_ignored(signal: c_int) -> bool {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action the call only writes the present one, which is read if it did.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
+fn signal_set(signals: &[c_int]) -> io::Result<libc::sigset_t> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set, sigaddset changes only it.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        let mut set = set.assume_init();
+        for &signal in signals {
+            checked(c_long::from(libc::sigaddset(&raw mut set, signal)))?;
+        }
+        Ok(set)
     }
 }
 

@@ -63,7 +63,7 @@ impl Bytes {
     }
 
     fn digits(self) -> Option<Vec<u8>> {
-        self.decode(hex::parse)
+        self.decode(hex::unhex)
     }
 }
 

@@ -456,7 +456,7 @@ impl Accepted {
 }
 
 fn array<const N: usize>(text: &str) -> Option<[u8; N]> {
-    hex::parse(text)?.try_into().ok()
+    hex::unhex(text)?.try_into().ok()
 }
 
 #[cfg(test)]

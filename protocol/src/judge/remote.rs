@@ -144,7 +144,7 @@ impl RemoteVerifier {
             false => url.with_path(KEYS_PATH),
         };
         let hash = |name: &str, text: Option<String>| {
-            let bytes = text.map(|text| hex::parse(&text).and_then(|bytes| bytes.try_into().ok()));
+            let bytes = text.map(|text| hex::unhex(&text).and_then(|bytes| bytes.try_into().ok()));
             bytes
                 .map(|bytes| bytes.ok_or_else(|| format!("{name}: expected 64 digits")))
                 .transpose()

@@ -120,7 +120,7 @@ impl Pccs {
             serde_json::from_slice(&info.body).map_err(|_| FetchError::Malformed("TCB info"))?;
         let qe: QeAnswer = serde_json::from_slice(&identity.body)
             .map_err(|_| FetchError::Malformed("QE identity"))?;
-        let signature = |text: &str, what| hex::parse(text).ok_or(FetchError::Malformed(what));
+        let signature = |text: &str, what| hex::unhex(text).ok_or(FetchError::Malformed(what));
         let chain = |answer: &Answer, names: &[&str], what| {
             let found = names.iter().find_map(|name| answer.header(name));
             found.and_then(percent_decoded).ok_or(FetchError::Malformed(what))
@@ -195,7 +195,7 @@ fn der(body: &[u8]) -> Option<Vec<u8>> {
         return CertificateRevocationListDer::from_pem_slice(body).ok().map(|list| list.to_vec());
     }
     let text = std::str::from_utf8(body).ok()?.trim();
-    hex::parse(text.trim_matches('"'))
+    hex::unhex(text.trim_matches('"'))
 }
 
 /// The text that a header carries URL-encoded; forms write a space as '+', which is also a digit of
@@ -208,7 +208,7 @@ fn percent_decoded(text: &str) -> Option<Vec<u8>> {
         bytes.push(match byte {
             b'%' => {
                 let pair = [*rest.next()?, *rest.next()?];
-                *hex::parse(std::str::from_utf8(&pair).ok()?)?.first()?
+                *hex::unhex(std::str::from_utf8(&pair).ok()?)?.first()?
             }
             b'+' if form => b' ',
             other => other,

@@ -12,6 +12,9 @@ use crate::session::message::{PROTOCOL_VERSION, Refusal};
 /// Time for handshake and evidence together; a quote takes about a second.
 pub(crate) const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// A server that lets nothing be heard for so long is gone: a client ends the session and connects again.
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(120);
+
 /// Why a session is over.
 #[derive(Debug)]
 pub enum Ended {
@@ -39,6 +42,8 @@ pub enum Ended {
     Version(u16),
     /// The peer did not finish opening the session in time.
     Timeout,
+    /// The server let nothing be heard for too long.
+    Silent,
     /// We have no evidence to show.
     NoEvidence(io::Error),
     /// The connection broke.
@@ -53,7 +58,7 @@ impl fmt::Display for Ended {
             Self::Frame(error) => write!(f, "it broke the protocol: {error}"),
             Self::Malformed => write!(f, "it broke the protocol: bytes that are no message"),
             Self::NotAllowed(what) => write!(f, "it broke the protocol: {what} is not allowed now"),
-            Self::Refused(why) => write!(f, "refused: {why:?}"),
+            Self::Refused(why) => write!(f, "refused: {}", why.told()),
             Self::RefusedByPeer(why) => write!(f, "it refused us: {why}"),
             Self::Rejected(why) => write!(f, "its evidence is refused [{}]: {why}", why.code()),
             Self::Fellow(role, why) => {
@@ -68,6 +73,7 @@ impl fmt::Display for Ended {
                 write!(f, "it speaks protocol version {theirs}, we speak {PROTOCOL_VERSION}")
             }
             Self::Timeout => write!(f, "it did not attest within {} s", OPEN_TIMEOUT.as_secs()),
+            Self::Silent => write!(f, "it said nothing for {} s", SILENCE_MAX.as_secs()),
             Self::NoEvidence(error) => write!(f, "we have no evidence to show: {error}"),
             Self::Io(error) => error.fmt(f),
         }
@@ -94,7 +100,11 @@ impl Ended {
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
-            Self::ByPeer | Self::Io(_) | Self::Timeout | Self::RefusedByPeer(Refusal::Later)
+            Self::ByPeer
+                | Self::Io(_)
+                | Self::Silent
+                | Self::Timeout
+                | Self::RefusedByPeer(Refusal::Later)
         )
     }
 }

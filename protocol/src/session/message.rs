@@ -8,7 +8,7 @@ use crate::role::{Role, RoleKind};
 use crate::session::roster::Entry;
 
 /// Version of everything in this crate that both ends must agree on.
-pub const PROTOCOL_VERSION: u16 = 1;
+pub const PROTOCOL_VERSION: u16 = 2;
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,10 @@ pub enum Message {
     Refused(Refusal),
     /// The job's definition, whose digest was in the server's hello.
     Job(Vec<u8>),
-    /// A worker's data: its number of samples and of batches an epoch.
+    /// A worker's data: what it is, its number of samples and of batches an epoch.
     Join {
+        /// Root of the Merkle tree over its records.
+        data: [u8; 32],
         /// Samples of this worker.
         samples: u64,
         /// Batches that these make.
@@ -98,6 +100,8 @@ pub enum Message {
     VolumeEnd,
     /// The next entry of the server's roster.
     Admitted(Box<Entry>),
+    /// The sender is alive. A client answers a server's with its own.
+    Alive,
 }
 
 /// Why a session is ended, as far as the other side may know.
@@ -107,7 +111,7 @@ pub enum Refusal {
     Evidence,
     /// Something was said that may not be said now.
     Protocol,
-    /// The role does not exist in this job, or is taken.
+    /// The role does not exist in this job.
     Role,
     /// Another protocol version.
     Version,
@@ -117,6 +121,10 @@ pub enum Refusal {
     Secret,
     /// Not now; later perhaps.
     Later,
+    /// Another process has the role, and is alive.
+    Taken,
+    /// The worker's loss or gradients are infinite or no numbers.
+    NotFinite,
 }
 
 impl fmt::Display for Refusal {
@@ -124,12 +132,31 @@ impl fmt::Display for Refusal {
         f.write_str(match self {
             Self::Evidence => "our evidence was not accepted (the other side's log says why)",
             Self::Protocol => "we broke the protocol",
-            Self::Role => "the role does not exist in this job, or another process has it",
+            Self::Role => "the job has no such role",
             Self::Version => "it speaks another protocol version",
             Self::Data => "our data is not what it was when the job began",
             Self::Secret => "it has no secret of this app id for us (the service's log says why)",
             Self::Later => "it cannot do that now",
+            Self::Taken => "another process has our role, and is alive",
+            Self::NotFinite => "our loss or gradients are not finite",
         })
+    }
+}
+
+impl Refusal {
+    /// The same for the log of the one who refuses.
+    pub fn told(self) -> &'static str {
+        match self {
+            Self::Evidence => "its evidence is not accepted",
+            Self::Protocol => "it broke the protocol",
+            Self::Role => "the job has no such role",
+            Self::Version => "it speaks another protocol version",
+            Self::Data => "its data is not what it was when the job began",
+            Self::Secret => "there is no secret of this app id for it",
+            Self::Later => "not now",
+            Self::Taken => "another process has its role, and is alive",
+            Self::NotFinite => "its loss or gradients are not finite",
+        }
     }
 }
 
@@ -161,6 +188,7 @@ impl Message {
             Self::Volume { .. } => "volume",
             Self::VolumeEnd => "end of volume",
             Self::Admitted(_) => "admitted",
+            Self::Alive => "alive",
         }
     }
 
@@ -180,6 +208,7 @@ impl Message {
             (_, State::Handshake | State::Hello | State::Evidence | State::Closed) => return false,
             (message, State::Open) => match message {
                 Self::Hello { .. } | Self::Evidence { .. } | Self::Refused(_) => return false,
+                Self::Alive => return sender.is_some(),
                 Self::Job(_) | Self::Parameters { .. } | Self::Finished { .. } => {
                     (false, &[ParameterServer][..])
                 }
@@ -207,7 +236,7 @@ mod tests {
             Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Refused(Refusal::Version),
             Message::Job(vec![9]),
-            Message::Join { samples: 300, batches: 3 },
+            Message::Join { data: [7; 32], samples: 300, batches: 3 },
             Message::Parameters { step: 2, steps: 1000 },
             Message::Gradients { step: 2, samples: 128, loss: 1.5 },
             Message::Finished { steps: 1000, parameters: [7; 32] },
@@ -230,18 +259,19 @@ mod tests {
                     quote: vec![1],
                 },
             })),
+            Message::Alive,
         ]
     }
 
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 14] = [
+        let golden: [&[u8]; 15] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3, 1, 4],
             &[2, 3],
             &[3, 1, 9],
-            &[4, 0xac, 2, 3],
+            &[4, 7, 7, 7],
             &[5, 2, 0xe8, 7],
             &[6, 2, 0x80, 1, 0, 0, 0xc0, 0x3f],
             &[7, 0xe8, 7, 7, 7],
@@ -251,6 +281,7 @@ mod tests {
             &[11, 0x80, 0x80, 0x40],
             &[12],
             &[13, 0xac, 2, 8, 8],
+            &[14],
         ];
         for (message, golden) in one_of_each().iter().zip(golden) {
             let bytes = message.encode();
@@ -287,7 +318,7 @@ mod tests {
         for (kind, as_client, as_server) in expected {
             let both = [(true, as_client), (false, as_server)];
             for (from_client, says) in both {
-                let says = [&["refused"], says].concat();
+                let says = [&["refused"], says, &["alive"]].concat();
                 assert_eq!(allowed(State::Open, from_client, Some(kind)), says, "{kind:?}");
             }
         }

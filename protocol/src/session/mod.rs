@@ -13,7 +13,9 @@
 //! ```
 
 pub(crate) mod close;
+pub(crate) mod config;
 pub(crate) mod frame;
+pub(crate) mod link;
 pub(crate) mod message;
 pub(crate) mod net;
 pub(crate) mod roster;
@@ -25,70 +27,28 @@ use std::io::{self, IoSlice, Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
 use zeroize::Zeroizing;
 
-use crate::Attester;
 use crate::identity::binding::{Binding, EXPORTER_LABEL};
-use crate::identity::certificate::{Identity, spki_hash};
+use crate::identity::certificate::spki_hash;
 use crate::judge::dcap::Collateral;
 use crate::judge::rejection::Rejection;
-use crate::judge::verify::{Verdict, Verifier};
+use crate::judge::verify::Verdict;
 use crate::role::Role;
-use crate::session::close::{Ended, OPEN_TIMEOUT};
+use crate::session::close::{Ended, OPEN_TIMEOUT, SILENCE_MAX};
+use crate::session::config::{Config, nonce};
 use crate::session::frame::{FRAME_LEN_MAX, Frame};
 use crate::session::message::{Message, PROTOCOL_VERSION, Refusal, State};
 use crate::session::roster::Admission;
-use crate::session::tls::{Tls, rejection};
+use crate::session::tls::rejection;
 
+/// A server that said nothing else for so long says that it is alive. Well below [`SILENCE_MAX`], so that one
+/// that writes a checkpoint to a slow disk meanwhile is not taken for dead.
+const ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// Label of the exporter that gives the key for secrets.
 const SECRET_LABEL: &[u8] = b"EXPORTER-hfl-secret-v1";
-
-/// Who we are, and whom we accept.
-pub struct Config {
-    /// Our role.
-    pub role: Role,
-    /// Source of our evidence.
-    pub attester: Arc<dyn Attester>,
-    /// Judge of the peers' evidence.
-    pub verifier: Verifier,
-    /// Seconds since 1970.
-    pub clock: fn() -> u64,
-    /// Collateral of our own platform, which is shown to peers that may have none.
-    collateral: Vec<u8>,
-    identity: Identity,
-    tls: Tls,
-}
-
-impl Config {
-    /// Makes a fresh key with evidence for this run.
-    ///
-    /// # Errors
-    /// When the platform gives no quote.
-    pub fn new(
-        role: Role,
-        attester: Arc<dyn Attester>,
-        verifier: Verifier,
-        clock: fn() -> u64,
-    ) -> io::Result<Self> {
-        let identity = Identity::new(&*attester, clock())?;
-        Self::with_identity(role, attester, verifier, clock, identity)
-    }
-
-    pub(crate) fn with_identity(
-        role: Role,
-        attester: Arc<dyn Attester>,
-        verifier: Verifier,
-        clock: fn() -> u64,
-        identity: Identity,
-    ) -> io::Result<Self> {
-        let tls = Tls::new(&identity, &verifier, clock).map_err(io::Error::other)?;
-        let collateral = verifier.own_collateral(&identity, clock());
-        Ok(Self { role, attester, verifier, clock, collateral, identity, tls })
-    }
-}
 
 /// Something that the role has to know.
 #[derive(Debug)]
@@ -144,6 +104,14 @@ pub struct Session {
     shown: usize,
     deadline: Duration,
     bytes: [u64; 2],
+    /// When a byte last came and went, as far as the times that we were told say.
+    heard: Duration,
+    said: Duration,
+    /// Signs of life that a client gave.
+    answers: u64,
+    /// Whether one came or went since we were told the time.
+    has_heard: bool,
+    has_said: bool,
 }
 
 impl Session {
@@ -176,10 +144,7 @@ impl Session {
     ) -> Result<Self, Ended> {
         // What is queued is bounded by the role: one chunk for a server, one model for a worker.
         tls.set_buffer_limit(None);
-        let mut nonce = [0; 32];
-        SystemRandom::new()
-            .fill(&mut nonce)
-            .map_err(|_| Ended::Io(io::Error::other("no random numbers")))?;
+        let nonce = nonce().map_err(Ended::Io)?;
         Ok(Self {
             config,
             tls,
@@ -195,6 +160,11 @@ impl Session {
             shown: 0,
             deadline: now + OPEN_TIMEOUT,
             bytes: [0; 2],
+            heard: now,
+            said: now,
+            answers: 0,
+            has_heard: false,
+            has_said: false,
         })
     }
 
@@ -251,7 +221,12 @@ impl Session {
 
     /// When [`Session::handle_timeout`] must be called.
     pub fn timeout(&self) -> Option<Duration> {
-        (!matches!(self.state, State::Open | State::Closed)).then_some(self.deadline)
+        match (self.state, &self.tls) {
+            (State::Closed, _) => None,
+            (State::Open, Connection::Server(_)) => Some(self.said + ALIVE_EVERY),
+            (State::Open, Connection::Client(_)) => Some(self.heard + SILENCE_MAX),
+            _ => Some(self.deadline),
+        }
     }
 
     /// Takes bytes from the network.
@@ -261,6 +236,7 @@ impl Session {
     /// but what [`Session::output`] still gives (an alert) should be sent.
     pub fn receive(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
         self.bytes[0] += bytes.len() as u64;
+        self.has_heard = true;
         while !bytes.is_empty() {
             let end = |error: rustls::Error| match rejection(&error) {
                 Some(rejection) => Ended::Rejected(rejection),
@@ -286,15 +262,52 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the session if it did not open in time.
+    /// Takes note of the time, after all input that came before it: says that we are alive if nothing else
+    /// was said for a while, and ends a session that did not open in time or whose server fell silent.
     ///
     /// # Errors
-    /// [`Ended::Timeout`] when `now` is past the deadline.
+    /// [`Ended::Timeout`] or [`Ended::Silent`].
     pub fn handle_timeout(&mut self, now: Duration) -> Result<(), Ended> {
-        match self.timeout() {
-            Some(deadline) if now >= deadline => Err(self.end(Ended::Timeout)),
-            _ => Ok(()),
+        if std::mem::take(&mut self.has_heard) {
+            self.heard = now;
         }
+        if std::mem::take(&mut self.has_said) {
+            self.said = now;
+        }
+        if self.timeout().is_none_or(|at| now < at) {
+            return Ok(());
+        }
+        match (self.state, &self.tls) {
+            (State::Open, Connection::Server(_)) => {
+                self.said = now;
+                self.say_alive()
+            }
+            (State::Open, Connection::Client(_)) => Err(self.end(Ended::Silent)),
+            _ => Err(self.end(Ended::Timeout)),
+        }
+    }
+
+    /// Asks a client for a sign of life; it answers as soon as it looks at its connection.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn probe(&mut self) -> Result<(), Ended> {
+        self.say_alive()
+    }
+
+    /// How often the client said that it is alive.
+    pub fn answers(&self) -> u64 {
+        self.answers
+    }
+
+    /// What the peer says it is, verified or not.
+    pub fn claimed(&self) -> Option<Role> {
+        self.claimed.map(|(role, _, _)| role)
+    }
+
+    /// Bytes that wait to be sent are a sign of life of their own, and keep the queue bounded.
+    fn say_alive(&mut self) -> Result<(), Ended> {
+        if self.is_open() && !self.wants_output() { self.put(&Message::Alive) } else { Ok(()) }
     }
 
     /// The next thing that the role has to know, or `None` until more input comes.
@@ -440,6 +453,11 @@ impl Session {
                 self.handle_evidence(&quote, &collateral).map(|()| None)
             }
             Message::Refused(refusal) => Err(Ended::RefusedByPeer(refusal)),
+            Message::Alive if from_client => {
+                self.answers += 1;
+                Ok(None)
+            }
+            Message::Alive => self.say_alive().map(|()| None),
             other => Ok(Some(other)),
         }
     }
@@ -537,6 +555,7 @@ impl Session {
 
     /// Encrypts head and body together, so that they share records.
     fn write(&mut self, head: &[u8], body: &[u8]) -> Result<(), Ended> {
+        self.has_said = true;
         let mut parts = [IoSlice::new(head), IoSlice::new(body)];
         let mut parts = &mut parts[..];
         while !parts.is_empty() {

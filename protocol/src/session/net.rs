@@ -1,17 +1,20 @@
 //! Sockets, timers, mio: drives sessions.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use rustix::net::sockopt;
 
 use crate::limit::Limit;
 use crate::session::close::Ended;
+use crate::session::link::Link;
 use crate::session::{Config, Session};
 
 /// A connection of a [`Net`]; never used twice.
@@ -22,9 +25,12 @@ pub struct LinkId(pub usize);
 pub struct Net {
     poll: Poll,
     events: Events,
-    listener: Option<TcpListener>,
-    links: BTreeMap<LinkId, Link>,
+    listeners: Vec<TcpListener>,
+    watched: Vec<OwnedFd>,
+    links: BTreeMap<LinkId, Connection>,
     next_id: usize,
+    /// Connections that were tried, to take the addresses of a name in turn.
+    attempts: usize,
     started: Instant,
     input: Vec<u8>,
     config: Arc<Config>,
@@ -44,24 +50,25 @@ pub struct Over {
     pub why: Ended,
 }
 
-struct Link {
-    socket: TcpStream,
+struct Connection {
+    link: Link<TcpStream>,
     address: SocketAddr,
-    session: Session,
-    readable: bool,
-    eof: bool,
-    ended: Option<Ended>,
 }
 
-const LISTENER: Token = Token(0);
+/// What somebody else watches, such as signals: it wakes us, no more.
+const WATCHED: Token = Token(0);
+/// The first listener; the others count down from it, identifiers of links up from 1.
+const LISTENER: Token = Token(usize::MAX);
 /// Most connections at a time, verified or not.
 const LINKS_MAX: usize = 256;
 /// Bytes read from a socket at a time.
 const INPUT_LEN: usize = 128 << 10;
-/// After so long without an answer of the other end's system a connection is broken.
+/// After so long without an answer of the other end's system an idle connection is broken.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
-/// Reads of one link before the others have their turn.
-const READS_MAX: usize = 16;
+/// After so long without any sign that a worker's system takes what a server sends, it is gone. Not for the
+/// other direction: a server leaves gradients in the socket of a worker whose turn has not come, and a full
+/// window looks to this option as silence does.
+const UNSENT_MAX: Duration = Duration::from_secs(60);
 
 impl Net {
     /// No connections yet.
@@ -72,9 +79,11 @@ impl Net {
         Ok(Self {
             poll: Poll::new()?,
             events: Events::with_capacity(LINKS_MAX),
-            listener: None,
+            listeners: Vec::new(),
+            watched: Vec::new(),
             links: BTreeMap::new(),
             next_id: 1,
+            attempts: 0,
             started: Instant::now(),
             input: vec![0; INPUT_LEN],
             config,
@@ -92,16 +101,29 @@ impl Net {
         self.limit = Some(Limit::new(per_minute));
     }
 
-    /// Accepts connections on `port` of every address.
+    /// Accepts connections at an address; may be called for several.
     ///
     /// # Errors
     /// When the port is taken or not allowed.
     pub fn listen(&mut self, address: SocketAddr) -> io::Result<SocketAddr> {
         let mut listener = TcpListener::bind(address)?;
-        self.poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        let token = Token(LISTENER.0 - self.listeners.len());
+        self.poll.registry().register(&mut listener, token, Interest::READABLE)?;
         let local = listener.local_addr()?;
-        self.listener = Some(listener);
+        self.listeners.push(listener);
         Ok(local)
+    }
+
+    /// Lets a descriptor end a wait when it becomes readable. Who brings it reads its copy of it.
+    ///
+    /// # Errors
+    /// When the system cannot watch it.
+    pub fn watch(&mut self, descriptor: OwnedFd) -> io::Result<()> {
+        let raw = descriptor.as_raw_fd();
+        let mut source = SourceFd(&raw);
+        self.poll.registry().register(&mut source, WATCHED, Interest::READABLE)?;
+        self.watched.push(descriptor);
+        Ok(())
     }
 
     /// Opens a connection to `host:port`; the name is also what TLS asks for.
@@ -114,8 +136,10 @@ impl Net {
         let mut addresses = host_and_port.to_socket_addrs()?.collect::<Vec<_>>();
         // Most listeners have an IPv4 socket; the order of the resolver is kept otherwise.
         addresses.sort_by_key(SocketAddr::is_ipv6);
-        let address =
-            addresses.first().ok_or_else(|| io::Error::other("the name has no address"))?;
+        let none = || io::Error::other("the name has no address");
+        let turn = self.attempts.checked_rem(addresses.len()).ok_or_else(none)?;
+        self.attempts += 1;
+        let address = &addresses[turn];
         let socket = TcpStream::connect(*address)?;
         let session = Session::client(Arc::clone(&self.config), host, self.started.elapsed())
             .map_err(io::Error::other)?;
@@ -129,122 +153,95 @@ impl Net {
 
     /// A connection's session, until the connection is removed.
     pub fn session(&mut self, id: LinkId) -> Option<&mut Session> {
-        self.links.get_mut(&id).map(|link| &mut link.session)
+        self.links.get_mut(&id).map(|connection| connection.link.session_mut())
     }
 
     /// The other end of a connection, until the connection is removed.
     pub fn address(&self, id: LinkId) -> Option<SocketAddr> {
-        self.links.get(&id).map(|link| link.address)
+        self.links.get(&id).map(|connection| connection.address)
     }
 
     /// Waits for something to happen, at most for `timeout`, and gives sessions their input. `job` is
-    /// the digest for new connections to us.
+    /// the digest for new connections to us. Without a timeout only an event ends the wait: a timeout is
+    /// for what the caller wants to do at a certain time.
     ///
     /// # Errors
     /// When the system's poll fails.
-    pub fn poll(&mut self, timeout: Duration, job: &[u8; 32]) -> io::Result<()> {
-        let idle = self.links.values().all(|link| !link.wants_read());
-        let timeout = if idle { timeout.min(self.next_timeout()) } else { Duration::ZERO };
-        match self.poll.poll(&mut self.events, Some(timeout)) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+    pub fn poll(&mut self, timeout: Option<Duration>, job: &[u8; 32]) -> io::Result<()> {
+        let accept = self.wait(timeout)?;
+        if accept {
+            self.accept_all(job)?;
+        }
+        let now = self.started.elapsed();
+        for Connection { link, .. } in self.links.values_mut() {
+            link.read(&mut self.input);
+            link.handle_timeout(now);
+        }
+        Ok(())
+    }
+
+    /// Whether somebody wants to connect.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+        let unread = self.links.values().any(|connection| connection.link.wants_read());
+        let due = self.next_timeout();
+        let timeout = match unread {
+            true => Some(Duration::ZERO),
+            false => [timeout, due].into_iter().flatten().min(),
+        };
+        match self.poll.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
             result => result?,
         }
         let mut accept = false;
         for event in &self.events {
             match self.links.get_mut(&LinkId(event.token().0)) {
-                Some(link) => link.readable |= event.is_readable() || event.is_read_closed(),
-                None => accept |= event.token() == LISTENER,
+                Some(connection) if event.is_readable() || event.is_read_closed() => {
+                    connection.link.set_readable();
+                }
+                Some(_) => {}
+                None => accept |= event.token() != WATCHED,
             }
         }
-        if accept {
-            self.accept(job)?;
-        }
-        let now = self.started.elapsed();
-        for link in self.links.values_mut() {
-            link.read(&mut self.input);
-            if let Err(why) = link.session.handle_timeout(now) {
-                link.end(why);
-            }
-        }
-        Ok(())
+        Ok(accept)
     }
 
-    /// Lets the role work on a session and sends what it says. `work` returns whether it has more to
-    /// say once everything is sent.
-    pub fn drive(&mut self, id: LinkId, mut work: impl FnMut(&mut Session) -> Result<bool, Ended>) {
-        let Some(link) = self.links.get_mut(&id) else { return };
-        while link.ended.is_none() {
-            let more = match work(&mut link.session) {
-                Ok(more) => more,
-                Err(why) => {
-                    link.end(why);
-                    false
-                }
-            };
-            link.flush();
-            if !more || link.session.wants_output() {
-                break;
-            }
-        }
-        if link.eof && link.ended.is_none() && !link.session.wants_output() {
-            link.end(Ended::ByPeer);
-        }
-    }
-
-    /// Waits until everything is sent on all connections, at most for `timeout`.
-    ///
-    /// # Errors
-    /// When the system's poll fails.
-    pub fn flush(&mut self, timeout: Duration) -> io::Result<()> {
-        let until = Instant::now() + timeout;
-        loop {
-            for link in self.links.values_mut().filter(|link| link.ended.is_none()) {
-                link.flush();
-            }
-            let waiting = |link: &Link| link.ended.is_none() && link.session.wants_output();
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() || !self.links.values().any(waiting) {
-                return Ok(());
-            }
-            match self.poll.poll(&mut self.events, Some(left)) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                result => result?,
-            }
-            for event in &self.events {
-                if let Some(link) = self.links.get_mut(&LinkId(event.token().0)) {
-                    link.readable |= event.is_readable() || event.is_read_closed();
-                }
-            }
+    /// Lets the role work on a session and sends what it says; see [`Link::drive`].
+    pub fn drive(&mut self, id: LinkId, work: impl FnMut(&mut Session) -> Result<(), Ended>) {
+        if let Some(connection) = self.links.get_mut(&id) {
+            connection.link.drive(work);
         }
     }
 
     /// Removes the connections that are over and says why.
     pub fn take_ended(&mut self) -> Vec<Over> {
-        let over: Vec<LinkId> =
-            self.links.iter().filter(|(_, link)| link.ended.is_some()).map(|(id, _)| *id).collect();
+        let over = self.links.iter().filter(|(_, connection)| connection.link.is_over());
+        let over: Vec<LinkId> = over.map(|(id, _)| *id).collect();
         let mut ended = Vec::new();
         for id in over {
-            let Some(mut link) = self.links.remove(&id) else { continue };
+            let Some(Connection { mut link, address }) = self.links.remove(&id) else { continue };
             // Closing the socket deregisters it too; a failure here changes nothing.
-            let _ = self.poll.registry().deregister(&mut link.socket);
-            if let Some(why) = link.ended {
-                let Link { address, session, .. } = link;
+            let _ = self.poll.registry().deregister(link.socket_mut());
+            if let Some((session, why)) = link.into_ended() {
                 ended.push(Over { id, address, session, why });
             }
         }
         ended
     }
 
-    fn next_timeout(&self) -> Duration {
-        let now = self.started.elapsed();
-        let next = self.links.values().filter_map(|link| link.session.timeout()).min();
-        next.map_or(Duration::MAX, |at| at.saturating_sub(now))
+    /// How long until a session has to act on the time.
+    fn next_timeout(&self) -> Option<Duration> {
+        let live = self.links.values().map(|connection| &connection.link);
+        let next = live.filter(|link| !link.is_over()).filter_map(|link| link.session().timeout());
+        next.min().map(|at| at.saturating_sub(self.started.elapsed()))
     }
 
-    fn accept(&mut self, job: &[u8; 32]) -> io::Result<()> {
+    fn accept_all(&mut self, job: &[u8; 32]) -> io::Result<()> {
+        (0..self.listeners.len()).try_for_each(|listener| self.accept(listener, job))
+    }
+
+    fn accept(&mut self, listener: usize, job: &[u8; 32]) -> io::Result<()> {
         loop {
-            let Some(listener) = &self.listener else { return Ok(()) };
-            let (socket, address) = match listener.accept() {
+            let (socket, address) = match self.listeners[listener].accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => {
@@ -262,7 +259,10 @@ impl Net {
                 continue;
             }
             match Session::server(Arc::clone(&self.config), *job, now) {
-                Ok(session) => self.add(socket, address, session).map(|_| ())?,
+                Ok(session) => {
+                    sockopt::set_tcp_user_timeout(&socket, UNSENT_MAX.as_millis() as u32)?;
+                    self.add(socket, address, session)?;
+                }
                 Err(why) => log::warn!("{address}: {why}"),
             }
         }
@@ -279,61 +279,17 @@ impl Net {
         self.next_id += 1;
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut socket, Token(id.0), interest)?;
-        let link = Link { socket, address, session, readable: false, eof: false, ended: None };
-        self.links.insert(id, link);
+        self.links.insert(id, Connection { link: Link::new(socket, session), address });
         Ok(id)
     }
 }
 
-/// Small messages go at once, and a host that vanished without a word is noticed: unanswered bytes and
-/// unanswered probes end the connection.
+/// Small messages go at once, and a host that vanished without a word while nothing was on its way is noticed:
+/// unanswered probes of the system end the connection.
 fn notice_silence(socket: &TcpStream) -> io::Result<()> {
     socket.set_nodelay(true)?;
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, SILENCE_MAX / 2)?;
     sockopt::set_tcp_keepintvl(socket, SILENCE_MAX / 6)?;
-    sockopt::set_tcp_keepcnt(socket, 3)?;
-    Ok(sockopt::set_tcp_user_timeout(socket, SILENCE_MAX.as_millis() as u32)?)
-}
-
-impl Link {
-    fn wants_read(&self) -> bool {
-        self.readable && !self.eof && self.ended.is_none() && self.session.wants_input()
-    }
-
-    fn read(&mut self, input: &mut [u8]) {
-        for _ in 0..READS_MAX {
-            if !self.wants_read() {
-                return;
-            }
-            match self.socket.read(input) {
-                Ok(0) => self.eof = true,
-                Ok(len) => {
-                    if let Err(why) = self.session.receive(&input[..len]) {
-                        self.end(why);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.end(Ended::Io(error)),
-            }
-        }
-    }
-
-    fn flush(&mut self) {
-        match self.session.output(&mut self.socket) {
-            Ok(()) => {}
-            // Not connected yet: the handshake waits for the writable event.
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-            Err(error) => self.end(Ended::Io(error)),
-        }
-    }
-
-    /// Ends the link; the last words (an alert, a refusal) are sent if the socket takes them.
-    fn end(&mut self, why: Ended) {
-        if self.ended.is_none() {
-            let _ = self.session.output(&mut self.socket);
-            self.ended = Some(why);
-        }
-    }
+    Ok(sockopt::set_tcp_keepcnt(socket, 3)?)
 }

@@ -1,7 +1,8 @@
 //! Two sessions in memory: who gets in, and every way in which one does not.
 
 use super::*;
-use crate::{Policy, SimPlatform, Trust};
+use crate::identity::certificate::Identity;
+use crate::{Attester, Policy, SimPlatform, Trust, Verifier};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 
 const NOW: Duration = Duration::ZERO;
@@ -273,13 +274,14 @@ fn another_protocol_version_is_refused() {
     pair.server.output(&mut bytes).expect("memory");
     pair.client.state = State::Closed;
     pair.client.receive(&bytes).expect("valid");
-    let hello = Message::Hello { version: 2, role: Role::Worker(0), nonce: [1; 32], job: [0; 32] };
+    let version = PROTOCOL_VERSION + 1;
+    let hello = Message::Hello { version, role: Role::Worker(0), nonce: [1; 32], job: [0; 32] };
     pair.client.put(&hello).expect("queue");
     bytes.clear();
     pair.client.output(&mut bytes).expect("memory");
     let mut end = None;
     feed(&mut pair.server, &bytes, usize::MAX, &mut end);
-    assert!(matches!(end, Some(Ended::Version(2))), "{end:?}");
+    assert!(matches!(end, Some(Ended::Version(theirs)) if theirs == version), "{end:?}");
 }
 
 #[test]
@@ -291,7 +293,7 @@ fn application_messages_before_the_evidence_are_refused() {
     bytes.clear();
     pair.server.output(&mut bytes).expect("memory");
     pair.client.receive(&bytes).expect("valid");
-    pair.client.put(&Message::Join { samples: 1, batches: 1 }).expect("queue");
+    pair.client.put(&Message::Join { data: [0; 32], samples: 1, batches: 1 }).expect("queue");
     bytes.clear();
     pair.client.output(&mut bytes).expect("memory");
     let mut end = None;
@@ -311,6 +313,61 @@ fn a_session_that_does_not_open_in_time_ends() {
     let mut server = Session::server(config(Role::ParameterServer(0)), JOB, NOW).expect("server");
     assert!(server.handle_timeout(OPEN_TIMEOUT - Duration::from_millis(1)).is_ok());
     assert!(matches!(server.handle_timeout(OPEN_TIMEOUT), Err(Ended::Timeout)));
+}
+
+#[test]
+fn a_server_that_waits_is_not_taken_for_dead_and_a_dead_one_is_noticed() {
+    let mut pair = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
+    assert!(matches!(pair.run(usize::MAX), [None, None]));
+    assert!(pair.client.is_open() && pair.server.is_open());
+    let mut now = NOW;
+    for session in [&mut pair.client, &mut pair.server] {
+        session.handle_timeout(now).expect("open");
+    }
+    // An hour in which nobody has anything to say: the other side's work takes long.
+    while now < NOW + Duration::from_secs(3600) {
+        now = pair.server.timeout().expect("a server says that it is alive");
+        let before = pair.server.answers();
+        pair.server.handle_timeout(now).expect("alive");
+        assert!(pair.server.wants_output());
+        assert!(matches!(pair.run(usize::MAX), [None, None]));
+        pair.client.handle_timeout(now).expect("heard of it");
+        assert_eq!(pair.server.answers(), before + 1);
+        // What it said counts from when it is told the time.
+        pair.server.handle_timeout(now).expect("alive");
+    }
+    let silent = pair.client.timeout().expect("a client waits for a sign");
+    pair.client.handle_timeout(silent - Duration::from_millis(1)).expect("not yet");
+    let ended = pair.client.handle_timeout(silent);
+    assert!(matches!(ended, Err(ref why @ Ended::Silent) if why.is_transient()), "{ended:?}");
+}
+
+#[test]
+fn signs_of_life_do_not_pile_up() {
+    let mut pair = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
+    assert!(matches!(pair.run(usize::MAX), [None, None]));
+    let len = |session: &mut Session| {
+        let mut bytes = Vec::new();
+        session.output(&mut bytes).expect("memory");
+        bytes.len()
+    };
+    pair.server.probe().expect("open");
+    let one = len(&mut pair.server);
+    (0..100).for_each(|_| pair.server.probe().expect("open"));
+    assert_eq!(len(&mut pair.server), one, "one that is not sent yet is enough");
+}
+
+#[test]
+fn our_own_evidence_is_an_entry_like_any_other() {
+    let server = config(Role::ParameterServer(0));
+    let own = server.own_admission(JOB).expect("evidence");
+    assert_eq!((own.role, own.server), (Role::ParameterServer(0), Role::ParameterServer(0)));
+    assert!(own.verify(&verifier(), clock()).is_ok());
+    let mut other = own.clone();
+    other.job[0] ^= 1;
+    assert!(matches!(other.verify(&verifier(), clock()), Err(Rejection::ReportData)));
+    let again = server.own_admission(JOB).expect("evidence");
+    assert_ne!(again.quote, own.quote, "fresh each time");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The checks, one function a thing; each tells what it found, none ends the others.
 
 use std::fs::{self, File};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ use super::finding::Finding;
 use crate::commands::bench;
 use crate::data::cifar::{CLASS_NAMES, CLASSES, Dataset, Split};
 use crate::failure::{Doing, Failure};
-use crate::hosts::listen_address;
+use crate::hosts::listen_addresses;
 use crate::job::{Algorithm, Precision};
 use crate::model::Model;
 use crate::model::network::Network;
-use crate::model::params::hex;
 use crate::trust::policy;
 use crate::trust::{Attestation, Source, clock};
+use protocol::hex;
 
 /// Longest wait for a connection, and for its attestation.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
@@ -347,9 +347,9 @@ fn data(args: &DoctorArgs) -> Finding {
 }
 
 fn port(host: &str) -> Finding {
-    let bound = listen_address(host)
-        .map_err(|failure| first_line(&failure))
-        .and_then(|address| TcpListener::bind(address).map_err(|error| format!("{host}: {error}")));
+    let bound = listen_addresses(host)
+        .and_then(|addresses| addresses.are_free())
+        .map_err(|failure| first_line(&failure));
     match bound {
         Ok(_) => Finding::ok("port", format!("{host} is free")),
         Err(error) => Finding::failed("port", error, "another port, or end who has it"),
@@ -392,14 +392,15 @@ fn attest(net: &mut Net, host: &str) -> std::io::Result<Result<Role, Ended>> {
     let id = net.connect(host)?;
     let end = Instant::now() + ATTEST_WAIT;
     loop {
-        net.poll(Duration::from_millis(200), &[0; 32])?;
+        let left = end.saturating_duration_since(Instant::now());
+        net.poll(Some(left), &[0; 32])?;
         let mut role = None;
         net.drive(id, |session| {
             session.next_event()?;
             role = session.peer().map(|peer| peer.role);
-            match role.is_some() || Instant::now() > end {
+            match role.is_some() || Instant::now() >= end {
                 true => Err(session.close(None)),
-                false => Ok(false),
+                false => Ok(()),
             }
         });
         if let Some(role) = role {

@@ -11,7 +11,7 @@ use std::path::Path;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
-use crate::model::params::hex;
+use protocol::hex;
 
 /// Longest line.
 const LINE_LEN_MAX: u64 = 8 << 10;

@@ -8,6 +8,7 @@ mod args;
 mod audit;
 mod entries;
 mod serve;
+mod watch;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;

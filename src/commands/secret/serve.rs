@@ -13,19 +13,21 @@ use zeroize::Zeroizing;
 use super::args::ServeArgs;
 use super::audit::{Audit, Event, Record};
 use super::entries::{APP_ID_LEN_MAX, FILE, Secrets};
+use super::watch::Watch;
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
-use crate::model::params::hex;
 use crate::termination;
 use crate::training::store::Store;
 use crate::training::volume;
 use crate::trust::passphrase::KeySource;
 use crate::trust::{TrustOptions, clock};
+use protocol::hex;
 
-/// Longest wait for an event, and so until a changed file is noticed.
-const POLL: Duration = Duration::from_secs(1);
 /// How long a verified peer may take to ask and to leave.
 const ASK_WAIT: Duration = Duration::from_secs(30);
+
+/// So that a deadline is past, not just reached, when a wait for it ends.
+const TICK: Duration = Duration::from_millis(1);
 
 /// Where the secrets are.
 enum Source {
@@ -45,6 +47,7 @@ struct Serving {
     secrets: Option<Secrets>,
     audit: Audit,
     net: Net,
+    watch: Watch,
     opened: BTreeMap<LinkId, Instant>,
 }
 
@@ -61,10 +64,14 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     log::info!("audit log: {} entries, the last has sha256 {}", audit.len(), audit.head());
     let mut net = Net::new(trust.config(Role::SecretService)?).doing("network")?;
     net.set_limit(args.rate);
+    termination::wake(&mut net)?;
+    let files = [Some(source.path()), trust.policy.as_ref()];
+    let watch = Watch::new(files.into_iter().flatten()).doing("watch files")?;
+    watch.descriptor().and_then(|descriptor| net.watch(descriptor)).doing("watch files")?;
     let stamps = [source.stamp(), stamp(trust.policy.as_ref())];
     let secrets = Some(source.read()?);
     let mut serving =
-        Serving { trust, source, stamps, secrets, audit, net, opened: BTreeMap::new() };
+        Serving { trust, source, stamps, secrets, audit, net, watch, opened: BTreeMap::new() };
     serving.note_loaded()?;
     let local = serving.net.listen(address).doing(format!("listen on {address}"))?;
     log::info!("listening on {local}");
@@ -119,7 +126,11 @@ fn stamp(path: Option<&PathBuf>) -> Stamp {
 
 impl Serving {
     fn turn(&mut self) -> Result<(), Failure> {
-        self.net.poll(POLL, &[0; 32]).doing("network")?;
+        // Who was verified has to ask in time.
+        let due = self.opened.values().min().map(|since| *since + ASK_WAIT);
+        let due = due.map(|at| at.saturating_duration_since(Instant::now()) + TICK);
+        self.net.poll(due, &[0; 32]).doing("network")?;
+        self.watch.clear();
         self.reload()?;
         for id in self.net.ids() {
             self.serve(id);
@@ -190,7 +201,7 @@ impl Serving {
                     _ => return Err(session.close(Some(Refusal::Protocol))),
                 }
             }
-            Ok(false)
+            Ok(())
         });
     }
 

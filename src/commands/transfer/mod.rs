@@ -15,7 +15,7 @@ pub use args::ModelArgs;
 use args::{Command, ServeArgs};
 
 use crate::failure::{Doing, Failure};
-use crate::hosts::listen_address;
+use crate::hosts::listen_addresses;
 use crate::termination;
 use crate::training::roles::transfer;
 use crate::trust::TrustOptions;
@@ -31,9 +31,9 @@ pub fn run(args: ModelArgs) -> Result<(), Failure> {
             termination::catch()?;
             let ServeArgs { attestation, collateral, policy, sim_image, .. } = args;
             let trust = TrustOptions { attestation, collateral, policy, sim_image };
-            let address = listen_address(&args.ps_hosts)?;
             let mut net = Net::new(trust.config(Role::ParameterServer(0))?).doing("network")?;
-            let local = net.listen(address).doing(format!("listen on {address}"))?;
+            termination::wake(&mut net)?;
+            let local = listen_addresses(&args.ps_hosts)?.listen(&mut net)?;
             log::info!("listening on {local}");
             let until = args.linger.map(Duration::from_secs);
             transfer::serve(&mut net, &[0; 32], &args.volume, until.unwrap_or(Duration::MAX))

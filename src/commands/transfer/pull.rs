@@ -11,13 +11,12 @@ use protocol::{Ended, Event, LinkId, Message, Net, Refusal, Role, Session};
 
 use super::args::PullArgs;
 use crate::failure::{Doing, Failure};
-use crate::model::params::hex;
 use crate::report::print;
+use crate::termination;
 use crate::training::volume;
 use crate::trust::TrustOptions;
+use protocol::hex;
 
-/// Longest wait for an event.
-const POLL: Duration = Duration::from_secs(1);
 /// First and longest pause between two tries.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
 /// Longest silence of a peer.
@@ -30,9 +29,11 @@ pub(super) fn run(args: PullArgs) -> Result<(), Failure> {
     if out.exists() {
         return Err(Failure::new(format!("{} exists", out.display())).hint("another --out"));
     }
+    termination::catch()?;
     let trust = TrustOptions { attestation, collateral, policy, sim_image };
     let config = trust.config(Role::TrustedNode)?;
     let mut net = Net::new(Arc::clone(&config)).doing("network")?;
+    termination::wake(&mut net)?;
     let end = Instant::now() + Duration::from_secs(wait);
     let mut pause = PAUSES[0];
     loop {
@@ -48,7 +49,7 @@ pub(super) fn run(args: PullArgs) -> Result<(), Failure> {
                 .hint("--from, and whether ps0 still serves (--linger, hfl model serve)"));
         }
         log::info!("the volume from {from}: {why}; trying again");
-        std::thread::sleep(pause);
+        termination::pause(pause);
         pause = (pause * 2).min(PAUSES[1]);
     }
 }
@@ -78,7 +79,11 @@ impl Receiving {
     /// One connection's life; `None` when the volume is complete.
     fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<Ended>, Failure> {
         loop {
-            net.poll(POLL, &[0; 32]).doing("network")?;
+            let left = (self.moved + SILENCE_MAX).saturating_duration_since(Instant::now());
+            net.poll(Some(left), &[0; 32]).doing("network")?;
+            if termination::requested() {
+                return Err(Failure::new("stopped by a signal").hint("the same command again"));
+            }
             net.drive(id, |session| self.pump(session));
             if let Some(over) = net.take_ended().pop() {
                 return Ok((!self.complete).then_some(over.why));
@@ -86,12 +91,12 @@ impl Receiving {
         }
     }
 
-    fn pump(&mut self, session: &mut Session) -> Result<bool, Ended> {
-        if session.is_open() && self.moved.elapsed() > SILENCE_MAX {
+    fn pump(&mut self, session: &mut Session) -> Result<(), Ended> {
+        if session.is_open() && self.moved.elapsed() >= SILENCE_MAX {
             return Err(Ended::Timeout);
         }
         loop {
-            let Some(event) = session.next_event()? else { return Ok(false) };
+            let Some(event) = session.next_event()? else { return Ok(()) };
             self.moved = Instant::now();
             let fits = match event {
                 Event::Opened => {

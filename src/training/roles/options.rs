@@ -37,6 +37,8 @@ pub struct Options {
     pub init: Option<PathBuf>,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
+    /// Time between checkpoints, where steps are long.
+    pub checkpoint_after: Duration,
     /// Threads of the kernels.
     pub threads: usize,
     /// Instruction-set tier.
@@ -49,6 +51,8 @@ pub struct Options {
     pub linger: Duration,
     /// JSON on stdout.
     pub json: bool,
+    /// How long a worker tries to reach its server before it gives up.
+    pub wait: Duration,
     /// A pause before each step of a worker, for tests of slow workers.
     pub pause: Duration,
 }

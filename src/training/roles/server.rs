@@ -4,28 +4,31 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::{Config, LinkId, Net, Over, Roster};
+use protocol::{Config, LinkId, Net, Over, Roster, hex};
 
 use super::options::{CELL, Options};
+use super::record::Record;
 use super::transfer;
 use crate::failure::{Doing, Failure};
-use crate::hosts::listen_address;
+use crate::history::EventKind;
+use crate::hosts::listen_addresses;
 use crate::job::Job;
 use crate::job::state::State;
-use crate::model::init;
 use crate::model::network::Network;
-use crate::model::params;
+use crate::model::{init, params};
 use crate::report::Report;
 use crate::termination;
 use crate::training::checkpoint;
 use crate::training::roster;
-use crate::training::server::ParameterServer;
+use crate::training::server::{NotFinite, ParameterServer};
 use crate::training::store::{Progress, Store};
 
 /// How long a finished server waits for workers that do not know of it yet.
 const FINISH_WAIT: Duration = Duration::from_secs(60);
-/// Longest wait for an event.
-const POLL: Duration = Duration::from_secs(1);
+/// When the log says which workers are missing, counted from the moment that the first was: soon, for who
+/// mistyped a name, then rarely, for who reads logs the next day.
+const MISSING: [Duration; 3] =
+    [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
 
 struct Running {
     server: ParameterServer,
@@ -33,71 +36,82 @@ struct Running {
     store: Store,
     net: Net,
     report: Report,
+    record: Record,
     verified: BTreeSet<LinkId>,
     bytes: [u64; 2],
     last: Instant,
-    /// Step of the checkpoint on the disk.
+    /// Step of the checkpoint on the disk, and when it came there.
     saved: Option<u64>,
+    saved_at: Instant,
+    missing: Missing,
+}
+
+/// Since when workers are missing, and how often the log said so.
+#[derive(Default)]
+struct Missing {
+    since: Option<Instant>,
+    said: usize,
 }
 
 pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Result<(), Failure> {
-    let host = options
-        .ps_hosts
-        .get(index)
-        .filter(|_| index == 0 && options.ps_hosts.len() == 1)
-        .ok_or_else(|| {
-            Failure::new("one parameter server is supported: ps0 with one --ps-hosts")
-        })?;
-    let address = listen_address(host)?;
-    let mut net = Net::new(Arc::clone(&config)).doing("network")?;
-    let local = net.listen(address).map_err(|error| {
-        Failure::new(format!("listen on {address}: {error}"))
-            .hint("another port in --ps-hosts, or end the program that uses this one")
-    })?;
-    let report = Report::new(options.json);
-    report.listening(local);
+    let mut net = listening(options, index, &config)?;
     let mut store = options.open_store(&config)?;
+    // Two servers would overwrite each other's checkpoints. Workers may share the directory.
+    let _lock = store.lock()?;
     let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
     if options.init.is_none() && !resumes {
         await_peer(&mut net, &options.job.digest())?;
     }
     let (network, job, state) = state(options, &store)?;
     options.place.check_step(state.step)?;
-    let saved = resumes.then_some(state.step);
-    log::info!("job {}, step {}", params::hex(&job.digest()), state.step);
+    log::info!("job {}, step {}", hex(&job.digest()), state.step);
     checkpoint::save_meta(&mut store, &job, &network, state.step).doing("write model.ckpt-meta")?;
-    let known = store.read(roster::FILE).doing(store.name_of(roster::FILE))?;
-    let known = known.map_or(Ok(Roster::default()), |bytes| roster::parse(&bytes));
-    let known = known.doing(store.name_of(roster::FILE))?;
-    let server = ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool())
+    let known = known_roster(&mut store, &job, state.step)?;
+    let record = Record::open(&store, &job, &state);
+    let saved = resumes.then_some(state.step);
+    let own = config.own_admission(job.digest()).doing("our own evidence")?;
+    let mut server = ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool())
         .with_roster(known);
+    server.admit_self(own);
     let mut running = Running {
         server,
         network,
         store,
         net,
-        report,
+        report: Report::new(options.json),
+        record,
         verified: BTreeSet::new(),
         bytes: [0; 2],
         last: Instant::now(),
         saved,
+        saved_at: Instant::now(),
+        missing: Missing::default(),
     };
     if let Err(failure) = running.serve(options) {
         // The volume is whole as it is; a clean end only spares the next start a replay.
         let _ = running.store.close();
         return Err(failure);
     }
-    running.report.finished();
-    running.report.parameters(&params::hash(&running.server.state().params), running.bytes);
-    let Running { server, store, mut net, .. } = running;
-    store.close().doing("close the volume")?;
-    transfer::linger(&mut net, &server.job().digest(), &options.place, options.linger)
+    running.finish(options)
+}
+
+/// A network that listens where `--ps-hosts` says.
+fn listening(options: &Options, index: usize, config: &Arc<Config>) -> Result<Net, Failure> {
+    let host = options.ps_hosts.get(index).filter(|_| index == 0 && options.ps_hosts.len() == 1);
+    let host = host.ok_or_else(|| {
+        Failure::new("one parameter server is supported: ps0 with one --ps-hosts")
+    })?;
+    let mut net = Net::new(Arc::clone(config)).doing("network")?;
+    termination::wake(&mut net)?;
+    let local = listen_addresses(host)?.listen(&mut net)?;
+    Report::new(options.json).listening(local);
+    Ok(net)
 }
 
 /// Waits for the first connection: a server that nobody talks to needs no memory for a model.
 fn await_peer(net: &mut Net, job: &[u8; 32]) -> Result<(), Failure> {
     while net.ids().is_empty() {
-        net.poll(POLL, job).doing("network")?;
+        net.poll(None, job).doing("network")?;
         if termination::requested() {
             return Err(Failure::new("stopped by a signal before anybody came"));
         }
@@ -109,25 +123,36 @@ impl Running {
     fn serve(&mut self, options: &Options) -> Result<(), Failure> {
         let digest = self.server.job().digest();
         let mut finished = None;
+        if self.server.state().is_finished() {
+            log::warn!(
+                "the job is done already, all {} steps; workers that do not know are told for {} s \
+                 (more --epochs or --steps make another job, in another --model-dir)",
+                self.server.state().step,
+                FINISH_WAIT.as_secs()
+            );
+        }
         loop {
-            self.net.poll(POLL, &digest).doing("network")?;
+            self.net.poll(self.due(options, finished), &digest).doing("network")?;
+            // What ends a connection or a round may let another connection go on.
             loop {
                 let before = self.server.progress();
                 self.pump();
                 self.keep_roster()?;
                 self.close_round(options)?;
+                self.remove_ended();
+                self.take_notes();
                 if self.server.progress() == before {
                     break;
                 }
             }
-            self.remove_ended();
             if termination::requested() {
                 return self.stop();
             }
+            self.say_who_is_missing();
+            self.save_in_time(options)?;
             if self.server.state().is_finished() {
                 let since = *finished.get_or_insert_with(Instant::now);
-                let told = self.server.all_told() && self.net.ids().is_empty();
-                if told {
+                if self.server.all_told() && self.net.ids().is_empty() {
                     return Ok(());
                 }
                 if since.elapsed() > FINISH_WAIT {
@@ -138,16 +163,47 @@ impl Running {
         }
     }
 
+    /// How long until there is something to do though nothing happens.
+    fn due(&self, options: &Options, finished: Option<Instant>) -> Option<Duration> {
+        let unsaved = self.has_unsaved();
+        let at = [
+            finished.map(|since| since + FINISH_WAIT),
+            self.missing.next(),
+            unsaved.then(|| self.saved_at + options.checkpoint_after),
+        ];
+        let next = at.into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
+    }
+
     fn pump(&mut self) {
         for id in self.net.ids() {
             self.net.drive(id, |session| self.server.pump(id.0, session));
+            let address = self.net.address(id);
             let peer = self.net.session(id).and_then(|session| session.peer());
-            if let Some(peer) = peer
+            if let (Some(peer), Some(address)) = (peer, address)
                 && self.verified.insert(id)
             {
                 self.report.verified(peer.role);
-                log::info!("{} is verified, {} joined before", peer.role, self.server.joined());
+                self.record.admit(peer);
+                log::info!("{} at {address}: its evidence is accepted", peer.role);
             }
+        }
+    }
+
+    fn take_notes(&mut self) {
+        for note in self.server.take_notes() {
+            log::info!("{note}");
+        }
+    }
+
+    fn say_who_is_missing(&mut self) {
+        let missing = self.server.missing();
+        if missing.is_empty() || self.server.state().is_finished() {
+            self.missing = Missing::default();
+        } else if self.missing.is_due() {
+            let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
+            let all = self.server.job().workers;
+            log::warn!("waiting for {} of {all} workers: {}", names.len(), names.join(", "));
         }
     }
 
@@ -165,16 +221,35 @@ impl Running {
     }
 
     fn close_round(&mut self, options: &Options) -> Result<(), Failure> {
-        let Some(closed) = self.server.close_round() else { return Ok(()) };
+        let closed = self.server.close_round().map_err(|fault| self.diverged(fault))?;
+        let Some(closed) = closed else { return Ok(()) };
         let seconds = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();
         self.report.step((closed.step, closed.steps), closed.loss, seconds, closed.samples);
-        if !closed.loss.is_finite() {
-            return Err(Failure::new(format!("step {}: the loss is no number", closed.step))
-                .hint("a lower --lr"));
-        }
+        self.record.step(self.server.job(), &closed, seconds);
         let state = self.server.state();
         match state.step.is_multiple_of(options.checkpoint_every) || state.is_finished() {
+            true => self.save(),
+            false => Ok(()),
+        }
+    }
+
+    /// Nothing of a step that is not finite is kept; what is on the disk is of before.
+    fn diverged(&self, fault: NotFinite) -> Failure {
+        let kept = match self.saved {
+            Some(step) => format!("the checkpoint of step {step} is kept"),
+            None => "there is no checkpoint yet".into(),
+        };
+        Failure::new(format!("{fault}; {kept}"))
+            .hint("a lower --lr, or --lr-schedule: the same command with it goes on from there")
+    }
+
+    fn has_unsaved(&self) -> bool {
+        self.saved.unwrap_or(0) != self.server.state().step
+    }
+
+    fn save_in_time(&mut self, options: &Options) -> Result<(), Failure> {
+        match self.has_unsaved() && self.saved_at.elapsed() >= options.checkpoint_after {
             true => self.save(),
             false => Ok(()),
         }
@@ -183,34 +258,109 @@ impl Running {
     fn save(&mut self) -> Result<(), Failure> {
         let start = Instant::now();
         let (job, state) = (self.server.job(), self.server.state());
-        checkpoint::save(&mut self.store, &self.network.layout, job, state)
-            .doing("write model.ckpt-data")?;
-        self.saved = Some(state.step);
+        let name = self.store.name_of(checkpoint::DATA_FILE);
+        let saved = checkpoint::save(&mut self.store, &self.network.layout, job, state);
+        saved.map_err(|error| {
+            let kept = self.saved.map_or("nothing was saved before".into(), |step| {
+                format!("the checkpoint of step {step} is kept")
+            });
+            Failure::new(format!("write {name}: {error}; {kept}"))
+                .hint("make room there, then the same command goes on from that step")
+        })?;
+        (self.saved, self.saved_at) = (Some(state.step), Instant::now());
         log::info!("checkpoint of step {} in {:.2?}", state.step, start.elapsed());
+        self.note(EventKind::Checkpoint, String::new());
+        self.keep_record();
         Ok(())
+    }
+
+    fn note(&mut self, kind: EventKind, detail: String) {
+        self.record.note(self.server.state().step, kind, detail);
+    }
+
+    /// The record is for people: a disk that has no room for it ends no training.
+    fn keep_record(&mut self) {
+        let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
+        if let Err(error) = self.record.keep(&mut self.store, progress, self.bytes) {
+            log::warn!("{error}; the training goes on without it");
+        }
     }
 
     /// Leaves a checkpoint of everything that was done.
     fn stop(&mut self) -> Result<(), Failure> {
         let step = self.server.state().step;
+        self.note(EventKind::Stopped, String::new());
         if self.saved != Some(step) {
             self.save()?;
         }
+        self.keep_record();
         Err(Failure::new(format!("stopped by a signal, the checkpoint is of step {step}"))
             .hint("the same command goes on from there"))
     }
 
     fn remove_ended(&mut self) {
-        for Over { id, session, why, .. } in self.net.take_ended() {
+        for Over { id, session, why, address } in self.net.take_ended() {
             let [received, sent] = session.bytes();
             self.bytes = [self.bytes[0] + received, self.bytes[1] + sent];
-            match self.server.left(id.0) {
-                Some(role) => log::warn!("{role}: {why}"),
-                None if session.peer().is_none() => log::warn!("unverified peer: {why}"),
-                None => {}
+            if let Some(role) = self.server.left(id.0) {
+                log::warn!("{role} at {address}: {why}");
+                self.note(EventKind::Left, format!("{role}: {why}"));
+            } else if let Some(peer) = session.peer() {
+                log::info!("{} at {address}: {why}", peer.role);
+            } else {
+                let claimed = session.claimed().map_or(String::new(), |role| format!(" as {role}"));
+                log::warn!("{address}{claimed}, not verified: {why}");
             }
         }
     }
+
+    fn finish(mut self, options: &Options) -> Result<(), Failure> {
+        let hash = params::hash(&self.server.state().params);
+        self.record.finished(&hash);
+        self.note(EventKind::Finished, String::new());
+        self.keep_record();
+        self.report.finished();
+        self.report.parameters(&hash, self.bytes);
+        let Running { server, store, mut net, .. } = self;
+        store.close().doing("close the volume")?;
+        transfer::linger(&mut net, &server.job().digest(), &options.place, options.linger)
+    }
+}
+
+impl Missing {
+    fn next(&self) -> Option<Instant> {
+        self.since.map(|since| since + self.wait())
+    }
+
+    fn wait(&self) -> Duration {
+        let last = MISSING[MISSING.len() - 1];
+        let more = (self.said + 1).saturating_sub(MISSING.len()) as u32;
+        MISSING.get(self.said).copied().unwrap_or(last * (more + 1))
+    }
+
+    fn is_due(&mut self) -> bool {
+        let due = self.since.get_or_insert_with(Instant::now).elapsed() >= self.wait();
+        self.said += usize::from(due);
+        due
+    }
+}
+
+/// Who was admitted to this job before. Evidence is bound to a job's digest, so the roster of a job with another
+/// (one that diverged, and goes on with a lower rate) is put aside under a name of its own.
+fn known_roster(store: &mut Store, job: &Job, step: u64) -> Result<Roster, Failure> {
+    let name = store.name_of(roster::FILE);
+    let Some(bytes) = store.read(roster::FILE).doing(&name)? else { return Ok(Roster::default()) };
+    let known = roster::parse(&bytes).doing(&name)?;
+    let digest = job.digest();
+    let Some(other) = known.entries().iter().map(|e| e.admission.job).find(|job| *job != digest)
+    else {
+        return Ok(known);
+    };
+    let aside = format!("roster-{}.json", hex(&other[..8]));
+    let saved = store.save(&aside, Progress { job: digest, step }, &|out| out.write_all(&bytes));
+    saved.doing(store.name_of(&aside))?;
+    log::info!("who was admitted to job {} is in {}", hex(&other), store.name_of(&aside));
+    Ok(Roster::default())
 }
 
 /// The checkpoint of the model directory, or a new training.
@@ -228,14 +378,23 @@ fn state(options: &Options, store: &Store) -> Result<(Network, Job, State), Fail
     };
     let found = checkpoint::load(store).doing(store.name_of(checkpoint::DATA_FILE))?;
     if let Some((network, found)) = found {
-        if found.job != job {
+        if !found.job.is_continued_by(&job) {
             return Err(Failure::new(format!(
                 "{}: checkpoint of another job ({}, this one is {})",
                 store.name_of(checkpoint::DATA_FILE),
-                params::hex(&found.job.digest()),
-                params::hex(&job.digest()),
+                hex(&found.job.digest()),
+                hex(&job.digest()),
             ))
             .hint("another --model-dir, or the options that the job was begun with"));
+        }
+        if found.job != job {
+            log::warn!(
+                "from step {} on with {}, before {}: the job's digest is {} now",
+                found.state.step,
+                job.schedule,
+                found.job.schedule,
+                hex(&job.digest())
+            );
         }
         log::info!("resuming after step {}", found.state.step);
         return Ok((network, job, found.state));

@@ -15,8 +15,6 @@ use crate::termination;
 use crate::training::store::Place;
 use crate::training::volume;
 
-/// Longest wait for an event.
-const POLL: Duration = Duration::from_secs(1);
 /// Longest silence of a peer.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
@@ -45,7 +43,10 @@ pub fn serve(net: &mut Net, job: &[u8; 32], path: &Path, time: Duration) -> Resu
     let start = Instant::now();
     let mut sending: BTreeMap<LinkId, Sending> = BTreeMap::new();
     while start.elapsed() < time && !termination::requested() {
-        net.poll(POLL, job).doing("network")?;
+        let left = time.saturating_sub(start.elapsed());
+        let silent = sending.values().map(|sending| sending.moved).min();
+        let silent = silent.map(|at| (at + SILENCE_MAX).saturating_duration_since(Instant::now()));
+        net.poll(silent.into_iter().chain([left]).min(), job).doing("network")?;
         for id in net.ids() {
             net.drive(id, |session| sending.entry(id).or_default().pump(session, &file, len));
         }
@@ -81,8 +82,8 @@ impl Default for Sending {
 }
 
 impl Sending {
-    /// Returns whether there is more to send once the output is gone.
-    fn pump(&mut self, session: &mut Session, file: &File, len: u64) -> Result<bool, Ended> {
+    /// Queues the next part of the volume; to be called again when it is out.
+    fn pump(&mut self, session: &mut Session, file: &File, len: u64) -> Result<(), Ended> {
         while let Some(event) = session.next_event()? {
             match event {
                 Event::Opened => {
@@ -98,24 +99,25 @@ impl Sending {
                 _ => return Err(session.close(Some(Refusal::Protocol))),
             }
         }
-        if session.is_open() && self.moved.elapsed() > SILENCE_MAX {
+        if session.is_open() && self.moved.elapsed() >= SILENCE_MAX {
             return Err(session.close(None));
         }
         if !self.pulls || self.at > len || session.wants_output() {
-            return Ok(false);
+            return Ok(());
         }
         self.moved = Instant::now();
-        if self.at == len {
-            self.at += 1;
-            session.send(&Message::VolumeEnd)?;
-            return Ok(false);
+        // Zeros are left out, so something is queued only by the first part that holds anything else.
+        let mut cell = Vec::new();
+        while self.at < len {
+            cell.resize((len - self.at).min(CHUNK_LEN_MAX as u64) as usize, 0);
+            file.read_exact_at(&mut cell, self.at).map_err(Ended::Io)?;
+            let at = self.at;
+            self.at += cell.len() as u64;
+            if cell.iter().any(|&byte| byte != 0) {
+                return session.send_chunk(0, at, &cell);
+            }
         }
-        let mut cell = vec![0; (len - self.at).min(CHUNK_LEN_MAX as u64) as usize];
-        file.read_exact_at(&mut cell, self.at).map_err(Ended::Io)?;
-        if cell.iter().any(|&byte| byte != 0) {
-            session.send_chunk(0, self.at, &cell)?;
-        }
-        self.at += cell.len() as u64;
-        Ok(true)
+        self.at += 1;
+        session.send(&Message::VolumeEnd)
     }
 }

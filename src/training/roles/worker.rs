@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::Arena;
-use protocol::{Config, Ended, LinkId, Net};
+use protocol::{Config, Ended, LinkId, Net, Refusal, hex};
 
 use super::options::{CELL, Options};
 use crate::data::cifar::{Batch, Dataset, Sampler, Split};
@@ -14,19 +14,14 @@ use crate::job::state::Member;
 use crate::model::Model;
 use crate::model::gradients::Pieces;
 use crate::model::network::Network;
-use crate::model::params::hex;
 use crate::report::Report;
 use crate::termination;
 use crate::training::checkpoint;
 use crate::training::store::Store;
 use crate::training::worker::{Push, Work, Worker};
 
-/// How long a worker tries to reach its server before it gives up.
-const WAIT_MAX: Duration = Duration::from_secs(600);
 /// First and longest pause between two tries.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
-/// Longest wait for an event.
-const POLL: Duration = Duration::from_secs(1);
 
 struct Running<'a> {
     options: &'a Options,
@@ -35,6 +30,8 @@ struct Running<'a> {
     store: Option<Store>,
     worker: Worker,
     data: Dataset,
+    /// What the data is.
+    digest: [u8; 32],
     report: Report,
     /// Present once the job is known.
     training: Option<Training>,
@@ -62,6 +59,7 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         index,
         store,
         worker: Worker::new(CELL),
+        digest: data.digest(),
         data,
         report: Report::new(options.json),
         training: None,
@@ -71,12 +69,14 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
     let host =
         options.ps_hosts.first().ok_or_else(|| Failure::new("--ps-hosts names no server"))?;
     let mut net = Net::new(config).doing("network")?;
+    termination::wake(&mut net)?;
     let (mut pause, mut lost) = (PAUSES[0], Instant::now());
     loop {
-        let id = net.connect(host).map_err(|error| {
-            Failure::new(format!("ps0 at {host}: {error}")).hint("host:port of ps0 in --ps-hosts")
-        })?;
-        let end = running.converse(&mut net, id)?;
+        let end = match net.connect(host) {
+            Ok(id) => running.converse(&mut net, id)?,
+            // A name may come to be known while machines and pods start.
+            Err(error) => Some(Lost { why: Ended::Io(error), was_open: false }),
+        };
         let Lost { why, was_open } = match end {
             None => return running.store.map_or(Ok(()), Store::close).doing("close the volume"),
             Some(lost) => lost,
@@ -87,11 +87,11 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         if termination::requested() {
             return running.stop();
         }
-        if !why.is_transient() || lost.elapsed() > WAIT_MAX {
-            return Err(Failure::new(format!("ps0 at {host}: {why}")));
+        if !why.is_transient() || lost.elapsed() > options.wait {
+            return Err(Failure::new(format!("ps0 at {host}: {why}")).hint(hint(&why)));
         }
         log::info!("ps0 at {host}: {why}; trying again");
-        std::thread::sleep(pause);
+        termination::pause(pause);
         pause = (pause * 2).min(PAUSES[1]);
     }
 }
@@ -114,12 +114,15 @@ impl Running<'_> {
         self.worker.disconnected();
         let mut was_open = false;
         loop {
-            net.poll(POLL, &[0; 32]).doing("network")?;
+            net.poll(None, &[0; 32]).doing("network")?;
             loop {
                 let mut work = Work::Wait;
                 net.drive(id, |session| {
-                    work = self.worker.pump(session, self.params.as_mut_slice())?;
-                    Ok(false)
+                    // Work that was given is done before the session is asked again.
+                    if work == Work::Wait {
+                        work = self.worker.pump(session, self.params.as_mut_slice())?;
+                    }
+                    Ok(())
                 });
                 if let Some(peer) = net.session(id).and_then(|session| session.peer())
                     && !was_open
@@ -157,14 +160,24 @@ impl Running<'_> {
         let member = Member {
             samples: self.data.len() as u64,
             batches: model.sampler.batches(self.data.len()),
+            data: Some(self.digest),
         };
-        net.drive(id, |session| self.worker.join(session, member).map(|()| false));
+        let mut member = Some(member);
+        net.drive(id, |session| {
+            member.take().map_or(Ok(()), |member| self.worker.join(session, member))
+        });
         Ok(())
     }
 
     fn prepared(&mut self, job: &Job) -> Result<Training, Failure> {
-        let batch_size = usize::try_from(job.batch_size).doing("batch size")?;
-        let batch_max = batch_size.min(self.data.len());
+        if self.data.len() == 1 && Job::needs_two(job.stem) {
+            return Err(Failure::new(format!(
+                "{}: one image, which cannot be normalised over the one pixel of the last maps",
+                self.options.data.display()
+            ))
+            .hint("more data, another --shard, or a job with --stem cifar"));
+        }
+        let batch_max = (job.batch_max() as usize).min(self.data.len());
         let network = Network::resnet50(job.stem).doing("network")?;
         if let Some(store) = &mut self.store {
             checkpoint::save_meta(store, job, &network, 0).doing("write model.ckpt-meta")?;
@@ -174,13 +187,7 @@ impl Running<'_> {
         Ok(Training {
             network: Model::new(network, (job.precision, job.conv), batch_max, self.options.pool())
                 .doing("memory for a step")?,
-            // Each worker draws from its own streams: equal data would be augmented differently.
-            sampler: Sampler::new(
-                job.seed.wrapping_add(u64::from(self.index) << 32),
-                batch_size,
-                job.order,
-                job.augment,
-            ),
+            sampler: Sampler::of(job, self.index),
             batch: Batch::default(),
             gradients: Arena::new(len).doing("memory for the gradients")?,
         })
@@ -199,11 +206,22 @@ impl Running<'_> {
             &model.batch,
             model.gradients.as_mut_slice(),
             (Pieces::Whole, |part| {
-                net.drive(id, |session| push.advance(session, samples, &part).map(|()| false));
+                net.drive(id, |session| push.advance(session, samples, &part));
             }),
         );
         let since = self.last.replace(Instant::now()).unwrap_or(start);
         let seconds = since.elapsed().as_secs_f64();
         self.report.step((step, steps), loss, seconds, u64::from(samples));
+    }
+}
+
+/// What to try after a server could not be reached or did not want us.
+fn hint(why: &Ended) -> &'static str {
+    match why {
+        Ended::RefusedByPeer(Refusal::Role) => "a --role workerN with N below its --worker-hosts",
+        Ended::RefusedByPeer(Refusal::Taken) => "end the other process, or take another number",
+        Ended::RefusedByPeer(Refusal::Data) => "the --data and --shard that the job was begun with",
+        Ended::Io(_) => "host:port of ps0 in --ps-hosts, and whether it runs",
+        _ => "ps0's log says more",
     }
 }

@@ -63,7 +63,7 @@ impl Collateral {
         }
         let bundle: Bundle =
             serde_json::from_slice(bytes).map_err(|_| malformed("not the JSON of a bundle"))?;
-        let binary = |text: &str| hex::parse(text).ok_or_else(|| malformed("no hexadecimal"));
+        let binary = |text: &str| hex::unhex(text).ok_or_else(|| malformed("no hexadecimal"));
         Ok(Self {
             tcb_info_signature: binary(&bundle.tcb_info_signature)?,
             qe_identity_signature: binary(&bundle.qe_identity_signature)?,
@@ -535,7 +535,7 @@ fn bounded<T>(items: Vec<T>, item: Item) -> Result<Vec<T>, Fault> {
 }
 
 fn array<const N: usize>(text: &str, item: Item) -> Result<[u8; N], Fault> {
-    hex::parse(text)
+    hex::unhex(text)
         .and_then(|bytes| bytes.try_into().ok())
         .ok_or(Fault::malformed(item, "a field that is no hexadecimal of the right length"))
 }

@@ -1,0 +1,88 @@
+//! `Config`: who we are in every session of a run, and whom we accept.
+
+use std::io;
+use std::sync::Arc;
+
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::Attester;
+use crate::identity::binding::Binding;
+use crate::identity::certificate::Identity;
+use crate::judge::verify::Verifier;
+use crate::role::Role;
+use crate::session::roster::Admission;
+use crate::session::tls::Tls;
+
+/// Who we are, and whom we accept.
+pub struct Config {
+    /// Our role.
+    pub role: Role,
+    /// Source of our evidence.
+    pub attester: Arc<dyn Attester>,
+    /// Judge of the peers' evidence.
+    pub verifier: Verifier,
+    /// Seconds since 1970.
+    pub clock: fn() -> u64,
+    /// Collateral of our own platform, which is shown to peers that may have none.
+    pub(super) collateral: Vec<u8>,
+    pub(super) identity: Identity,
+    pub(super) tls: Tls,
+}
+
+impl Config {
+    /// Makes a fresh key with evidence for this run.
+    ///
+    /// # Errors
+    /// When the platform gives no quote.
+    pub fn new(
+        role: Role,
+        attester: Arc<dyn Attester>,
+        verifier: Verifier,
+        clock: fn() -> u64,
+    ) -> io::Result<Self> {
+        let identity = Identity::new(&*attester, clock())?;
+        Self::with_identity(role, attester, verifier, clock, identity)
+    }
+
+    pub(crate) fn with_identity(
+        role: Role,
+        attester: Arc<dyn Attester>,
+        verifier: Verifier,
+        clock: fn() -> u64,
+        identity: Identity,
+    ) -> io::Result<Self> {
+        let tls = Tls::new(&identity, &verifier, clock).map_err(io::Error::other)?;
+        let collateral = verifier.own_collateral(&identity, clock());
+        Ok(Self { role, attester, verifier, clock, collateral, identity, tls })
+    }
+
+    /// Our own evidence for a job, as an entry of its roster: we admit ourselves. There is no connection, so
+    /// the exporter is zero.
+    ///
+    /// # Errors
+    /// When the platform gives no quote, or there are no random numbers.
+    pub fn own_admission(&self, job: [u8; 32]) -> io::Result<Admission> {
+        let nonces = [nonce()?, nonce()?];
+        let (key, exporter) = (self.identity.spki_hash, [0; 32]);
+        let binding = Binding {
+            prover: self.role,
+            verifier: self.role,
+            from_client: true,
+            keys: [&key, &key],
+            nonces: [&nonces[0], &nonces[1]],
+            exporter: &exporter,
+            job: &job,
+        };
+        let quote = self.attester.quote(&binding.report_data())?;
+        let (role, server, time) = (self.role, self.role, (self.clock)());
+        Ok(Admission { role, server, time, keys: [key; 2], nonces, exporter, job, quote })
+    }
+}
+
+/// Fresh random bytes.
+pub(super) fn nonce() -> io::Result<[u8; 32]> {
+    let mut nonce = [0; 32];
+    let filled = SystemRandom::new().fill(&mut nonce);
+    filled.map_err(|_| io::Error::other("no random numbers"))?;
+    Ok(nonce)
+}

@@ -1,0 +1,112 @@
+//! What ps0 keeps of a job for people: its history and the report made of it, beside the model.
+
+use std::io;
+
+use protocol::{Peer, hex};
+
+use crate::failure::{Doing, Failure};
+use crate::history::curve::Point;
+use crate::history::page::page;
+use crate::history::{self, Event, EventKind, History, Participant};
+use crate::job::Job;
+use crate::job::state::State;
+use crate::training::server::Closed;
+use crate::training::store::{Progress, Store};
+use crate::trust::clock;
+
+/// The history of the job at hand.
+pub(super) struct Record {
+    history: History,
+}
+
+impl Record {
+    /// Goes on with the history that is there, if it is this job's and can be read.
+    pub(super) fn open(store: &Store, job: &Job, state: &State) -> Self {
+        let known = store.read(history::FILE).ok().flatten().and_then(|bytes| {
+            let parsed = History::parse(&bytes);
+            parsed.inspect_err(|error| log::warn!("{}: {error}", history::FILE)).ok()
+        });
+        let digest = hex(&job.digest());
+        let begun = known.filter(|known| known.digest == digest && state.step > 0);
+        let history = begun.unwrap_or_else(|| History::new(digest, settings(job), clock()));
+        let mut record = Self { history };
+        record.note(state.step, EventKind::Started, String::new());
+        record
+    }
+
+    pub(super) fn note(&mut self, step: u64, kind: EventKind, detail: String) {
+        self.history.note(Event { time: clock(), step, kind, detail });
+    }
+
+    pub(super) fn step(&mut self, job: &Job, closed: &Closed, seconds: f64) {
+        self.history.steps = Some(closed.steps);
+        let rate = job.schedule.rate(closed.step, closed.steps);
+        let point = Point::step(closed.step, closed.loss, rate, seconds, closed.samples);
+        self.history.curve.push(point);
+    }
+
+    /// Somebody's evidence was accepted.
+    pub(super) fn admit(&mut self, peer: &Peer) {
+        let report = &peer.verdict.report;
+        let rtmrs = report.rt_mr.iter().enumerate();
+        let mut measurements = vec![("MRTD".to_owned(), hex(&report.mr_td))];
+        measurements.extend(rtmrs.map(|(number, value)| (format!("RTMR{number}"), hex(value))));
+        measurements.push(("MRCONFIGID".into(), hex(&report.mr_config_id)));
+        let platform = peer.verdict.platform.as_deref();
+        self.history.admit(Participant {
+            role: peer.role.to_string(),
+            since: clock(),
+            status: platform.map_or("simulated", |platform| platform.status.name()).into(),
+            measurements,
+            platform: platform.map_or(String::new(), |platform| hex(&platform.machine.fmspc)),
+            key: hex(&peer.key),
+        });
+    }
+
+    pub(super) fn finished(&mut self, parameters: &[u8; 32]) {
+        self.history.parameters = Some(hex(parameters));
+    }
+
+    /// Writes history and report.
+    pub(super) fn keep(
+        &mut self,
+        store: &mut Store,
+        progress: Progress,
+        bytes: [u64; 2],
+    ) -> Result<(), Failure> {
+        self.history.bytes = bytes;
+        self.history.written = clock();
+        let files = [
+            (history::FILE, self.history.encode()),
+            (history::REPORT, page(&self.history).into_bytes()),
+        ];
+        for (name, bytes) in files {
+            let saved: io::Result<()> = store.save(name, progress, &|out| out.write_all(&bytes));
+            saved.doing(store.name_of(name))?;
+        }
+        Ok(())
+    }
+}
+
+/// The job as the report shows it.
+fn settings(job: &Job) -> Vec<(String, String)> {
+    let mut settings: Vec<(String, String)> = [
+        ("model", format!("ResNet-50, {} stem", job.stem)),
+        ("workers", job.workers.to_string()),
+        ("batch size of a worker", job.batch_size.to_string()),
+        ("epochs", job.epochs.to_string()),
+        ("learning rate", job.schedule.to_string()),
+        ("momentum", job.momentum.to_string()),
+        ("weight decay", job.weight_decay.to_string()),
+        ("precision", job.precision.to_string()),
+        ("convolutions", job.conv.to_string()),
+        ("augmentation", job.augment.to_string()),
+        ("order", job.order.to_string()),
+        ("seed", job.seed.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    settings.extend(job.steps.map(|steps| ("steps".into(), steps.to_string())));
+    settings.extend(job.init.map(|init| ("initial parameters sha256".into(), hex(&init))));
+    settings
+}
