@@ -28,6 +28,7 @@ use crate::job::{
     Algorithm, Augment, BATCH_MAX, Job, Order, Precision, Stem, WORKERS_MAX, Weighting,
 };
 use crate::report::print;
+use crate::termination;
 use crate::training::roles;
 use crate::training::store::Place;
 use crate::trust::fetch::Service;
@@ -178,6 +179,9 @@ pub struct Args {
     /// milliseconds to wait before each step, for tests of slow workers
     #[argh(option, default = "0", hidden_help)]
     pause_ms: u64,
+    /// process that started this one, to end with it
+    #[argh(option, hidden_help)]
+    with_parent: Option<u32>,
     /// seconds for which a worker tries to reach ps0, for tests of who gives up
     #[argh(option, default = "600", hidden_help)]
     wait: u64,
@@ -339,6 +343,9 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
     if args.secret_service.is_some() && (named || args.volume.is_none()) {
         return Err(Failure::usage("--secret-service gives the passphrase of --volume")
             .hint("--volume, and neither --key-file nor --key-fd"));
+    }
+    if let Some(parent) = args.with_parent {
+        termination::with_parent(parent)?;
     }
     if matches!(role, Role::Worker(_)) {
         say_what_is_ignored(&args);

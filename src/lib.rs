@@ -27,6 +27,7 @@ pub mod hosts;
 pub mod job;
 pub mod model;
 pub mod report;
+pub mod room;
 pub mod termination;
 pub mod training;
 pub mod trust;

@@ -11,7 +11,9 @@ use std::time::Duration;
 use luks::linux::Termination;
 use protocol::Net;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, WaitOptions, getpid, wait};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, getppid, set_parent_process_death_signal, wait,
+};
 
 use crate::failure::{Doing, Failure};
 
@@ -56,6 +58,17 @@ pub fn pause(time: Duration) {
     let time = Timespec::try_from(time).ok();
     // An error means that the pause is shorter, no more.
     let _ = poll(&mut [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)], time.as_ref());
+}
+
+/// From now on the end of the process that started us asks us to end too, however it ended.
+///
+/// # Errors
+/// When it is gone already.
+pub fn with_parent(parent: u32) -> Result<(), Failure> {
+    set_parent_process_death_signal(Some(Signal::TERM)).doing("signals")?;
+    // It may have ended before the line above.
+    let is_alive = getppid().is_some_and(|pid| pid.as_raw_nonzero().get() as u32 == parent);
+    if is_alive { Ok(()) } else { Err(Failure::new("the process that started this one is gone")) }
 }
 
 fn descriptor() -> Option<BorrowedFd<'static>> {

@@ -7,6 +7,7 @@ mod doctor;
 mod fuzz_seeds;
 mod guest;
 mod layers;
+mod licences;
 mod network;
 mod parity;
 mod processes;

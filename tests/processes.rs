@@ -424,3 +424,43 @@ fn what_is_not_finite_ends_a_job_by_name_and_a_lower_rate_goes_on() {
     assert!(ps0.wait_for("step: ").starts_with("step: 2,"));
     cast.finish(&ps0, workers.into());
 }
+
+#[test]
+fn a_demo_ends_with_its_children_and_touches_nothing_of_others() {
+    let dir = Dir::new("demo");
+    let other = dir.path("other");
+    std::fs::create_dir_all(&other).expect("a folder");
+    let (key, volume) = (other.join("model.key"), other.join("model.luks"));
+    std::fs::write(&key, "mine").expect("write");
+    std::fs::write(&volume, "mine too").expect("write");
+    let output = crate::cli::hfl(&["demo", "--dir", other.to_str().expect("UTF-8")]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("not empty, and not a demo's"), "{stderr}");
+    assert_eq!(std::fs::read(&key).expect("still there"), b"mine");
+    assert_eq!(std::fs::read(&volume).expect("still there"), b"mine too");
+    assert_eq!(std::fs::read_dir(&other).expect("a folder").count(), 2);
+
+    // Killed outright: nothing of it can clean up, and still no child stays.
+    let fresh = dir.path("fresh");
+    let demo = Process::start(&["demo", "--dir", fresh.to_str().expect("UTF-8")], "warn");
+    demo.wait_for("ps0 and 2 workers");
+    let children = || {
+        let found = std::fs::read_dir("/proc").expect("processes").flatten().filter(|entry| {
+            let words = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let words = String::from_utf8_lossy(&words).into_owned();
+            words.contains("--with-parent") && words.contains(&format!("\0{}\0", demo.id()))
+        });
+        found.count()
+    };
+    let start = Instant::now();
+    while children() < 3 {
+        assert!(start.elapsed() < PATIENCE, "the children start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    kill_process(Pid::from_child(&demo.child), Signal::KILL).expect("a signal");
+    while children() > 0 {
+        assert!(start.elapsed() < PATIENCE, "orphans go on training");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

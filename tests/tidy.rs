@@ -18,6 +18,7 @@ const WORLDS: [(&str, &[&str]); 8] = [
     (
         "rustls::",
         &[
+            "protocol/src/evidence/sim.rs",
             "protocol/src/identity/chain.rs",
             "protocol/src/judge/dcap/pki.rs",
             "protocol/src/services/http.rs",

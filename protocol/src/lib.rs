@@ -39,7 +39,7 @@ pub use evidence::azure::AzureVm;
 pub use evidence::coco::GuestComponents;
 pub use evidence::qgs::{Host, QuoteService, Stream};
 pub use evidence::quote::{Body, Quote, QuoteError, Td15, TdReport};
-pub use evidence::sim::SimPlatform;
+pub use evidence::sim::{SimPlatform, is_simulated};
 pub use evidence::tpm::Pcrs;
 pub use evidence::tsm::ConfigfsTsm;
 pub use evidence::vtpm::{Evidence, Vtpm};

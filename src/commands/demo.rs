@@ -43,6 +43,8 @@ pub struct Options {
 
 /// Bytes of the demo's volume: two checkpoints, the old one until the new one is safe. It is sparse.
 const VOLUME_LEN: u64 = 512 << 20;
+/// Says that a directory is a demo's.
+const MARKER: &str = ".hfl-demo";
 /// Drawn images for training and for the test.
 const DRAWN: [usize; 2] = [2000, 500];
 /// How a job is run: what suits the data.
@@ -98,9 +100,26 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Makes the directory, or takes one that an earlier demo made: everything in it may be overwritten. Any other that
+/// is not empty is somebody's.
+fn claim(directory: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(directory).doing(directory.display())?;
+    let marker = directory.join(MARKER);
+    let mut entries = fs::read_dir(directory).doing(directory.display())?;
+    if !marker.exists() && entries.next().is_some() {
+        return Err(Failure::new(format!(
+            "{}: not empty, and not a demo's: nothing in it is touched",
+            directory.display()
+        ))
+        .hint("--dir with a new directory"));
+    }
+    fs::write(&marker, "What is in this directory is overwritten by the next hfl demo.\n")
+        .doing(marker.display())
+}
+
 /// A new encrypted volume for the model, in the place of the last demo's, and a key file beside it.
 fn seal(directory: &Path) -> Result<Place, Failure> {
-    fs::create_dir_all(directory).doing(directory.display())?;
+    claim(directory)?;
     let [volume, key] = ["model.luks", "model.key"].map(|name| directory.join(name));
     let mut random = [0; 32];
     SystemRandom::new().fill(&mut random).map_err(|_| Failure::new("no random numbers"))?;
@@ -142,8 +161,6 @@ fn train(
     let start = Instant::now();
     let program = std::env::current_exe().doing("own path")?;
     let port = free_port()?;
-    let workers: Vec<String> =
-        (0..options.workers).map(|i| format!("localhost:{}", 1 + i)).collect();
     let threads = (options.threads / usize::from(options.workers)).max(1);
     let mut family = Family::default();
     let (sender, heard) = channel();
@@ -153,14 +170,17 @@ fn train(
         let mut command = Command::new(&program);
         command
             .args(["--role", &role, "--ps-hosts", &format!("localhost:{port}")])
-            .args(["--worker-hosts", &workers.join(","), "--attestation", "sim", "--json"])
-            .args(["--epochs", &course.epochs.to_string()])
-            .args(["--batch-size", &course.batch.to_string(), "--lr", course.rate])
-            .args(["--stem", &options.stem.to_string(), "--threads", &threads.to_string()])
+            .args(["--attestation", "sim", "--json", "--threads", &threads.to_string()])
+            .args(["--with-parent", &std::process::id().to_string()])
             .arg("--model-dir")
             .arg(&place.model_dir);
         if let (true, Some(volume), Some(key)) = (role == "ps0", &place.volume, &place.key.file) {
             command.arg("--volume").arg(volume).arg("--key-file").arg(key);
+            command
+                .args(["--workers", &options.workers.to_string()])
+                .args(["--epochs", &course.epochs.to_string()])
+                .args(["--batch-size", &course.batch.to_string(), "--lr", course.rate])
+                .args(["--stem", &options.stem.to_string()]);
         }
         if let Some(index) = role.strip_prefix("worker") {
             command.arg("--data").arg(data);

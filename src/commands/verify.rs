@@ -8,7 +8,8 @@ use argh::FromArgs;
 use base64ct::{Base64, Encoding};
 use protocol::dcap::{self, Anchor, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
 use protocol::{
-    Body, CertificateEvidence, Evidence, Pccs, Pcrs, Policy, Rejection, TdReport, Vtpm,
+    Body, CertificateEvidence, Evidence, Pccs, Pcrs, Policy, Quote, Rejection, TdReport, Vtpm,
+    is_simulated,
 };
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
@@ -112,6 +113,10 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
             );
         }
     };
+    let parsed = Quote::parse(Evidence::quote_bytes(&quote));
+    if parsed.is_ok_and(|quote| is_simulated(&quote)) {
+        log::warn!("SIMULATED evidence, of the public test root: anybody can make it");
+    }
     let root = match &args.root {
         None => Anchor::default(),
         Some(path) => {

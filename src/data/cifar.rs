@@ -71,7 +71,7 @@ pub struct Batch {
 #[derive(Debug)]
 pub enum DataError {
     /// The directory has none of the files, or they hold no record (of the shard).
-    Empty(PathBuf, &'static str),
+    Empty(PathBuf, String),
     /// A label that is no class.
     Label(PathBuf, u64, u8),
     /// The system refused to read.
@@ -148,7 +148,10 @@ impl Dataset {
             Some(shard) => all.shard(shard),
         };
         if kept.is_empty() {
-            return Err(DataError::Empty(directory.into(), "record"));
+            let what = shard.map_or("record".into(), |Shard { index, of }| {
+                format!("record for shard {index}/{of}")
+            });
+            return Err(DataError::Empty(directory.into(), what));
         }
         Ok(kept)
     }
@@ -360,7 +363,7 @@ fn training_files(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
         }
     }
     if files.is_empty() {
-        return Err(DataError::Empty(directory.into(), "data_batch_*.bin file"));
+        return Err(DataError::Empty(directory.into(), "data_batch_*.bin file".into()));
     }
     files.sort();
     Ok(files)

@@ -1,6 +1,6 @@
 //! What happened in a job so far: kept beside the model, shown as a report, as metrics and as event files.
 //!
-//! Sizes are bounded whatever the job's length: the curve is thinned to [`POINTS_MAX`] points, the time line
+//! Sizes are bounded whatever the job's length: the curve is thinned to [`curve::POINTS_MAX`] points, the time line
 //! keeps its first and its newest events. Nothing here is about a worker's pictures beyond counts.
 
 pub mod chart;

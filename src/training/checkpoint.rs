@@ -36,8 +36,17 @@ pub enum CheckpointError {
     Io(std::io::Error),
     /// The bytes are no safetensors file.
     Format(String),
-    /// A tensor is missing, has another shape or type, or does not belong here.
+    /// A tensor is missing, has another type, or does not belong here.
     Tensor(String, &'static str),
+    /// A tensor has another shape than the network's.
+    Shape {
+        /// Its name.
+        name: String,
+        /// The shape in the file.
+        found: Vec<usize>,
+        /// The network's.
+        expected: Vec<usize>,
+    },
     /// A metadata entry is missing or malformed.
     Metadata(&'static str),
     /// The values are not those that the metadata names.
@@ -50,6 +59,19 @@ impl fmt::Display for CheckpointError {
             Self::Io(error) => write!(f, "{error}"),
             Self::Format(why) => write!(f, "no safetensors file: {why}"),
             Self::Tensor(name, why) => write!(f, "tensor '{}' {why}", name.escape_default()),
+            Self::Shape { name, found, expected } => {
+                let name = name.escape_default();
+                write!(f, "tensor '{name}' has shape {found:?}, the network's is {expected:?}")?;
+                match found.first() {
+                    Some(1000) if expected.first() != Some(&1000) => write!(
+                        f,
+                        " (torchvision's 1000 classes; in Python, before saving: \
+                         model.fc = torch.nn.Linear(2048, {}))",
+                        expected[0]
+                    ),
+                    _ => Ok(()),
+                }
+            }
             Self::Metadata(key) => write!(f, "metadata entry '{key}' is missing or malformed"),
             Self::Hash(what) => write!(f, "the {what} are not what the file was written with"),
         }
@@ -65,6 +87,12 @@ pub struct Checkpoint {
     pub job: Job,
     /// The training.
     pub state: State,
+}
+
+/// Bytes of a checkpoint, with room for its header and the files beside it.
+pub fn len(layout: &Layout) -> u64 {
+    const BESIDE: u64 = 4 << 20;
+    ((layout.len + layout.trained) * size_of::<f32>()) as u64 + BESIDE
 }
 
 /// Writes a checkpoint in the place of the last one.
@@ -97,8 +125,14 @@ pub fn load(store: &Store) -> Result<Option<(Network, Checkpoint)>, CheckpointEr
 /// # Errors
 /// When a tensor is missing or has another shape.
 pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointError> {
-    let missing = || CheckpointError::Io(std::io::ErrorKind::NotFound.into());
+    let missing = || CheckpointError::Format("there is no such file".into());
     let bytes = read_bounded(path).map_err(CheckpointError::Io)?.ok_or_else(missing)?;
+    // What torch.save writes: a ZIP archive, or a bare pickle of before 2020.
+    if bytes.starts_with(b"PK\x03\x04") || bytes.starts_with(&[0x80, 2]) {
+        let what =
+            "a PyTorch pickle; in Python: safetensors.torch.save_file(torch.load(FILE), OUT)";
+        return Err(CheckpointError::Format(what.into()));
+    }
     let tensors = deserialize(&bytes)?;
     let mut values = vec![0.0; layout.len];
     for tensor in &layout.tensors {
@@ -208,8 +242,12 @@ fn import(
     let Ok(view) = tensors.tensor(&name) else {
         return Err(CheckpointError::Tensor(name, "is missing"));
     };
-    if view.dtype() != Dtype::F32 || view.shape() != tensor.shape {
-        return Err(CheckpointError::Tensor(name, "has another type or shape"));
+    if view.dtype() != Dtype::F32 {
+        return Err(CheckpointError::Tensor(name, "does not hold 32-bit floating-point numbers"));
+    }
+    if view.shape() != tensor.shape {
+        let (found, expected) = (view.shape().to_vec(), tensor.shape.clone());
+        return Err(CheckpointError::Shape { name, found, expected });
     }
     let (source, _) = view.data().as_chunks::<4>();
     let source: Vec<f32> = source.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
@@ -428,6 +466,36 @@ mod tests {
             assert!(matches!(error, CheckpointError::Hash(_)), "byte {at}: {error}");
         }
         assert!(parse(&bytes[..bytes.len() - 1]).is_err());
+    }
+
+    #[test]
+    fn files_of_others_are_refused_by_name() {
+        let (network, checkpoint) = trained();
+        let folder = std::env::temp_dir().join(format!("hfl-init-{}", std::process::id()));
+        let mut store = Store::directory(&folder).expect("create");
+        let path = folder.join(DATA_FILE);
+        let refused =
+            |path: &Path| load_params(path, &network.layout).expect_err("refused").to_string();
+        assert!(refused(&path).contains("no such file"));
+        for pickle in [&b"PK\x03\x04rest"[..], &[0x80, 2, 0x8a]] {
+            fs::write(&path, pickle).expect("write");
+            assert!(refused(&path).contains("a PyTorch pickle"));
+        }
+        let mut state = checkpoint.state.clone();
+        let spoiled = network.layout.tensors[3].clone();
+        state.params[spoiled.range.start] = f32::NAN;
+        save(&mut store, &network.layout, &checkpoint.job, &state).expect("save");
+        let why = refused(&path);
+        assert!(why.contains(&spoiled.name) && why.contains("infinite or no numbers"), "{why}");
+        assert!(load(&store).is_err(), "a checkpoint neither");
+        fs::remove_dir_all(&folder).expect("remove");
+        let shape = CheckpointError::Shape {
+            name: "fc.weight".into(),
+            found: vec![1000, 2048],
+            expected: vec![10, 2048],
+        };
+        let shown = shape.to_string();
+        assert!(shown.contains("[1000, 2048]") && shown.contains("Linear(2048, 10)"), "{shown}");
     }
 
     #[test]

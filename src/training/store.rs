@@ -205,6 +205,14 @@ impl Store {
         }
     }
 
+    /// The directory of this system, if the store is one.
+    pub fn directory_path(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(path) => Some(path),
+            Self::Volume(_) => None,
+        }
+    }
+
     /// How messages name a file of the store.
     pub fn name_of(&self, name: &str) -> String {
         match self {

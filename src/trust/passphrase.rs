@@ -29,7 +29,10 @@ impl KeySource {
         match self.named()? {
             Some(passphrase) => Ok(passphrase),
             None if isatty(io::stdin()) => prompt("Passphrase: "),
-            None => Passphrase::from_line(io::stdin().lock()).doing("passphrase on stdin"),
+            None => Passphrase::from_line(io::stdin().lock()).map_err(|error| {
+                Failure::new(format!("no key was given, and there is none on stdin: {error}"))
+                    .hint("--key-file FILE, --key-fd N, or the passphrase as a line on stdin")
+            }),
         }
     }
 

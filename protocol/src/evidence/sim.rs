@@ -11,10 +11,14 @@ use rcgen::{
 use ring::digest::{SHA256, SHA384, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use crate::Attester;
 use crate::evidence::quote::{Body, QE_REPORT_LEN, Quote, TdReport, encode_header};
 
+/// Certificates of a chain that are looked at.
+const CHAIN_MAX: usize = 4;
 /// The test root, valid until 2056.
 pub(crate) const ROOT_CERTIFICATE: &[u8] = include_bytes!("sim_root.der");
 const ROOT_KEY: &[u8] = include_bytes!("sim_root_key.der");
@@ -25,6 +29,15 @@ const TD_ATTRIBUTES: [u8; 8] = [0, 0, 0, 0x10, 0, 0, 0, 0];
 const XFAM: [u8; 8] = [0xe7, 0x02, 0x06, 0, 0, 0, 0, 0];
 /// Time that the platform's certificates are valid before and after it is made, in seconds.
 const VALIDITY: i64 = 365 * 24 * 3600;
+
+/// Whether a quote says of itself that it is simulated: its chain ends at the test root. Whether it was really
+/// signed there does not matter to who asks.
+pub fn is_simulated(quote: &Quote) -> bool {
+    let name = ROOT_NAME.as_bytes();
+    let pem = quote.chain.strip_suffix(&[0]).unwrap_or(&quote.chain);
+    let certificates = CertificateDer::pem_slice_iter(pem).take(CHAIN_MAX);
+    certificates.flatten().any(|der| der.windows(name.len()).any(|part| part == name))
+}
 
 /// A platform that makes quotes about one imaginary TD.
 pub struct SimPlatform {

@@ -19,6 +19,7 @@ use crate::hosts::listen_addresses;
 use crate::job::{Algorithm, Precision};
 use crate::model::Model;
 use crate::model::network::Network;
+use crate::room::memory_available;
 use crate::trust::policy;
 use crate::trust::{Attestation, Source, clock};
 use protocol::hex;
@@ -134,7 +135,7 @@ fn memory(args: &DoctorArgs) -> Finding {
             step as u64 + 3 * parameters + data
         }
     };
-    let Some(have) = available() else {
+    let Some(have) = memory_available() else {
         return Finding::warning("memory", "unknown", "mount /proc to have it checked");
     };
     let found = format!("{} MiB free, {} needs about {}", have >> 20, args.role, need >> 20);
@@ -142,20 +143,6 @@ fn memory(args: &DoctorArgs) -> Finding {
         true => Finding::ok("memory", found),
         false => Finding::failed("memory", found, "a larger guest, or a smaller --batch-size"),
     }
-}
-
-/// Bytes that this process may still use: of the machine, or of its control group if that is less.
-fn available() -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    let number = |name: &str| {
-        let text = fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok()?;
-        text.trim().parse::<u64>().ok()
-    };
-    let limit = number("memory.max").zip(number("memory.current"));
-    let left = limit.map_or(u64::MAX, |(max, current)| max.saturating_sub(current));
-    Some(left.min(kib << 10))
 }
 
 fn tdx(args: &DoctorArgs) -> Finding {

@@ -17,6 +17,7 @@ use crate::job::state::State;
 use crate::model::network::Network;
 use crate::model::{init, params};
 use crate::report::Report;
+use crate::room;
 use crate::termination;
 use crate::training::checkpoint;
 use crate::training::roster;
@@ -64,6 +65,10 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     }
     let (network, job, state) = state(options, &store)?;
     options.place.check_step(state.step)?;
+    if let Some(directory) = store.directory_path() {
+        let kept = if resumes { 1 } else { 2 };
+        room::check_disk(directory, kept * checkpoint::len(&network.layout))?;
+    }
     log::info!("job {}, step {}", hex(&job.digest()), state.step);
     checkpoint::save_meta(&mut store, &job, &network, state.step).doing("write model.ckpt-meta")?;
     let known = known_roster(&mut store, &job, state.step)?;

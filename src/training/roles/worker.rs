@@ -15,6 +15,7 @@ use crate::model::Model;
 use crate::model::gradients::Pieces;
 use crate::model::network::Network;
 use crate::report::Report;
+use crate::room;
 use crate::termination;
 use crate::training::checkpoint;
 use crate::training::store::Store;
@@ -179,6 +180,7 @@ impl Running<'_> {
         }
         let batch_max = (job.batch_max() as usize).min(self.data.len());
         let network = Network::resnet50(job.stem).doing("network")?;
+        room::check_memory(job, &network, batch_max)?;
         if let Some(store) = &mut self.store {
             checkpoint::save_meta(store, job, &network, 0).doing("write model.ckpt-meta")?;
         }
