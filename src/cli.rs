@@ -301,6 +301,8 @@ struct BenchArgs {
 
 /// 22.7 % of CIFAR-10's test images after one epoch of two workers; 0.1 took PyTorch to 15 %.
 const DEFAULT_RATE: f32 = 0.03;
+/// Images of all workers in a step for which it was chosen.
+const DEFAULT_IMAGES: f32 = 256.0;
 /// Most threads: a typing error should not ask for all memory.
 const THREADS_MAX: usize = 256;
 
@@ -347,8 +349,9 @@ fn role_options(args: Args, role: Role) -> Result<roles::Options, Failure> {
     if let Some(parent) = args.with_parent {
         termination::with_parent(parent)?;
     }
-    if matches!(role, Role::Worker(_)) {
-        say_what_is_ignored(&args);
+    match role {
+        Role::Worker(_) => say_what_is_ignored(&args),
+        _ => say_the_rule_of_the_rate(&args),
     }
     let wait = Duration::from_secs(args.secret_wait);
     Ok(roles::Options {
@@ -453,6 +456,19 @@ fn say_what_is_ignored(args: &Args) {
         given.iter().zip(&usual).filter(|(a, b)| a.1 != b.1).map(|(a, _)| a.0).collect();
     if !ignored.is_empty() {
         log::warn!("{}: ignored, a worker takes the job from ps0", ignored.join(", "));
+    }
+}
+
+/// The default rate was chosen for one number of images a step; for others it is said what the usual rule gives
+/// (Goyal et al., "Accurate, large minibatch SGD", 2017), and left to who trains.
+fn say_the_rule_of_the_rate(args: &Args) {
+    let images = args.workers() as f32 * args.batch_size as f32;
+    if args.lr == DEFAULT_RATE && images != DEFAULT_IMAGES {
+        log::info!(
+            "the default rate {DEFAULT_RATE} was chosen for {DEFAULT_IMAGES} images a step; for {images} the linear \
+             rule gives --lr {:.4}",
+            DEFAULT_RATE * images / DEFAULT_IMAGES
+        );
     }
 }
 

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -47,6 +47,10 @@ fn start_log() {
         .format(|out, record| {
             let since = SystemTime::now().duration_since(UNIX_EPOCH);
             let time = protocol::dcap::date(since.map_or(0, |since| since.as_secs()));
+            // A line of progress may stand there.
+            if std::io::stderr().is_terminal() {
+                write!(out, "\r\x1b[K")?;
+            }
             writeln!(out, "{time} {:<5} {}", record.level(), record.args())
         })
         .init();

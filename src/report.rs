@@ -5,6 +5,8 @@ use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Instant;
 
 use protocol::Role;
+use rustix::process::getpgrp;
+use rustix::termios::tcgetpgrp;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -22,7 +24,8 @@ pub struct Report {
 impl Report {
     /// Speaks lines, or JSON.
     pub fn new(json: bool) -> Self {
-        let progress = std::io::stderr().is_terminal();
+        // Whoever reads JSON shows what it wants; of several processes on a terminal the one in front speaks.
+        let progress = !json && is_in_front(&std::io::stderr());
         Self { json, progress, started: Instant::now(), images: 0, first_step: None }
     }
 
@@ -100,6 +103,11 @@ impl Report {
         let _ = write!(std::io::stderr(), "{bar}");
         let _ = std::io::stderr().flush();
     }
+}
+
+/// Whether we may draw on a terminal: a process in its background would draw over the one in front.
+fn is_in_front(stderr: &std::io::Stderr) -> bool {
+    stderr.is_terminal() && tcgetpgrp(stderr).is_ok_and(|group| group == getpgrp())
 }
 
 /// Prints the result of a command; a reader that left is no failure.
