@@ -20,7 +20,7 @@ use crate::Attester;
 use crate::evidence::quote::{QUOTE_LEN_MAX, Quote};
 use crate::evidence::tpm::Tpm;
 use crate::evidence::vtpm::Vtpm;
-use crate::services::http;
+use crate::http;
 
 /// The virtual TPM, through the kernel's resource manager.
 const DEVICE: &str = "/dev/tpmrm0";

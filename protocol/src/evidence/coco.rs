@@ -9,14 +9,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use base64ct::{Base64, Base64UrlUnpadded, Encoding};
-use ring::digest::{SHA256, digest};
 use serde::Deserialize;
 
 use crate::Attester;
 use crate::evidence::azure;
-use crate::evidence::vtpm::{EVIDENCE_LEN_MAX, Vtpm};
-use crate::hex::{self, Hex};
-use crate::services::http;
+use crate::evidence::vtpm::{EVIDENCE_LEN_MAX, Vtpm, digits};
+use crate::hex;
+use crate::http;
 
 /// Where the agent listens in a guest (`agent.guest_components_rest_api=all`).
 const AGENT: ([u8; 4], u16) = ([127, 0, 0, 1], 8006);
@@ -85,13 +84,6 @@ impl Evidence {
         };
         Some(vtpm.encode(&quote.base64()?))
     }
-}
-
-/// The report data that stands for `report_data` where only text can be asked for: SHA-256 in
-/// hexadecimal digits.
-pub(crate) fn digits(report_data: &[u8; 64]) -> [u8; 64] {
-    let text = Hex(digest(&SHA256, report_data).as_ref()).to_string();
-    text.as_bytes().try_into().expect("32 bytes are 64 digits")
 }
 
 impl GuestComponents {

@@ -16,10 +16,10 @@ use ring::digest::{SHA256, digest};
 use ring::signature::{RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use serde::Deserialize;
 
-use crate::evidence::coco;
 use crate::evidence::quote::{Body, QUOTE_LEN_MAX, Quote, QuoteError};
 use crate::evidence::tpm::{Attest, Pcrs};
-use crate::judge::rejection::Rejection;
+use crate::hex::Hex;
+use crate::rejection::Rejection;
 
 /// Largest evidence of any kind.
 pub(crate) const EVIDENCE_LEN_MAX: usize = QUOTE_LEN_MAX + (8 << 10);
@@ -91,7 +91,7 @@ impl Evidence {
             Body::Td(report) => report.report_data,
             Body::Enclave(report) => *report.last_chunk().expect("a report ends with its data"),
         };
-        let digits = coco::digits(report_data);
+        let digits = digits(report_data);
         let Some(vtpm) = &self.vtpm else { return Ok([*report_data, digits].contains(&quoted)) };
         let signed = vtpm.verify(&quoted)?;
         Ok(signed == digest(&SHA256, report_data).as_ref() || signed == digits)
@@ -175,4 +175,11 @@ pub(crate) fn attestation_key(claims: &[u8]) -> Option<RsaPublicKeyComponents<Ve
         None => Some(RsaPublicKeyComponents { n: number(&key.n)?, e: number(&key.e)? }),
         Some(_) => None,
     }
+}
+
+/// The report data that stands for `report_data` where only text can be asked for: SHA-256 in
+/// hexadecimal digits.
+pub(crate) fn digits(report_data: &[u8; 64]) -> [u8; 64] {
+    let text = Hex(digest(&SHA256, report_data).as_ref()).to_string();
+    text.as_bytes().try_into().expect("32 bytes are 64 digits")
 }

@@ -9,13 +9,12 @@ use ring::digest::{SHA256, digest};
 use x509_cert::der::{Decode, Encode};
 use zeroize::Zeroizing;
 
-use crate::identity::evidence::{CertificateEvidence, TAGGED_PAIR, TAGGED_VTPM_PAIR, bytes_head};
+use crate::identity::evidence::{CERTIFICATE_LEN_MAX, TAGGED_PAIR, TAGGED_VTPM_PAIR, bytes_head};
 
 use crate::Attester;
 use crate::evidence::sim::time_of;
 use crate::evidence::vtpm::Evidence;
-use crate::judge::rejection::Rejection;
-use crate::judge::verify::Verifier;
+use crate::rejection::Rejection;
 
 /// Our key and certificate of this run. The key was generated in memory and is never written.
 pub struct Identity {
@@ -27,8 +26,6 @@ pub struct Identity {
     pub(crate) spki_hash: [u8; 32],
 }
 
-/// Largest certificate that is looked at; evidence with an event log takes some 13 kB.
-pub(crate) const CERTIFICATE_LEN_MAX: usize = 48 << 10;
 /// The extension, [`evidence::CCC`].
 const EVIDENCE_OID: &[u64] = &[2, 23, 133, 5, 4, 9];
 /// `{"pubkey-hash": bytes(36)`, in which `[1, bytes(32)`.
@@ -78,15 +75,6 @@ impl Identity {
     }
 }
 
-/// Checks the evidence in a peer's certificate and that it is about the certificate's own key.
-///
-/// # Errors
-/// The first reason to refuse it.
-pub(crate) fn verify(certificate: &[u8], verifier: &Verifier, now: u64) -> Result<(), Rejection> {
-    let CertificateEvidence { quote, report_data, .. } = CertificateEvidence::parse(certificate)?;
-    verifier.verify_first(&quote, &report_data, now)
-}
-
 /// SHA-256 of a certificate's SubjectPublicKeyInfo.
 pub(crate) fn spki_hash(certificate: &[u8]) -> Result<[u8; 32], Rejection> {
     let spki = parse(certificate)?.tbs_certificate.subject_public_key_info;
@@ -129,13 +117,14 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
 mod tests {
     use super::*;
     use crate::identity::evidence::Form;
+    use crate::{CertificateEvidence, Verifier};
     use crate::{Policy, SimPlatform, Trust};
 
     const NOW: u64 = 1_800_000_000;
 
     fn check(platform: &SimPlatform, identity: &Identity) -> Result<(), Rejection> {
         let policy = Policy::same_as(platform.report());
-        verify(&identity.certificate, &Verifier { trust: Trust::Simulated, policy }, NOW)
+        Verifier { trust: Trust::Simulated, policy }.verify_certificate(&identity.certificate, NOW)
     }
 
     #[test]

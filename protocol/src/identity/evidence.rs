@@ -14,9 +14,10 @@ use x509_cert::der::asn1::{ObjectIdentifier, OctetString};
 use x509_cert::der::{Decode, Encode};
 
 use crate::evidence::vtpm::Evidence;
-use crate::identity::certificate::CERTIFICATE_LEN_MAX;
-use crate::judge::rejection::Rejection;
+use crate::rejection::Rejection;
 
+/// Largest certificate that is looked at; evidence with an event log takes some 13 kB.
+pub(crate) const CERTIFICATE_LEN_MAX: usize = 48 << 10;
 /// DICE tagged evidence.
 pub(super) const CCC: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.23.133.5.4.9");
 /// Gramine's, in which an encoded identifier became part of the identifier by mistake.

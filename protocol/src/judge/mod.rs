@@ -2,7 +2,6 @@
 
 pub mod dcap;
 pub(crate) mod policy;
-pub(crate) mod rejection;
 pub(crate) mod remote;
 pub(crate) mod token;
 pub(crate) mod verify;

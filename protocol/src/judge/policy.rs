@@ -12,7 +12,7 @@ use crate::evidence::quote::TdReport;
 use crate::evidence::tpm::Pcrs;
 use crate::hex::{self, Hex};
 use crate::judge::dcap::{self, Rules, Status};
-use crate::judge::rejection::Rejection;
+use crate::rejection::Rejection;
 use crate::role::{Role, RoleKind};
 
 /// Largest policy file, and most sets in it.

@@ -13,9 +13,9 @@ use zeroize::Zeroizing;
 
 use crate::evidence::quote::TdReport;
 use crate::hex::{self, Hex};
+use crate::http::{Answer, Authority, Client, Url};
 use crate::judge::dcap::Status;
 use crate::judge::token::{Keys, Token, TokenError};
-use crate::services::http::{Answer, Authority, Client, Url};
 
 /// Largest configuration file.
 const FILE_LEN_MAX: usize = 64 << 10;

@@ -12,13 +12,12 @@ use crate::evidence::quote::TdReport;
 use crate::evidence::sim;
 use crate::evidence::tpm::Pcrs;
 use crate::evidence::vtpm::{Evidence, Vtpm};
-use crate::identity::certificate::Identity;
 use crate::identity::chain;
 use crate::identity::evidence::CertificateEvidence;
 use crate::judge::dcap::{self, Anchor, Collateral, Shortcoming};
 use crate::judge::policy::Policy;
-use crate::judge::rejection::Rejection;
 use crate::judge::remote::RemoteVerifier;
+use crate::rejection::Rejection;
 use crate::role::Role;
 use crate::services::collateral_store::{Shelf, is_lack};
 
@@ -123,14 +122,23 @@ impl Verifier {
         Ok(Verdict { report, platform, pcrs })
     }
 
-    /// The collateral of the platform that an identity's quote is of; nothing where there is none.
-    pub(crate) fn own_collateral(&self, identity: &Identity, now: u64) -> Vec<u8> {
+    /// The collateral of the platform that a certificate's quote is of; nothing where there is none.
+    pub(crate) fn own_collateral(&self, certificate: &[u8], now: u64) -> Vec<u8> {
         let Trust::Hardware(shelf) = &self.trust else { return Vec::new() };
-        CertificateEvidence::parse(identity.certificate())
+        CertificateEvidence::parse(certificate)
             .ok()
             .and_then(|evidence| Evidence::parse(&evidence.quote).ok())
             .and_then(|evidence| shelf.of_platform(&evidence.quote, now))
             .unwrap_or_default()
+    }
+
+    /// Checks the evidence in a peer's certificate and that it is about the certificate's own key.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub(crate) fn verify_certificate(&self, certificate: &[u8], now: u64) -> Result<(), Rejection> {
+        let evidence = CertificateEvidence::parse(certificate)?;
+        self.verify_first(&evidence.quote, &evidence.report_data, now)
     }
 
     /// Checks the quote in a certificate. A platform of which we have no collateral yet has to be genuine

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::evidence::quote::Quote;
 use crate::hex::Hex;
 use crate::judge::dcap::{self, Anchor, Collateral, Fault, Item, Origin, Problem, Verdict};
-use crate::judge::rejection::Rejection;
+use crate::rejection::Rejection;
 use crate::services::pccs::{FetchError, Pccs};
 
 /// Most kinds of platforms that a service is asked about: more take no part in a job.

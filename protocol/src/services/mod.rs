@@ -1,5 +1,4 @@
 //! Services that bring collateral.
 
 pub(crate) mod collateral_store;
-pub(crate) mod http;
 pub(crate) mod pccs;

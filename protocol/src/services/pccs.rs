@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::hex::{self, Hex};
+use crate::http::{Answer, Authority, Client, Url};
 use crate::judge::dcap::{Collateral, Origin};
-use crate::services::http::{Answer, Authority, Client, Url};
 
 /// Intel's own service, and where its root's revocation list is.
 const INTEL: &str = "api.trustedservices.intel.com";

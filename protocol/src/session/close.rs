@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::judge::rejection::Rejection;
+use crate::rejection::Rejection;
 use crate::role::Role;
 use crate::session::frame::FrameError;
 use crate::session::message::{PROTOCOL_VERSION, Refusal};

@@ -52,7 +52,7 @@ impl Config {
         identity: Identity,
     ) -> io::Result<Self> {
         let tls = Tls::new(&identity, &verifier, clock).map_err(io::Error::other)?;
-        let collateral = verifier.own_collateral(&identity, clock());
+        let collateral = verifier.own_collateral(identity.certificate(), clock());
         Ok(Self { role, attester, verifier, clock, collateral, identity, tls })
     }
 

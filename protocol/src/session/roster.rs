@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::evidence::vtpm::EVIDENCE_LEN_MAX;
 use crate::identity::binding::Binding;
-use crate::judge::rejection::Rejection;
 use crate::judge::verify::{Verdict, Verifier};
+use crate::rejection::Rejection;
 use crate::role::Role;
 
 /// Most entries: processes of a job that were admitted, each once.

@@ -17,8 +17,8 @@ use rustls::{
 };
 
 use crate::identity::certificate::{self, Identity};
-use crate::judge::rejection::Rejection;
 use crate::judge::verify::Verifier;
+use crate::rejection::Rejection;
 
 /// Both rustls configurations of a party.
 pub(crate) struct Tls {
@@ -113,7 +113,7 @@ impl PeerVerifier {
         if certificate::spki_hash(certificate).map_err(refuse)? == self.own_key {
             return Err(refuse(Rejection::Reflection));
         }
-        certificate::verify(certificate, &self.verifier, now.as_secs()).map_err(refuse)?;
+        self.verifier.verify_certificate(certificate, now.as_secs()).map_err(refuse)?;
         Ok(())
     }
 

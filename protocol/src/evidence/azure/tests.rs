@@ -13,7 +13,6 @@ use std::time::Instant;
 use super::*;
 use crate::evidence::coco::GuestComponents;
 use crate::evidence::tpm::{Fields, sized};
-use crate::identity::certificate;
 use crate::identity::certificate::Identity;
 use crate::{
     Config, Evidence, Policy, Rejection, Role, Session, SimPlatform, TdReport, Trust, Verifier,
@@ -240,7 +239,7 @@ fn certificate_and_session_carry_it() {
     let verifier = verifier(&measured, &vm.quote(&[0; 64]).expect("evidence"));
     let vm: Arc<dyn Attester> = Arc::new(vm);
     let identity = Identity::new(&*vm, NOW).expect("identity");
-    certificate::verify(identity.certificate(), &verifier, NOW).expect("accepted");
+    verifier.verify_certificate(identity.certificate(), NOW).expect("accepted");
 
     let config = |role| {
         Arc::new(Config::new(role, Arc::clone(&vm), verifier.clone(), || NOW).expect("config"))

@@ -167,13 +167,13 @@ impl fmt::Display for Fault {
         let item = self.item;
         match &self.problem {
             Problem::Expired(end) => {
-                write!(f, "{item} expired at {}", super::collateral::date(*end))
+                write!(f, "{item} expired at {}", super::date::date(*end))
             }
             Problem::Malformed(what) => write!(f, "{item} is malformed: {what}"),
             Problem::Mismatch(field) => write!(f, "{item} is of something else: {field} differs"),
             Problem::Missing(what) => write!(f, "{item} lacks {what}"),
             Problem::NotYetValid(start) => {
-                write!(f, "{item} is valid only from {}", super::collateral::date(*start))
+                write!(f, "{item} is valid only from {}", super::date::date(*start))
             }
             Problem::Revoked => write!(f, "{item} is revoked"),
             Problem::Signature => write!(f, "{item} has a wrong signature"),

@@ -12,6 +12,7 @@
 
 mod anchor;
 mod collateral;
+mod date;
 mod fault;
 mod pck;
 mod pki;
@@ -19,7 +20,8 @@ mod rules;
 mod tcb;
 
 pub use anchor::{Anchor, INTEL_ROOT};
-pub use collateral::{Collateral, date, parse_timestamp};
+pub use collateral::Collateral;
+pub use date::{date, parse_timestamp};
 pub use fault::{Fault, Item, Problem};
 pub use pck::Platform;
 pub use rules::{Rules, Shortcoming};
@@ -237,7 +239,7 @@ fn verify_signatures(quote: &Quote, leaf: &Certificate, root: &Anchor) -> Result
 #[cfg(any(test, fuzzing))]
 pub(crate) use collateral::fuzz as fuzz_documents;
 #[cfg(any(test, fuzzing))]
-pub(crate) use pki::fuzz as fuzz_certificates;
+pub(crate) use pck::fuzz as fuzz_certificates;
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -123,3 +123,24 @@ fn integer(value: &AnyRef) -> Result<u16, Fault> {
         _ => Err(malformed()),
     }
 }
+
+/// Any bytes as a certificate with Intel's extension, and as a revocation list, for the fuzzer.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(data: &[u8]) {
+    if let Ok(certificate) = super::pki::Certificate::parse(data, Item::Pck) {
+        let _ = Platform::parse(&certificate);
+        let _ = certificate.check_issued_by(
+            &certificate,
+            &super::anchor::Anchor::default(),
+            1_788_220_800,
+            Item::Pck,
+        );
+    }
+    let _ = Platform::read(data);
+    if let Ok(list) = super::pki::RevocationList::parse(data, Item::PckCrl) {
+        assert!(
+            super::pki::check_dates(list.valid, list.valid[0], Item::PckCrl).is_ok()
+                || list.valid[1] < list.valid[0]
+        );
+    }
+}

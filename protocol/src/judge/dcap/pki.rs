@@ -137,23 +137,6 @@ fn signed_part(der: &[u8]) -> Option<&[u8]> {
     SliceReader::new(whole.value()).ok()?.tlv_bytes().ok()
 }
 
-/// Any bytes as a certificate with Intel's extension, and as a revocation list, for the fuzzer.
-#[cfg(any(test, fuzzing))]
-pub(crate) fn fuzz(data: &[u8]) {
-    if let Ok(certificate) = Certificate::parse(data, Item::Pck) {
-        let _ = super::pck::Platform::parse(&certificate);
-        let _ =
-            certificate.check_issued_by(&certificate, &Anchor::default(), 1_788_220_800, Item::Pck);
-    }
-    let _ = super::pck::Platform::read(data);
-    if let Ok(list) = RevocationList::parse(data, Item::PckCrl) {
-        assert!(
-            check_dates(list.valid, list.valid[0], Item::PckCrl).is_ok()
-                || list.valid[1] < list.valid[0]
-        );
-    }
-}
-
 /// Leaf, intermediate and root of a quote's chain, which Intel's tools leave in any order.
 pub(super) fn pck_chain(chain: &[Certificate]) -> Result<[&Certificate; 3], Fault> {
     let named = |part: &'static str| {

@@ -85,7 +85,7 @@ fn differences(name: &str, verdict: &Verdict, reference: &Value) -> Vec<String> 
         ("module", module.to_owned()),
         ("qe", verdict.qe.status.name().to_owned()),
         ("launch", verdict.launch.name().to_owned()),
-        ("tcb_date", super::collateral::date(verdict.tcb_date)),
+        ("tcb_date", super::date(verdict.tcb_date)),
     ];
     let mut wrong: Vec<String> = found
         .into_iter()

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::Value;
 
 use super::*;
+use crate::http::standin::{Reply, Request, Service, serve};
 use crate::judge::token::tests::{claims, published, signed};
-use crate::services::http::standin::{Reply, Request, Service, serve};
 use crate::services::pccs::tests::real_td;
 use crate::{Attester, Policy, Quote, Rejection, SimPlatform, Trust, Verifier};
 

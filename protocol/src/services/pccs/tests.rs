@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use serde_json::Value;
 
 use super::*;
+use crate::http::standin::{self, Reply, Service};
 use crate::judge::dcap::{self, Anchor};
-use crate::services::http::standin::{self, Reply, Service};
 use crate::{Policy, Quote, Rejection, Shelf, Trust, Verifier};
 
 /// What a service has, and in which shape it sends it.
