@@ -25,6 +25,7 @@ const WORLDS: [(&str, &[&str]); 8] = [
             "protocol/src/http/standin.rs",
             "protocol/src/services/pccs.rs",
             "protocol/src/session/mod.rs",
+            "protocol/src/session/alive.rs",
             "protocol/src/session/close.rs",
             "protocol/src/session/tls.rs",
             "protocol/src/judge/verify.rs",

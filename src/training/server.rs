@@ -93,7 +93,7 @@ enum Challenge {
     None,
     /// To be asked when its connection is looked at.
     Due,
-    /// Asked when it had given so many.
+    /// Asked by the question of this number.
     Asked(u64),
 }
 
@@ -247,10 +247,9 @@ impl ParameterServer {
         match link.challenge {
             Challenge::None => {}
             Challenge::Due => {
-                link.challenge = Challenge::Asked(session.answers());
-                session.probe()?;
+                link.challenge = Challenge::Asked(session.probe()?);
             }
-            Challenge::Asked(before) if session.answers() > before => {
+            Challenge::Asked(number) if session.answered() >= number => {
                 link.challenge = Challenge::None;
                 let worker = link.worker;
                 self.progress += 1;

@@ -100,8 +100,12 @@ pub enum Message {
     VolumeEnd,
     /// The next entry of the server's roster.
     Admitted(Box<Entry>),
-    /// The sender is alive. A client answers a server's with its own.
-    Alive,
+    /// The sender is alive. A client answers a server's with the same number, so that an answer that was on
+    /// its way before a question is not taken for one to it.
+    Alive {
+        /// Questions that the server has asked.
+        number: u64,
+    },
 }
 
 /// Why a session is ended, as far as the other side may know.
@@ -188,7 +192,7 @@ impl Message {
             Self::Volume { .. } => "volume",
             Self::VolumeEnd => "end of volume",
             Self::Admitted(_) => "admitted",
-            Self::Alive => "alive",
+            Self::Alive { .. } => "alive",
         }
     }
 
@@ -208,7 +212,7 @@ impl Message {
             (_, State::Handshake | State::Hello | State::Evidence | State::Closed) => return false,
             (message, State::Open) => match message {
                 Self::Hello { .. } | Self::Evidence { .. } | Self::Refused(_) => return false,
-                Self::Alive => return sender.is_some(),
+                Self::Alive { .. } => return sender.is_some(),
                 Self::Job(_) | Self::Parameters { .. } | Self::Finished { .. } => {
                     (false, &[ParameterServer][..])
                 }
@@ -259,7 +263,7 @@ mod tests {
                     quote: vec![1],
                 },
             })),
-            Message::Alive,
+            Message::Alive { number: 300 },
         ]
     }
 
@@ -281,7 +285,7 @@ mod tests {
             &[11, 0x80, 0x80, 0x40],
             &[12],
             &[13, 0xac, 2, 8, 8],
-            &[14],
+            &[14, 0xac, 2],
         ];
         for (message, golden) in one_of_each().iter().zip(golden) {
             let bytes = message.encode();

@@ -12,6 +12,7 @@
 //!                                               --peer's quote verified--> Open --> Closed
 //! ```
 
+mod alive;
 pub(crate) mod close;
 pub(crate) mod config;
 pub(crate) mod frame;
@@ -37,16 +38,13 @@ use crate::judge::dcap::Collateral;
 use crate::judge::verify::Verdict;
 use crate::rejection::Rejection;
 use crate::role::Role;
-use crate::session::close::{Ended, OPEN_TIMEOUT, SILENCE_MAX};
+use crate::session::close::{Ended, OPEN_TIMEOUT};
 use crate::session::config::{Config, nonce};
 use crate::session::frame::{FRAME_LEN_MAX, Frame};
 use crate::session::message::{Message, PROTOCOL_VERSION, Refusal, State};
 use crate::session::roster::Admission;
 use crate::session::tls::rejection;
 
-/// A server that said nothing else for so long says that it is alive. Well below [`SILENCE_MAX`], so that one
-/// that writes a checkpoint to a slow disk meanwhile is not taken for dead.
-const ALIVE_EVERY: Duration = Duration::from_secs(10);
 /// Label of the exporter that gives the key for secrets.
 const SECRET_LABEL: &[u8] = b"EXPORTER-hfl-secret-v1";
 
@@ -107,8 +105,11 @@ pub struct Session {
     /// When a byte last came and went, as far as the times that we were told say.
     heard: Duration,
     said: Duration,
-    /// Signs of life that a client gave.
-    answers: u64,
+    /// Questions for a sign of life that a server asked, and the last that its client answered.
+    probes: u64,
+    answered: u64,
+    /// A sign of life that is to be said once everything before it is out.
+    owed: Option<u64>,
     /// Whether one came or went since we were told the time.
     has_heard: bool,
     has_said: bool,
@@ -162,7 +163,9 @@ impl Session {
             bytes: [0; 2],
             heard: now,
             said: now,
-            answers: 0,
+            probes: 0,
+            answered: 0,
+            owed: None,
             has_heard: false,
             has_said: false,
         })
@@ -219,16 +222,6 @@ impl Session {
         self.bytes
     }
 
-    /// When [`Session::handle_timeout`] must be called.
-    pub fn timeout(&self) -> Option<Duration> {
-        match (self.state, &self.tls) {
-            (State::Closed, _) => None,
-            (State::Open, Connection::Server(_)) => Some(self.said + ALIVE_EVERY),
-            (State::Open, Connection::Client(_)) => Some(self.heard + SILENCE_MAX),
-            _ => Some(self.deadline),
-        }
-    }
-
     /// Takes bytes from the network.
     ///
     /// # Errors
@@ -262,52 +255,9 @@ impl Session {
         Ok(())
     }
 
-    /// Takes note of the time, after all input that came before it: says that we are alive if nothing else
-    /// was said for a while, and ends a session that did not open in time or whose server fell silent.
-    ///
-    /// # Errors
-    /// [`Ended::Timeout`] or [`Ended::Silent`].
-    pub fn handle_timeout(&mut self, now: Duration) -> Result<(), Ended> {
-        if std::mem::take(&mut self.has_heard) {
-            self.heard = now;
-        }
-        if std::mem::take(&mut self.has_said) {
-            self.said = now;
-        }
-        if self.timeout().is_none_or(|at| now < at) {
-            return Ok(());
-        }
-        match (self.state, &self.tls) {
-            (State::Open, Connection::Server(_)) => {
-                self.said = now;
-                self.say_alive()
-            }
-            (State::Open, Connection::Client(_)) => Err(self.end(Ended::Silent)),
-            _ => Err(self.end(Ended::Timeout)),
-        }
-    }
-
-    /// Asks a client for a sign of life; it answers as soon as it looks at its connection.
-    ///
-    /// # Errors
-    /// When the session is over.
-    pub fn probe(&mut self) -> Result<(), Ended> {
-        self.say_alive()
-    }
-
-    /// How often the client said that it is alive.
-    pub fn answers(&self) -> u64 {
-        self.answers
-    }
-
     /// What the peer says it is, verified or not.
     pub fn claimed(&self) -> Option<Role> {
         self.claimed.map(|(role, _, _)| role)
-    }
-
-    /// Bytes that wait to be sent are a sign of life of their own, and keep the queue bounded.
-    fn say_alive(&mut self) -> Result<(), Ended> {
-        if self.is_open() && !self.wants_output() { self.put(&Message::Alive) } else { Ok(()) }
     }
 
     /// The next thing that the role has to know, or `None` until more input comes.
@@ -317,6 +267,7 @@ impl Session {
     /// what [`Session::output`] still gives.
     pub fn next_event(&mut self) -> Result<Option<Event<'_>>, Ended> {
         self.done += std::mem::take(&mut self.shown);
+        self.say_owed()?;
         loop {
             if self.state == State::Open && !self.announced {
                 self.announced = true;
@@ -453,11 +404,17 @@ impl Session {
                 self.handle_evidence(&quote, &collateral).map(|()| None)
             }
             Message::Refused(refusal) => Err(Ended::RefusedByPeer(refusal)),
-            Message::Alive if from_client => {
-                self.answers += 1;
+            Message::Alive { number } if from_client => {
+                if number > self.probes {
+                    return Err(Ended::NotAllowed("an answer to no question"));
+                }
+                self.answered = self.answered.max(number);
                 Ok(None)
             }
-            Message::Alive => self.say_alive().map(|()| None),
+            Message::Alive { number } => {
+                self.owed = Some(number);
+                self.say_owed().map(|()| None)
+            }
             other => Ok(Some(other)),
         }
     }

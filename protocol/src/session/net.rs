@@ -168,7 +168,9 @@ impl Net {
     /// # Errors
     /// When the system's poll fails.
     pub fn poll(&mut self, timeout: Option<Duration>, job: &[u8; 32]) -> io::Result<()> {
-        let accept = self.wait(timeout)?;
+        // A wait that a signal ended (a process that goes on after it was stopped) looked at no socket, and would
+        // take a peer for silent whose bytes are there.
+        let Some(accept) = self.wait(timeout)? else { return Ok(()) };
         if accept {
             self.accept_all(job)?;
         }
@@ -180,8 +182,8 @@ impl Net {
         Ok(())
     }
 
-    /// Whether somebody wants to connect.
-    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<bool> {
+    /// Whether somebody wants to connect; `None` if the wait was interrupted.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Option<bool>> {
         let unread = self.links.values().any(|connection| connection.link.wants_read());
         let due = self.next_timeout();
         let timeout = match unread {
@@ -189,7 +191,7 @@ impl Net {
             false => [timeout, due].into_iter().flatten().min(),
         };
         match self.poll.poll(&mut self.events, timeout) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(None),
             result => result?,
         }
         let mut accept = false;
@@ -202,7 +204,7 @@ impl Net {
                 None => accept |= event.token() != WATCHED,
             }
         }
-        Ok(accept)
+        Ok(Some(accept))
     }
 
     /// Lets the role work on a session and sends what it says; see [`Link::drive`].

@@ -327,12 +327,10 @@ fn a_server_that_waits_is_not_taken_for_dead_and_a_dead_one_is_noticed() {
     // An hour in which nobody has anything to say: the other side's work takes long.
     while now < NOW + Duration::from_secs(3600) {
         now = pair.server.timeout().expect("a server says that it is alive");
-        let before = pair.server.answers();
         pair.server.handle_timeout(now).expect("alive");
         assert!(pair.server.wants_output());
         assert!(matches!(pair.run(usize::MAX), [None, None]));
         pair.client.handle_timeout(now).expect("heard of it");
-        assert_eq!(pair.server.answers(), before + 1);
         // What it said counts from when it is told the time.
         pair.server.handle_timeout(now).expect("alive");
     }
@@ -353,8 +351,55 @@ fn signs_of_life_do_not_pile_up() {
     };
     pair.server.probe().expect("open");
     let one = len(&mut pair.server);
-    (0..100).for_each(|_| pair.server.probe().expect("open"));
+    for _ in 0..100 {
+        pair.server.probe().expect("open");
+    }
     assert_eq!(len(&mut pair.server), one, "one that is not sent yet is enough");
+    assert!(pair.server.next_event().expect("open").is_none());
+    assert_eq!(len(&mut pair.server), one, "the last question is asked when it may be");
+}
+
+#[test]
+fn a_question_is_answered_after_what_was_said_before_and_not_by_an_old_answer() {
+    let mut pair = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
+    assert!(matches!(pair.run(usize::MAX), [None, None]));
+    let out = |session: &mut Session| {
+        let mut bytes = Vec::new();
+        session.output(&mut bytes).expect("memory");
+        bytes
+    };
+    let none_left = |session: &mut Session| while session.next_event().expect("open").is_some() {};
+    // An answer that lies in the server's socket unread, as behind gradients whose turn has not come.
+    let first = pair.server.probe().expect("open");
+    let asked = out(&mut pair.server);
+    pair.client.receive(&asked).expect("valid");
+    none_left(&mut pair.client);
+    let old = out(&mut pair.client);
+    // Then another process wants the place: only what is answered to this question counts.
+    let second = pair.server.probe().expect("open");
+    pair.server.receive(&old).expect("valid");
+    none_left(&mut pair.server);
+    assert_eq!(pair.server.answered(), first);
+    assert!(first < second);
+    // The client is asked while its gradients wait to be sent.
+    pair.client.send(&Message::Gradients { step: 0, samples: 4, loss: 0.5 }).expect("open");
+    let asked = out(&mut pair.server);
+    pair.client.receive(&asked).expect("valid");
+    none_left(&mut pair.client);
+    let gradients = out(&mut pair.client);
+    pair.server.receive(&gradients).expect("valid");
+    none_left(&mut pair.server);
+    assert_eq!(pair.server.answered(), first);
+    // Whoever drives the client is called again once that is out.
+    none_left(&mut pair.client);
+    let answer = out(&mut pair.client);
+    pair.server.receive(&answer).expect("valid");
+    none_left(&mut pair.server);
+    assert_eq!(pair.server.answered(), second);
+    pair.client.put(&Message::Alive { number: second + 1 }).expect("queue");
+    let bytes = out(&mut pair.client);
+    pair.server.receive(&bytes).expect("valid");
+    assert!(matches!(pair.server.next_event(), Err(Ended::NotAllowed(_))));
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     let _lock = store.lock()?;
     let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
     if options.init.is_none() && !resumes {
-        await_peer(&mut net, &options.job.digest())?;
+        await_peer(&mut net, &options.job)?;
     }
     let (network, job, state) = state(options, &store)?;
     options.place.check_step(state.step)?;
@@ -114,9 +114,14 @@ fn listening(options: &Options, index: usize, config: &Arc<Config>) -> Result<Ne
 }
 
 /// Waits for the first connection: a server that nobody talks to needs no memory for a model.
-fn await_peer(net: &mut Net, job: &[u8; 32]) -> Result<(), Failure> {
+fn await_peer(net: &mut Net, job: &Job) -> Result<(), Failure> {
+    let mut missing = Missing::default();
+    let digest = job.digest();
     while net.ids().is_empty() {
-        net.poll(None, job).doing("network")?;
+        if missing.is_due() {
+            log::warn!("waiting for all {} workers: nobody has connected yet", job.workers);
+        }
+        net.poll(missing.left(), &digest).doing("network")?;
         if termination::requested() {
             return Err(Failure::new("stopped by a signal before anybody came"));
         }
@@ -335,6 +340,12 @@ impl Running {
 impl Missing {
     fn next(&self) -> Option<Instant> {
         self.since.map(|since| since + self.wait())
+    }
+
+    /// How long until it is to be said again.
+    fn left(&self) -> Option<Duration> {
+        let left = self.next()?.saturating_duration_since(Instant::now());
+        Some(left + Duration::from_millis(1))
     }
 
     fn wait(&self) -> Duration {
