@@ -114,18 +114,22 @@ impl Shelf {
         let of_another = |fault: &Fault| {
             matches!(fault, Fault { item: Item::TcbInfo, problem: Problem::Mismatch(_) })
         };
+        let mut accepted = None;
         let mut refused = None;
         let bundles = self.bundles().clone();
         for bundle in bundles.iter().rev() {
             match dcap::verify(quote, bundle, &self.root, now) {
-                Ok(verdict) => return Ok(verdict),
+                Ok(verdict) if accepted.is_none() => accepted = Some(verdict),
+                Ok(_) => {}
+                // An older list that does not know of it yet does not heal a revocation.
+                Err(fault) if is_revocation(&fault) => return Err(fault),
                 // A fault of this platform's own collateral says more than that of another's.
                 Err(fault) if refused.as_ref().is_none_or(of_another) => refused = Some(fault),
                 Err(_) => {}
             }
         }
         let missing = Fault { item: Item::Collateral, problem: Problem::Missing("any platform") };
-        Err(refused.unwrap_or(missing))
+        accepted.ok_or(refused.unwrap_or(missing))
     }
 
     /// Fetches the collateral of a kind of platform; `false` when that was tried a moment ago.
@@ -167,4 +171,46 @@ pub(crate) fn is_lack(fault: &Fault) -> bool {
                 Problem::Expired(_)
             )
     )
+}
+
+/// Whether an authentic list takes back the platform or its authority: a signer has successors.
+fn is_revocation(fault: &Fault) -> bool {
+    matches!(fault, Fault { item: Item::Pck | Item::Intermediate, problem: Problem::Revoked })
+}
+
+#[cfg(test)]
+mod tests {
+    use ring::digest::{SHA256, digest};
+
+    use super::*;
+    use crate::judge::dcap::tests::generated;
+
+    /// When the generated cases are judged: 2026-09-01.
+    const NOW: u64 = 1_788_220_800;
+
+    #[test]
+    fn a_platform_revoked_in_one_list_is_not_accepted_by_another() {
+        let folder = generated("revoked");
+        let read = |file: &str| fs::read(folder.join("synthetic").join(file)).expect(file);
+        let collateral = |case: &str| {
+            Collateral::parse(&read(&format!("{case}/collateral.json"))).expect("collateral")
+        };
+        let quote = Quote::parse(&read("revoked_leaf/quote.bin")).expect("a quote");
+        let newer = collateral("revoked_leaf");
+        let older = Collateral { pck_crl: collateral("auth_len_0").pck_crl, ..newer.clone() };
+        let root = digest(&SHA256, &read("revoked_leaf/root.der"));
+        fs::remove_dir_all(&folder).expect("remove");
+        let judge = |bundles: Vec<Collateral>| {
+            let root = Anchor::new(root.as_ref().try_into().expect("32 bytes"));
+            Shelf { root, ..Shelf::new(bundles) }
+                .judge_offline(&quote, NOW)
+                .map(|verdict| verdict.status)
+        };
+
+        judge(vec![older.clone()]).expect("the older list alone does not know it");
+        for bundles in [vec![older.clone(), newer.clone()], vec![newer, older]] {
+            let fault = judge(bundles).expect_err("revoked");
+            assert_eq!((fault.item, fault.problem), (Item::Pck, Problem::Revoked));
+        }
+    }
 }

@@ -30,9 +30,9 @@ fn verify_bytes(
     verify(&quote, collateral, root, now).map_err(|fault| fault.code())
 }
 
-/// The generated cases, unpacked.
-fn generated() -> PathBuf {
-    let folder = std::env::temp_dir().join(format!("hfl-tdx-{}", std::process::id()));
+/// The generated cases, unpacked for one test.
+pub(crate) fn generated(test: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("hfl-tdx-{test}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("create");
     let archive = concat!(env!("CARGO_MANIFEST_DIR"), "/src/judge/dcap/vectors/synthetic.tar.xz");
     let status = Command::new("tar").arg("xJf").arg(archive).arg("-C").arg(&folder).status();
@@ -42,7 +42,7 @@ fn generated() -> PathBuf {
 
 #[test]
 fn generated_cases_have_their_expected_outcome() {
-    let folder = generated();
+    let folder = generated("outcome");
     let mut wrong = Vec::new();
     let mut count = 0;
     for entry in std::fs::read_dir(folder.join("synthetic")).expect("cases") {
