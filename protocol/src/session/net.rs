@@ -26,6 +26,8 @@ pub struct Net {
     poll: Poll,
     events: Events,
     listeners: Vec<TcpListener>,
+    /// Connections may wait that could not be accepted: their event has come already.
+    unaccepted: bool,
     watched: Vec<OwnedFd>,
     links: BTreeMap<LinkId, Connection>,
     next_id: usize,
@@ -80,6 +82,7 @@ impl Net {
             poll: Poll::new()?,
             events: Events::with_capacity(LINKS_MAX),
             listeners: Vec::new(),
+            unaccepted: false,
             watched: Vec::new(),
             links: BTreeMap::new(),
             next_id: 1,
@@ -171,7 +174,8 @@ impl Net {
         // A wait that a signal ended (a process that goes on after it was stopped) looked at no socket, and would
         // take a peer for silent whose bytes are there.
         let Some(accept) = self.wait(timeout)? else { return Ok(()) };
-        if accept {
+        if accept || self.unaccepted {
+            self.unaccepted = false;
             self.accept_all(job)?;
         }
         let now = self.started.elapsed();
@@ -246,8 +250,11 @@ impl Net {
             let (socket, address) = match self.listeners[listener].accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // The one who came left again; who came after is still there, and brings no event of its own.
+                Err(error) if is_of_one(&error) => continue,
                 Err(error) => {
                     log::warn!("accept: {error}");
+                    self.unaccepted = true;
                     return Ok(());
                 }
             };
@@ -284,6 +291,23 @@ impl Net {
         self.links.insert(id, Connection { link: Link::new(socket, session), address });
         Ok(id)
     }
+}
+
+/// Whether an error of accept(2) is of the connection that was to be accepted, not of the process.
+fn is_of_one(error: &io::Error) -> bool {
+    use io::ErrorKind::{
+        ConnectionAborted, ConnectionReset, HostUnreachable, Interrupted, NetworkUnreachable,
+        TimedOut,
+    };
+    let kinds = [
+        ConnectionAborted,
+        ConnectionReset,
+        HostUnreachable,
+        Interrupted,
+        NetworkUnreachable,
+        TimedOut,
+    ];
+    kinds.contains(&error.kind())
 }
 
 /// Small messages go at once, and a host that vanished without a word while nothing was on its way is noticed:
