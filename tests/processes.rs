@@ -64,8 +64,10 @@ impl Process {
 
     /// Starts a program that will be ours.
     pub(crate) fn start_program<T: AsRef<OsStr>>(program: &str, args: &[T], level: &str) -> Self {
-        let mut command = Command::new(program);
-        command.args(args).env("RUST_LOG", level).stdin(Stdio::null());
+        // A shell's background job ignores signals, and so would what it starts: the tests run anywhere.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=HUP,INT,TERM", program]).args(args);
+        command.env("RUST_LOG", level).stdin(Stdio::null());
         let mut child =
             command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start hfl");
         let stdout = child.stdout.take().expect("a pipe");
