@@ -296,7 +296,7 @@ fn workers_judge_one_another_and_an_auditor_judges_all_of_them() {
         (output.status.code(), out.concat())
     };
     let (code, said) = judge(&open);
-    assert!(code == Some(0) && said.contains("3 entries"), "{said}");
+    assert!(code == Some(0) && said.contains("4 entries"), "{said}");
     let (code, said) = judge(&strict);
     assert!(
         code == Some(1) && said.contains("worker1") && said.contains("[measurement]"),
@@ -306,7 +306,7 @@ fn workers_judge_one_another_and_an_auditor_judges_all_of_them() {
     let entries: Vec<Value> =
         serde_json::from_slice(&std::fs::read(&file).expect("roster")).expect("JSON");
     let mut renamed = entries.clone();
-    renamed[2]["role"] = "worker7".into();
+    renamed[3]["role"] = "worker7".into();
     for changed in [&entries[1..], &[entries[0].clone(), entries[2].clone()]] {
         std::fs::write(&file, json!(changed).to_string()).expect("write");
         let (code, said) = judge(&open);
@@ -349,5 +349,6 @@ fn older_tls_and_servers_of_another_role_are_refused() {
     let words: Vec<String> = flags.iter().map(|word| (*word).to_owned()).chain(files).collect();
     let _service = Process::start(&words, "warn");
     let (code, stderr) = cast.start("worker0", &[("--ps-hosts", &address)]).end();
-    assert!(code == 1 && stderr.contains("refused: Role"), "{stderr}");
+    assert!(code == 1 && stderr.contains("for a role that has no place here"), "{stderr}");
+    assert!(stderr.contains("a parameter server's address in --ps-hosts"), "{stderr}");
 }

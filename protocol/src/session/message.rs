@@ -153,7 +153,7 @@ impl Refusal {
         match self {
             Self::Evidence => "its evidence is not accepted",
             Self::Protocol => "it broke the protocol",
-            Self::Role => "the job has no such role",
+            Self::Role => "its evidence is for a role that has no place here",
             Self::Version => "it speaks another protocol version",
             Self::Data => "its data is not what it was when the job began",
             Self::Secret => "there is no secret of this app id for it",

@@ -221,6 +221,7 @@ impl Running<'_> {
 fn hint(why: &Ended) -> &'static str {
     match why {
         Ended::RefusedByPeer(Refusal::Role) => "a --role workerN with N below its --worker-hosts",
+        Ended::Refused(Refusal::Role) => "a parameter server's address in --ps-hosts",
         Ended::RefusedByPeer(Refusal::Taken) => "end the other process, or take another number",
         Ended::RefusedByPeer(Refusal::Data) => "the --data and --shard that the job was begun with",
         Ended::Io(_) => "host:port of ps0 in --ps-hosts, and whether it runs",
