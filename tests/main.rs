@@ -11,6 +11,7 @@ mod licences;
 mod network;
 mod parity;
 mod processes;
+mod room;
 mod secrets;
 mod socket;
 mod static_binary;

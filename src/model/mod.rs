@@ -14,7 +14,6 @@ use crate::data::cifar::Batch;
 use crate::job::{Algorithm, Precision};
 use crate::model::gradients::{Part, Pieces};
 use crate::model::network::Network;
-use crate::model::plan::Plan;
 use crate::model::resnet::ResNet;
 
 /// A network that trains.
@@ -61,14 +60,13 @@ impl Model {
         }
     }
 
-    /// Bytes that a step takes, but for parameters and gradients; an eighth more for scratch memory.
+    /// Bytes that a step takes, but for parameters and gradients; of a network as it is
+    /// [`computed`](Network::computed).
     pub fn memory_len(network: &Network, precision: Precision, batch_max: usize) -> usize {
-        let size = match precision {
-            Precision::Fp32 => size_of::<f32>(),
-            Precision::Bf16 => size_of::<Bf16>(),
-        };
-        let arena = Plan::new(network, batch_max).end() * size;
-        arena + arena / 8
+        match precision {
+            Precision::Fp32 => ResNet::<f32>::memory_len(network, batch_max),
+            Precision::Bf16 => ResNet::<Bf16>::memory_len(network, batch_max),
+        }
     }
 
     /// See [`ResNet::step`].

@@ -4,6 +4,7 @@ use std::ops::{Range, RangeInclusive};
 
 use kernels::{Arena, Value};
 
+use crate::data::cifar::CLASSES;
 use crate::model::network::{Block, Network, Unit};
 
 /// Where things are in the arena, for the largest batch. Depth 0 is the stem, 1 the first block, and so
@@ -77,6 +78,35 @@ impl Plan {
 
     pub(crate) fn z(&self, u: usize, n: usize, unit: &Unit) -> Range<usize> {
         first(&self.z[u], unit.conv.output_len(n))
+    }
+}
+
+/// Values of the buffers that a training takes.
+pub(crate) struct Sizes {
+    pub(crate) arena: usize,
+    pub(crate) panels: usize,
+    pub(crate) scratch: usize,
+    pub(crate) sums: usize,
+    /// Of the layer that has most.
+    pub(crate) channels: usize,
+    pub(crate) features: usize,
+    pub(crate) logits: usize,
+}
+
+impl Sizes {
+    pub(crate) fn new(network: &Network, plan: &Plan) -> Self {
+        let n = plan.batch_max;
+        let units = &network.units;
+        let most = |of: &dyn Fn(&Unit) -> usize| units.iter().map(of).max().unwrap_or(0);
+        Self {
+            arena: plan.end,
+            panels: most(&|unit| unit.conv.weights()),
+            scratch: most(&|unit| unit.conv.scratch_len(n)),
+            sums: most(&|unit| unit.conv.sums_len(n)),
+            channels: most(&|unit| unit.conv.channels_in.max(unit.conv.channels_out)),
+            features: 2 * n * network.features,
+            logits: n * CLASSES,
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use kernels::{
 use crate::data::cifar::{Batch, CLASSES};
 use crate::model::gradients::{Backlog, Part, Pieces};
 use crate::model::network::{Block, Network, Unit};
-use crate::model::plan::{Plan, Rest, around, around2, first};
+use crate::model::plan::{Plan, Rest, Sizes, around, around2, first};
 
 /// Normalisation constants of torchvision.
 pub const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
@@ -81,30 +81,32 @@ impl<T: Value> ResNet<T> {
     /// When the system has not that much memory.
     pub fn new(network: Network, batch_max: usize, pool: Pool, isa: Isa) -> std::io::Result<Self> {
         let plan = Plan::new(&network, batch_max);
-        let units = &network.units;
-        let most = |of: &dyn Fn(&Unit) -> usize| units.iter().map(of).max().unwrap_or(0);
-        let sums = Sums::new(
-            most(&|unit| unit.conv.sums_len(batch_max)),
-            most(&|unit| unit.conv.channels_in.max(unit.conv.channels_out)),
-        );
+        let sizes = Sizes::new(&network, &plan);
         let head = Head {
             linear: Linear { inputs: network.features, outputs: CLASSES },
-            features: vec![0.0; 2 * batch_max * network.features],
-            logits: vec![0.0; batch_max * CLASSES],
+            features: vec![0.0; sizes.features],
+            logits: vec![0.0; sizes.logits],
         };
         Ok(Self {
-            arena: Arena::new(plan.end())?,
-            panels: Arena::new(most(&|unit| unit.conv.weights()))?,
-            scratch: Arena::new(most(&|unit| unit.conv.scratch_len(batch_max)))?,
-            norms: units.iter().map(Norm::new).collect(),
+            arena: Arena::new(sizes.arena)?,
+            panels: Arena::new(sizes.panels)?,
+            scratch: Arena::new(sizes.scratch)?,
+            norms: network.units.iter().map(Norm::new).collect(),
+            sums: Sums::new(sizes.sums, sizes.channels),
             plan,
-            sums,
             head,
             network,
             pool,
             isa,
             batch_max,
         })
+    }
+
+    /// Bytes that a network takes for batches of up to `batch_max` images.
+    pub fn memory_len(network: &Network, batch_max: usize) -> usize {
+        let sizes = Sizes::new(network, &Plan::new(network, batch_max));
+        let single = sizes.scratch + sizes.sums + sizes.features + sizes.logits;
+        (sizes.arena + sizes.panels) * size_of::<T>() + single * size_of::<f32>()
     }
 
     /// Bytes of the arena.

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use safetensors::{Dtype, SafeTensors};
@@ -89,26 +89,13 @@ pub struct Checkpoint {
     pub state: State,
 }
 
-/// Bytes of a checkpoint, with room for its header and the files beside it.
-pub fn len(layout: &Layout) -> u64 {
-    const BESIDE: u64 = 4 << 20;
-    ((layout.len + layout.trained) * size_of::<f32>()) as u64 + BESIDE
-}
-
 /// Writes a checkpoint in the place of the last one.
 ///
 /// # Errors
 /// When the system refuses; the last checkpoint stays then.
-pub fn save(
-    store: &mut Store,
-    layout: &Layout,
-    job: &Job,
-    state: &State,
-) -> Result<(), CheckpointError> {
+pub fn save(store: &mut Store, layout: &Layout, job: &Job, state: &State) -> io::Result<()> {
     let progress = Progress { job: job.digest(), step: state.step };
-    store
-        .save(DATA_FILE, progress, &|out| write(out, layout, job, state))
-        .map_err(CheckpointError::Io)
+    store.save(DATA_FILE, progress, &|out| write(out, layout, job, state))
 }
 
 /// Reads the checkpoint of a store; `None` when there is none.
@@ -145,19 +132,22 @@ pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointE
 ///
 /// # Errors
 /// When the system refuses.
-pub fn save_meta(
-    store: &mut Store,
-    job: &Job,
-    network: &Network,
-    step: u64,
-) -> Result<(), CheckpointError> {
-    let mut text = serde_json::to_vec_pretty(&Meta::new(job, network))
-        .map_err(|error| CheckpointError::Format(error.to_string()))?;
+pub fn save_meta(store: &mut Store, job: &Job, network: &Network, step: u64) -> io::Result<()> {
+    let mut text = serde_json::to_vec_pretty(&Meta::new(job, network))?;
     text.push(b'\n');
-    store
-        .save(META_FILE, Progress { job: job.digest(), step }, &|out| out.write_all(&text))
-        .map_err(CheckpointError::Io)
+    store.save(META_FILE, Progress { job: job.digest(), step }, &|out| out.write_all(&text))
 }
+
+/// Bytes of a checkpoint at most.
+pub fn len_max(layout: &Layout) -> u64 {
+    let values = (layout.len + layout.trained) * size_of::<f32>();
+    (values + HEADER_LEN_MAX + 3 * layout.tensors.len() * ENTRY_LEN_MAX) as u64
+}
+
+/// The header's metadata: job, members, hashes.
+const HEADER_LEN_MAX: usize = 64 << 10;
+/// What the header says of a tensor, and the value of a counter.
+const ENTRY_LEN_MAX: usize = 256;
 
 /// The safetensors format, tensor by tensor, so that no second copy of the state is made: length of the
 /// header, header as JSON filled with spaces to a multiple of 8, then the tensors without gaps.
@@ -455,6 +445,8 @@ mod tests {
         let mut store = Store::directory(&directory).expect("create");
         save(&mut store, &network.layout, &checkpoint.job, &checkpoint.state).expect("save");
         let bytes = store.read(DATA_FILE).expect("read").expect("a file");
+        let (len, most) = (bytes.len() as u64, len_max(&network.layout));
+        assert!(len <= most && most < len + (1 << 20), "{len} bytes, {most} at most");
         let params = load_params(&directory.join(DATA_FILE), &network.layout).expect("params");
         fs::remove_dir_all(&directory).expect("remove");
         assert_eq!(params, checkpoint.state.params);

@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod roles;
+pub mod room;
 pub mod roster;
 pub mod round;
 pub mod server;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -205,12 +205,9 @@ impl Store {
         }
     }
 
-    /// The directory of this system, if the store is one.
-    pub fn directory_path(&self) -> Option<&Path> {
-        match self {
-            Self::Directory(path) => Some(path),
-            Self::Volume(_) => None,
-        }
+    /// Under which name a directory has a file that is not whole yet.
+    pub fn unfinished(name: &str) -> String {
+        format!("{name}.tmp")
     }
 
     /// How messages name a file of the store.
@@ -267,6 +264,20 @@ impl Store {
             Self::Directory(path) => save_in_directory(path, name, write),
             Self::Volume(sealed) => sealed.save(name, progress, write),
         }
+    }
+
+    /// Why a file could not be written: to which path, what is there still, and what to try.
+    pub fn not_written(&self, name: &str, error: &io::Error, kept: &str) -> Failure {
+        let failure = Failure::new(format!("write {}: {error}; {kept}", self.name_of(name)));
+        failure.hint(match error.kind() {
+            ErrorKind::FileTooLarge | ErrorKind::QuotaExceeded | ErrorKind::StorageFull => {
+                "make room there, then the same command goes on"
+            }
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+                "a place that this user may write to, then the same command goes on"
+            }
+            _ => "the same command goes on once that is mended",
+        })
     }
 
     /// Closes a volume cleanly; a directory needs nothing.
@@ -404,18 +415,28 @@ fn read_inside(
     Ok(Some(bytes))
 }
 
-/// To a temporary file, to the disk, then in the place of the last one.
+/// To a temporary file, to the disk, then in the place of the last one. What could not be finished is removed: on
+/// a full disk it would be in the way.
 fn save_in_directory(
     directory: &Path,
     name: &str,
     write: &dyn Fn(&mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
-    let temporary = directory.join(format!("{name}.tmp"));
-    let mut file = BufWriter::with_capacity(1 << 20, File::create(&temporary)?);
-    write(&mut file)?;
-    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-    fs::rename(&temporary, directory.join(name))?;
+    let unfinished = directory.join(Store::unfinished(name));
+    let written = write_whole(&unfinished, write)
+        .and_then(|()| fs::rename(&unfinished, directory.join(name)));
+    if written.is_err() {
+        // What is left of it is overwritten next time.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written?;
     File::open(directory)?.sync_all()
+}
+
+fn write_whole(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    write(&mut file)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
 /// Seconds since 1970, as ext4 keeps them.

@@ -17,9 +17,9 @@ use crate::data::cifar::{CLASS_NAMES, CLASSES, Dataset, Split};
 use crate::failure::{Doing, Failure};
 use crate::hosts::listen_addresses;
 use crate::job::{Algorithm, Precision};
-use crate::model::Model;
+use crate::memory;
 use crate::model::network::Network;
-use crate::room::memory_available;
+use crate::training::room;
 use crate::trust::policy;
 use crate::trust::{Attestation, Source, clock};
 use protocol::hex;
@@ -29,6 +29,8 @@ const CONNECT_WAIT: Duration = Duration::from_secs(3);
 const ATTEST_WAIT: Duration = Duration::from_secs(35);
 /// The clock was never before this program was written: 2026-11-01.
 const EARLIEST: u64 = 1_793_491_200;
+/// Workers of a job, where nothing says how many: the default.
+const WORKERS: u16 = 2;
 /// Images of the step that is timed.
 const TIMED: usize = 16;
 /// Collateral that ends within so many seconds deserves a word.
@@ -36,7 +38,7 @@ const ENDS_SOON: u64 = 3 * 86400;
 
 pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
     let is_worker = matches!(args.role, Role::Worker(_));
-    let mut findings = vec![clock_check(), cpu(args), memory(args)];
+    let mut findings = vec![clock_check(), cpu(args), memory_left(args)];
     findings.push(tdx(args));
     let attester = args.trust().attester();
     let quote = match &attester {
@@ -119,27 +121,23 @@ fn cpu(args: &DoctorArgs) -> Finding {
     }
 }
 
-fn memory(args: &DoctorArgs) -> Finding {
+fn memory_left(args: &DoctorArgs) -> Finding {
     let Ok(network) = Network::resnet50(args.stem) else {
         return Finding::failed("memory", "no network", "report this");
     };
-    let parameters = 4 * network.layout.len as u64;
+    let network = network.computed(Algorithm::Auto);
     let data = fs::read_dir(&args.data).into_iter().flatten().flatten();
     let data: u64 = data.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
     let need = match args.role {
-        // Parameters, velocity and sums; chunks of connections.
-        Role::ParameterServer(_) => 3 * parameters + (64 << 20),
-        // Parameters, gradients, and gradients that wait to be sent.
-        _ => {
-            let step = Model::memory_len(&network, args.precision, args.batch_size as usize);
-            step as u64 + 3 * parameters + data
-        }
+        Role::ParameterServer(_) => room::of_server(WORKERS, &network.layout, true),
+        _ => room::of_worker(args.precision, &network, args.batch_size as usize) + data,
     };
-    let Some(have) = memory_available() else {
+    let Some(left) = memory::left() else {
         return Finding::warning("memory", "unknown", "mount /proc to have it checked");
     };
-    let found = format!("{} MiB free, {} needs about {}", have >> 20, args.role, need >> 20);
-    match have > need + need / 8 {
+    let (have, of) = (left.bytes >> 20, left.of);
+    let found = format!("{have} MiB left of {of}, {} needs about {}", args.role, need >> 20);
+    match left.bytes > need + need / 8 {
         true => Finding::ok("memory", found),
         false => Finding::failed("memory", found, "a larger guest, or a smaller --batch-size"),
     }

@@ -17,9 +17,9 @@ use crate::job::state::State;
 use crate::model::network::Network;
 use crate::model::{init, params};
 use crate::report::Report;
-use crate::room;
 use crate::termination;
 use crate::training::checkpoint;
+use crate::training::room;
 use crate::training::roster;
 use crate::training::server::{NotFinite, ParameterServer};
 use crate::training::store::{Progress, Store};
@@ -60,20 +60,21 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     // Two servers would overwrite each other's checkpoints. Workers may share the directory.
     let _lock = store.lock()?;
     let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
+    let layout = Network::resnet50(options.job.stem).doing("network")?.layout;
+    room::check_directory(&store, &layout)?;
+    room::check_server(&options.job, &layout, resumes)?;
+    drop(layout);
     if options.init.is_none() && !resumes {
         await_peer(&mut net, &options.job)?;
     }
     let (network, job, state) = state(options, &store)?;
     options.place.check_step(state.step)?;
-    if let Some(directory) = store.directory_path() {
-        let kept = if resumes { 1 } else { 2 };
-        room::check_disk(directory, kept * checkpoint::len(&network.layout))?;
-    }
     log::info!("job {}, step {}", hex(&job.digest()), state.step);
-    checkpoint::save_meta(&mut store, &job, &network, state.step).doing("write model.ckpt-meta")?;
-    let known = known_roster(&mut store, &job, state.step)?;
-    let record = Record::open(&store, &job, &state);
     let saved = resumes.then_some(state.step);
+    checkpoint::save_meta(&mut store, &job, &network, state.step)
+        .map_err(|error| store.not_written(checkpoint::META_FILE, &error, &kept(saved)))?;
+    let known = known_roster(&mut store, &job, (state.step, saved))?;
+    let record = Record::open(&store, &job, &state);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     let mut server = ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool())
         .with_roster(known);
@@ -225,7 +226,7 @@ impl Running {
         let bytes = roster::encode(self.server.roster());
         let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
         let saved = self.store.save(roster::FILE, progress, &|out| out.write_all(&bytes));
-        saved.doing(self.store.name_of(roster::FILE))?;
+        saved.map_err(|error| self.store.not_written(roster::FILE, &error, &kept(self.saved)))?;
         self.server.roster_is_kept();
         Ok(())
     }
@@ -246,11 +247,7 @@ impl Running {
 
     /// Nothing of a step that is not finite is kept; what is on the disk is of before.
     fn diverged(&self, fault: NotFinite) -> Failure {
-        let kept = match self.saved {
-            Some(step) => format!("the checkpoint of step {step} is kept"),
-            None => "there is no checkpoint yet".into(),
-        };
-        Failure::new(format!("{fault}; {kept}"))
+        Failure::new(format!("{fault}; {}", kept(self.saved)))
             .hint("a lower --lr, or --lr-schedule: the same command with it goes on from there")
     }
 
@@ -268,14 +265,8 @@ impl Running {
     fn save(&mut self) -> Result<(), Failure> {
         let start = Instant::now();
         let (job, state) = (self.server.job(), self.server.state());
-        let name = self.store.name_of(checkpoint::DATA_FILE);
-        let saved = checkpoint::save(&mut self.store, &self.network.layout, job, state);
-        saved.map_err(|error| {
-            let kept = self.saved.map_or("nothing was saved before".into(), |step| {
-                format!("the checkpoint of step {step} is kept")
-            });
-            Failure::new(format!("write {name}: {error}; {kept}"))
-                .hint("make room there, then the same command goes on from that step")
+        checkpoint::save(&mut self.store, &self.network.layout, job, state).map_err(|error| {
+            self.store.not_written(checkpoint::DATA_FILE, &error, &kept(self.saved))
         })?;
         (self.saved, self.saved_at) = (Some(state.step), Instant::now());
         log::info!("checkpoint of step {} in {:.2?}", state.step, start.elapsed());
@@ -361,9 +352,20 @@ impl Missing {
     }
 }
 
+/// What there is to go on from.
+fn kept(saved: Option<u64>) -> String {
+    saved.map_or("there is no checkpoint yet".into(), |step| {
+        format!("the checkpoint of step {step} is kept")
+    })
+}
+
 /// Who was admitted to this job before. Evidence is bound to a job's digest, so the roster of a job with another
 /// (one that diverged, and goes on with a lower rate) is put aside under a name of its own.
-fn known_roster(store: &mut Store, job: &Job, step: u64) -> Result<Roster, Failure> {
+fn known_roster(
+    store: &mut Store,
+    job: &Job,
+    (step, saved): (u64, Option<u64>),
+) -> Result<Roster, Failure> {
     let name = store.name_of(roster::FILE);
     let Some(bytes) = store.read(roster::FILE).doing(&name)? else { return Ok(Roster::default()) };
     let known = roster::parse(&bytes).doing(&name)?;
@@ -373,8 +375,9 @@ fn known_roster(store: &mut Store, job: &Job, step: u64) -> Result<Roster, Failu
         return Ok(known);
     };
     let aside = format!("roster-{}.json", hex(&other[..8]));
-    let saved = store.save(&aside, Progress { job: digest, step }, &|out| out.write_all(&bytes));
-    saved.doing(store.name_of(&aside))?;
+    store
+        .save(&aside, Progress { job: digest, step }, &|out| out.write_all(&bytes))
+        .map_err(|error| store.not_written(&aside, &error, &kept(saved)))?;
     log::info!("who was admitted to job {} is in {}", hex(&other), store.name_of(&aside));
     Ok(Roster::default())
 }

@@ -15,9 +15,9 @@ use crate::model::Model;
 use crate::model::gradients::Pieces;
 use crate::model::network::Network;
 use crate::report::Report;
-use crate::room;
 use crate::termination;
 use crate::training::checkpoint;
+use crate::training::room;
 use crate::training::store::Store;
 use crate::training::worker::{Push, Work, Worker};
 
@@ -179,10 +179,12 @@ impl Running<'_> {
             .hint("more data, another --shard, or a job with --stem cifar"));
         }
         let batch_max = (job.batch_max() as usize).min(self.data.len());
-        let network = Network::resnet50(job.stem).doing("network")?;
-        room::check_memory(job, &network, batch_max)?;
+        let network = Network::resnet50(job.stem).doing("network")?.computed(job.conv);
+        room::check_worker(job, &network, self.data.len())?;
         if let Some(store) = &mut self.store {
-            checkpoint::save_meta(store, job, &network, 0).doing("write model.ckpt-meta")?;
+            checkpoint::save_meta(store, job, &network, 0).map_err(|error| {
+                store.not_written(checkpoint::META_FILE, &error, "ps0 keeps the model")
+            })?;
         }
         let len = network.layout.len;
         self.params = Arena::new(len).doing("memory for the parameters")?;
