@@ -9,8 +9,10 @@
 #   --certificate  an authority, appended to /etc/ssl/certs/ca-certificates.crt
 #
 # The image has an ext4 root in its first partition and, if its root is measured, the hash tree in its
-# second. IMAGE is changed only once everything has succeeded. The last line that is printed belongs into
-# the guest's kernel command line. Needs sfdisk, debugfs and e2fsck (e2fsprogs), veritysetup.
+# second: with a superblock (kata before 2026-02, whose initramfs opens it) or without (since, opened by the
+# kernel); the new tree is of the kind that was there. IMAGE is changed only once everything has succeeded.
+# The last line that is printed belongs into the runtime's configuration, as it is. Needs sfdisk, debugfs and
+# e2fsck (e2fsprogs), veritysetup.
 set -euo pipefail
 fail() { echo "rootfs.sh: $*" >&2; exit 1; }
 usage() { sed -n '5,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -112,13 +114,23 @@ cp --sparse=always "$image" "$changed"
 dd if="$root" of="$changed" bs=1M oflag=seek_bytes seek="$start" conv=notrunc status=none
 if [ -n "${hash_len:-}" ]; then
   : >"$work/hash"
-  veritysetup format "$root" "$work/hash" >"$work/verity" || fail "veritysetup: $(cat "$work/verity")"
+  # The superblock begins with its name; a hash does not.
+  kind=(--no-superblock)
+  magic=$(dd if="$image" bs=8 iflag=skip_bytes,count_bytes skip="$hash_start" count=8 status=none | od -An -tx1 | tr -d ' ')
+  [ "$magic" = 7665726974790000 ] && kind=()
+  veritysetup format "${kind[@]}" "$root" "$work/hash" >"$work/verity" || fail "veritysetup: $(cat "$work/verity")"
   [ "$(stat -c %s "$work/hash")" -le "$hash_len" ] || fail "the hash tree is larger than the second partition"
   dd if="$work/hash" of="$changed" bs=1M oflag=seek_bytes seek="$hash_start" conv=notrunc status=none
 fi
 mv "$changed" "$image"
-if [ -n "${hash_len:-}" ]; then
-  awk '/^Root hash:/ { hash = $3 } END { print "rootfs_verity.scheme=dm-verity rootfs_verity.hash=" hash }' "$work/verity"
-else
+if [ -z "${hash_len:-}" ]; then
   echo "no second partition: this root is not measured" >&2
+elif [ ${#kind[@]} -eq 0 ]; then
+  awk '/^Root hash:/ { hash = $3 }
+    END { print "kernel_params = \"rootfs_verity.scheme=dm-verity rootfs_verity.hash=" hash "\"" }' "$work/verity"
+else
+  awk -F ':[[:space:]]*' '{ value[$1] = $2 } END {
+    printf "kernel_verity_params = \"root_hash=%s,salt=%s,data_blocks=%s,data_block_size=%s,hash_block_size=%s\"\n",
+      value["Root hash"], value["Salt"], value["Data blocks"], value["Data block size"], value["Hash block size"]
+  }' "$work/verity"
 fi
