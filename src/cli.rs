@@ -13,6 +13,7 @@ use crate::commands::bench;
 use crate::commands::demo;
 use crate::commands::doctor::{self, DoctorArgs};
 use crate::commands::eval;
+use crate::commands::initdata::{self, InitdataArgs};
 use crate::commands::roster::{self, RosterArgs};
 use crate::commands::secret::{self, SecretArgs};
 use crate::commands::transfer::{self, ModelArgs};
@@ -53,6 +54,9 @@ pub struct Args {
     /// role to run: ps0, worker0, worker1, ...
     #[argh(option)]
     role: Option<Role>,
+    /// added to a worker's number, where a site's own counting begins at worker0 [0]
+    #[argh(option, default = "0")]
+    first_worker: u16,
     /// host:port of ps0 [localhost:60002]
     #[argh(option, default = "list(\"localhost:60002\")")]
     ps_hosts: HostList,
@@ -194,6 +198,7 @@ enum Command {
     Demo(DemoArgs),
     Doctor(DoctorArgs),
     Eval(EvalArgs),
+    Initdata(InitdataArgs),
     Luks(LuksArgs),
     Model(ModelArgs),
     Quote(QuoteArgs),
@@ -328,14 +333,28 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Demo(args)), _) => run_demo(&args),
         (Some(Command::Doctor(args)), _) => doctor::run(&args),
         (Some(Command::Eval(args)), _) => run_eval(&args),
+        (Some(Command::Initdata(args)), _) => initdata::run(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
         (Some(Command::Model(args)), _) => transfer::run(args),
         (Some(Command::Quote(args)), _) => verify::show(&args),
         (Some(Command::Roster(args)), _) => roster::run(args),
         (Some(Command::Secret(args)), _) => secret::run(args),
         (Some(Command::Verify(args)), _) => verify::run(&args),
-        (None, Some(role)) => roles::run(&role_options(args, role)?),
+        (None, Some(role)) => {
+            let role = numbered(role, args.first_worker)?;
+            roles::run(&role_options(args, role)?)
+        }
         (None, None) => Err(Failure::usage("nothing to do").hint("hfl --help, or hfl demo")),
+    }
+}
+
+/// A worker's number in the job, where its site counts from 0.
+fn numbered(role: Role, first: u16) -> Result<Role, Failure> {
+    match role {
+        Role::Worker(number) => number.checked_add(first).map(Role::Worker).ok_or_else(|| {
+            Failure::usage(format!("--first-worker {first}: no worker has such a number"))
+        }),
+        role => Ok(role),
     }
 }
 

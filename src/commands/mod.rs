@@ -5,6 +5,7 @@ mod core_latency;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
+pub mod initdata;
 pub mod roster;
 pub mod secret;
 pub mod transfer;

@@ -97,7 +97,7 @@ impl TrustOptions {
             }),
             Attestation::Coco => guest_components().ok_or_else(|| {
                 Failure::new("no attestation agent at 127.0.0.1:8006")
-                    .hint("agent.guest_components_rest_api=all in the guest's kernel parameters")
+                    .hint("agent.guest_components_rest_api=attestation in the guest's kernel parameters")
             }),
             Attestation::Azure => azure().ok_or_else(|| {
                 Failure::new("no TPM with a paravisor's report (/dev/tpmrm0, index 0x01400001)")

@@ -17,7 +17,7 @@ use crate::evidence::vtpm::{EVIDENCE_LEN_MAX, Vtpm, digits};
 use crate::hex;
 use crate::http;
 
-/// Where the agent listens in a guest (`agent.guest_components_rest_api=all`).
+/// Where the agent listens in a guest (`agent.guest_components_rest_api=attestation`).
 const AGENT: ([u8; 4], u16) = ([127, 0, 0, 1], 8006);
 const CONNECT_WAIT: Duration = Duration::from_secs(1);
 const ANSWER_WAIT: Duration = Duration::from_secs(40);

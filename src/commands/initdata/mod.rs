@@ -1,0 +1,249 @@
+//! `hfl initdata`: the document that ties image, command lines and the agent's policy to a pod's quote.
+//!
+//! Kata gives a pod's guest the document of the annotation `cc_init_data` and, under TDX, starts the guest
+//! with the document's SHA-384 as MRCONFIGID; the guest refuses a document with another digest. So a policy
+//! that pins MRCONFIGID pins what the host may start in the guest. Format: version 0.1.0 of Trustee's
+//! `kbs/docs/initdata.md`.
+
+mod manifests;
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use argh::FromArgs;
+use base64ct::{Base64, Encoding};
+use protocol::hex;
+use ring::digest::{SHA384, digest};
+
+use crate::failure::{Doing, Failure};
+use crate::files::read_bounded;
+use crate::report::print;
+use manifests::{INDEX, MANIFESTS_LEN_MAX, Workload};
+
+/// Tie image, command lines and the agent's policy of confidential pods to their quotes.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "initdata",
+    example = "kubectl kustomize deploy/overlays/coco | {command_name} --patch deploy/overlays/coco/initdata.yaml",
+    note = "Images must be named by digest. The value that is printed belongs into policies, as mr_config_id \
+            with verify_mr_config_id on."
+)]
+pub struct InitdataArgs {
+    /// what kubectl kustomize printed, - for stdin [-]
+    #[argh(option, default = "PathBuf::from(\"-\")")]
+    manifests: PathBuf,
+    /// where the document goes [initdata.toml]
+    #[argh(option, default = "PathBuf::from(\"initdata.toml\")")]
+    out: PathBuf,
+    /// where a kustomize patch with the annotation goes
+    #[argh(option)]
+    patch: Option<PathBuf>,
+    /// settings of the guest's attestation agent (aa.toml), such as the address of a Trustee
+    #[argh(option)]
+    aa: Option<PathBuf>,
+    /// settings of the guest's data hub (cdh.toml): registries, certificates, who signs images
+    #[argh(option)]
+    cdh: Option<PathBuf>,
+}
+
+const POLICY: &str = include_str!("policy.rego");
+
+const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
+
+/// Annotations of a pod are 256 KiB at most, in base64.
+const DOCUMENT_LEN_MAX: usize = 180 << 10;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the manifests are not understood, an image has no digest, or a file cannot be read or written.
+pub fn run(args: &InitdataArgs) -> Result<(), Failure> {
+    let workloads = manifests::parse(&manifests_text(&args.manifests)?)?;
+    let mut files = vec![("policy.rego", policy(&workloads)?)];
+    for (name, path) in [("aa.toml", &args.aa), ("cdh.toml", &args.cdh)] {
+        if let Some(path) = path {
+            files.push((name, text(path)?));
+        }
+    }
+    let document = document(&files)?;
+    let value = hex(digest(&SHA384, document.as_bytes()).as_ref());
+    let annotation = Base64::encode_string(&gzip(document.as_bytes()));
+    fs::write(&args.out, &document).doing(args.out.display())?;
+    if let Some(path) = &args.patch {
+        fs::write(path, patch(&annotation)).doing(path.display())?;
+    }
+    for workload in &workloads {
+        print(&format!("{}: {} {}", workload.name, workload.image, workload.args.join(" ")))?;
+    }
+    print(&format!("mr_config_id {value}"))
+}
+
+fn manifests_text(path: &Path) -> Result<String, Failure> {
+    if path != Path::new("-") {
+        return text(path);
+    }
+    let mut text = String::new();
+    let most = MANIFESTS_LEN_MAX as u64 + 1;
+    std::io::stdin().lock().take(most).read_to_string(&mut text).doing("stdin")?;
+    match text.len() > MANIFESTS_LEN_MAX {
+        true => Err(Failure::new("stdin: more than 4 MiB of manifests")),
+        false => Ok(text),
+    }
+}
+
+fn text(path: &Path) -> Result<String, Failure> {
+    let name = path.display();
+    let bytes = read_bounded(path).doing(&name)?;
+    let bytes = bytes.ok_or_else(|| Failure::new(format!("{name}: not there")))?;
+    String::from_utf8(bytes).doing(&name)
+}
+
+/// The agent's policy for these workloads.
+fn policy(workloads: &[Workload]) -> Result<String, Failure> {
+    let image = &workloads[0].image;
+    for workload in workloads {
+        let digest = workload.image.split_once("@sha256:").map_or("", |(_, digest)| digest);
+        if digest.len() != 64 || !digest.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f')) {
+            let (name, image) = (&workload.name, &workload.image);
+            return Err(Failure::new(format!("{name}: image {image:?} has no digest"))
+                .hint("kustomize edit set image hfl=registry.example/hfl@sha256:..."));
+        }
+        if workload.image != *image {
+            return Err(Failure::new(format!("{}: another image than {image}", workload.name)));
+        }
+    }
+    let commands: Vec<Vec<String>> = workloads
+        .iter()
+        .map(|workload| {
+            let words = std::iter::once("/hfl").chain(workload.args.iter().map(String::as_str));
+            words.map(expression).collect()
+        })
+        .collect();
+    let mut mounts: Vec<&String> = workloads.iter().flat_map(|w| &w.mounts).collect();
+    mounts.sort();
+    mounts.dedup();
+    if let Some(bad) =
+        mounts.iter().find(|m| !m.starts_with('/') || m.as_str() == "/hfl" || m.as_str() == "/")
+    {
+        return Err(Failure::new(format!("mountPath {bad:?} hides the program")));
+    }
+    let json = |value| serde_json::to_string_pretty(&value).doing("policy");
+    Ok(POLICY
+        .replace("@IMAGE@", &serde_json::to_string(image).doing("policy")?)
+        .replace("@COMMANDS@", &json(serde_json::json!(commands))?)
+        .replace("@DESTINATIONS@", &json(serde_json::json!(mounts))?))
+}
+
+/// A word as a regular expression that matches nothing else; any number stands for `$(INDEX)`.
+fn expression(word: &str) -> String {
+    let mut out = String::from("^");
+    for (at, part) in word.split(INDEX).enumerate() {
+        if at > 0 {
+            out.push_str("[0-9]{1,5}");
+        }
+        for c in part.chars() {
+            if r"\.+*?()|[]{}^$".contains(c) {
+                out.push('\\');
+            }
+            out.push(c);
+        }
+    }
+    out.push('$');
+    out
+}
+
+fn document(files: &[(&str, String)]) -> Result<String, Failure> {
+    let mut out = String::from("version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n");
+    for (name, text) in files {
+        let odd = |c: char| c.is_control() && c != '\n' && c != '\t';
+        if text.contains("'''") || text.ends_with('\'') || text.contains(odd) {
+            return Err(Failure::new(format!("{name}: three quotes or control characters in it")));
+        }
+        out.push_str(&format!("\"{name}\" = '''\n{text}'''\n"));
+    }
+    match out.len() > DOCUMENT_LEN_MAX {
+        true => Err(Failure::new(format!("{} bytes do not fit into an annotation", out.len()))),
+        false => Ok(out),
+    }
+}
+
+fn patch(annotation: &str) -> String {
+    format!(
+        "# Written by hfl initdata.\n- op: add\n  path: /spec/template/metadata/annotations\n  value:\n    \
+         {ANNOTATION}: {annotation}\n"
+    )
+}
+
+/// RFC 1952 with stored blocks: a few KiB need no compressor in an attested program.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    const STORED_LEN_MAX: usize = 65535;
+    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    let mut blocks = bytes.chunks(STORED_LEN_MAX).peekable();
+    while let Some(block) = blocks.next() {
+        // At most STORED_LEN_MAX bytes by the line above.
+        let len = block.len() as u16;
+        out.push(u8::from(blocks.peek().is_none()));
+        out.extend(len.to_le_bytes());
+        out.extend((!len).to_le_bytes());
+        out.extend(block);
+    }
+    out.extend(crc32(bytes).to_le_bytes());
+    out.extend((bytes.len() as u32).to_le_bytes());
+    out
+}
+
+/// CRC-32 as gzip wants it (reflected polynomial 0xedb88320).
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg())
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(image: &str) -> Workload {
+        let args = vec!["--role=worker$(INDEX)".into(), "--file=a.b".into()];
+        Workload { name: "w".into(), image: image.into(), args, mounts: vec!["/data".into()] }
+    }
+
+    #[test]
+    fn the_policy_names_image_words_and_mounts() {
+        let image = format!("r.example/hfl@sha256:{}", "0a".repeat(32));
+        let text = policy(&[workload(&image)]).expect("policy");
+        let expected =
+            [image.as_str(), r#""^/hfl$""#, "worker[0-9]{1,5}$", r"a\\.b$", r#""/data""#];
+        for part in expected {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        assert!(!text.contains('@') || text.matches('@').count() == 1, "a hole is left");
+    }
+
+    #[test]
+    fn images_without_a_digest_and_mounts_over_the_program_are_refused() {
+        for image in ["hfl", "r/hfl:1", "r/hfl@sha256:00", "r/hfl@sha512:00"] {
+            let error = policy(&[workload(image)]).expect_err(image).to_string();
+            assert!(error.contains("no digest"), "{error}");
+        }
+        let mut over = workload(&format!("r/hfl@sha256:{}", "0a".repeat(32)));
+        over.mounts.push("/hfl".into());
+        assert!(policy(&[over]).expect_err("mount").to_string().contains("hides"));
+    }
+
+    #[test]
+    fn text_that_would_end_its_string_is_refused() {
+        for text in ["a'''b", "a'", "a\u{7f}", "\r\n"] {
+            assert!(document(&[("aa.toml", text.into())]).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_check_value_of_crc32_is_right() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
+    }
+}
