@@ -1,10 +1,17 @@
 #!/usr/bin/env python3
-"""Plays the kubelet for deploy/overlays/sim: runs every container as it is written, with its volumes, its
-user, its read-only root and its names, in namespaces of this machine, until a trusted node has the model.
+"""Plays the cluster for deploy/: its network policies, the guest's agent with the policy of `hfl initdata`,
+and for overlays/sim the kubelet, which runs every container as it is written, with its volumes, its user, its
+read-only root and its names, in namespaces of this machine, until a trusted node has the model.
 
-usage: deploy.py HFL DIRECTORY   (DIRECTORY holds the rendered overlays; needs root and PyYAML)
+usage: deploy.py HFL DIRECTORY   (DIRECTORY holds the rendered overlays; needs PyYAML and regopy; root, for the
+       part that starts containers)
 """
 
+import base64
+import copy
+import gzip
+import ipaddress
+import json
 import os
 import random
 import re
@@ -14,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 
+import regopy
 import yaml
 
 NETWORK = "hfl-deploy"
@@ -24,11 +33,18 @@ MINUTES_MAX = 10
 
 def main():
     program, place = os.path.abspath(sys.argv[1]), sys.argv[2]
-    overlays = {name: load(f"{place}/{name}.yaml") for name in ("sim", "coco", "tdx-vm", "azure")}
+    names = ("sim", "coco", "tdx-vm", "azure", "workers-only")
+    overlays = {name: load(f"{place}/{name}.yaml") for name in names}
     commands = {name: {key: args for key, args in lines(documents)} for name, documents in overlays.items()}
     for name, own in commands.items():
         for key, args in own.items():
             assert args == commands["sim"][key], f"{name} has another command line for {key}"
+    check_shape(overlays, load(f"{place}/secret-service.yaml"))
+    check_network(overlays)
+    check_initdata(program, place)
+    if os.geteuid() != 0:
+        print("SKIPPED deploy: command lines need root (namespaces)")
+        return
     with tempfile.TemporaryDirectory() as work:
         cluster = Cluster(program, work, overlays["sim"])
         try:
@@ -49,6 +65,267 @@ def lines(documents):
         if document["kind"] in ("Job", "Deployment"):
             for container in document["spec"]["template"]["spec"]["containers"]:
                 yield (document["metadata"]["name"], container["name"]), container["args"]
+
+
+def pods(documents):
+    for document in documents:
+        if document["kind"] in ("Job", "Deployment"):
+            yield document, document["spec"]["template"]
+
+
+def check_shape(overlays, secret_service):
+    """What every overlay promises beyond the schemas."""
+    sizes = set()
+    for documents in (*overlays.values(), secret_service):
+        namespaces = {d["metadata"]["name"] for d in documents if d["kind"] == "Namespace"}
+        claims = {d["metadata"]["name"] for d in documents if d["kind"] == "PersistentVolumeClaim"}
+        maps = {d["metadata"]["name"] for d in documents if d["kind"] == "ConfigMap"}
+        for document in documents:
+            if document["kind"] != "Namespace":
+                assert document["metadata"]["namespace"] in namespaces, document["metadata"]
+        for document, pod in pods(documents):
+            name = document["metadata"]["name"]
+            for annotation in pod["metadata"].get("annotations", {}):
+                assert not annotation.endswith(("default_vcpus", "default_memory")), f"{name}: {annotation}"
+            for container in pod["spec"]["containers"]:
+                sizes.add(json.dumps(container["resources"]["limits"] | {"squat.ai/tdx-guest": None}))
+            for volume in pod["spec"]["volumes"]:
+                claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+                assert claim is None or claim in claims, f"{name} mounts {claim}, which nothing makes"
+                config = volume.get("configMap", {}).get("name")
+                assert config is None or config in maps, f"{name} mounts {config}, which nothing makes"
+    # RTMR0 and RTMR2 of a guest change with its size.
+    assert len(sizes) == 1, f"guests of several sizes: {sizes}"
+    workers = next(d for d in overlays["workers-only"] if d["kind"] == "Job")
+    assert workers["metadata"]["name"] == "workers" and workers["spec"]["completions"] == 1
+    kinds = [d["kind"] for d in overlays["workers-only"]]
+    assert kinds.count("Job") == 1 and "Service" not in kinds and "Ingress" not in kinds
+    print("shapes: one size of guest, every claim, map and namespace is made")
+
+
+def selects(selector, labels):
+    if any(labels.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
+        return False
+    for expression in selector.get("matchExpressions", []):
+        assert expression["operator"] == "In", expression
+        if labels.get(expression["key"]) not in expression["values"]:
+            return False
+    return True
+
+
+class Pod:
+    """An end of a connection: a pod with labels in a namespace, or an address outside."""
+
+    def __init__(self, role=None, namespace="hfl", address=None):
+        self.labels = {"hfl/role": role, "app.kubernetes.io/name": "hfl"} if role else {}
+        self.namespace = None if address else namespace
+        self.address = ipaddress.ip_address(address) if address else None
+
+
+def matches(peer, end, namespace):
+    if "ipBlock" in peer:
+        inside = lambda block: end.address in ipaddress.ip_network(block)
+        excepted = any(inside(block) for block in peer["ipBlock"].get("except", []))
+        return end.address is not None and inside(peer["ipBlock"]["cidr"]) and not excepted
+    if end.address is not None:
+        return False
+    if "namespaceSelector" in peer:
+        if not selects(peer["namespaceSelector"], {"kubernetes.io/metadata.name": end.namespace}):
+            return False
+    elif end.namespace != namespace:
+        return False
+    return selects(peer.get("podSelector", {}), end.labels)
+
+
+def one_way(documents, pod, other, port, protocol, direction):
+    """Kubernetes' rule: no policy that selects the pod, or one of its rules that lets the peer through."""
+    rules, peers = ("egress", "to") if direction == "Egress" else ("ingress", "from")
+    policies = [
+        d
+        for d in documents
+        if d["kind"] == "NetworkPolicy"
+        and d["metadata"]["namespace"] == pod.namespace
+        and direction in d["spec"]["policyTypes"]
+        and selects(d["spec"]["podSelector"], pod.labels)
+    ]
+    if pod.address is not None or not policies:
+        return True
+    for rule in (rule for policy in policies for rule in policy["spec"].get(rules, [])):
+        ports = rule.get("ports")
+        fits = ports is None or any((p["port"], p.get("protocol", "TCP")) == (port, protocol) for p in ports)
+        who = rule.get(peers)
+        if fits and (who is None or any(matches(peer, other, pod.namespace) for peer in who)):
+            return True
+    return False
+
+
+def check_network(overlays):
+    """Every connection that roles, guest and agent need, and those that nobody needs."""
+    ps0, worker = Pod("ps"), Pod("worker")
+    secrets = Pod("secret", "hfl-secrets")
+    inside, outside = Pod(address="10.1.2.3"), Pod(address="203.0.113.5")
+    stranger = Pod("stranger", "elsewhere")
+    need = [
+        (worker, ps0, 60002, "TCP"),
+        (stranger, ps0, 60002, "TCP"),
+        (outside, ps0, 60002, "TCP"),
+    ]
+    for pod in (ps0, worker):
+        need += [(pod, inside, 53, protocol) for protocol in ("UDP", "TCP")]
+        # Images, Intel's service and the remote verifiers; a PCCS; another cluster; a secret service.
+        need += [(pod, outside, 443, "TCP"), (pod, inside, 8081, "TCP"), (pod, outside, 30443, "TCP")]
+        need += [(pod, inside, 50051, "TCP"), (pod, secrets, 50051, "TCP")]
+    need += [(secrets, outside, 443, "TCP"), (secrets, inside, 8081, "TCP")]
+    never = [
+        (stranger, worker, 61002, "TCP"),
+        (ps0, worker, 60002, "TCP"),
+        (worker, outside, 25, "TCP"),
+        (worker, outside, 80, "TCP"),
+        (worker, outside, 8081, "TCP"),
+        (worker, outside, 50051, "TCP"),
+        (worker, inside, 8080, "TCP"),
+        (worker, worker, 61002, "TCP"),
+        (stranger, secrets, 22, "TCP"),
+    ]
+    documents = overlays["sim"]
+    for expected, cases in ((True, need), (False, never)):
+        for source, target, port, protocol in cases:
+            leaves = one_way(documents, source, target, port, protocol, "Egress")
+            enters = one_way(documents, target, source, port, protocol, "Ingress")
+            ends = [end.address or f"{end.namespace}/{end.labels.get('hfl/role')}" for end in (source, target)]
+            assert (leaves and enters) == expected, f"{ends} {port}/{protocol}: expected {expected}"
+    for name in ("coco", "tdx-vm", "azure"):
+        rules = [d["spec"] for d in overlays[name] if d["kind"] == "NetworkPolicy"]
+        own = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy" and d["metadata"]["namespace"] == "hfl"]
+        assert rules == own, f"{name} has other network policies"
+    print(f"network: {len(need)} connections pass, {len(never)} do not")
+
+
+IMAGE = "registry.example/hfl@sha256:" + "0a" * 32
+
+
+def check_initdata(program, place):
+    """The document of `hfl initdata` as kata, the agent and an auditor read it."""
+    with open(f"{place}/coco.yaml", encoding="utf-8") as file:
+        rendered = file.read()
+    with tempfile.TemporaryDirectory() as work:
+        command = [program, "initdata", "--out", f"{work}/initdata.toml", "--patch", f"{work}/patch.yaml"]
+        refused = subprocess.run(command, input=rendered, text=True, capture_output=True, check=False)
+        assert refused.returncode == 1 and "no digest" in refused.stderr, refused.stderr
+        assert not os.path.exists(f"{work}/initdata.toml")
+        pinned = re.sub(r"image: hfl$", f"image: {IMAGE}", rendered, flags=re.M)
+        said = subprocess.run(command, input=pinned, text=True, capture_output=True, check=True).stdout
+        value = re.search(r"^mr_config_id ([0-9a-f]{96})$", said, re.M)[1]
+        independent = subprocess.run(["sha384sum", f"{work}/initdata.toml"], capture_output=True, text=True, check=True)
+        assert independent.stdout.split()[0] == value
+        with open(f"{work}/initdata.toml", "rb") as file:
+            document = file.read()
+        with open(f"{work}/patch.yaml", encoding="utf-8") as file:
+            (patch,) = yaml.safe_load(file)
+    (annotation,) = patch["value"].values()
+    # As the runtime takes it apart.
+    assert gzip.decompress(base64.b64decode(annotation, validate=True)) == document
+    parsed = tomllib.loads(document.decode())
+    assert (parsed["version"], parsed["algorithm"]) == ("0.1.0", "sha384")
+    check_agent(parsed["data"]["policy.rego"], yaml.safe_load_all(pinned))
+    print("initdata: digest as sha384sum has it, annotation opened, agent's policy played")
+
+
+def check_agent(policy, documents):
+    def allowed(request, given):
+        interpreter = regopy.Interpreter()
+        interpreter.add_module("policy", policy)
+        interpreter.set_input(given)
+        return str(interpreter.query(f"data.agent_policy.{request}")) == '{"expressions":[true]}'
+
+    root = f"/run/kata-containers/{'a' * 64}/rootfs"
+    documents = [document for document in documents if document]
+    env = next(d["data"] for d in documents if d["metadata"]["name"] == "hfl-job" and d["kind"] == "ConfigMap")
+    env = env | {"INDEX": "1"}
+    expand = lambda text: re.sub(r"\$\((\w+)\)", lambda match: env[match[1]], text)
+    for _, pod in pods(documents):
+        (container,) = pod["spec"]["containers"]
+        right = {
+            "OCI": {
+                "Root": {"Path": root},
+                "Hooks": None,
+                "Mounts": [{"destination": d} for d in ("/proc", "/dev/pts", "/etc/hosts")]
+                + [{"destination": mount["mountPath"]} for mount in container["volumeMounts"]],
+                "Process": {
+                    "Args": ["/hfl", *map(expand, container["args"])],
+                    "Env": ["PATH=/bin", "HOSTNAME=ps0", "INDEX=1"],
+                },
+            },
+            "shared_mounts": [],
+            "storages": [
+                {"driver": "image_guest_pull", "source": IMAGE, "mount_point": root, "driver_options": []},
+                {
+                    "driver": "local",
+                    "source": "local",
+                    "mount_point": "/run/kata-containers/sandbox/ephemeral/model",
+                    "driver_options": [],
+                },
+            ],
+        }
+        assert allowed("CreateContainerRequest", right), container["args"]
+        wrong = {
+            "another image": lambda r: r["storages"][0].update(source=IMAGE.replace("0a", "0b")),
+            "another tag": lambda r: r["storages"][0].update(source="registry.example/hfl:1"),
+            "no image": lambda r: r["storages"].pop(0),
+            "two images": lambda r: r["storages"].append(copy.deepcopy(r["storages"][0])),
+            "image elsewhere": lambda r: r["storages"][0].update(mount_point="/run/kata-containers/x"),
+            "another program": lambda r: r["OCI"]["Process"]["Args"].__setitem__(0, "/bin/sh"),
+            "an argument more": lambda r: r["OCI"]["Process"]["Args"].append("--attestation=sim"),
+            "an argument less": lambda r: r["OCI"]["Process"]["Args"].pop(),
+            "another policy": lambda r: r["OCI"]["Process"].update(
+                Args=[a.replace("/policy/policy.json", "/data/p.json") for a in r["OCI"]["Process"]["Args"]]
+            ),
+            "pause of another image": lambda r: r["OCI"]["Process"].update(Args=["/pause"]),
+            "a mount over the program": lambda r: r["OCI"]["Mounts"].append({"destination": "/hfl"}),
+            "a mount over all": lambda r: r["OCI"]["Mounts"].append({"destination": "/"}),
+            "a root elsewhere": lambda r: r["OCI"]["Root"].update(Path="/run/kata-containers/shared/containers/x"),
+            "a storage over the root": lambda r: r["storages"][1].update(mount_point=root),
+            "a storage over the guest": lambda r: r["storages"][1].update(mount_point="/usr/bin"),
+            "a way out": lambda r: r["storages"][1].update(mount_point="/run/kata-containers/sandbox/../x"),
+            "a hook": lambda r: r["OCI"].update(Hooks={"Prestart": [{"Path": "/x"}]}),
+            "tracing": lambda r: r["OCI"]["Process"]["Env"].append("RUST_LOG=trace"),
+        }
+        for what, change in wrong.items():
+            request = copy.deepcopy(right)
+            change(request)
+            assert not allowed("CreateContainerRequest", request), what
+    copied = lambda path, kind="Regular": {"path": path, "file_type": kind}
+    shared = "/run/kata-containers/shared/containers/abc-0123-resolv.conf"
+    neighbor = lambda address: {"neighbors": {"ARPNeighbors": [{"device": "eth0", "toIPAddress": {"address": address}}]}}
+    interface = lambda name, address: {"interface": {"name": name, "IPAddresses": [{"address": address}]}}
+    route = lambda device, dest: {"routes": {"Routes": [{"device": device, "dest": dest}]}}
+    sandbox = {"guest_hook_path": "", "kernel_modules": [], "sandbox_pidns": False, "storages": []}
+    for expected, request, given in (
+        (True, "CreateSandboxRequest", sandbox),
+        (False, "CreateSandboxRequest", sandbox | {"guest_hook_path": "/x"}),
+        (False, "CreateSandboxRequest", sandbox | {"kernel_modules": ["x"]}),
+        (True, "StartContainerRequest", {}),
+        (True, "ReadStreamRequest", {}),
+        (True, "SignalProcessRequest", {}),
+        (False, "ExecProcessRequest", {"process": {"Args": ["/hfl"]}}),
+        (False, "WriteStreamRequest", {}),
+        (False, "SetPolicyRequest", {}),
+        (False, "SetGuestDateTimeRequest", {}),
+        (False, "UpdateContainerRequest", {}),
+        (True, "CopyFileRequest", copied(shared)),
+        (False, "CopyFileRequest", copied(shared, "Device")),
+        (False, "CopyFileRequest", copied("/etc/resolv.conf")),
+        (False, "CopyFileRequest", copied(f"{root}/hfl")),
+        (False, "CopyFileRequest", copied("/run/kata-containers/shared/containers/../../x")),
+        (True, "UpdateInterfaceRequest", interface("eth0", "10.0.0.2")),
+        (False, "UpdateInterfaceRequest", interface("lo", "10.0.0.2")),
+        (False, "UpdateInterfaceRequest", interface("eth0", "127.0.0.1")),
+        (True, "UpdateRoutesRequest", route("eth0", "")),
+        (False, "UpdateRoutesRequest", route("eth0", "127.0.0.1/32")),
+        (True, "AddARPNeighborsRequest", neighbor("10.0.0.1")),
+        (False, "AddARPNeighborsRequest", neighbor("127.0.0.1")),
+    ):
+        assert allowed(request, given) == expected, (request, given)
 
 
 class Cluster:
@@ -72,7 +349,7 @@ class Cluster:
             for file, text in config["data"].items():
                 self.write(folder, file, text)
         images = random.Random(1)
-        for worker in range(int(self.of("ConfigMap", "hfl-job")["data"]["WORKERS"])):
+        for worker in range(int(self.of("ConfigMap", "hfl-job")["data"]["WORKERS_HERE"])):
             folder = self.directory("claim", f"hfl-data/worker{worker}")
             with open(f"{folder}/data_batch_1.bin", "wb") as file:
                 for record in range(20):
@@ -135,7 +412,7 @@ class Cluster:
         root = f"{self.work}/root-{name}"
         os.makedirs(f"{root}/etc", exist_ok=True)
         shutil.copy(self.program, f"{root}/hfl")
-        self.write(f"{root}/etc", "hosts", "127.0.0.1 localhost ps0 secrets\n")
+        self.write(f"{root}/etc", "hosts", "127.0.0.1 localhost ps0 secrets secrets.hfl-secrets\n")
         script = ["set -e", f"mount --bind {root} {root}"]
         for source, target, read_only in mounts:
             os.makedirs(root + target, exist_ok=True)
