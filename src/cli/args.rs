@@ -1,0 +1,206 @@
+//! The flags of a role, with their defaults and help, and the list of commands.
+
+use std::path::PathBuf;
+
+use argh::FromArgs;
+use kernels::Isa;
+use protocol::Role;
+
+use super::choice::{IsaChoice, ScheduleKind};
+use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
+use crate::commands::doctor::DoctorArgs;
+use crate::commands::initdata::InitdataArgs;
+use crate::commands::roster::RosterArgs;
+use crate::commands::secret::SecretArgs;
+use crate::commands::transfer::ModelArgs;
+use crate::commands::verify::{QuoteArgs, VerifyArgs};
+use crate::commands::volumes::{LuksArgs, Size};
+use crate::data::cifar::Shard;
+use crate::hosts::HostList;
+use crate::job::{Algorithm, Augment, Order, Precision, Stem, Weighting};
+use crate::trust::fetch::Service;
+use crate::trust::{Attestation, Source, TrustOptions};
+
+/// 22.7 % of CIFAR-10's test images after one epoch of two workers; 0.1 took PyTorch to 15 %.
+pub(super) const DEFAULT_RATE: f32 = 0.03;
+
+/// Horizontal federated learning of ResNet-50 in attested processes.
+///
+/// Run a role of a job (hfl --role ps0, hfl --role worker0, ...) or one of the commands.
+#[derive(FromArgs, Debug)]
+#[argh(
+    example = "hfl demo\nhfl --role ps0 --attestation sim\nhfl --role worker0 --data cifar-10 --attestation sim",
+    note = "A worker takes what defines the job (from --stem to --order) from ps0.",
+    error_code(0, "done"),
+    error_code(1, "failed"),
+    error_code(2, "usage")
+)]
+pub struct Args {
+    #[argh(subcommand)]
+    pub(super) command: Option<Command>,
+
+    /// role to run: ps0, worker0, worker1, ...
+    #[argh(option)]
+    pub(super) role: Option<Role>,
+    /// added to a worker's number, where a site's own counting begins at worker0 [0]
+    #[argh(option, default = "0")]
+    pub(super) first_worker: u16,
+    /// host:port of ps0 [localhost:60002]
+    #[argh(option, default = "list(\"localhost:60002\")")]
+    pub(super) ps_hosts: HostList,
+    /// one host:port a worker; how many says how many workers [localhost:61002,localhost:61003]
+    #[argh(option, default = "list(\"localhost:61002,localhost:61003\")")]
+    pub(super) worker_hosts: HostList,
+    /// number of workers, instead of a list of hosts that nobody dials
+    #[argh(option)]
+    pub(super) workers: Option<usize>,
+    /// directory with CIFAR-10 binary files [data]
+    #[argh(option, default = "PathBuf::from(\"data\")")]
+    pub(super) data: PathBuf,
+    /// part I of N of the data, from 0, such as 0/2 [all]
+    #[argh(option)]
+    pub(super) shard: Option<Shard>,
+    /// where the model is kept [model]
+    #[argh(option, default = "PathBuf::from(\"model\")")]
+    pub(super) model_dir: PathBuf,
+    /// encrypted volume to keep the model in, instead of --model-dir (hfl luks create)
+    #[argh(option)]
+    pub(super) volume: Option<PathBuf>,
+    /// make the volume, of so many bytes (with K, M, G), if there is no such file
+    #[argh(option)]
+    pub(super) create_volume: Option<Size>,
+    /// file whose bytes are the volume's passphrase, - for stdin
+    #[argh(option)]
+    pub(super) key_file: Option<PathBuf>,
+    /// open file descriptor to read the volume's passphrase from
+    #[argh(option)]
+    pub(super) key_fd: Option<u32>,
+    /// host:port of the service that has the volume's passphrase (hfl secret serve)
+    #[argh(option)]
+    pub(super) secret_service: Option<String>,
+    /// name of the passphrase there [hfl-tdx-coco-app]
+    #[argh(option, default = "Service::APP_ID.into()")]
+    pub(super) app_id: String,
+    /// seconds to try for [120]
+    #[argh(option, default = "Service::WAIT.as_secs()")]
+    pub(super) secret_wait: u64,
+    /// refuse to resume from an earlier step: the place was set back [0]
+    #[argh(option, default = "0")]
+    pub(super) min_step: u64,
+    /// passes over the data [20]
+    #[argh(option, default = "20")]
+    pub(super) epochs: u32,
+    /// steps of the job, instead of --epochs
+    #[argh(option)]
+    pub(super) steps: Option<u64>,
+    /// images of one worker in a step [128]
+    #[argh(option, default = "128")]
+    pub(super) batch_size: u32,
+    /// largest learning rate [0.03]
+    #[argh(option, default = "DEFAULT_RATE")]
+    pub(super) lr: f32,
+    /// cosine (with warm-up) or constant [cosine]
+    #[argh(option, default = "ScheduleKind::Cosine")]
+    pub(super) lr_schedule: ScheduleKind,
+    /// steps over which the cosine's rate grows to its largest [a twentieth of all]
+    #[argh(option)]
+    pub(super) warm_up: Option<u64>,
+    /// share of the last velocity that SGD keeps [0.9]
+    #[argh(option, default = "0.9")]
+    pub(super) momentum: f32,
+    /// penalty on the weights of convolutions and of the classifier [0.0005]
+    #[argh(option, default = "5e-4")]
+    pub(super) weight_decay: f32,
+    /// weight of a worker: data (its share of all samples) or batch (of a step's) [data]
+    #[argh(option, default = "Weighting::Data")]
+    pub(super) weighting: Weighting,
+    /// seed of initialisation, order and augmentation [1]
+    #[argh(option, default = "1")]
+    pub(super) seed: u64,
+    /// first layers: imagenet (fast) or cifar (accurate) [imagenet]
+    #[argh(option, default = "Stem::Imagenet")]
+    pub(super) stem: Stem,
+    /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
+    #[argh(option, default = "Precision::Fp32")]
+    pub(super) precision: Precision,
+    /// convolutions: auto (Winograd's, Strassen's) or direct [auto]
+    #[argh(option, default = "Algorithm::Auto")]
+    pub(super) conv: Algorithm,
+    /// crop and flip: standard or none [standard]
+    #[argh(option, default = "Augment::Standard")]
+    pub(super) augment: Augment,
+    /// order of samples: shuffled or sequential [shuffled]
+    #[argh(option, default = "Order::Shuffled")]
+    pub(super) order: Order,
+    /// safetensors file that a new job starts from
+    #[argh(option)]
+    pub(super) init: Option<PathBuf>,
+    /// steps between checkpoints [400]
+    #[argh(option, default = "400")]
+    pub(super) checkpoint_every: u64,
+    /// minutes between checkpoints, where steps are long [10]
+    #[argh(option, default = "10")]
+    pub(super) checkpoint_minutes: u64,
+    /// threads of this role [all cores]
+    #[argh(option, default = "cores()")]
+    pub(super) threads: usize,
+    /// instruction set: auto, avx512, avx2 or portable [auto]
+    #[argh(option, default = "IsaChoice(Isa::detect())")]
+    pub(super) isa: IsaChoice,
+    /// source of evidence: auto, tdx, coco, azure or sim [auto]
+    #[argh(option, default = "Attestation::Auto")]
+    pub(super) attestation: Attestation,
+    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
+    #[argh(option)]
+    pub(super) collateral: Vec<Source>,
+    /// policy file that peers must satisfy; tdx needs one [sim: the same image as this one]
+    #[argh(option)]
+    pub(super) policy: Option<PathBuf>,
+    /// seconds for which a finished ps0 serves its volume, once, to hfl model pull [0]
+    #[argh(option, default = "0")]
+    pub(super) linger: u64,
+    /// one JSON object a line on stdout
+    #[argh(switch)]
+    pub(super) json: bool,
+    /// print the version
+    #[argh(switch)]
+    pub(super) version: bool,
+    /// what the simulated TD runs, for tests of who is refused
+    #[argh(option, default = "TrustOptions::SIM_IMAGE.into()", hidden_help)]
+    pub(super) sim_image: String,
+    /// milliseconds to wait before each step, for tests of slow workers
+    #[argh(option, default = "0", hidden_help)]
+    pub(super) pause_ms: u64,
+    /// process that started this one, to end with it
+    #[argh(option, hidden_help)]
+    pub(super) with_parent: Option<u32>,
+    /// seconds for which a worker tries to reach ps0, for tests of who gives up
+    #[argh(option, default = "600", hidden_help)]
+    pub(super) wait: u64,
+}
+
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub(super) enum Command {
+    Bench(BenchArgs),
+    Demo(DemoArgs),
+    Doctor(DoctorArgs),
+    Eval(EvalArgs),
+    Initdata(InitdataArgs),
+    Luks(LuksArgs),
+    Model(ModelArgs),
+    Quote(QuoteArgs),
+    Roster(RosterArgs),
+    Secret(SecretArgs),
+    Verify(VerifyArgs),
+}
+
+impl Args {
+    pub(super) fn workers(&self) -> usize {
+        self.workers.unwrap_or(self.worker_hosts.0.len())
+    }
+}
+
+fn list(text: &str) -> HostList {
+    text.parse().expect("a default is valid")
+}

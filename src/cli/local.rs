@@ -1,0 +1,206 @@
+//! Commands of one machine: to try, to evaluate, to time.
+
+use std::path::PathBuf;
+
+use argh::FromArgs;
+use kernels::Isa;
+
+use super::choice::IsaChoice;
+use crate::commands::{bench, demo, eval};
+use crate::data::cifar::Split;
+use crate::failure::{Doing, Failure};
+use crate::job::{Algorithm, Precision, Stem, WORKERS_MAX};
+use crate::report::print;
+use crate::training::store::Place;
+use crate::trust::passphrase::KeySource;
+
+/// Most threads: a typing error should not ask for all memory.
+pub(super) const THREADS_MAX: usize = 256;
+
+/// Train on this machine: ps0 and workers as processes, then evaluate.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "demo",
+    example = "{command_name}\n{command_name} --data cifar-10 --epochs 2"
+)]
+pub(super) struct DemoArgs {
+    /// directory with CIFAR-10 binary files [images that hfl draws]
+    #[argh(option)]
+    data: Option<PathBuf>,
+    /// working directory, holds data and model [demo]
+    #[argh(option, default = "PathBuf::from(\"demo\")")]
+    dir: PathBuf,
+    /// number of workers [2]
+    #[argh(option, default = "2")]
+    workers: u16,
+    /// passes over the data [as many as a few minutes allow]
+    #[argh(option)]
+    epochs: Option<u32>,
+    /// first layers: imagenet or cifar [imagenet]
+    #[argh(option, default = "Stem::Imagenet")]
+    stem: Stem,
+}
+
+/// Evaluate a saved model: accuracy, per-class table, confusion matrix.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "eval", example = "{command_name} --model-dir model --data cifar-10")]
+pub(super) struct EvalArgs {
+    /// directory of the model [model]
+    #[argh(option, default = "PathBuf::from(\"model\")")]
+    model_dir: PathBuf,
+    /// encrypted volume with the model, instead of --model-dir
+    #[argh(option)]
+    volume: Option<PathBuf>,
+    /// file whose bytes are the volume's passphrase, - for stdin
+    #[argh(option)]
+    key_file: Option<PathBuf>,
+    /// open file descriptor to read the volume's passphrase from
+    #[argh(option)]
+    key_fd: Option<u32>,
+    /// refuse a model of an earlier step: the place was set back [0]
+    #[argh(option, default = "0")]
+    min_step: u64,
+    /// directory with CIFAR-10 binary files [data]
+    #[argh(option, default = "PathBuf::from(\"data\")")]
+    data: PathBuf,
+    /// images to use: test or train [test]
+    #[argh(option, default = "Split::Test", from_str_fn(split))]
+    split: Split,
+    /// threads [all cores]
+    #[argh(option, default = "cores()")]
+    threads: usize,
+    /// instruction set: auto, avx512, avx2 or portable [auto]
+    #[argh(option, default = "IsaChoice(Isa::detect())")]
+    isa: IsaChoice,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    json: bool,
+}
+
+/// Time training steps of this machine: forward, backward, update, in one process.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand, name = "bench", example = "{command_name} --stem cifar --batch 64 --json")]
+pub(super) struct BenchArgs {
+    /// first layers: imagenet or cifar [imagenet]
+    #[argh(option, default = "Stem::Imagenet")]
+    stem: Stem,
+    /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
+    #[argh(option, default = "Precision::Fp32")]
+    precision: Precision,
+    /// convolutions: auto (Winograd's, Strassen's) or direct [auto]
+    #[argh(option, default = "Algorithm::Auto")]
+    conv: Algorithm,
+    /// images of a step [128]
+    #[argh(option, default = "128")]
+    batch: usize,
+    /// threads [all cores]
+    #[argh(option, default = "cores()")]
+    threads: usize,
+    /// timed steps, after three that are not [6]
+    #[argh(option, default = "6")]
+    steps: usize,
+    /// instruction set: auto, avx512, avx2 or portable [auto]
+    #[argh(option, default = "IsaChoice(Isa::detect())")]
+    isa: IsaChoice,
+    /// forward passes as hfl eval runs them, not training steps
+    #[argh(switch)]
+    inference: bool,
+    /// in turns with steps on one thread: how many times as fast all are
+    #[argh(switch)]
+    scaling: bool,
+    /// one JSON object on stdout
+    #[argh(switch)]
+    json: bool,
+}
+
+pub(super) fn run_demo(args: &DemoArgs) -> Result<(), Failure> {
+    if !(1..=WORKERS_MAX).contains(&args.workers) {
+        return Err(Failure::usage(format!("--workers: expected 1 to {WORKERS_MAX}")));
+    }
+    demo::run(&demo::Options {
+        data: args.data.clone(),
+        directory: args.dir.clone(),
+        workers: args.workers,
+        epochs: args.epochs,
+        stem: args.stem,
+        threads: cores(),
+    })
+}
+
+pub(super) fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
+    let source = (args.data.as_path(), args.split);
+    let place = Place {
+        model_dir: args.model_dir.clone(),
+        volume: args.volume.clone(),
+        create: None,
+        key: KeySource { file: args.key_file.clone(), descriptor: args.key_fd },
+        min_step: args.min_step,
+    };
+    let evaluation = eval::run(&place, source, args.threads, args.isa.0)?;
+    if args.json {
+        return print(&serde_json::to_string(&evaluation).doing("report")?);
+    }
+    print(&evaluation.to_string())
+}
+
+pub(super) fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
+    if args.steps == 0 || args.batch == 0 || args.threads == 0 {
+        return Err(Failure::new("--steps, --batch and --threads count from 1"));
+    }
+    if args.inference && args.precision != Precision::Fp32 {
+        return Err(Failure::new("--inference runs in fp32 only").hint("without --precision"));
+    }
+    if args.inference && args.scaling {
+        return Err(Failure::new("--scaling times training steps").hint("without --inference"));
+    }
+    let report = bench::run(bench::Options {
+        stem: args.stem,
+        precision: args.precision,
+        conv: args.conv,
+        batch: args.batch,
+        threads: args.threads,
+        steps: args.steps,
+        isa: args.isa.0,
+        inference: args.inference,
+        scaling: args.scaling,
+    })
+    .doing("memory or instructions for a step")?;
+    if args.json {
+        return print(&serde_json::to_string(&report).doing("report")?);
+    }
+    let scaling = |scaling: &bench::Scaling| {
+        let bench::Scaling { alone_s, speedup, round_trip_ns } = scaling;
+        let trip = |ns: f64| format!(", a cache line there and back in {ns:.0} ns");
+        let trip = round_trip_ns.map_or(String::new(), trip);
+        format!(", {speedup:.2} times as fast as on 1 ({alone_s:.4} s){trip}")
+    };
+    let scaling = report.scaling.as_ref().map_or(String::new(), scaling);
+    print(&format!(
+        "{} stem, {}, {} convolutions, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
+         {:.1} images/s, {:.1} GFLOP/s{scaling}",
+        report.stem,
+        report.precision,
+        report.conv,
+        report.batch,
+        report.threads,
+        report.isa,
+        report.median_s,
+        report.min_s,
+        report.images_per_s,
+        report.gflops
+    ))
+}
+
+fn split(text: &str) -> Result<Split, String> {
+    match text {
+        "test" => Ok(Split::Test),
+        "train" => Ok(Split::Train),
+        _ => Err("expected test or train".into()),
+    }
+}
+
+/// Threads where none are named.
+pub(super) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |count| count.get().min(THREADS_MAX))
+}

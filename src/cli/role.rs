@@ -1,0 +1,190 @@
+//! From a role's flags to what it runs with: the job, and numbers that no job can have.
+
+use std::time::Duration;
+
+use argh::FromArgs;
+use protocol::Role;
+
+use super::args::{Args, DEFAULT_RATE};
+use super::choice::ScheduleKind;
+use super::local::THREADS_MAX;
+use crate::failure::{Doing, Failure};
+use crate::job::schedule::Schedule;
+use crate::job::{BATCH_MAX, Job, WORKERS_MAX};
+use crate::termination;
+use crate::training::roles;
+use crate::training::store::Place;
+use crate::trust::TrustOptions;
+use crate::trust::fetch::Service;
+use crate::trust::passphrase::KeySource;
+
+/// Images of all workers in a step for which it was chosen.
+const DEFAULT_IMAGES: f32 = 256.0;
+
+/// What a role runs with.
+pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure> {
+    let role = numbered(role, args.first_worker)?;
+    check_numbers(&args)?;
+    let named = args.key_file.is_some() || args.key_fd.is_some();
+    if args.secret_service.is_some() && (named || args.volume.is_none()) {
+        return Err(Failure::usage("--secret-service gives the passphrase of --volume")
+            .hint("--volume, and neither --key-file nor --key-fd"));
+    }
+    if let Some(parent) = args.with_parent {
+        termination::with_parent(parent)?;
+    }
+    match role {
+        Role::Worker(_) => say_what_is_ignored(&args),
+        _ => say_the_rule_of_the_rate(&args),
+    }
+    let wait = Duration::from_secs(args.secret_wait);
+    Ok(roles::Options {
+        role,
+        job: job(&args)?,
+        ps_hosts: args.ps_hosts.0,
+        data: args.data,
+        shard: args.shard,
+        place: Place {
+            model_dir: args.model_dir,
+            volume: args.volume,
+            create: args.create_volume.map(|size| size.0),
+            key: KeySource { file: args.key_file, descriptor: args.key_fd },
+            min_step: args.min_step,
+        },
+        init: args.init,
+        checkpoint_every: args.checkpoint_every,
+        checkpoint_after: Duration::from_secs(args.checkpoint_minutes.max(1).saturating_mul(60)),
+        threads: args.threads,
+        isa: args.isa.0,
+        trust: TrustOptions {
+            attestation: args.attestation,
+            collateral: args.collateral,
+            policy: args.policy,
+            sim_image: args.sim_image,
+        },
+        service: args.secret_service.map(|address| Service { address, app_id: args.app_id, wait }),
+        linger: Duration::from_secs(args.linger),
+        json: args.json,
+        pause: Duration::from_millis(args.pause_ms),
+        wait: Duration::from_secs(args.wait),
+    })
+}
+
+/// A worker's number in the job, where its site counts from 0.
+fn numbered(role: Role, first: u16) -> Result<Role, Failure> {
+    match role {
+        Role::Worker(number) => number.checked_add(first).map(Role::Worker).ok_or_else(|| {
+            Failure::usage(format!("--first-worker {first}: no worker has such a number"))
+        }),
+        role => Ok(role),
+    }
+}
+
+/// Numbers that the parser takes and no job can have.
+fn check_numbers(args: &Args) -> Result<(), Failure> {
+    let within = |what: &str, value: usize, max: usize| match (1..=max).contains(&value) {
+        true => Ok(()),
+        false => Err(Failure::usage(format!("{what} is {value}, expected 1 to {max}"))),
+    };
+    within("the number of workers", args.workers(), WORKERS_MAX.into())?;
+    within("--threads", args.threads, THREADS_MAX)?;
+    within("--batch-size", args.batch_size as usize, BATCH_MAX as usize)?;
+    within("--epochs", args.epochs as usize, u32::MAX as usize)?;
+    if args.steps == Some(0) || args.checkpoint_every == 0 {
+        return Err(Failure::usage("--steps and --checkpoint-every count from 1"));
+    }
+    let parts = [
+        ("--lr", args.lr, f32::MAX),
+        ("--momentum", args.momentum, 1.0),
+        ("--weight-decay", args.weight_decay, 1.0),
+    ];
+    for (name, value, max) in parts {
+        if !(0.0..=max).contains(&value) {
+            let end = if max == 1.0 { " to 1" } else { "" };
+            return Err(Failure::usage(format!(
+                "{name} is {value}, expected a number from 0{end}"
+            )));
+        }
+    }
+    let single = args.batch_size == 1 && Job::needs_two(args.stem);
+    match single {
+        true => Err(Failure::usage(
+            "--batch-size 1: the last maps of the imagenet stem have one pixel, and the mean over one \
+             value is the value: nothing could be learned",
+        )
+        .hint("--batch-size 2, or --stem cifar")),
+        false => Ok(()),
+    }
+}
+
+fn job(args: &Args) -> Result<Job, Failure> {
+    let (rate, warm_up) = (args.lr, args.warm_up);
+    Ok(Job {
+        stem: args.stem,
+        precision: args.precision,
+        conv: args.conv,
+        workers: u16::try_from(args.workers()).doing("--workers")?,
+        batch_size: args.batch_size,
+        epochs: args.epochs,
+        steps: args.steps,
+        schedule: match args.lr_schedule {
+            ScheduleKind::Constant => Schedule::Constant { rate },
+            ScheduleKind::Cosine => Schedule::Cosine { rate, warm_up },
+        },
+        momentum: args.momentum,
+        weight_decay: args.weight_decay,
+        seed: args.seed,
+        augment: args.augment,
+        order: args.order,
+        init: None,
+        weighting: args.weighting,
+    })
+}
+
+/// What defines a job is ps0's to say. Somebody who gives it to a worker believes otherwise.
+fn say_what_is_ignored(args: &Args) {
+    let defaults = Args::from_args(&["hfl"], &[]).expect("no argument is needed");
+    let given = job_flags(args);
+    let usual = job_flags(&defaults);
+    let ignored: Vec<&str> =
+        given.iter().zip(&usual).filter(|(a, b)| a.1 != b.1).map(|(a, _)| a.0).collect();
+    if !ignored.is_empty() {
+        log::warn!("{}: ignored, a worker takes the job from ps0", ignored.join(", "));
+    }
+}
+
+/// The default rate was chosen for one number of images a step; for others it is said what the usual rule gives
+/// (Goyal et al., "Accurate, large minibatch SGD", 2017), and left to who trains.
+fn say_the_rule_of_the_rate(args: &Args) {
+    let images = args.workers() as f32 * args.batch_size as f32;
+    if args.lr == DEFAULT_RATE && images != DEFAULT_IMAGES {
+        log::info!(
+            "the default rate {DEFAULT_RATE} was chosen for {DEFAULT_IMAGES} images a step; for {images} the linear \
+             rule gives --lr {:.4}",
+            DEFAULT_RATE * images / DEFAULT_IMAGES
+        );
+    }
+}
+
+/// The options that define a job, and what they are.
+fn job_flags(args: &Args) -> [(&'static str, String); 17] {
+    [
+        ("--stem", args.stem.to_string()),
+        ("--precision", args.precision.to_string()),
+        ("--conv", args.conv.to_string()),
+        ("--workers", args.workers().to_string()),
+        ("--batch-size", args.batch_size.to_string()),
+        ("--epochs", args.epochs.to_string()),
+        ("--steps", format!("{:?}", args.steps)),
+        ("--lr", args.lr.to_string()),
+        ("--lr-schedule", format!("{:?}", args.lr_schedule)),
+        ("--warm-up", format!("{:?}", args.warm_up)),
+        ("--momentum", args.momentum.to_string()),
+        ("--weight-decay", args.weight_decay.to_string()),
+        ("--weighting", args.weighting.to_string()),
+        ("--seed", args.seed.to_string()),
+        ("--augment", args.augment.to_string()),
+        ("--order", args.order.to_string()),
+        ("--init", format!("{:?}", args.init)),
+    ]
+}
