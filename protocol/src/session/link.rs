@@ -15,12 +15,18 @@ use crate::session::close::Ended;
 /// Reads of one link before the others have their turn.
 const READS_MAX: usize = 16;
 
+/// Pieces of output of one link before the others have their turn: of 256 KiB, a few milliseconds at a network's
+/// speed. Whoever takes a whole volume as fast as the machine sends would keep everybody else waiting.
+const PIECES_MAX: usize = 64;
+
 /// A session and its socket.
 #[derive(Debug)]
 pub struct Link<S> {
     socket: S,
     session: Session,
     readable: bool,
+    /// Output may wait that no edge will tell of: the others had their turn first.
+    interrupted: bool,
     eof: bool,
     ended: Option<Ended>,
 }
@@ -28,7 +34,7 @@ pub struct Link<S> {
 impl<S: Read + Write> Link<S> {
     /// A session over a socket of which nothing is known yet.
     pub fn new(socket: S, session: Session) -> Self {
-        Self { socket, session, readable: false, eof: false, ended: None }
+        Self { socket, session, readable: false, interrupted: false, eof: false, ended: None }
     }
 
     /// The session.
@@ -67,6 +73,11 @@ impl<S: Read + Write> Link<S> {
         self.readable && !self.eof && self.ended.is_none() && self.session.wants_input()
     }
 
+    /// Whether its work was interrupted for the sake of others, and has to be gone on with.
+    pub fn wants_turn(&self) -> bool {
+        self.interrupted && self.ended.is_none()
+    }
+
     /// Gives the session what the socket has, up to a share that leaves others their turn.
     pub fn read(&mut self, input: &mut [u8]) {
         for _ in 0..READS_MAX {
@@ -99,9 +110,17 @@ impl<S: Read + Write> Link<S> {
     }
 
     /// Lets `work` act on the session and sends what it says. It is called again whenever all of that went
-    /// out, so it may queue a piece at a time, and needs to say nothing of whether there is more.
+    /// out, so it may queue a piece at a time, and needs to say nothing of whether there is more. After some
+    /// pieces it is the turn of others; see [`Link::wants_turn`].
     pub fn drive(&mut self, mut work: impl FnMut(&mut Session) -> Result<(), Ended>) {
+        let mut pieces = 0;
+        self.interrupted = false;
         while self.ended.is_none() {
+            if pieces == PIECES_MAX {
+                self.interrupted = true;
+                return;
+            }
+            pieces += 1;
             if let Err(why) = work(&mut self.session) {
                 self.end(why);
                 break;

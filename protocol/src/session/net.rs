@@ -188,9 +188,10 @@ impl Net {
 
     /// Whether somebody wants to connect; `None` if the wait was interrupted.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Option<bool>> {
-        let unread = self.links.values().any(|connection| connection.link.wants_read());
+        let unfinished = |link: &Link<_>| link.wants_read() || link.wants_turn();
+        let unfinished = self.links.values().any(|connection| unfinished(&connection.link));
         let due = self.next_timeout();
-        let timeout = match unread {
+        let timeout = match unfinished {
             true => Some(Duration::ZERO),
             false => [timeout, due].into_iter().flatten().min(),
         };
