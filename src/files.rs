@@ -1,8 +1,10 @@
-//! Files of this system, read with a bound.
+//! Files of this system: read with a bound, written without loss of another's.
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::path::Path;
+
+use crate::failure::{Doing, Failure};
 
 /// Largest file that is read.
 pub(crate) const FILE_LEN_MAX: u64 = 1 << 30;
@@ -23,4 +25,59 @@ pub fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut bytes = Vec::with_capacity(len as usize);
     file.take(FILE_LEN_MAX).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
+}
+
+/// Writes a file whole. What has this name already is replaced if it is of the same kind (`what`, by `is_one`),
+/// as by a command that is repeated; anything else stays.
+///
+/// # Errors
+/// When there is another kind of file, or the system refuses.
+pub(crate) fn renew(
+    path: &Path,
+    bytes: &[u8],
+    (what, is_one): (&str, impl Fn(&[u8]) -> bool),
+) -> Result<(), Failure> {
+    let name = path.display();
+    let exists = match read_bounded(path).doing(&name)? {
+        Some(found) if !is_one(&found) => {
+            return Err(Failure::new(format!("{name} is there already, and is no {what}"))
+                .hint("another name: nothing is overwritten"));
+        }
+        found => found.is_some(),
+    };
+    let target = if exists { path.with_added_extension("tmp") } else { path.into() };
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create_new(true).open(&target).doing(target.display())?;
+    if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+        // Half of it helps nobody.
+        let _ = fs::remove_file(&target);
+        return Err(error).doing(name);
+    }
+    match exists {
+        true => fs::rename(&target, path).doing(name),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_of_its_kind_is_replaced() {
+        let dir = std::env::temp_dir().join(format!("hfl-renew-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("directory");
+        let path = dir.join("list.json");
+        let kind = ("list", |bytes: &[u8]| bytes.starts_with(b"["));
+        for text in ["[1]", "[2, 3]"] {
+            renew(&path, text.as_bytes(), kind).expect("written");
+            assert_eq!(fs::read_to_string(&path).expect("read"), text);
+        }
+        fs::write(&path, "a thesis").expect("write");
+        let refused = renew(&path, b"[]", kind).expect_err("another's").to_string();
+        assert!(refused.contains("is there already, and is no list"), "{refused}");
+        assert_eq!(fs::read_to_string(&path).expect("read"), "a thesis");
+        assert_eq!(fs::read_dir(&dir).expect("directory").count(), 1, "nothing else is left");
+        fs::remove_dir_all(&dir).expect("remove");
+    }
 }

@@ -1,7 +1,6 @@
 //! `hfl verify`: a quote and its collateral, judged offline and explained.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
@@ -15,6 +14,7 @@ use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
 use crate::failure::{Doing, Failure};
+use crate::files::renew;
 use crate::report::print;
 use crate::trust::policy::{read, read_policy};
 use crate::trust::{Attestation, Source, TrustOptions};
@@ -128,7 +128,8 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let now = args.at.unwrap_or_else(now);
     let collateral = collateral_of(&args.collateral, &quote, &root, now)?;
     if let Some(path) = &args.fetch {
-        fs::write(path, &collateral).doing(path.display())?;
+        let is_one = |bytes: &[u8]| Collateral::parse(bytes).is_ok();
+        renew(path, &collateral, ("collateral", is_one))?;
         log::info!("the collateral is in {}", path.display());
     }
     let mut policy = match &args.policy {
@@ -227,7 +228,7 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
     let Evidence { quote, vtpm } = Evidence::parse(&bytes).doing(name)?;
     let pcrs = vtpm.as_ref().map(Vtpm::pcrs);
     if let Some(path) = &args.out {
-        fs::write(path, &bytes).doing(path.display())?;
+        renew(path, &bytes, ("evidence", |bytes: &[u8]| Evidence::parse(bytes).is_ok()))?;
     }
     if args.policy_template {
         let report = quote.td().doing("a policy is for TDs")?;

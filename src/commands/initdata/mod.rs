@@ -7,7 +7,6 @@
 
 mod manifests;
 
-use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -17,7 +16,7 @@ use protocol::hex;
 use ring::digest::{SHA384, digest};
 
 use crate::failure::{Doing, Failure};
-use crate::files::read_bounded;
+use crate::files::{read_bounded, renew};
 use crate::report::print;
 use manifests::{INDEX, MANIFESTS_LEN_MAX, Workload};
 
@@ -52,6 +51,9 @@ const POLICY: &str = include_str!("policy.rego");
 
 const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 
+/// What each document of ours begins with.
+const DOCUMENT_START: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n";
+
 /// Annotations of a pod are 256 KiB at most, in base64.
 const DOCUMENT_LEN_MAX: usize = 180 << 10;
 
@@ -70,9 +72,11 @@ pub fn run(args: &InitdataArgs) -> Result<(), Failure> {
     let document = document(&files)?;
     let value = hex(digest(&SHA384, document.as_bytes()).as_ref());
     let annotation = Base64::encode_string(&gzip(document.as_bytes()));
-    fs::write(&args.out, &document).doing(args.out.display())?;
+    let has =
+        |mark: &'static str| move |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(mark);
+    renew(&args.out, document.as_bytes(), ("initdata", has(DOCUMENT_START)))?;
     if let Some(path) = &args.patch {
-        fs::write(path, patch(&annotation)).doing(path.display())?;
+        renew(path, patch(&annotation).as_bytes(), ("patch of initdata", has(ANNOTATION)))?;
     }
     for workload in &workloads {
         print(&format!("{}: {} {}", workload.name, workload.image, workload.args.join(" ")))?;
@@ -155,7 +159,7 @@ fn expression(word: &str) -> String {
 }
 
 fn document(files: &[(&str, String)]) -> Result<String, Failure> {
-    let mut out = String::from("version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n");
+    let mut out = String::from(DOCUMENT_START);
     for (name, text) in files {
         let odd = |c: char| c.is_control() && c != '\n' && c != '\t';
         if text.contains("'''") || text.ends_with('\'') || text.contains(odd) {
