@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use hfl::training::store::{Place, Progress, Store};
+use hfl::training::store::{Access, Place, Progress, Store};
 use hfl::training::volume::create_volume;
 use hfl::trust::passphrase::KeySource;
 use luks::ext4::{FileSystem, NewFile};
@@ -74,7 +74,7 @@ fn kill_9_leaves_a_volume_with_the_last_complete_checkpoint() {
         succeeds(&hfl(&[&args[..], &["--raw", text(&raw)]].concat()));
         let check = Command::new("/sbin/e2fsck").arg("-fn").arg(&raw).output().expect("e2fsck");
         succeeds(&check);
-        let store = Store::volume(&volume, &passphrase(), false).expect("opens");
+        let store = Store::volume(&volume, &passphrase(), Access::Read).expect("opens");
         let found = hfl::training::checkpoint::load(&store).expect("whole");
         let step = found.map_or(0, |(_, checkpoint)| checkpoint.state.step);
         assert!(step >= last_step, "step {step} after {last_step}");
@@ -96,6 +96,29 @@ fn kill_9_leaves_a_volume_with_the_last_complete_checkpoint() {
     let refused = hfl(&[&flags[..], &more].concat());
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("set back"));
+}
+
+#[test]
+fn the_volume_of_a_running_job_is_evaluated() {
+    let dir = Dir::new("running");
+    let calm = undisturbed(&dir);
+    let (volume, key) = volume(&dir, 520);
+    let cast = Cast::new(&dir, "unused");
+    let options =
+        [("--volume", text(&volume)), ("--key-file", text(&key)), ("--checkpoint-every", "1")];
+    let data = dir.path("data");
+    let flags = ["eval", "--volume", text(&volume), "--key-file", text(&key), "--json"];
+    let ps0 = cast.start("ps0", &options);
+    let workers = ["worker0", "worker1"].map(|role| cast.start(role, &[("--pause-ms", "500")]));
+    ps0.wait_for("step: 1,");
+    let output = hfl(&[&flags[..], &["--data", text(&data)]].concat());
+    succeeds(&output);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!((1..STEPS).contains(&report["step"].as_u64().expect("a step")), "{report}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("in use, its last checkpoint is read"), "{said}");
+    assert_eq!(cast.finish(&ps0, workers.into()), calm);
+    assert_eq!(ps0.end().0, 0);
 }
 
 fn progress(step: u64) -> Progress {
@@ -123,7 +146,7 @@ fn get(files: &FileSystem<Volume>, path: &str) -> Vec<u8> {
 fn swapped_and_older_files_are_noticed() {
     let dir = Dir::new("manifest");
     let (path, _) = volume(&dir, 32);
-    let open = || Store::volume(&path, &passphrase(), true).expect("open");
+    let open = || Store::volume(&path, &passphrase(), Access::Write).expect("open");
     let inside = || {
         let volume = Source::new(&path).open(&passphrase(), true).expect("open");
         FileSystem::open_writable(volume).expect("ext4")
@@ -165,7 +188,8 @@ fn swapped_and_older_files_are_noticed() {
     let changed =
         String::from_utf8(newer).expect("JSON").replace("\\\"step\\\":2", "\\\"step\\\":9");
     put(&mut inside(), "model/manifest.json", changed.as_bytes());
-    let error = Store::volume(&path, &passphrase(), false).err().expect("refused").to_string();
+    let error =
+        Store::volume(&path, &passphrase(), Access::Read).err().expect("refused").to_string();
     assert!(error.contains("not authentic"), "{error}");
 }
 
@@ -219,7 +243,8 @@ fn passphrases_come_from_files_descriptors_and_pipes_and_failures_say_what_to_tr
         key: KeySource { file: Some(file.into()), descriptor: None },
         min_step: 0,
     };
-    place(&key).open(true).expect("opens").close().expect("close");
+    let open = |place: &Place| place.open(|| place.key.read());
+    open(&place(&key)).expect("opens").close().expect("close");
     fs::write(dir.path("wrong"), b"wrong").expect("write");
-    assert!(place(&dir.path("wrong")).open(true).is_err());
+    assert!(open(&place(&dir.path("wrong"))).is_err());
 }

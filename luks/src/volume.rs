@@ -77,6 +77,9 @@ pub struct Source {
     pub require_mac: bool,
     /// Try this keyslot only.
     pub slot: Option<u8>,
+    /// Read although somebody else writes through this system: what is read may be half of a change, and who
+    /// reads it has to know (by a manifest with hashes, say) and to try again.
+    pub beside_writer: bool,
 }
 
 impl Source {
@@ -89,6 +92,7 @@ impl Source {
             expect: None,
             require_mac: false,
             slot: None,
+            beside_writer: false,
         }
     }
 
@@ -126,7 +130,9 @@ impl Source {
     /// `WrongPassphrase`, `Busy` when somebody else has it open, and all that a header can be refused for.
     pub fn open(&self, passphrase: &Passphrase, writable: bool) -> Result<Volume, Error> {
         let file = open_file(&self.path, writable)?;
-        lock(&file, &self.path, writable)?;
+        if writable || !self.beside_writer {
+            lock(&file, &self.path, writable)?;
+        }
         linux::refuse_attached(&self.path)?;
         let disk = FileDisk::new(file)?;
         let header = match &self.header {

@@ -48,11 +48,12 @@ pub fn run(
     threads: usize,
     isa: Isa,
 ) -> Result<Evaluation, Failure> {
-    let store = place.open(false)?;
-    let found = checkpoint::load(&store).doing(store.name_of(checkpoint::DATA_FILE))?;
-    let (network, checkpoint) = found.ok_or_else(|| {
-        Failure::new(format!("{}: no such file", store.name_of(checkpoint::DATA_FILE)))
-            .hint("--model-dir with the directory that ps0 wrote")
+    let (network, checkpoint) = place.read(|store| {
+        let found = checkpoint::load(store).doing(store.name_of(checkpoint::DATA_FILE))?;
+        found.ok_or_else(|| {
+            Failure::new(format!("{}: no such file", store.name_of(checkpoint::DATA_FILE)))
+                .hint("--model-dir with the directory that ps0 wrote")
+        })
     })?;
     place.check_step(checkpoint.state.step)?;
     let set = Dataset::read(data, split, None).map_err(|error| {

@@ -58,39 +58,59 @@ impl Place {
         }
     }
 
-    /// Opens the place; a writable directory is made if it is not there, a volume never.
+    /// Opens the place to write: a directory is made if it is not there, a volume only of a size that was asked
+    /// for. The passphrase is asked for only if there is a volume.
     ///
     /// # Errors
     /// When the volume does not open.
-    pub fn open(&self, writable: bool) -> Result<Store, Failure> {
-        self.open_with(writable, || self.key.read())
-    }
-
-    /// The same with a passphrase from elsewhere, asked for only if there is a volume.
-    ///
-    /// # Errors
-    /// When the volume does not open.
-    pub fn open_with(
+    pub fn open(
         &self,
-        writable: bool,
         passphrase: impl FnOnce() -> Result<Passphrase, Failure>,
     ) -> Result<Store, Failure> {
-        match &self.volume {
-            None if writable => Store::directory(&self.model_dir).doing(self.model_dir.display()),
-            None => Ok(Store::Directory(self.model_dir.clone())),
-            Some(path) => {
-                let passphrase = passphrase()?;
-                if let Some(size) = self.create
-                    && !path.exists()
-                {
-                    create(path, size, &passphrase)?;
-                }
-                Store::volume(path, &passphrase, writable)
-                    .map_err(|error| volume::explained(path, &error))
-            }
+        let Some(path) = &self.volume else {
+            return Store::directory(&self.model_dir).doing(self.model_dir.display());
+        };
+        let passphrase = passphrase()?;
+        if let Some(size) = self.create
+            && !path.exists()
+        {
+            create(path, size, &passphrase)?;
         }
+        let opened = Store::volume(path, &passphrase, Access::Write);
+        opened.map_err(|error| volume::explained(path, &error))
+    }
+
+    /// Reads from the place, also while ps0 writes to it. What is read of a volume between two halves of a change
+    /// does not fit its manifest, and is read again.
+    ///
+    /// # Errors
+    /// When the volume does not open, and those of `work`.
+    pub fn read<T>(&self, work: impl Fn(&Store) -> Result<T, Failure>) -> Result<T, Failure> {
+        let Some(path) = &self.volume else {
+            return work(&Store::Directory(self.model_dir.clone()));
+        };
+        let passphrase = self.key.read()?;
+        let attempt = |access| {
+            let opened = Store::volume(path, &passphrase, access);
+            (
+                opened.as_ref().err().is_some_and(|error| matches!(error, luks::Error::Busy(_))),
+                opened,
+            )
+        };
+        let explained = |error| volume::explained(path, &error);
+        let (busy, opened) = attempt(Access::Read);
+        if !busy {
+            return work(&opened.map_err(explained)?);
+        }
+        log::info!("{}: in use, its last checkpoint is read", path.display());
+        let read = || work(&attempt(Access::BesideWriter).1.map_err(explained)?);
+        (1..ATTEMPTS).find_map(|_| read().ok()).map_or_else(read, Ok)
     }
 }
+
+/// How often a volume is read beside a writer. A reading takes a second or so, a change to its directory some
+/// milliseconds, and between two of them lie minutes.
+const ATTEMPTS: u32 = 4;
 
 /// Makes a volume where there is none: complete before it gets its name, which is never taken from
 /// another file.
@@ -104,6 +124,17 @@ fn create(path: &Path, size: u64, passphrase: &Passphrase) -> Result<(), Failure
     fs::hard_link(&unfinished, path).and_then(|()| fs::remove_file(&unfinished)).doing(what())?;
     log::info!("created {}, header id {}", path.display(), header.id());
     Ok(())
+}
+
+/// What a volume is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// To read; nobody writes meanwhile.
+    Read,
+    /// To read, while another process may write.
+    BesideWriter,
+    /// To read and write, alone.
+    Write,
 }
 
 /// Where a model is kept.
@@ -170,19 +201,20 @@ impl Store {
     pub fn volume(
         path: &Path,
         passphrase: &Passphrase,
-        writable: bool,
+        access: Access,
     ) -> Result<Self, luks::Error> {
         let mut source = Source::new(path);
         source.require_mac = true;
-        let volume = source.open(passphrase, writable)?;
+        source.beside_writer = access == Access::BesideWriter;
+        let volume = source.open(passphrase, access == Access::Write)?;
         let key = volume.manifest_key();
-        let files = match writable {
-            true => {
+        let files = match access {
+            Access::Write => {
                 let mut files = FileSystem::open_writable(volume)?;
                 files.make_directory(DIRECTORY, now())?;
                 files
             }
-            false => FileSystem::open(volume)?,
+            Access::Read | Access::BesideWriter => FileSystem::open(volume)?,
         };
         let manifest = read_manifest(&files, &key)?;
         Ok(Self::Volume(Box::new(Sealed { path: path.into(), files, key, manifest })))

@@ -24,7 +24,7 @@ use entries::{FILE, Secrets};
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
 use crate::report::print;
-use crate::training::store::{Progress, Store};
+use crate::training::store::{Access, Progress, Store};
 use crate::training::volume;
 use crate::trust::fetch::fetch;
 
@@ -76,7 +76,7 @@ fn seal(args: &SealArgs) -> Result<(), Failure> {
         zeroize::Zeroizing::new(bytes.ok_or_else(|| Failure::new(format!("{name}: not there")))?);
     let count = Secrets::parse(&bytes).doing(&name)?.len();
     let passphrase = args.key().read()?;
-    let open = Store::volume(&args.volume, &passphrase, true);
+    let open = Store::volume(&args.volume, &passphrase, Access::Write);
     let mut store = open.map_err(|error| volume::explained(&args.volume, &error))?;
     let step = store.manifest().map_or(0, |manifest| manifest.step) + 1;
     store

@@ -1,7 +1,7 @@
 //! The loop of the service: verified peers ask, entries decide, the log remembers.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,8 +16,9 @@ use super::entries::{APP_ID_LEN_MAX, FILE, Secrets};
 use super::watch::Watch;
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
+use crate::hosts::listen_addresses;
 use crate::termination;
-use crate::training::store::Store;
+use crate::training::store::{Access, Store};
 use crate::training::volume;
 use crate::trust::passphrase::KeySource;
 use crate::trust::{TrustOptions, clock};
@@ -55,8 +56,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     termination::catch()?;
     let trust = args.trust();
     let source = source(&args)?;
-    let address = args.listen.to_socket_addrs().doing(format!("--listen {}", args.listen))?;
-    let address = address.into_iter().next().ok_or_else(|| Failure::new("--listen: no address"))?;
+    let addresses = listen_addresses(&args.listen)?;
     if args.rate == 0 {
         return Err(Failure::new("--rate counts from 1"));
     }
@@ -73,7 +73,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let mut serving =
         Serving { trust, source, stamps, secrets, audit, net, watch, opened: BTreeMap::new() };
     serving.note_loaded()?;
-    let local = serving.net.listen(address).doing(format!("listen on {address}"))?;
+    let local = addresses.listen(&mut serving.net)?;
     log::info!("listening on {local}");
     while !termination::requested() {
         serving.turn()?;
@@ -106,7 +106,7 @@ impl Source {
         let bytes = match self {
             Self::File(path) => read_bounded(path).doing(path.display())?,
             Self::Volume(path, passphrase) => {
-                let open = Store::volume(path, passphrase, false);
+                let open = Store::volume(path, passphrase, Access::Read);
                 let store = open.map_err(|error| volume::explained(path, &error))?;
                 store.read(FILE).doing(store.name_of(FILE))?
             }

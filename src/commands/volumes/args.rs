@@ -120,12 +120,12 @@ macro_rules! opening {
             /// The volume, and where its passphrase comes from.
             pub(super) fn source(&self) -> (Source, KeySource) {
                 let source = Source {
-                    path: self.volume.clone(),
                     header: self.header.clone(),
                     policy: if self.compat { Policy::Compat } else { Policy::Strict },
                     expect: self.expect,
                     require_mac: self.require_mac,
                     slot: self.slot,
+                    ..Source::new(&self.volume)
                 };
                 (source, KeySource { file: self.key_file.clone(), descriptor: self.key_fd })
             }

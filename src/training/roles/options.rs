@@ -61,10 +61,10 @@ impl Options {
     /// Opens the place of the model, with a passphrase of the secret service where one is named.
     pub(super) fn open_store(&self, config: &Arc<Config>) -> Result<Store, Failure> {
         match &self.service {
-            None => self.place.open(true),
-            Some(service) => self.place.open_with(true, || {
-                fetch(config, service).map(|secret| Passphrase::from_bytes(&secret))
-            }),
+            None => self.place.open(|| self.place.key.read()),
+            Some(service) => self
+                .place
+                .open(|| fetch(config, service).map(|secret| Passphrase::from_bytes(&secret))),
         }
     }
 
