@@ -39,10 +39,12 @@ pub(crate) struct Faults {
     pub(crate) broken_per_mille: u32,
     /// In a thousand virtual seconds, how often a worker or the server dies.
     pub(crate) deaths_per_mille: u32,
+    /// How long worker 1 computes, and looks at nothing else meanwhile.
+    pub(crate) late_ms: u64,
 }
 
 pub(crate) const QUIET: Faults =
-    Faults { delay_ms_max: 1, broken_per_mille: 0, deaths_per_mille: 0 };
+    Faults { delay_ms_max: 1, broken_per_mille: 0, deaths_per_mille: 0, late_ms: 0 };
 
 /// What a run ends with.
 #[derive(Debug, PartialEq)]
@@ -50,6 +52,10 @@ pub(crate) struct End {
     pub(crate) params: Vec<u32>,
     pub(crate) deaths: u32,
     pub(crate) broken: u32,
+    /// Connections that were made.
+    pub(crate) connections: usize,
+    /// Steps that workers computed.
+    pub(crate) computed: u64,
 }
 
 struct Node {
@@ -58,6 +64,8 @@ struct Node {
     link: Option<usize>,
     /// When to connect again, or to come back from the dead.
     connect_at_ms: u64,
+    /// The step that it computes, and until when.
+    computing: Option<(u64, u64)>,
     finished: bool,
 }
 
@@ -88,6 +96,7 @@ pub(crate) struct Cluster {
     next_wire: usize,
     deaths: u32,
     broken: u32,
+    computed: u64,
 }
 
 fn layout() -> Layout {
@@ -159,6 +168,7 @@ impl Cluster {
             params: Vec::new(),
             link: None,
             connect_at_ms: 0,
+            computing: None,
             finished: false,
         };
         Self {
@@ -177,6 +187,7 @@ impl Cluster {
             next_wire: 1,
             deaths: 0,
             broken: 0,
+            computed: 0,
         }
     }
 
@@ -195,7 +206,8 @@ impl Cluster {
             self.work();
         }
         let params = self.server.state().params.iter().map(|p| p.to_bits()).collect();
-        End { params, deaths: self.deaths, broken: self.broken }
+        let (deaths, broken, computed) = (self.deaths, self.broken, self.computed);
+        End { params, deaths, broken, connections: self.next_wire - 1, computed }
     }
 
     fn draw(&mut self, below: u64) -> u64 {
@@ -221,6 +233,7 @@ impl Cluster {
         } else if !self.nodes[victim].finished {
             let node = &mut self.nodes[victim];
             (node.worker, node.params, node.connect_at_ms) = (Worker::new(CELL), Vec::new(), back);
+            node.computing = None;
             if let Some(wire) = node.link.take().and_then(|link| self.wires.get_mut(&link)) {
                 wire.broken = true;
             }
@@ -289,7 +302,9 @@ impl Cluster {
         let mut input = [0; 700];
         for wire in self.wires.values_mut() {
             let due = |link: &Link<Socket>| {
-                link.wants_read() || link.session().timeout().is_some_and(|at| at <= now)
+                link.wants_read()
+                    || link.wants_turn()
+                    || link.session().timeout().is_some_and(|at| at <= now)
             };
             wire.edges[0] |= due(&wire.client);
             wire.edges[1] |= due(&wire.server);
@@ -308,6 +323,15 @@ impl Cluster {
             else {
                 continue;
             };
+            let node = &mut self.nodes[index];
+            if let Some((step, until)) = node.computing {
+                if self.now_ms >= until {
+                    node.computing = None;
+                    self.push(index, step);
+                    self.compute(index);
+                }
+                continue;
+            }
             if std::mem::take(&mut wire.edges[0]) {
                 wire.client.read(&mut input);
                 wire.client.handle_timeout(now);
@@ -377,15 +401,13 @@ impl Cluster {
                         member.take().map_or(Ok(()), |member| node.worker.join(session, member))
                     });
                 }
+                Work::Compute { step, .. } if index == 1 && self.faults.late_ms > 0 => {
+                    node.computing = Some((step, self.now_ms + self.faults.late_ms));
+                    return;
+                }
                 Work::Compute { step, .. } => {
-                    let (samples, loss, values) = gradients(index, step, &node.params);
-                    let mut push = Push::new(&node.worker, step, values.len());
-                    // In two parts, as a backward pass gives them.
-                    for range in [100..values.len(), 0..100] {
-                        let gradients = &values[range.start..];
-                        let part = Part { loss, range, params: &mut [], gradients };
-                        wire.client.drive(|session| push.advance(session, samples, &part));
-                    }
+                    self.push(index, step);
+                    return self.compute(index);
                 }
                 Work::Finish { parameters, .. } => {
                     node.finished = true;
@@ -393,6 +415,20 @@ impl Cluster {
                     assert_eq!(parameters, own, "the server says which parameters are final");
                 }
             }
+        }
+    }
+
+    /// Computes a step and sends its gradients in two parts, as a backward pass gives them.
+    fn push(&mut self, index: usize, step: u64) {
+        let node = &mut self.nodes[index];
+        let Some(wire) = node.link.and_then(|link| self.wires.get_mut(&link)) else { return };
+        self.computed += 1;
+        let (samples, loss, values) = gradients(index, step, &node.params);
+        let mut push = Push::new(&node.worker, step, values.len());
+        for range in [100..values.len(), 0..100] {
+            let gradients = &values[range.start..];
+            let part = Part { loss, range, params: &mut [], gradients };
+            wire.client.drive(|session| push.advance(session, samples, &part));
         }
     }
 }

@@ -356,6 +356,27 @@ fn a_port_in_use_an_unknown_host_and_a_taken_role_are_clear_ends() {
 }
 
 #[test]
+fn a_worker_that_is_100_seconds_late_ends_no_connection() {
+    let dir = Dir::new("late");
+    let cast = Cast::new(&dir, "model");
+    let one = ("--steps", "1");
+    let ps0 = Process::start(&cast.words("ps0", &[one]), "info");
+    let late = cast.start("worker1", &[("--pause-ms", "100000")]);
+    let waiting = Process::start(&cast.words("worker0", &[]), "info");
+    let end = |process: Process| {
+        let (code, stderr) = process.end();
+        assert_eq!(code, 0, "{stderr}");
+        stderr
+    };
+    let steps: Vec<String> = std::iter::from_fn(|| waiting.next_line()).collect();
+    assert_eq!(steps.iter().filter(|line| line.starts_with("step: 0,")).count(), 1, "{steps:?}");
+    end(late);
+    let said = [end(ps0), end(waiting)];
+    assert_eq!(said[0].matches("its evidence is accepted").count(), 2, "{}", said[0]);
+    assert_eq!(said[1].matches("trying again").count(), 0, "{}", said[1]);
+}
+
+#[test]
 fn two_servers_do_not_share_a_directory_and_a_finished_job_says_so() {
     let dir = Dir::new("twice");
     let cast = Cast::new(&dir, "model");
