@@ -409,7 +409,8 @@ fn every_signal_saves_and_the_same_command_goes_on() {
     let calm = undisturbed(&dir);
     let cast = Cast::new(&dir, "signalled");
     let slow = [("--pause-ms", "150")];
-    let workers = ["worker0", "worker1"].map(|role| cast.start(role, &slow));
+    let worker0 = Process::start(&cast.words("worker0", &slow), "info");
+    let worker1 = cast.start("worker1", &slow);
     for (step, signal) in [(0, Signal::INT), (1, Signal::HUP), (2, Signal::TERM)] {
         let ps0 = cast.start("ps0", &[("--checkpoint-every", "100")]);
         ps0.wait_for(&format!("step: {step},"));
@@ -421,7 +422,10 @@ fn every_signal_saves_and_the_same_command_goes_on() {
     }
     let ps0 = cast.start("ps0", &[]);
     assert!(ps0.wait_for("step: ").starts_with("step: 3,"));
-    assert_eq!(cast.finish(&ps0, workers.into()), calm);
+    assert_eq!(cast.finish(&ps0, vec![worker1]), calm);
+    let (code, said) = worker0.end();
+    assert_eq!(code, 0);
+    assert_eq!(said.matches("it was stopped, and goes on").count(), 3, "workers know why: {said}");
 }
 
 #[test]

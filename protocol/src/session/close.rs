@@ -59,6 +59,7 @@ impl fmt::Display for Ended {
             Self::Malformed => write!(f, "it broke the protocol: bytes that are no message"),
             Self::NotAllowed(what) => write!(f, "it broke the protocol: {what} is not allowed now"),
             Self::Refused(why) => write!(f, "refused: {}", why.told()),
+            Self::RefusedByPeer(why) if why.is_end() => why.fmt(f),
             Self::RefusedByPeer(why) => write!(f, "it refused us: {why}"),
             Self::Rejected(why) => write!(f, "its evidence is refused [{}]: {why}", why.code()),
             Self::Fellow(role, why) => {
@@ -98,13 +99,9 @@ impl Ended {
 
     /// Whether trying again could help: the connection broke, nobody refused anybody for good.
     pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::ByPeer
-                | Self::Io(_)
-                | Self::Silent
-                | Self::Timeout
-                | Self::RefusedByPeer(Refusal::Later)
-        )
+        match self {
+            Self::RefusedByPeer(why) => why.is_end() || *why == Refusal::Later,
+            why => matches!(why, Self::ByPeer | Self::Io(_) | Self::Silent | Self::Timeout),
+        }
     }
 }

@@ -129,6 +129,12 @@ pub enum Refusal {
     Taken,
     /// The worker's loss or gradients are infinite or no numbers.
     NotFinite,
+    /// The server ends, and goes on when it is started again.
+    Stopped,
+    /// The server ends: it cannot write what has to be kept.
+    Unsaved,
+    /// The server ends: the training came to infinite values or to no numbers.
+    Diverged,
 }
 
 impl fmt::Display for Refusal {
@@ -143,11 +149,21 @@ impl fmt::Display for Refusal {
             Self::Later => "it cannot do that now",
             Self::Taken => "another process has our role, and is alive",
             Self::NotFinite => "our loss or gradients are not finite",
+            Self::Stopped => "it was stopped, and goes on when it is started again",
+            Self::Unsaved => {
+                "it ended, since it could not write what has to be kept (its log says where)"
+            }
+            Self::Diverged => "it ended, since the training came to values that are not finite",
         })
     }
 }
 
 impl Refusal {
+    /// Whether the other side ends for reasons of its own, and may come back.
+    pub fn is_end(self) -> bool {
+        matches!(self, Self::Stopped | Self::Unsaved | Self::Diverged)
+    }
+
     /// The same for the log of the one who refuses.
     pub fn told(self) -> &'static str {
         match self {
@@ -160,6 +176,9 @@ impl Refusal {
             Self::Later => "not now",
             Self::Taken => "another process has its role, and is alive",
             Self::NotFinite => "its loss or gradients are not finite",
+            Self::Stopped => "we were stopped",
+            Self::Unsaved => "we could not write what has to be kept",
+            Self::Diverged => "the training came to values that are not finite",
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::{Config, LinkId, Net, Over, Roster, hex};
+use protocol::{Config, LinkId, Net, Over, Refusal, Roster, hex};
 
 use super::options::{CELL, Options};
 use super::record::Record;
@@ -45,6 +45,24 @@ struct Running {
     saved: Option<u64>,
     saved_at: Instant,
     missing: Missing,
+}
+
+/// Why the server ends before the job does, and what the workers are told of it.
+struct Leaving {
+    told: Refusal,
+    failure: Failure,
+}
+
+impl From<Failure> for Leaving {
+    fn from(failure: Failure) -> Self {
+        Self { told: Refusal::Later, failure }
+    }
+}
+
+impl Leaving {
+    fn unsaved(failure: Failure) -> Self {
+        Self { told: Refusal::Unsaved, failure }
+    }
 }
 
 /// Since when workers are missing, and how often the log said so.
@@ -93,7 +111,8 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
         saved_at: Instant::now(),
         missing: Missing::default(),
     };
-    if let Err(failure) = running.serve(options) {
+    if let Err(Leaving { told, failure }) = running.serve(options) {
+        running.dismiss(told);
         // The volume is whole as it is; a clean end only spares the next start a replay.
         let _ = running.store.close();
         return Err(failure);
@@ -131,7 +150,7 @@ fn await_peer(net: &mut Net, job: &Job) -> Result<(), Failure> {
 }
 
 impl Running {
-    fn serve(&mut self, options: &Options) -> Result<(), Failure> {
+    fn serve(&mut self, options: &Options) -> Result<(), Leaving> {
         let digest = self.server.job().digest();
         let mut finished = None;
         if self.server.state().is_finished() {
@@ -219,19 +238,21 @@ impl Running {
     }
 
     /// Writes down who was admitted, before anybody is told.
-    fn keep_roster(&mut self) -> Result<(), Failure> {
+    fn keep_roster(&mut self) -> Result<(), Leaving> {
         if !self.server.has_news() {
             return Ok(());
         }
         let bytes = roster::encode(self.server.roster());
         let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
         let saved = self.store.save(roster::FILE, progress, &|out| out.write_all(&bytes));
-        saved.map_err(|error| self.store.not_written(roster::FILE, &error, &kept(self.saved)))?;
+        saved.map_err(|error| {
+            Leaving::unsaved(self.store.not_written(roster::FILE, &error, &kept(self.saved)))
+        })?;
         self.server.roster_is_kept();
         Ok(())
     }
 
-    fn close_round(&mut self, options: &Options) -> Result<(), Failure> {
+    fn close_round(&mut self, options: &Options) -> Result<(), Leaving> {
         let closed = self.server.close_round().map_err(|fault| self.diverged(fault))?;
         let Some(closed) = closed else { return Ok(()) };
         let seconds = self.last.elapsed().as_secs_f64();
@@ -246,27 +267,30 @@ impl Running {
     }
 
     /// Nothing of a step that is not finite is kept; what is on the disk is of before.
-    fn diverged(&self, fault: NotFinite) -> Failure {
-        Failure::new(format!("{fault}; {}", kept(self.saved)))
-            .hint("a lower --lr, or --lr-schedule: the same command with it goes on from there")
+    fn diverged(&self, fault: NotFinite) -> Leaving {
+        let failure = Failure::new(format!("{fault}; {}", kept(self.saved)))
+            .hint("a lower --lr, or --lr-schedule: the same command with it goes on from there");
+        Leaving { told: Refusal::Diverged, failure }
     }
 
     fn has_unsaved(&self) -> bool {
         self.saved.unwrap_or(0) != self.server.state().step
     }
 
-    fn save_in_time(&mut self, options: &Options) -> Result<(), Failure> {
+    fn save_in_time(&mut self, options: &Options) -> Result<(), Leaving> {
         match self.has_unsaved() && self.saved_at.elapsed() >= options.checkpoint_after {
             true => self.save(),
             false => Ok(()),
         }
     }
 
-    fn save(&mut self) -> Result<(), Failure> {
+    fn save(&mut self) -> Result<(), Leaving> {
         let start = Instant::now();
         let (job, state) = (self.server.job(), self.server.state());
-        checkpoint::save(&mut self.store, &self.network.layout, job, state).map_err(|error| {
-            self.store.not_written(checkpoint::DATA_FILE, &error, &kept(self.saved))
+        let saved = checkpoint::save(&mut self.store, &self.network.layout, job, state);
+        saved.map_err(|error| {
+            let kept = kept(self.saved);
+            Leaving::unsaved(self.store.not_written(checkpoint::DATA_FILE, &error, &kept))
         })?;
         (self.saved, self.saved_at) = (Some(state.step), Instant::now());
         log::info!("checkpoint of step {} in {:.2?}", state.step, start.elapsed());
@@ -288,15 +312,23 @@ impl Running {
     }
 
     /// Leaves a checkpoint of everything that was done.
-    fn stop(&mut self) -> Result<(), Failure> {
+    fn stop(&mut self) -> Result<(), Leaving> {
         let step = self.server.state().step;
         self.note(EventKind::Stopped, String::new());
         if self.saved != Some(step) {
             self.save()?;
         }
         self.keep_record();
-        Err(Failure::new(format!("stopped by a signal, the checkpoint is of step {step}"))
-            .hint("the same command goes on from there"))
+        let failure = format!("stopped by a signal, the checkpoint is of step {step}");
+        let failure = Failure::new(failure).hint("the same command goes on from there");
+        Err(Leaving { told: Refusal::Stopped, failure })
+    }
+
+    /// Tells everybody why the server ends, as far as their sockets take it.
+    fn dismiss(&mut self, why: Refusal) {
+        for id in self.net.ids() {
+            self.net.drive(id, |session| Err(session.close(Some(why))));
+        }
     }
 
     fn remove_ended(&mut self) {
