@@ -3,19 +3,19 @@
 use std::ops::Range;
 
 use super::Source;
-use super::turn::Turned;
-use crate::elementwise::Rows;
-use crate::finish::{Ending, Finish, finish_made};
-use crate::gemm::{self, PANEL, Products, Term};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::strassen;
-use crate::taps::{Entry, KERNEL_MAX, Table};
-use crate::tile::{
+use super::transpose::Turned;
+use crate::base::isa::Isa;
+use crate::base::tile::{
     IMAGES, Tile, for_each_part, for_each_tile, for_each_tile_in, for_each_tile_of_rows,
     is_streamed,
 };
-use crate::value::{Product, Value};
+use crate::base::value::{Product, Value};
+use crate::conv::window::{Entry, KERNEL_MAX, Table};
+use crate::gemm::epilogue::{Ending, Finish, finish_made};
+use crate::gemm::strassen;
+use crate::gemm::{self, PANEL, Products, Term};
+use crate::norm::elementwise::Rows;
+use crate::parallel::Pool;
 
 /// How each pixel of the target is made of pixels of the source.
 pub(super) struct Pass<'a> {

@@ -5,13 +5,13 @@ use std::ops::Range;
 use ndarray::{ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
 
 use super::Conv;
+use crate::base::isa::Isa;
+use crate::base::tile::{IMAGES, view4};
+use crate::base::value::Value;
+use crate::conv::window::Entry;
+use crate::gemm::strassen;
 use crate::gemm::{self, Matrix, Next, PANEL};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::strassen;
-use crate::taps::Entry;
-use crate::tile::{IMAGES, view4};
-use crate::value::Value;
+use crate::parallel::Pool;
 
 /// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB.
 const TASK_ROWS: usize = 512;

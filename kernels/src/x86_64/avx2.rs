@@ -4,12 +4,12 @@ use std::arch::x86_64::__m256;
 
 use ndarray::ArrayViewMut2;
 
-use super::ending::End;
+use super::epilogue::End;
 use super::{Ahead, Arithmetic, Group, PIECES_MAX, Piece, Single, Target, for_each_group};
-use crate::finish::Ending;
+use crate::base::tile::Tile;
+use crate::base::value::Value;
+use crate::gemm::epilogue::Ending;
 use crate::gemm::{Beside, DEPTH, Matrix, Next, PANEL, Products, Term};
-use crate::tile::Tile;
-use crate::value::Value;
 
 /// Proof that this CPU has AVX2 and FMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

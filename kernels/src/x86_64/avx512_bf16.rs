@@ -4,12 +4,12 @@ use std::arch::x86_64::*;
 
 use ndarray::ArrayViewMut2;
 
-use super::ending::End;
+use super::epilogue::End;
 use super::{Ahead, Arithmetic, Avx512, Group, PIECES_MAX, Piece, Target, for_each_group};
-use crate::finish::Ending;
+use crate::base::tile::Tile;
+use crate::base::value::{Bf16, Product, Value};
+use crate::gemm::epilogue::Ending;
 use crate::gemm::{Matrix, Next, PANEL, Products};
-use crate::tile::Tile;
-use crate::value::{Bf16, Product, Value};
 
 /// Proof that this CPU has AVX512-BF16 besides AVX-512.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

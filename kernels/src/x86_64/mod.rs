@@ -12,7 +12,7 @@
 mod avx2;
 mod avx512;
 mod avx512_bf16;
-mod ending;
+mod epilogue;
 mod strassen;
 mod stream;
 mod transform;
@@ -22,10 +22,10 @@ use std::marker::PhantomData;
 
 use ndarray::ArrayViewMut2;
 
+use crate::base::value::Value;
 use crate::gemm::{Beside, Matrix, Next, PANEL, Products, STRIP, Term};
-use crate::value::Value;
 
-use ending::End;
+use epilogue::End;
 use vector::Vector;
 
 pub(crate) use avx2::Avx2;

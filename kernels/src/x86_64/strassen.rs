@@ -4,14 +4,16 @@
 use std::arch::x86_64::{__m256, __m512};
 use std::mem::MaybeUninit;
 
-use super::ending::End;
+use super::epilogue::End;
 use super::vector::Vector;
 use super::{Avx2, Avx512, LINE, ROWS, Rows, Single};
-use crate::finish::Ending;
+use crate::base::tile::Tile;
+use crate::base::value::Value;
+use crate::gemm::epilogue::Ending;
+use crate::gemm::strassen::{
+    BLOCK, COLUMNS, HELD, LENGTH_MAX, Operand, PRODUCTS, STEP, products_len,
+};
 use crate::gemm::{Beside, Matrix, PANEL, Products};
-use crate::strassen::{BLOCK, COLUMNS, HELD, LENGTH_MAX, Operand, PRODUCTS, STEP, products_len};
-use crate::tile::Tile;
-use crate::value::Value;
 
 /// Values of a cache line.
 const VALUES: usize = LINE / size_of::<f32>();
@@ -144,7 +146,7 @@ struct Transposed {
 macro_rules! entries {
     ($token:ty, $vector:ty, $count:literal, $features:literal) => {
         impl $token {
-            /// See [`crate::strassen::multiply_to`].
+            /// See [`crate::gemm::strassen::multiply_to`].
             pub(crate) fn multiply_quarters<T: Value>(
                 self,
                 products: Products<f32>,

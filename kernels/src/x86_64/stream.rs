@@ -6,7 +6,7 @@ use ndarray::ArrayViewMut2;
 
 use super::vector::Vector;
 use super::{Avx2, Avx512, Target};
-use crate::value::Value;
+use crate::base::value::Value;
 
 macro_rules! entries {
     ($token:ty, $vector:ty, $features:literal) => {

@@ -8,8 +8,8 @@ use std::arch::x86_64::{__m256, __m512};
 
 use super::vector::Vector;
 use super::{Avx2, Avx512};
-use crate::value::Value;
-use crate::winograd::{PRODUCTS_MAX, Scheme, Transform};
+use crate::base::value::Value;
+use crate::conv::winograd::{PRODUCTS_MAX, Scheme, Transform};
 
 /// Values of a slice that are asked for ahead.
 const AHEAD: usize = 64;

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::value::Value;
+use crate::base::value::Value;
 
 /// A vector of `f32`. Only entry points with its features use one: (T) holds in every method.
 pub(super) trait Vector: Copy {

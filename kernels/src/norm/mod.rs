@@ -14,12 +14,14 @@
 //!
 //! [`Finish`]: crate::Finish
 
-use crate::elementwise::slope_in_place;
+pub(crate) mod elementwise;
+
+use crate::base::isa::Isa;
+use crate::base::tile::{SUMS, sums_len};
+use crate::base::value::Value;
 use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::{SUMS, sums_len};
-use crate::value::Value;
+use crate::norm::elementwise::slope_in_place;
+use crate::parallel::Pool;
 
 /// The constants of a normalisation.
 #[derive(Clone, Copy, Debug)]

@@ -5,12 +5,12 @@
 
 use ndarray::ArrayViewMut2;
 
-use crate::finish::Ending;
+use crate::base::isa::Isa;
+use crate::base::tile::Tile;
+use crate::conv::winograd::SLICE;
+use crate::gemm::epilogue::Ending;
 use crate::gemm::{self, Matrix, Next, Products};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::Tile;
-use crate::winograd::SLICE;
+use crate::parallel::Pool;
 
 /// A bfloat16: the upper half of an `f32`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

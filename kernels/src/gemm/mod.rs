@@ -15,13 +15,16 @@
 //! summed over images is interleaved by pairs of them. Sums stay in registers from the first to the
 //! last term, since `c` could not hold them.
 
+pub(crate) mod epilogue;
+pub(crate) mod strassen;
+
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, ShapeBuilder};
 
-use crate::finish::Ending;
-use crate::isa::Isa;
-use crate::tile::{Tile, rows_of};
-use crate::value::{Bf16, Value};
+use crate::base::isa::Isa;
+use crate::base::tile::{Tile, rows_of};
+use crate::base::value::{Bf16, Value};
+use crate::gemm::epilogue::Ending;
 
 /// Columns of a panel: channels of one block of weights.
 pub const PANEL: usize = 64;
@@ -370,7 +373,7 @@ pub(crate) fn strips<T: Copy>(b: Matrix<T>, packed: &mut [f32], convert: impl Fn
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::Arena;
+    use crate::base::arena::Arena;
     use ndarray::Array2;
 
     fn values(len: usize, seed: u32) -> Vec<f32> {

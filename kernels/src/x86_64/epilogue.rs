@@ -6,12 +6,12 @@ use ndarray::ArrayViewMut2;
 
 use super::vector::Vector;
 use super::{Arithmetic, Avx2, Avx512, LINE, ROWS, Single, Target};
-use crate::finish::{Ending, Finish};
+use crate::base::tile::{SUMS, Tile};
+use crate::base::value::Value;
 use crate::gemm::PANEL;
+use crate::gemm::epilogue::{Ending, Finish};
+use crate::gemm::strassen::BLOCK;
 use crate::norm::{Folded, Mask, Normalised};
-use crate::strassen::BLOCK;
-use crate::tile::{SUMS, Tile};
-use crate::value::Value;
 
 /// `body` for each index below a constant of at most six. Written out, since what is indexed by a variable
 /// would not stay in registers, and the compiler unrolls long bodies too late.

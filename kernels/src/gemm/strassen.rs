@@ -16,11 +16,11 @@
 
 use ndarray::ArrayViewMut2;
 
-use crate::finish::Ending;
+use crate::base::isa::Isa;
+use crate::base::tile::{IMAGES, Tile};
+use crate::base::value::Value;
+use crate::gemm::epilogue::Ending;
 use crate::gemm::{PANEL, Products};
-use crate::isa::Isa;
-use crate::tile::{IMAGES, Tile};
-use crate::value::Value;
 
 /// Columns of a result: two panels.
 pub(crate) const COLUMNS: usize = 2 * PANEL;

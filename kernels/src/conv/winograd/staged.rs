@@ -3,11 +3,11 @@
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis, ShapeBuilder};
 
 use super::{Group, PRODUCTS_MAX, SLICE, Scheme, TAPS, Transform, Winograd};
+use crate::base::isa::Isa;
+use crate::base::tile::{IMAGES, view4};
+use crate::base::value::Value;
 use crate::gemm::{self, Beside, Matrix, Next, PANEL, Term};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::{IMAGES, view4};
-use crate::value::Value;
+use crate::parallel::Pool;
 
 /// Values between two frequencies: five cache lines, so that 36 of them lie in different sets.
 const GAP: usize = 80;

@@ -2,14 +2,14 @@
 
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
-use super::stage::{Map, distance};
+use super::staged::{Map, distance};
 use super::{PRODUCTS_MAX, Transform, Winograd};
-use crate::finish::{Ending, Finish};
+use crate::base::isa::Isa;
+use crate::base::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, view4};
+use crate::base::value::Value;
+use crate::gemm::epilogue::{Ending, Finish};
 use crate::gemm::{self, Beside, PANEL, Term};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, view4};
-use crate::value::Value;
+use crate::parallel::Pool;
 
 /// Most channels of layers whose groups a thread keeps to itself, and rows of such a group.
 const CHANNELS: usize = 128;

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
+use crate::base::isa::Isa;
+use crate::base::tile::{is_streamed, rows_of, stream};
+use crate::base::value::Value;
 use crate::gemm::PANEL;
-use crate::isa::Isa;
 use crate::norm::{Folded, Identity, Slope};
-use crate::pool::Pool;
-use crate::tile::{is_streamed, rows_of, stream};
-use crate::value::Value;
+use crate::parallel::Pool;
 
 /// What rows are made of.
 #[derive(Clone, Copy)]

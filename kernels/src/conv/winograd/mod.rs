@@ -10,24 +10,24 @@
 //! over channels (or images): matrix products, by the same kernels as the direct convolution. In
 //! `[H][W][N][C]` every transform works on whole slices, element by element. A group of tiles at a time goes
 //! through the three stages: with few channels, one that a thread keeps in its second-level cache
-//! ([`alone`]); with more, when the weights are too many to be read for so few rows, one that all threads
+//! ([`fused`]); with more, when the weights are too many to be read for so few rows, one that all threads
 //! share in the last-level cache. Only for 3x3 filters with stride 1 over maps of 2x2 or whose sides are
 //! multiples of 4, on vector tiers. Everything between activations is `f32`. The rounding errors are larger
 //! than the direct convolution's by about ten (maps of 2x2: about the same).
 
-mod alone;
-mod stage;
+mod fused;
+mod staged;
 
 use ndarray::{Axis, s};
 
-use crate::finish::{Finish, finish_tiles};
+use crate::base::isa::Isa;
+use crate::base::tile::{IMAGES, view4};
+use crate::base::value::Value;
 use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::{IMAGES, view4};
-use crate::value::Value;
+use crate::gemm::epilogue::{Finish, finish_tiles};
+use crate::parallel::Pool;
 
-use stage::{Map, add_products, distance, slices};
+use staged::{Map, add_products, distance, slices};
 
 /// Most products of a tile.
 pub(crate) const PRODUCTS_MAX: usize = 36;

@@ -1,10 +1,10 @@
 //! Weights turned for the gradient by input: all before it, or a panel by the task that alone reads it.
 
+use crate::base::isa::Isa;
+use crate::base::tile::view4;
+use crate::base::value::Value;
 use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::view4;
-use crate::value::Value;
+use crate::parallel::Pool;
 
 /// Weights `[Cout/64][taps][Cin][64]`, to be read as panels `[Cin/64][taps][Cout][64]`.
 #[derive(Clone, Copy)]

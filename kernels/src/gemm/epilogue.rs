@@ -8,12 +8,12 @@
 
 use ndarray::ArrayViewMut2;
 
+use crate::base::isa::Isa;
+use crate::base::tile::{Tile, for_each_tile};
+use crate::base::value::Value;
 use crate::gemm::{Beside, PANEL};
-use crate::isa::Isa;
 use crate::norm::{Folded, Mask, Normalised};
-use crate::pool::Pool;
-use crate::tile::{Tile, for_each_tile};
-use crate::value::Value;
+use crate::parallel::Pool;
 
 /// What happens to a result.
 #[derive(Clone, Copy)]

@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
+use crate::base::isa::Isa;
+use crate::base::value::Value;
 use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::value::Value;
+use crate::parallel::Pool;
 
 /// Images of a tile: short enough that sums over them in `f32` lose few digits, and no function of the
 /// threads, so that neither are the sums.

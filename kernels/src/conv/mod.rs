@@ -11,23 +11,25 @@
 //! shorter.
 
 mod pass;
-mod turn;
+mod transpose;
 mod weight;
+pub(crate) mod window;
+pub(crate) mod winograd;
 
 use std::fmt;
 
-use crate::elementwise::Rows;
-use crate::finish::Finish;
+use crate::base::isa::Isa;
+use crate::base::tile::sums_len;
+use crate::base::value::Value;
+use crate::conv::window::{KERNEL_MAX, Table, hits};
+use crate::conv::winograd::Winograd;
 use crate::gemm;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::taps::{KERNEL_MAX, Table, hits};
-use crate::tile::sums_len;
-use crate::value::Value;
-use crate::winograd::Winograd;
+use crate::gemm::epilogue::Finish;
+use crate::norm::elementwise::Rows;
+use crate::parallel::Pool;
 
 use pass::{Pass, Weights};
-use turn::Turned;
+use transpose::Turned;
 
 pub use crate::gemm::PANEL;
 
