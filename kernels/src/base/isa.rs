@@ -1,20 +1,42 @@
 //! `Isa`: what this CPU can do, decided once and passed by value.
+//!
+//! The vector tiers are tokens that only [`Tier::all`] makes, where the CPU and the operating system have what they
+//! stand for: who holds one may run its instructions. What is done with them is in `x86_64`, a file a token.
 
-#[cfg(target_arch = "x86_64")]
-use crate::x86_64::{Avx2, Avx512, Avx512Bf16};
-
-/// An instruction-set tier. The vector tiers hold a proof that this CPU has the instructions.
+/// An instruction-set tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// Any x86-64: ndarray and matrixmultiply, and loops that the compiler vectorises.
+    /// Any CPU: ndarray and matrixmultiply, and loops that the compiler vectorises.
     Portable,
-    /// AVX2 and FMA.
+    /// One with vectors.
     #[cfg(target_arch = "x86_64")]
+    Vector(Tier),
+}
+
+/// A vector tier, with the proof that this CPU has the instructions.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// AVX2 and FMA.
     Avx2(Avx2),
     /// AVX-512 F, BW, DQ and VL.
-    #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
 }
+
+/// Proof that this CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2(());
+
+/// Proof that this CPU has AVX-512 (F, BW, DQ, VL), AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx512(());
+
+/// Proof that this CPU has AVX512-BF16 besides AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Avx512Bf16(());
 
 impl Isa {
     /// The best tier of this CPU.
@@ -26,10 +48,7 @@ impl Isa {
     pub fn available() -> Vec<Self> {
         let mut tiers = vec![Self::Portable];
         #[cfg(target_arch = "x86_64")]
-        {
-            tiers.extend(Avx2::detect().map(Self::Avx2));
-            tiers.extend(Avx512::detect().map(Self::Avx512));
-        }
+        tiers.extend(Tier::all().map(Self::Vector));
         tiers
     }
 
@@ -43,9 +62,7 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => "avx2",
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => "avx512",
+            Self::Vector(tier) => tier.name(),
         }
     }
 
@@ -59,7 +76,8 @@ impl Isa {
 
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn bf16(self) -> Option<Avx512Bf16> {
-        if let Self::Avx512(token) = self { Avx512Bf16::detect(token) } else { None }
+        let is_there = matches!(self, Self::Vector(Tier::Avx512(_)));
+        (is_there && is_x86_feature_detected!("avx512bf16")).then_some(Avx512Bf16(()))
     }
 
     /// Runs `rounds` of multiply-add (of `f32`, or of pairs of bfloat16) on registers alone and returns
@@ -69,11 +87,9 @@ impl Isa {
         match self {
             Self::Portable => None,
             #[cfg(target_arch = "x86_64")]
-            _ if pairs => self.bf16().map(|token| token.chain(rounds)),
+            Self::Vector(_) if pairs => self.bf16().map(|token| token.chain(rounds)),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(token) => Some(token.chain(rounds)),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(token) => Some(token.chain(rounds)),
+            Self::Vector(tier) => Some(tier.chain(rounds)),
         }
     }
 
@@ -86,9 +102,30 @@ impl Isa {
         match self {
             Self::Portable => body(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(token) => token.run(body),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(token) => token.run(body),
+            Self::Vector(tier) => tier.run(body),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Tier {
+    /// Those of this CPU, the narrower first.
+    fn all() -> impl Iterator<Item = Self> {
+        let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let has_avx512 = has_avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl");
+        let avx2 = has_avx2.then_some(Self::Avx2(Avx2(())));
+        let avx512 = has_avx512.then_some(Self::Avx512(Avx512(())));
+        avx2.into_iter().chain(avx512)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Avx2(_) => "avx2",
+            Self::Avx512(_) => "avx512",
         }
     }
 }

@@ -3,5 +3,6 @@
 #[allow(unsafe_code)]
 pub(crate) mod arena;
 pub(crate) mod isa;
+pub(crate) mod panel;
 pub(crate) mod tile;
 pub(crate) mod value;
