@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use kernels::{
-    Arena, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Rows, Scratch, Slope,
-    Sums, Value,
+    Arena, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Product, Rows,
+    Scratch, Slope, Sums,
 };
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
@@ -35,7 +35,7 @@ fn main() {
 /// Passes of a layer: three convolutions, with what is done to their tiles, and two over memory.
 const PASSES: usize = 5;
 
-fn table<T: Value>(
+fn table<T: Product>(
     (pool, isa): (&Pool, Isa),
     (stem, tier, is_fast): (&str, &str, bool),
     batch: usize,
@@ -96,7 +96,7 @@ fn table<T: Value>(
 }
 
 /// GFLOP/s of multiply-adds on registers alone, on all threads.
-fn peak<T: Value>(pool: &Pool, isa: Isa) -> f64 {
+fn peak<T: Product>(pool: &Pool, isa: Isa) -> f64 {
     const ROUNDS: usize = 500_000;
     let pairs = size_of::<T>() == 2;
     let mut counts = vec![0; pool.threads()];
@@ -145,7 +145,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// A layer with its buffers.
-struct Layer<T: Value> {
+struct Layer<T: Product> {
     conv: Conv,
     n: usize,
     images: Arena,
@@ -164,7 +164,7 @@ struct Layer<T: Value> {
     slope: Slope,
 }
 
-impl<T: Value> Layer<T> {
+impl<T: Product> Layer<T> {
     fn new(conv: Conv, n: usize) -> Self {
         let channels = conv.channels_in.max(conv.channels_out);
         Self {
@@ -259,7 +259,7 @@ impl<T: Value> Layer<T> {
     }
 }
 
-fn filled<T: Value>(len: usize) -> Arena<T> {
+fn filled<T: Product>(len: usize) -> Arena<T> {
     let mut arena = Arena::new(len).expect("memory");
     for (index, value) in arena.as_mut_slice().iter_mut().enumerate() {
         *value = T::narrow((index % 251) as f32 / 251.0 - 0.5);

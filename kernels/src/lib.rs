@@ -34,40 +34,34 @@
 //! * Nothing here knows a file, a socket, a clock or a model.
 //! * `unsafe` lives in [`x86_64`](self), the thread pool and the arena.
 
-#[allow(unsafe_code)]
-mod arena;
+mod base;
 mod conv;
-mod elementwise;
-mod finish;
 mod gemm;
-mod isa;
 mod linear;
 mod loss;
 mod norm;
 #[allow(unsafe_code)]
-mod pool;
+mod parallel;
 mod pooling;
 pub mod scalar;
 mod sgd;
-mod strassen;
-mod taps;
-mod tile;
-mod value;
-mod winograd;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod x86_64;
 
-pub use arena::Arena;
-pub use conv::{Conv, PANEL, Scratch, ShapeError, Source, panel_index};
-pub use elementwise::Rows;
-pub use finish::{Finish, finish_tiles};
-pub use isa::Isa;
+pub use base::arena::Arena;
+pub use base::isa::Isa;
+pub use base::panel::PANEL;
+pub use base::tile::sums_len;
+pub use base::value::{Bf16, Value};
+pub use conv::{Conv, Scratch, ShapeError, Source, panel_index};
+pub use gemm::epilogue::{Finish, finish_tiles};
+pub use gemm::product::Product;
 pub use linear::Linear;
 pub use loss::softmax_cross_entropy;
-pub use norm::{BatchNorm, Folded, Identity, Mask, Normalised, Slope, Statistics, Sums};
-pub use pool::{Pool, Receding};
+pub use norm::elementwise::Rows;
+pub use norm::folded::{BatchNorm, Folded, Identity, Mask, Normalised, Slope};
+pub use norm::{Statistics, Sums};
+pub use parallel::{Pool, Receding};
 pub use pooling::{MaxPool, average_backward, average_forward};
 pub use sgd::{Sgd, momentum_sgd};
-pub use tile::sums_len;
-pub use value::{Bf16, Value};

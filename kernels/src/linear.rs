@@ -1,7 +1,7 @@
 //! The fully connected layer: small (2048 by 10), so plain loops in a fixed order serve every tier.
 
-use crate::isa::Isa;
-use crate::pool::Pool;
+use crate::base::isa::Isa;
+use crate::parallel::Pool;
 
 /// `y = x . w' + b` for `w` of `outputs` rows by `inputs` columns, as PyTorch keeps it.
 #[derive(Clone, Copy, Debug)]

@@ -2,10 +2,10 @@
 
 use ndarray::Axis;
 
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::view4;
-use crate::value::Value;
+use crate::base::isa::Isa;
+use crate::base::tile::view4;
+use crate::base::value::Value;
+use crate::parallel::Pool;
 
 /// Max pooling with a 3x3 window, stride 2 and padding 1 over square maps.
 #[derive(Clone, Copy, Debug)]

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::isa::Isa;
-use crate::pool::Pool;
+use crate::base::isa::Isa;
+use crate::parallel::Pool;
 
 /// 2^64: from here on squares are infinite.
 const SQUARE_MAX: f32 = 18_446_744_073_709_551_616.0;

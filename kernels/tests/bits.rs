@@ -1,8 +1,8 @@
 //! The same bits on any number of threads, on every vector tier, and past the caches or not.
 
 use kernels::{
-    Arena, BatchNorm, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Rows,
-    Slope, Statistics, Sums, Value, sums_len,
+    Arena, BatchNorm, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Product,
+    Rows, Slope, Statistics, Sums, Value, sums_len,
 };
 
 use crate::operands::{stored, values, with};
@@ -83,7 +83,7 @@ fn outputs_that_are_streamed_have_the_bits_of_those_that_are_not() {
     streamed_case::<Bf16>(Isa::detect(), &shape([64, 512]));
 }
 
-fn streamed_case<T: Value>(isa: Isa, conv: &Conv) {
+fn streamed_case<T: Product>(isa: Isa, conv: &Conv) {
     let (pool, n) = (Pool::new(2), 66);
     let (exec, [c, k]) = ((&pool, isa), [conv.channels_in, conv.channels_out]);
     let len = conv.output_len(n);

@@ -4,7 +4,7 @@
 use kernels::scalar::{self, Window};
 use kernels::{
     BatchNorm, Bf16, Conv, Finish, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised, PANEL,
-    Pool, Rows, Slope, Statistics, Sums, Value, average_backward, average_forward, finish_tiles,
+    Pool, Product, Rows, Slope, Statistics, Sums, average_backward, average_forward, finish_tiles,
     softmax_cross_entropy, sums_len,
 };
 use ndarray::{Array1, Array2, Array4, ArrayView4};
@@ -124,7 +124,7 @@ fn bfloat16_convolutions_match_the_oracle_over_rounded_operands() {
 }
 
 /// With what is allowed besides the bound of sums, of activations and of gradients by weight.
-fn convolution_case<T: Value>(case: &Case, rounding: [f64; 2], way: fn(Conv) -> Conv) {
+fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -> Conv) {
     let pool = Pool::new(2);
     let Case { side, channels, kernel, stride, n } = *case;
     let window = Window { stride, pad: kernel / 2 };

@@ -11,8 +11,8 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Receding,
-    Rows, Scratch, Slope, Source, Statistics, Sums, Value, average_backward, average_forward,
+    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Product,
+    Receding, Rows, Scratch, Slope, Source, Statistics, Sums, average_backward, average_forward,
     finish_tiles, softmax_cross_entropy,
 };
 
@@ -26,7 +26,7 @@ pub const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
 
 /// A network with memory for training on batches of up to `batch_max` images; activations are stored
 /// as `T`.
-pub struct ResNet<T: Value> {
+pub struct ResNet<T: Product> {
     /// Its layers.
     pub network: Network,
     pool: Pool,
@@ -74,7 +74,7 @@ impl<'a> Flow<'a> {
     }
 }
 
-impl<T: Value> ResNet<T> {
+impl<T: Product> ResNet<T> {
     /// Memory for batches of up to `batch_max` images.
     ///
     /// # Errors
@@ -475,7 +475,7 @@ impl<T: Value> ResNet<T> {
 }
 
 /// What convolutions work with.
-fn scratch<'a, T: Value>(panels: &'a mut Arena<T>, parts: &'a mut Arena) -> Scratch<'a, T> {
+fn scratch<'a, T: Product>(panels: &'a mut Arena<T>, parts: &'a mut Arena) -> Scratch<'a, T> {
     Scratch { panels: panels.as_mut_slice(), parts: parts.as_mut_slice() }
 }
 
@@ -519,7 +519,7 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     /// What makes it.
-    fn rows<T: Value>(&self, made: Made, rest: &Rest<'a, T>) -> Rows<'a, T> {
+    fn rows<T: Product>(&self, made: Made, rest: &Rest<'a, T>) -> Rows<'a, T> {
         let (norms, network) = (self.norms, self.network);
         let z = |u: usize| rest.get(self.plan.z(u, self.n, &network.units[u]));
         match made {
@@ -538,7 +538,7 @@ impl<'a> View<'a> {
     }
 
     /// How a gradient ends that is the gradient of this.
-    fn behind<T: Value>(&self, behind: Behind, rest: &Rest<'a, T>) -> Finish<'a, T> {
+    fn behind<T: Product>(&self, behind: Behind, rest: &Rest<'a, T>) -> Finish<'a, T> {
         let norms = self.norms;
         let of = |u: usize| Normalised {
             z: rest.get(self.plan.z(u, self.n, &self.network.units[u])),

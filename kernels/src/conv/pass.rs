@@ -2,20 +2,20 @@
 
 use std::ops::Range;
 
-use super::Source;
-use super::turn::Turned;
-use crate::elementwise::Rows;
-use crate::finish::{Ending, Finish, finish_made};
-use crate::gemm::{self, PANEL, Products, Term};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::strassen;
-use crate::taps::{Entry, KERNEL_MAX, Table};
-use crate::tile::{
+use super::operand::Source;
+use super::transpose::Transposed;
+use super::window::{Entry, KERNEL_MAX, Table};
+use crate::base::isa::Isa;
+use crate::base::panel::PANEL;
+use crate::base::tile::{
     IMAGES, Tile, for_each_part, for_each_tile, for_each_tile_in, for_each_tile_of_rows,
     is_streamed,
 };
-use crate::value::{Product, Value};
+use crate::gemm::epilogue::{Ending, Finish, finish_made};
+use crate::gemm::product::Product;
+use crate::gemm::{self, Products, Term, strassen};
+use crate::norm::elementwise::Rows;
+use crate::parallel::Pool;
 
 /// How each pixel of the target is made of pixels of the source.
 pub(super) struct Pass<'a> {
@@ -33,8 +33,8 @@ pub(super) struct Pass<'a> {
 pub(super) enum Weights<'a, T> {
     /// As panels `[channels/64][taps][k][64]`.
     Panels(&'a [T]),
-    /// To be turned, by the tasks where each alone reads its own; with room for as many.
-    Turned(Turned<'a>, &'a mut [T]),
+    /// To be transposed, by the tasks where each alone reads its own; with room for as many.
+    Transposed(Transposed<'a>, &'a mut [T]),
 }
 
 /// Panels from one on.
@@ -54,7 +54,7 @@ const WEIGHTS: usize = 256 << 10;
 impl Pass<'_> {
     /// Computes `y`, or adds to it, and finishes its tiles: as soon as each is computed, if it is computed in
     /// the same.
-    pub(super) fn finish<T: Value>(
+    pub(super) fn finish<T: Product>(
         &self,
         exec: (&Pool, Isa),
         (mut source, weights): (Source<T>, Weights<T>),
@@ -65,8 +65,10 @@ impl Pass<'_> {
         let (shape, streamed) = ((pixels, n, tiles.2), is_streamed(y));
         let part = self.part::<T>(exec, shape);
         let weights = match weights {
-            Weights::Turned(turned, room) if part.is_some() || !self.reads_once((pixels, n)) => {
-                turned.all(exec, room);
+            Weights::Transposed(transposed, room)
+                if part.is_some() || !self.reads_once((pixels, n)) =>
+            {
+                transposed.all(exec, room);
                 Weights::Panels(room)
             }
             weights => weights,
@@ -97,7 +99,7 @@ impl Pass<'_> {
     }
 
     /// Computes the tiles of `y`, an activation of such a shape.
-    fn run<T: Value>(
+    fn run<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         (source, weights): (&[T], Weights<T>),
@@ -119,11 +121,11 @@ impl Pass<'_> {
                     task(held, at, tile, panels);
                 });
             }
-            Weights::Turned(turned, room) => {
+            Weights::Transposed(transposed, room) => {
                 let room = (room, panels * self.taps * self.k * PANEL);
                 for_each_tile_in(pool, tiles, results, room, cost, held, |held, at, tile, room| {
                     let first = tile.channel / PANEL;
-                    self.turn(isa, turned, (at.0, tile.channels()), room);
+                    self.transpose(isa, transposed, (at.0, tile.channels()), room);
                     task(held, at, tile, Panels { all: room, first });
                 });
             }
@@ -131,7 +133,7 @@ impl Pass<'_> {
     }
 
     /// Computes parts of so many images of the tiles of `y`.
-    fn run_parts<T: Value>(
+    fn run_parts<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         (source, all): (&[T], &[T]),
@@ -150,7 +152,7 @@ impl Pass<'_> {
 
     /// Images of a part of a tile, where tiles are fewer than threads: whole blocks of Strassen's product. What is
     /// computed does not depend on it; nor do sums over that, unless it was rounded.
-    fn part<T: Value>(
+    fn part<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         shape: (usize, usize, usize),
@@ -165,7 +167,7 @@ impl Pass<'_> {
     }
 
     /// Computes all channels of some rows at a time, of rows that are made just before.
-    fn run_made<T: Value>(
+    fn run_made<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         ((source, made), panels): ((&mut [T], Rows<T>), Panels<T>),
@@ -191,13 +193,13 @@ impl Pass<'_> {
     }
 
     /// Whether a task's panels are a pair for Strassen's product, and how many they are.
-    fn task_panels<T: Value>(&self, isa: Isa, shape: (usize, usize, usize)) -> (bool, usize) {
+    fn task_panels<T: Product>(&self, isa: Isa, shape: (usize, usize, usize)) -> (bool, usize) {
         let is_pair = self.takes_pairs::<T>(isa, shape);
         (is_pair, if is_pair { 2 } else { self.panels::<T>(shape.2) })
     }
 
     /// Computes one tile.
-    fn multiply<T: Value>(
+    fn multiply<T: Product>(
         &self,
         isa: Isa,
         operands: (&[T], Panels<T>),
@@ -229,11 +231,11 @@ impl Pass<'_> {
         tile.panels().for_each(|tile| multiply(held, tile));
     }
 
-    /// Turns the panels of some channels that a pixel is made with.
-    fn turn<T: Value>(
+    /// Transposes the panels of some channels that a pixel is made with.
+    fn transpose<T: Product>(
         &self,
         isa: Isa,
-        turned: Turned,
+        transposed: Transposed,
         (pixel, channels): (usize, Range<usize>),
         room: &mut [T],
     ) {
@@ -243,7 +245,7 @@ impl Pass<'_> {
         {
             for entry in self.table.of(pixel) {
                 let tap = entry.tap as usize;
-                turned.panel(
+                transposed.panel(
                     isa,
                     [channels.start / PANEL + panel, tap],
                     &mut room[tap * len..][..len],
@@ -265,7 +267,7 @@ impl Pass<'_> {
     }
 
     /// Whether tasks compute two panels, so that Strassen's product can be taken.
-    fn takes_pairs<T: Value>(
+    fn takes_pairs<T: Product>(
         &self,
         isa: Isa,
         (pixels, n, channels): (usize, usize, usize),
@@ -288,7 +290,7 @@ impl Pass<'_> {
     }
 
     /// Hands what makes up a tile to `product`.
-    fn sum<T: Value>(
+    fn sum<T: Product>(
         &self,
         (source, panels): (&[T], Panels<T>),
         (pixel, n, image, channel): (usize, usize, usize, usize),
@@ -310,7 +312,7 @@ impl Pass<'_> {
     }
 
     /// As [`Pass::finish`] of operands that are `f32` in every format.
-    pub(super) fn finish_images<T: Value>(
+    pub(super) fn finish_images<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         operands: (&[f32], &[f32]),

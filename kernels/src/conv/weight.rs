@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
 
-use super::Conv;
-use crate::gemm::{self, Matrix, Next, PANEL};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::strassen;
-use crate::taps::Entry;
-use crate::tile::{IMAGES, view4};
-use crate::value::Value;
+use super::shape::Conv;
+use super::window::Entry;
+use crate::base::isa::Isa;
+use crate::base::panel::{Matrix, PANEL, PrefetchNext};
+use crate::base::tile::{IMAGES, view4};
+use crate::gemm::product::Product;
+use crate::gemm::{self, strassen};
+use crate::parallel::Pool;
 
 /// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB.
 const TASK_ROWS: usize = 512;
@@ -24,7 +24,7 @@ const PARTS_MAX: usize = 1 << 18;
 
 impl Conv {
     /// Tap by tap and image by image.
-    pub(super) fn sum_parts<X: Value, T: Value>(
+    pub(super) fn sum_parts<X: Product, T: Product>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
@@ -142,7 +142,7 @@ impl Conv {
     }
 
     /// One task of the gradient by weight: a range of steps, one panel, rows from `c` on.
-    fn sum_weights<X: Value, T: Value>(
+    fn sum_weights<X: Product, T: Product>(
         &self,
         isa: Isa,
         n: usize,
@@ -176,7 +176,7 @@ impl Conv {
                     let c = c + chunk * X::CHUNK;
                     let data = input(entry, image, c);
                     let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
-                    let next = Next {
+                    let next = PrefetchNext {
                         a: match entries.get(index + 1) {
                             Some(entry) => input(entry, image, c),
                             None => ahead.map_or(data, |entry| input(entry, after, c)),
@@ -262,7 +262,7 @@ fn add_rows(
             gemm::strips(dy, strips, |value| value);
             let data = &x[from * channels + lower * half..];
             let x = Matrix { data, rows, cols: quarter.nrows(), stride: channels };
-            let next = Next::<f32, f32>::default();
+            let next = PrefetchNext::<f32, f32>::default();
             gemm::multiply_transposed(isa, x, strips, next, quarter.view_mut(), true);
         }
     }

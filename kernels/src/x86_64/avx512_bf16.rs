@@ -1,52 +1,27 @@
-//! The entry points of AVX512-BF16: products of pairs, summed in `f32`.
+//! The entry of AVX512-BF16: products of pairs, summed in `f32`; and rows made into pairs.
 
 use std::arch::x86_64::*;
 
-use ndarray::ArrayViewMut2;
+use super::kernel::{Arithmetic, Enter, Kernel};
+use crate::base::isa::Avx512Bf16;
+use crate::base::panel::{Matrix, PANEL};
+use crate::base::value::{Bf16, Value};
 
-use super::ending::End;
-use super::{Ahead, Arithmetic, Avx512, Group, PIECES_MAX, Piece, Target, for_each_group};
-use crate::finish::Ending;
-use crate::gemm::{Matrix, Next, PANEL, Products};
-use crate::tile::Tile;
-use crate::value::{Bf16, Product, Value};
+impl Enter<u32> for Avx512Bf16 {
+    #[inline]
+    fn enter<K: Kernel<u32>>(self, kernel: K) -> K::Output {
+        // SAFETY: (T).
+        unsafe { enter(kernel) }
+    }
+}
 
-/// Proof that this CPU has AVX512-BF16 besides AVX-512.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Avx512Bf16(());
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+fn enter<K: Kernel<u32>>(kernel: K) -> K::Output {
+    // SAFETY: the features are enabled here.
+    unsafe { kernel.run::<Pairs, 4, 12>() }
+}
 
 impl Avx512Bf16 {
-    /// The token, if the CPU has the instructions.
-    pub(crate) fn detect(_: Avx512) -> Option<Self> {
-        is_x86_feature_detected!("avx512bf16").then_some(Self(()))
-    }
-
-    /// Operations of `rounds` of multiply-add on registers alone.
-    pub(crate) fn chain(self, rounds: usize) -> usize {
-        // SAFETY: (T).
-        2 * Bf16::WORD * Pairs::COUNT * unsafe { chain(rounds) }
-    }
-
-    /// See [`crate::gemm::multiply_bf16`].
-    pub(crate) fn multiply_to(
-        self,
-        products: Products<Bf16>,
-        (ending, tile): (&Ending<Bf16>, Tile<Bf16>),
-    ) {
-        let Products { terms, k, stride, apart } = products;
-        let beside = ending.beside(&tile);
-        let end = End::new(ending, tile);
-        let (rows, words) = (end.out.rows, [stride, apart].map(|values| values / Bf16::WORD));
-        // One group: sums stay in registers from the first to the last term.
-        assert!(terms.len() <= PIECES_MAX);
-        products.assert_panels(end.columns / PANEL);
-        for_each_group(terms, (rows, k, stride), usize::MAX, |pieces, _, _| {
-            let group = Group { end: Some(&end), beside, apart: words[1], ..Group::NONE };
-            // SAFETY: (T), (B).
-            unsafe { tiles(pieces, [rows, end.columns, words[0]], group) }
-        });
-    }
-
     /// See [`crate::gemm::interleave`], which has checked the lengths; `width` is a multiple of 32.
     pub(crate) fn interleave(self, a: Matrix<Bf16>, width: usize, target: &mut [u32]) {
         assert!(a.fits() && a.cols.is_multiple_of(width) && width.is_multiple_of(WORDS));
@@ -61,42 +36,6 @@ impl Avx512Bf16 {
         // SAFETY: (T), (B).
         unsafe { pair_rows(rows, words) }
     }
-
-    pub(crate) fn multiply_transposed(
-        self,
-        a: Matrix<u32>,
-        b: &[u32],
-        next: Next<Bf16, impl Copy>,
-        mut c: ArrayViewMut2<f32>,
-        accumulate: bool,
-    ) {
-        assert!(a.fits() && b.len() >= a.rows * PANEL);
-        // SAFETY: (T), (B).
-        unsafe { tiles_transposed(a, b, next.into(), Target::new(&mut c), accumulate) }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-fn chain(rounds: usize) -> usize {
-    super::chain::<Pairs>(rounds, 0x3F00_3F00)
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn tiles(pieces: &[Piece<u32>], shape: [usize; 3], group: Group<Bf16>) {
-    // SAFETY: passed on.
-    unsafe { super::tiles::<Pairs, Bf16, 4>(pieces, shape, group) }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
-unsafe fn tiles_transposed(
-    a: Matrix<u32>,
-    b: &[u32],
-    next: Ahead,
-    c: Target<f32>,
-    accumulate: bool,
-) {
-    // SAFETY: passed on.
-    unsafe { super::tiles_transposed::<Pairs, 12, 2>(a, b, next, c, accumulate) }
 }
 
 /// Columns that are interleaved at a time.

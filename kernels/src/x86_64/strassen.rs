@@ -1,17 +1,21 @@
 //! The products of Strassen's algorithm: sums of operands taken on loading, products of a block summed where they
 //! end.
 
-use std::arch::x86_64::{__m256, __m512};
 use std::mem::MaybeUninit;
 
-use super::ending::End;
+use super::epilogue::{End, ROWS};
+use super::kernel::{Arithmetic, Enter, Kernel, Single};
+use super::rows::{LINE, Rows};
 use super::vector::Vector;
-use super::{Avx2, Avx512, LINE, ROWS, Rows, Single};
-use crate::finish::Ending;
-use crate::gemm::{Beside, Matrix, PANEL, Products};
-use crate::strassen::{BLOCK, COLUMNS, HELD, LENGTH_MAX, Operand, PRODUCTS, STEP, products_len};
-use crate::tile::Tile;
-use crate::value::Value;
+use crate::base::isa::Tier;
+use crate::base::panel::{Matrix, PANEL, Prefetch};
+use crate::base::tile::Tile;
+use crate::base::value::Value;
+use crate::gemm::Products;
+use crate::gemm::epilogue::Ending;
+use crate::gemm::strassen::{
+    BLOCK, COLUMNS, HELD, LENGTH_MAX, Operand, PRODUCTS, STEP, products_len,
+};
 
 /// Values of a cache line.
 const VALUES: usize = LINE / size_of::<f32>();
@@ -122,7 +126,7 @@ struct Term<'a, T> {
     accumulate: bool,
     /// The end, after the last part.
     end: Option<&'a End<T>>,
-    beside: Beside,
+    beside: Prefetch,
 }
 
 /// A product of quarters over rows of both: `columns` columns of `a` times a panel.
@@ -141,117 +145,98 @@ struct Transposed {
     next: (Rows, usize),
 }
 
-macro_rules! entries {
-    ($token:ty, $vector:ty, $count:literal, $features:literal) => {
-        impl $token {
-            /// See [`crate::strassen::multiply_to`].
-            pub(crate) fn multiply_quarters<T: Value>(
-                self,
-                products: Products<f32>,
-                held: &mut [f32; HELD],
-                (ending, tile): (&Ending<T>, Tile<T>),
-            ) {
-                let beside = ending.beside(&tile);
-                let end = End::new(ending, tile);
-                let Products { terms, k, stride, apart } = products;
-                let (rows, length) = (end.out.rows, k.min(LENGTH_MAX));
-                assert!(
-                    rows.is_multiple_of(4) && rows.div_ceil(BLOCK) * products_len(BLOCK) <= HELD
-                );
-                assert!(end.columns == COLUMNS && length.is_multiple_of(2 * VALUES));
-                assert!(!terms.is_empty() && k.is_multiple_of(length));
-                products.assert_panels(2);
-                let (parts, all) = (k / length, terms.len() * k / length);
-                // Products of one part are not needed after their block.
-                let block = if all > 1 { products_len(BLOCK) } else { 0 };
-                for part in 0..all {
-                    let (term, from) = (&terms[part / parts], part % parts * length);
-                    assert!(Matrix { data: term.a, rows, cols: k, stride }.fits());
-                    let is_last = part + 1 == all;
-                    let term = Term {
-                        a: term.a[from..].as_ptr(),
-                        stride,
-                        rows,
-                        b: term.b[from * PANEL..].as_ptr(),
-                        apart,
-                        half: length / 2,
-                        products: held.as_mut_ptr(),
-                        block,
-                        accumulate: part > 0,
-                        end: is_last.then_some(&end),
-                        beside: if is_last { beside } else { Beside::NOTHING },
-                    };
-                    // SAFETY: (T), (B).
-                    unsafe { <$vector>::run(term) }
-                }
-            }
-
-            /// One of the seven products over half a step of rows; see [`crate::strassen`].
-            pub(crate) fn multiply_quarters_transposed(
-                self,
-                ((a, stride), left): Quarters,
-                b: &[f32],
-                (sums, accumulate): (&mut [f32], bool),
-                next: Next,
-            ) {
-                let (columns, rows) = (sums.len() / PANEL, STEP / 2);
-                assert!(columns.is_multiple_of(2) && b.len() >= rows * PANEL);
-                assert!(a.iter().all(|data| Matrix { data, rows, cols: columns, stride }.fits()));
-                let (start, next_stride, values) = next.unwrap_or((b.as_ptr(), 0, 0));
-                let next = Rows {
-                    start: start.cast(),
-                    stride: next_stride * size_of::<f32>(),
-                    at_once: 1,
-                };
-                let product = Transposed {
-                    a: Pair::new(a.map(|a| a.as_ptr()), left),
-                    stride,
-                    columns,
-                    b: b.as_ptr(),
-                    rows,
-                    sums: sums.as_mut_ptr(),
-                    accumulate,
-                    next: (next, values / VALUES),
-                };
-                // SAFETY: (T), (B).
-                unsafe { <$vector>::run_transposed(product) }
-            }
+impl Tier {
+    /// See [`crate::gemm::strassen::multiply_to`].
+    pub(crate) fn multiply_quarters<T: Value>(
+        self,
+        products: Products<f32>,
+        held: &mut [f32; HELD],
+        (ending, tile): (&Ending<T>, Tile<T>),
+    ) {
+        let beside = ending.beside(&tile);
+        let end = End::new(ending, tile);
+        let Products { terms, k, stride, apart } = products;
+        let (rows, length) = (end.out.rows, k.min(LENGTH_MAX));
+        assert!(rows.is_multiple_of(4) && rows.div_ceil(BLOCK) * products_len(BLOCK) <= HELD);
+        assert!(end.columns == COLUMNS && length.is_multiple_of(2 * VALUES));
+        assert!(!terms.is_empty() && k.is_multiple_of(length));
+        products.assert_panels(2);
+        let (parts, all) = (k / length, terms.len() * k / length);
+        // Products of one part are not needed after their block.
+        let block = if all > 1 { products_len(BLOCK) } else { 0 };
+        for part in 0..all {
+            let (term, from) = (&terms[part / parts], part % parts * length);
+            assert!(Matrix { data: term.a, rows, cols: k, stride }.fits());
+            let is_last = part + 1 == all;
+            let term = Term {
+                a: term.a[from..].as_ptr(),
+                stride,
+                rows,
+                b: term.b[from * PANEL..].as_ptr(),
+                apart,
+                half: length / 2,
+                products: held.as_mut_ptr(),
+                block,
+                accumulate: part > 0,
+                end: is_last.then_some(&end),
+                beside: if is_last { beside } else { Prefetch::NOTHING },
+            };
+            self.enter(term);
         }
+    }
 
-        impl Entry for $vector {
-            #[target_feature(enable = $features)]
-            unsafe fn run<T: Value>(term: Term<T>) {
-                // SAFETY: passed on.
-                unsafe { blocks::<$vector, T, $count>(term) }
-            }
-
-            #[target_feature(enable = $features)]
-            unsafe fn run_transposed(product: Transposed) {
-                // SAFETY: passed on.
-                unsafe {
-                    match product.a.kind {
-                        ONE => tiles_transposed::<$vector, $count, ONE>(product),
-                        SUM => tiles_transposed::<$vector, $count, SUM>(product),
-                        _ => tiles_transposed::<$vector, $count, DIFFERENCE>(product),
-                    }
-                }
-            }
-        }
-    };
+    /// One of the seven products over half a step of rows; see [`crate::strassen`].
+    pub(crate) fn multiply_quarters_transposed(
+        self,
+        ((a, stride), left): Quarters,
+        b: &[f32],
+        (sums, accumulate): (&mut [f32], bool),
+        next: Next,
+    ) {
+        let (columns, rows) = (sums.len() / PANEL, STEP / 2);
+        assert!(columns.is_multiple_of(2) && b.len() >= rows * PANEL);
+        assert!(a.iter().all(|data| Matrix { data, rows, cols: columns, stride }.fits()));
+        let (start, next_stride, values) = next.unwrap_or((b.as_ptr(), 0, 0));
+        let next = Rows { start: start.cast(), stride: next_stride * size_of::<f32>(), at_once: 1 };
+        let product = Transposed {
+            a: Pair::new(a.map(|a| a.as_ptr()), left),
+            stride,
+            columns,
+            b: b.as_ptr(),
+            rows,
+            sums: sums.as_mut_ptr(),
+            accumulate,
+            next: (next, values / VALUES),
+        };
+        self.enter(product);
+    }
 }
 
-/// The functions that carry the features.
-trait Entry {
-    /// # Safety
-    /// (T), and as [`blocks`].
-    unsafe fn run<T: Value>(term: Term<T>);
-    /// # Safety
-    /// (T), and as [`tiles_transposed`].
-    unsafe fn run_transposed(product: Transposed);
+impl<T: Value> Kernel<f32> for Term<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arithmetic<Word = f32>, const COLUMNS: usize, const ROWS: usize>(self) {
+        // SAFETY: (T) from the caller, (B).
+        unsafe { blocks::<A::Lanes, T, COLUMNS>(self) }
+    }
 }
 
-entries!(Avx512, __m512, 4, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
-entries!(Avx2, __m256, 2, "avx2,fma");
+impl Kernel<f32> for Transposed {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arithmetic<Word = f32>, const COLUMNS: usize, const ROWS: usize>(self) {
+        // SAFETY: (T) from the caller, (B).
+        unsafe {
+            match self.a.kind {
+                ONE => tiles_transposed::<A::Lanes, COLUMNS, ONE>(self),
+                SUM => tiles_transposed::<A::Lanes, COLUMNS, SUM>(self),
+                _ => tiles_transposed::<A::Lanes, COLUMNS, DIFFERENCE>(self),
+            }
+        }
+    }
+}
 
 /// Two times six rows at a time.
 ///
@@ -303,7 +288,7 @@ impl<'a, T, const MR: usize> Block<'a, T, MR> {
     fn asked(&self, (a, beside): (Option<usize>, Option<usize>)) -> Asked {
         let stride = self.term.stride;
         let a = a.map(|quarter| self.a[quarter].wrapping_add(2 * MR * stride));
-        let beside = beside.map_or(Beside::NOTHING, |quarter| {
+        let beside = beside.map_or(Prefetch::NOTHING, |quarter| {
             let (row, column) = self.place(quarter);
             self.term.beside.right(column).below(row)
         });
@@ -316,11 +301,11 @@ impl<'a, T, const MR: usize> Block<'a, T, MR> {
 struct Asked {
     a: Option<*const f32>,
     stride: usize,
-    beside: Beside,
+    beside: Prefetch,
 }
 
 impl Asked {
-    const NOTHING: Self = Self { a: None, stride: 0, beside: Beside::NOTHING };
+    const NOTHING: Self = Self { a: None, stride: 0, beside: Prefetch::NOTHING };
 }
 
 /// The seven products of `MR` rows and the next `MR`, and what they are summed to.

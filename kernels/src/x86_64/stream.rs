@@ -1,59 +1,48 @@
 //! Rows that are written past the caches.
 
-use std::arch::x86_64::{__m256, __m512};
-
 use ndarray::ArrayViewMut2;
 
+use super::kernel::{Arithmetic, Enter, Kernel};
+use super::rows::{LINE, Target};
 use super::vector::Vector;
-use super::{Avx2, Avx512, Target};
-use crate::value::Value;
+use crate::base::isa::Tier;
+use crate::base::value::Value;
 
-macro_rules! entries {
-    ($token:ty, $vector:ty, $features:literal) => {
-        impl $token {
-            /// Copies rows past the caches.
-            pub(crate) fn stream<T: Value>(self, source: &[T], mut target: ArrayViewMut2<T>) {
-                let (to, columns) = (Target::rows(&mut target), target.ncols());
-                let vector = size_of::<$vector>();
-                let [row, width] = [to.stride, columns].map(|values| values * size_of::<T>());
-                assert!(source.len() == to.rows * columns && width.is_multiple_of(vector));
-                assert!(to.start.addr().is_multiple_of(vector) && row.is_multiple_of(vector));
-                // SAFETY: (T), (B).
-                unsafe { <$vector>::stream_rows::<T>(source.as_ptr().cast(), to, width) }
-            }
-        }
+impl Tier {
+    /// Copies rows past the caches.
+    pub(crate) fn stream<T: Value>(self, source: &[T], mut target: ArrayViewMut2<T>) {
+        let (target, columns) = (Target::rows(&mut target), target.ncols());
+        let [row, width] = [target.stride, columns].map(|values| values * size_of::<T>());
+        assert!(source.len() == target.rows * columns && width.is_multiple_of(LINE));
+        assert!(target.start.addr().is_multiple_of(LINE) && row.is_multiple_of(LINE));
+        self.enter(Stream { source: source.as_ptr().cast(), target, width });
+    }
+}
 
-        impl Entry for $vector {
-            #[target_feature(enable = $features)]
-            unsafe fn stream_rows<T: Value>(
-                mut source: *const u8,
-                target: Target<T>,
-                width: usize,
-            ) {
-                const SIZE: usize = size_of::<$vector>();
-                for row in 0..target.rows {
-                    // SAFETY: a row of each.
-                    unsafe {
-                        let to = target.start.add(row * target.stride).cast::<u8>();
-                        for at in (0..width).step_by(SIZE) {
-                            let values: $vector = source.add(at).cast::<$vector>().read_unaligned();
-                            values.stream(to.add(at).cast::<f32>());
-                        }
-                        source = source.add(width);
-                    }
+/// Rows of `width` bytes: whole cache lines, and at the boundaries of such in `target`.
+struct Stream<T> {
+    source: *const u8,
+    target: Target<T>,
+    width: usize,
+}
+
+impl<T: Value> Kernel<f32> for Stream<T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arithmetic<Word = f32>, const COLUMNS: usize, const ROWS: usize>(self) {
+        let Self { mut source, target, width } = self;
+        let vector = A::COUNT * size_of::<f32>();
+        for row in 0..target.rows {
+            // SAFETY: (B): a row of each; (T) from the caller.
+            unsafe {
+                let to = target.start.add(row * target.stride).cast::<u8>();
+                for at in (0..width).step_by(vector) {
+                    let values = A::Lanes::load::<f32>(source.add(at).cast());
+                    values.stream(to.add(at).cast::<f32>());
                 }
+                source = source.add(width);
             }
         }
-    };
+    }
 }
-
-/// The function that carries the features.
-trait Entry {
-    /// # Safety
-    /// (T), and the rows of `width` bytes are readable and writable, whole vectors, those of `target` on
-    /// their boundaries.
-    unsafe fn stream_rows<T: Value>(source: *const u8, target: Target<T>, width: usize);
-}
-
-entries!(Avx512, __m512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
-entries!(Avx2, __m256, "avx2,fma");

@@ -4,12 +4,11 @@
 //! of maps of 2x2 pixels. Each one is a small matrix, applied to the columns and then to the rows of a square
 //! of slices, element by element.
 
-use std::arch::x86_64::{__m256, __m512};
-
+use super::kernel::{Arithmetic, Enter, Kernel};
 use super::vector::Vector;
-use super::{Avx2, Avx512};
-use crate::value::Value;
-use crate::winograd::{PRODUCTS_MAX, Scheme, Transform};
+use crate::base::isa::Tier;
+use crate::base::value::Value;
+use crate::conv::winograd::scheme::{PRODUCTS_MAX, Scheme, Transform};
 
 /// Values of a slice that are asked for ahead.
 const AHEAD: usize = 64;
@@ -232,84 +231,55 @@ unsafe fn rows<V, M, S, D, const IN: usize, const OUT: usize, const PART: usize>
     }
 }
 
-macro_rules! entries {
-    ($token:ty, $vector:ty, $features:literal) => {
-        impl $token {
-            /// Applies a transform to a square of slices of equal lengths, multiples of 16.
-            pub(crate) fn transform<S: Value, D: Value>(
-                self,
-                (scheme, transform): (Scheme, Transform),
-                sources: &[&[S]; PRODUCTS_MAX],
-                targets: &mut [&mut [D]; PRODUCTS_MAX],
-            ) {
-                let [from, to] = transform.sides(scheme).map(|side| side * side);
-                let len = targets[0].len();
-                assert!(len.is_multiple_of(16) && targets[..to].iter().all(|t| t.len() == len));
-                assert!(sources[..from].iter().all(|s| s.len() >= len));
-                let targets = targets.each_mut().map(|target| target.as_mut_ptr());
-                let squares = Squares { sources: sources.map(<[S]>::as_ptr), targets, len };
-                // SAFETY: (T), (B).
-                unsafe { <$vector>::run(scheme, transform, &squares) }
-            }
-        }
-
-        impl Entry for $vector {
-            #[target_feature(enable = $features)]
-            unsafe fn run<S: Value, D: Value>(
-                scheme: Scheme,
-                transform: Transform,
-                squares: &Squares<S, D>,
-            ) {
-                // SAFETY: passed on.
-                unsafe {
-                    match (scheme, transform) {
-                        (Scheme::Four, Transform::Input) => {
-                            square::<$vector, Input, S, D, 6, 6>(squares)
-                        }
-                        (Scheme::Four, Transform::Weights) => {
-                            square::<$vector, Weights, S, D, 3, 6>(squares)
-                        }
-                        (Scheme::Four, Transform::Output) => {
-                            square::<$vector, Output, S, D, 6, 4>(squares)
-                        }
-                        (Scheme::Four, Transform::Gradient) => {
-                            square::<$vector, Gradient, S, D, 4, 6>(squares)
-                        }
-                        (Scheme::Four, Transform::Result) => {
-                            square::<$vector, Result, S, D, 6, 3>(squares)
-                        }
-                        (Scheme::Two, Transform::Input) => {
-                            square::<$vector, Input, S, D, 2, 3>(squares)
-                        }
-                        (Scheme::Two, Transform::Weights) => {
-                            square::<$vector, Weights, S, D, 3, 3>(squares)
-                        }
-                        (Scheme::Two, Transform::Output) => {
-                            square::<$vector, Output, S, D, 3, 2>(squares)
-                        }
-                        (Scheme::Two, Transform::Gradient) => {
-                            square::<$vector, Gradient, S, D, 2, 3>(squares)
-                        }
-                        (Scheme::Two, Transform::Result) => {
-                            square::<$vector, Result, S, D, 3, 3>(squares)
-                        }
-                    }
-                }
-            }
-        }
-    };
+impl Tier {
+    /// Applies a transform to a square of slices of equal lengths, multiples of 16.
+    pub(crate) fn transform<S: Value, D: Value>(
+        self,
+        (scheme, transform): (Scheme, Transform),
+        sources: &[&[S]; PRODUCTS_MAX],
+        targets: &mut [&mut [D]; PRODUCTS_MAX],
+    ) {
+        let [from, to] = transform.sides(scheme).map(|side| side * side);
+        let len = targets[0].len();
+        assert!(len.is_multiple_of(16) && targets[..to].iter().all(|t| t.len() == len));
+        assert!(sources[..from].iter().all(|s| s.len() >= len));
+        let targets = targets.each_mut().map(|target| target.as_mut_ptr());
+        let squares = Squares { sources: sources.map(<[S]>::as_ptr), targets, len };
+        self.enter(Square { scheme, transform, squares: &squares });
+    }
 }
 
-/// The function that carries the features.
-trait Entry {
-    /// # Safety
-    /// (T), and as [`square`].
-    unsafe fn run<S: Value, D: Value>(
-        scheme: Scheme,
-        transform: Transform,
-        squares: &Squares<S, D>,
-    );
+/// A transform of squares whose slices have the values that it reads and writes.
+struct Square<'a, S, D> {
+    scheme: Scheme,
+    transform: Transform,
+    squares: &'a Squares<S, D>,
 }
 
-entries!(Avx512, __m512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
-entries!(Avx2, __m256, "avx2,fma");
+impl<S: Value, D: Value> Kernel<f32> for Square<'_, S, D> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arithmetic<Word = f32>, const COLUMNS: usize, const ROWS: usize>(self) {
+        macro_rules! by {
+            ($matrix:ident, $from:literal, $to:literal) => {
+                square::<A::Lanes, $matrix, S, D, $from, $to>(self.squares)
+            };
+        }
+        // SAFETY: (T) from the caller, (B).
+        unsafe {
+            match (self.scheme, self.transform) {
+                (Scheme::Four, Transform::Input) => by!(Input, 6, 6),
+                (Scheme::Four, Transform::Weights) => by!(Weights, 3, 6),
+                (Scheme::Four, Transform::Output) => by!(Output, 6, 4),
+                (Scheme::Four, Transform::Gradient) => by!(Gradient, 4, 6),
+                (Scheme::Four, Transform::Result) => by!(Result, 6, 3),
+                (Scheme::Two, Transform::Input) => by!(Input, 2, 3),
+                (Scheme::Two, Transform::Weights) => by!(Weights, 3, 3),
+                (Scheme::Two, Transform::Output) => by!(Output, 3, 2),
+                (Scheme::Two, Transform::Gradient) => by!(Gradient, 2, 3),
+                (Scheme::Two, Transform::Result) => by!(Result, 3, 3),
+            }
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::value::Value;
+use crate::base::value::Value;
 
 /// A vector of `f32`. Only entry points with its features use one: (T) holds in every method.
 pub(super) trait Vector: Copy {
@@ -30,6 +30,11 @@ pub(super) trait Vector: Copy {
     /// # Safety
     /// `COUNT` values are writable, on a boundary of as many bytes as they have.
     unsafe fn stream<T: Value>(self, target: *mut T);
+    /// Transposes `COUNT` rows of as many columns, rows of both `stride` apart; past the caches if `streamed` is set.
+    ///
+    /// # Safety
+    /// They are readable and writable; what is written past the caches is on a boundary as for [`Vector::stream`].
+    unsafe fn transpose(source: *const f32, target: *mut f32, stride: usize, streamed: bool);
     /// Asks for the cache line of `source`, which may be anywhere, to the second-level cache.
     fn prefetch(source: *const u8);
     /// The same to the first-level cache.
@@ -107,6 +112,24 @@ macro_rules! memory {
     };
 }
 
+/// Transposition of a square of vectors that are loaded and stored row by row.
+macro_rules! transpose {
+    ($in_registers:ident) => {
+        #[inline(always)]
+        unsafe fn transpose(source: *const f32, target: *mut f32, stride: usize, streamed: bool) {
+            // SAFETY: (T), and the caller vouches for the memory.
+            unsafe {
+                let rows = std::array::from_fn(|i| Self::load(source.add(i * stride)));
+                let columns = $in_registers(rows);
+                for (i, column) in columns.into_iter().enumerate() {
+                    let target = target.add(i * stride);
+                    if streamed { column.stream(target) } else { column.store(target) }
+                }
+            }
+        }
+    };
+}
+
 impl Vector for __m512 {
     const COUNT: usize = 16;
     by!(_mm512_setzero_ps: zero());
@@ -117,6 +140,7 @@ impl Vector for __m512 {
     by!(_mm512_mul_ps: multiply(self, other));
     by!(_mm512_fmadd_ps: multiply_add(self, factor, sum));
     by!(gate_512: gate(self, other));
+    transpose!(transpose_512);
     memory!(_mm512_loadu_ps, _mm512_storeu_ps, _mm512_stream_ps, widen_512, narrow_512);
 }
 
@@ -130,6 +154,7 @@ impl Vector for __m256 {
     by!(_mm256_mul_ps: multiply(self, other));
     by!(_mm256_fmadd_ps: multiply_add(self, factor, sum));
     by!(gate_256: gate(self, other));
+    transpose!(transpose_256);
     memory!(_mm256_loadu_ps, _mm256_storeu_ps, _mm256_stream_ps, widen_256, narrow_256);
 }
 
@@ -208,5 +233,75 @@ unsafe fn narrow_256(values: __m256, target: *mut u16) {
         let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, bias));
         let halves = (_mm256_castsi256_si128(rounded), _mm256_extracti128_si256::<1>(rounded));
         _mm_storeu_si128(target.cast(), _mm_packus_epi32(halves.0, halves.1));
+    }
+}
+
+/// Sixteen rows to sixteen columns.
+///
+/// # Safety
+/// (T).
+#[inline(always)]
+unsafe fn transpose_512(mut a: [__m512; 16]) -> [__m512; 16] {
+    // SAFETY: (T).
+    unsafe {
+        let mut b = [_mm512_setzero_ps(); 16];
+        // Pairs of rows, then fours: within each quarter of a vector.
+        for i in (0..16).step_by(2) {
+            b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+        }
+        for i in (0..16).step_by(4) {
+            for half in 0..2 {
+                let low = _mm512_castps_pd(b[i + half]);
+                let high = _mm512_castps_pd(b[i + half + 2]);
+                a[i + 2 * half] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+                a[i + 2 * half + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+            }
+        }
+        // Quarters of rows 4 apart, then of rows 8 apart.
+        for i in 0..4 {
+            b[i] = _mm512_shuffle_f32x4::<0x88>(a[i], a[i + 4]);
+            b[i + 4] = _mm512_shuffle_f32x4::<0xDD>(a[i], a[i + 4]);
+            b[i + 8] = _mm512_shuffle_f32x4::<0x88>(a[i + 8], a[i + 12]);
+            b[i + 12] = _mm512_shuffle_f32x4::<0xDD>(a[i + 8], a[i + 12]);
+        }
+        for i in 0..4 {
+            a[i] = _mm512_shuffle_f32x4::<0x88>(b[i], b[i + 8]);
+            a[i + 8] = _mm512_shuffle_f32x4::<0xDD>(b[i], b[i + 8]);
+            a[i + 4] = _mm512_shuffle_f32x4::<0x88>(b[i + 4], b[i + 12]);
+            a[i + 12] = _mm512_shuffle_f32x4::<0xDD>(b[i + 4], b[i + 12]);
+        }
+        a
+    }
+}
+
+/// Eight rows to eight columns.
+///
+/// # Safety
+/// (T).
+#[inline(always)]
+unsafe fn transpose_256(a: [__m256; 8]) -> [__m256; 8] {
+    // SAFETY: (T).
+    unsafe {
+        let mut b = [_mm256_setzero_ps(); 8];
+        let mut c = b;
+        // Pairs of rows, then fours: within each half of a vector.
+        for i in (0..8).step_by(2) {
+            b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+            b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+        }
+        for i in (0..8).step_by(4) {
+            for half in 0..2 {
+                let (low, high) = (b[i + half], b[i + half + 2]);
+                c[i + 2 * half] = _mm256_shuffle_ps::<0x44>(low, high);
+                c[i + 2 * half + 1] = _mm256_shuffle_ps::<0xEE>(low, high);
+            }
+        }
+        // Halves of rows 4 apart.
+        for i in 0..4 {
+            b[i] = _mm256_permute2f128_ps::<0x20>(c[i], c[i + 4]);
+            b[i + 4] = _mm256_permute2f128_ps::<0x31>(c[i], c[i + 4]);
+        }
+        b
     }
 }

@@ -5,20 +5,13 @@
 //!
 //! The `unsafe` of this file hands one mutable buffer to the tasks as pieces that do not overlap.
 
-mod denormals;
-mod pieces;
-mod receding;
-mod team;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::ArrayViewMut4;
 
-use pieces::{Blocks, Chunks};
-use team::Team;
-
-pub use receding::Receding;
+use super::disjoint::{Blocks, Chunks};
+use super::team::Team;
 
 /// A fixed set of threads for the kernels. The calling thread is one of them; clones share the others.
 #[derive(Clone)]
@@ -330,8 +323,8 @@ mod tests {
 
     use ndarray::Array4;
 
-    use super::team::SPINS;
     use super::*;
+    use crate::parallel::team::SPINS;
 
     #[test]
     fn every_task_runs_once_for_any_number_of_threads() {

@@ -2,20 +2,14 @@
 
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis, ShapeBuilder};
 
-use super::{Group, PRODUCTS_MAX, SLICE, Scheme, TAPS, Transform, Winograd};
-use crate::gemm::{self, Beside, Matrix, Next, PANEL, Term};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::{IMAGES, view4};
-use crate::value::Value;
-
-/// Values between two frequencies: five cache lines, so that 36 of them lie in different sets.
-const GAP: usize = 80;
-
-/// Values from one frequency to the next in a stage.
-pub(super) fn distance(rows: usize, channels: usize) -> usize {
-    rows * channels + GAP
-}
+use super::scheme::{PRODUCTS_MAX, Scheme, TAPS, Transform};
+use super::tiling::{Group, SLICE, Winograd, distance};
+use crate::base::isa::Isa;
+use crate::base::panel::{Matrix, PANEL, Prefetch, PrefetchNext};
+use crate::base::tile::{IMAGES, view4};
+use crate::gemm::product::Product;
+use crate::gemm::{self, Term};
+use crate::parallel::Pool;
 
 /// An activation to read: `[height][width][n][channels]`.
 #[derive(Clone, Copy)]
@@ -26,7 +20,7 @@ pub(super) struct Map<'a, T> {
     pub(super) channels: usize,
 }
 
-impl<'a, T: Value> Map<'a, T> {
+impl<'a, T: Product> Map<'a, T> {
     /// `len` values from an image of a pixel on; zeros outside of the map.
     fn at(&self, [h, w]: [Option<usize>; 2], image: usize, len: usize) -> &'a [T] {
         let [height, width] = self.size;
@@ -81,7 +75,7 @@ impl Winograd {
                 for (tap, block) in blocks.chunks_exact_mut(PANEL * PANEL).enumerate() {
                     // The filter is turned round too.
                     let source = at(row / PANEL, TAPS - 1 - tap, panel * PANEL);
-                    gemm::turn(isa, (&source[..PANEL * PANEL], &[]), block, false);
+                    gemm::transpose(isa, (&source[..PANEL * PANEL], &[]), block, false);
                 }
             }
             let sources = std::array::from_fn(|tap| match (tap < TAPS, turned) {
@@ -94,7 +88,7 @@ impl Winograd {
     }
 
     /// Inputs of a group to `[products][tile][image][c]`.
-    pub(super) fn transform_inputs<T: Value>(
+    pub(super) fn transform_inputs<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         x: Map<T>,
@@ -114,7 +108,7 @@ impl Winograd {
     }
 
     /// Gradients by the outputs of a group to `[products][tile][image][k]`.
-    pub(super) fn transform_gradients<T: Value>(
+    pub(super) fn transform_gradients<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         dy: Map<T>,
@@ -159,13 +153,13 @@ impl Winograd {
                     b: &weights[panel * c * PANEL..][..c * PANEL],
                 };
                 let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-                gemm::multiply(isa, &[term], (c, c), block, Beside::NOTHING);
+                gemm::multiply(isa, &[term], (c, c), block, Prefetch::NOTHING);
             },
         );
     }
 
     /// `[products][tile][image][k]` to the outputs of a group.
-    pub(super) fn transform_outputs<T: Value>(
+    pub(super) fn transform_outputs<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         group: Group,
@@ -215,7 +209,7 @@ pub(super) fn add_products(
         let dy_rows = Matrix { data: &dy[first * k..], rows: count, cols: PANEL, stride: k };
         gemm::strips(dy_rows, strips, |value| value);
         let x_rows = Matrix { data: &x[first * c..], rows: count, cols: c, stride: c };
-        let next = Next {
+        let next = PrefetchNext {
             a: &x[after * c..],
             a_stride: c,
             b: &dy[after * k..],

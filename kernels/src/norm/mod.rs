@@ -14,21 +14,14 @@
 //!
 //! [`Finish`]: crate::Finish
 
-use crate::elementwise::slope_in_place;
-use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::{SUMS, sums_len};
-use crate::value::Value;
+pub(crate) mod elementwise;
+pub(crate) mod folded;
 
-/// The constants of a normalisation.
-#[derive(Clone, Copy, Debug)]
-pub struct BatchNorm {
-    /// Added to the variance.
-    pub epsilon: f32,
-    /// Share of the new batch in the running statistics.
-    pub momentum: f32,
-}
+use crate::base::isa::Isa;
+use crate::base::panel::PANEL;
+use crate::base::tile::{SUMS, sums_len};
+use crate::parallel::Pool;
+use folded::{BatchNorm, Slope};
 
 /// Mean and (biased) variance of each channel over a batch.
 #[derive(Clone, Debug)]
@@ -41,58 +34,12 @@ pub struct Statistics {
     pub rows: usize,
 }
 
-/// A normalisation as one multiplication and one addition a channel.
-#[derive(Clone, Debug)]
-pub struct Folded {
-    /// Factor of each channel.
-    pub scale: Vec<f32>,
-    /// Summand of each channel.
-    pub shift: Vec<f32>,
-}
-
-/// What is added before the ReLU.
-#[derive(Clone, Copy)]
-pub enum Identity<'a, T> {
-    /// Nothing.
-    None,
-    /// The block's input.
-    Plain(&'a [T]),
-    /// The projection, yet to be normalised.
-    Projected(&'a [T], &'a Folded),
-}
-
-/// The gradient by a normalisation's output as `a*g + b*z + c` a channel: the gradient by its input.
-#[derive(Clone, Debug)]
-pub struct Slope {
-    pub(crate) a: Vec<f32>,
-    pub(crate) b: Vec<f32>,
-    pub(crate) c: Vec<f32>,
-}
-
 /// Sums over the tiles of an activation, and their totals.
 pub struct Sums {
     tiles: Vec<f32>,
     totals: Vec<f64>,
     used: usize,
     channels: usize,
-}
-
-/// What a normalisation's backward sums need of its forward pass.
-#[derive(Clone, Copy)]
-pub struct Normalised<'a, T> {
-    /// What was normalised.
-    pub z: &'a [T],
-    /// The mean that was subtracted.
-    pub mean: &'a [f32],
-}
-
-/// Where a gradient passed the ReLU.
-#[derive(Clone, Copy)]
-pub enum Mask<'a, T> {
-    /// Where the normalisation of this sum's `z` is positive.
-    Folded(&'a Folded),
-    /// Where the output is.
-    Output(&'a [T]),
 }
 
 impl Sums {
@@ -184,38 +131,6 @@ impl Statistics {
             slope.b[c] = b as f32;
             slope.c[c] = (-scale * s1 / count - b * f64::from(self.mean[c])) as f32;
         }
-    }
-}
-
-impl Folded {
-    /// Room for `channels` channels.
-    pub fn new(channels: usize) -> Self {
-        Self { scale: vec![0.0; channels], shift: vec![0.0; channels] }
-    }
-
-    /// Folds mean, variance, gamma and beta.
-    pub fn set(
-        &mut self,
-        norm: BatchNorm,
-        (mean, variance): (&[f32], &[f32]),
-        (gamma, beta): (&[f32], &[f32]),
-    ) {
-        for c in 0..self.scale.len() {
-            self.scale[c] = gamma[c] / (variance[c] + norm.epsilon).sqrt();
-            self.shift[c] = beta[c] - mean[c] * self.scale[c];
-        }
-    }
-}
-
-impl Slope {
-    /// Room for `channels` channels.
-    pub fn new(channels: usize) -> Self {
-        Self { a: vec![0.0; channels], b: vec![0.0; channels], c: vec![0.0; channels] }
-    }
-
-    /// `dz = a*g + b*z + c` over `g` itself.
-    pub fn apply_in_place<T: Value>(&self, exec: (&Pool, Isa), z: &[T], g: &mut [T]) {
-        slope_in_place(exec, self, z, g);
     }
 }
 

@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
-use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::value::Value;
+use crate::base::isa::Isa;
+use crate::base::panel::PANEL;
+use crate::base::value::Value;
+use crate::parallel::Pool;
 
 /// Images of a tile: short enough that sums over them in `f32` lose few digits, and no function of the
 /// threads, so that neither are the sums.
@@ -187,9 +187,7 @@ pub(crate) fn stream<T: Value>(isa: Isa, rows: &[T], mut target: ArrayViewMut2<T
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.stream(rows, target),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.stream(rows, target),
+        Isa::Vector(tier) => tier.stream(rows, target),
     }
 }
 

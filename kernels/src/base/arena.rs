@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-use crate::value::Value;
+use crate::base::value::Value;
 
 /// A zeroed, page-aligned buffer.
 pub struct Arena<T: Value = f32> {

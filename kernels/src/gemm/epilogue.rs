@@ -8,12 +8,12 @@
 
 use ndarray::ArrayViewMut2;
 
-use crate::gemm::{Beside, PANEL};
-use crate::isa::Isa;
-use crate::norm::{Folded, Mask, Normalised};
-use crate::pool::Pool;
-use crate::tile::{Tile, for_each_tile};
-use crate::value::Value;
+use crate::base::isa::Isa;
+use crate::base::panel::{PANEL, Prefetch};
+use crate::base::tile::{Tile, for_each_tile};
+use crate::base::value::Value;
+use crate::norm::folded::{Folded, Mask, Normalised};
+use crate::parallel::Pool;
 
 /// What happens to a result.
 #[derive(Clone, Copy)]
@@ -46,8 +46,8 @@ impl<'a, T: Value> Finish<'a, T> {
     }
 
     /// What it reads next to a tile that begins at a row and a channel of so many.
-    pub(crate) fn beside(&self, row: usize, channel: usize, channels: usize) -> Beside {
-        let mut beside = Beside::of::<T>(channels);
+    pub(crate) fn beside(&self, row: usize, channel: usize, channels: usize) -> Prefetch {
+        let mut beside = Prefetch::of::<T>(channels);
         for (start, data) in beside.starts.iter_mut().zip(self.reads()) {
             *start = data.get(row * channels + channel..).map(|data| data.as_ptr().cast());
         }
@@ -89,9 +89,7 @@ impl<'a, T: Value> Ending<'a, T> {
                 self.finish.plainly(tile);
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(token) => token.write(self, (source, stride), tile),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.write(self, (source, stride), tile),
+            Isa::Vector(tier) => tier.write(self, (source, stride), tile),
         }
     }
 
@@ -101,9 +99,7 @@ impl<'a, T: Value> Ending<'a, T> {
         match isa {
             Isa::Portable => self.finish.plainly(tile),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(token) => token.write_in_place(self, tile),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.write_in_place(self, tile),
+            Isa::Vector(tier) => tier.write_in_place(self, tile),
         }
     }
 
@@ -127,7 +123,7 @@ impl<'a, T: Value> Ending<'a, T> {
     }
 
     /// What is read next to a tile: by the finish, and where it is added to.
-    pub(crate) fn beside(&self, tile: &Tile<T>) -> Beside {
+    pub(crate) fn beside(&self, tile: &Tile<T>) -> Prefetch {
         let mut beside = self.finish.beside(tile.row, tile.channel, self.channels);
         if self.add && tile.values.strides()[0].unsigned_abs() == self.channels {
             beside.starts[3] = Some(tile.values.as_ptr().cast());

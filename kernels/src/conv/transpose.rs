@@ -1,14 +1,14 @@
-//! Weights turned for the gradient by input: all before it, or a panel by the task that alone reads it.
+//! Weights transposed for the gradient by input: all before it, or a panel by the task that alone reads it.
 
-use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::view4;
-use crate::value::Value;
+use crate::base::isa::Isa;
+use crate::base::panel::PANEL;
+use crate::base::tile::view4;
+use crate::gemm::product::Product;
+use crate::parallel::Pool;
 
 /// Weights `[Cout/64][taps][Cin][64]`, to be read as panels `[Cin/64][taps][Cout][64]`.
 #[derive(Clone, Copy)]
-pub(super) struct Turned<'a> {
+pub(super) struct Transposed<'a> {
     pub(super) weights: &'a [f32],
     pub(super) taps: usize,
     /// Channels in and out.
@@ -17,12 +17,12 @@ pub(super) struct Turned<'a> {
     pub(super) used: u64,
 }
 
-/// Weights that are turned past the caches: they would not all be there any more when they are read.
+/// Weights that are transposed past the caches: they would not all be there any more when they are read.
 const STREAMED: usize = 1 << 20;
 
-impl Turned<'_> {
+impl Transposed<'_> {
     /// Writes all panels but those of taps that are not used.
-    pub(super) fn all<T: Value>(&self, (pool, isa): (&Pool, Isa), panels: &mut [T]) {
+    pub(super) fn all<T: Product>(&self, (pool, isa): (&Pool, Isa), panels: &mut [T]) {
         let [channels, k] = self.channels;
         let streamed = self.weights.len() >= STREAMED;
         let panels = view4(panels, [channels / PANEL, self.taps, k, PANEL]);
@@ -35,14 +35,14 @@ impl Turned<'_> {
     }
 
     /// Writes the rows of one tap of a panel.
-    pub(super) fn panel<T: Value>(&self, isa: Isa, [panel, tap]: [usize; 2], rows: &mut [T]) {
+    pub(super) fn panel<T: Product>(&self, isa: Isa, [panel, tap]: [usize; 2], rows: &mut [T]) {
         for (block, rows) in rows.chunks_exact_mut(PANEL * PANEL).enumerate() {
             self.rows(isa, [panel, tap, block * PANEL], rows, false);
         }
     }
 
     /// Writes 64 rows of a panel, from one on.
-    fn rows<T: Value>(
+    fn rows<T: Product>(
         &self,
         isa: Isa,
         [panel, tap, row]: [usize; 3],
@@ -52,6 +52,6 @@ impl Turned<'_> {
         let apart = self.taps * self.channels[0];
         let at = (row / PANEL * apart + tap * self.channels[0] + panel * PANEL) * PANEL;
         let next = self.weights.get(at + apart * PANEL..).unwrap_or(&[]);
-        T::turn(isa, (&self.weights[at..][..PANEL * PANEL], next), rows, streamed);
+        T::transpose(isa, (&self.weights[at..][..PANEL * PANEL], next), rows, streamed);
     }
 }

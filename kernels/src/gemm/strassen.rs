@@ -16,11 +16,12 @@
 
 use ndarray::ArrayViewMut2;
 
-use crate::finish::Ending;
-use crate::gemm::{PANEL, Products};
-use crate::isa::Isa;
-use crate::tile::{IMAGES, Tile};
-use crate::value::Value;
+use super::Products;
+use super::epilogue::Ending;
+use crate::base::isa::Isa;
+use crate::base::panel::PANEL;
+use crate::base::tile::{IMAGES, Tile};
+use crate::base::value::Value;
 
 /// Columns of a result: two panels.
 pub(crate) const COLUMNS: usize = 2 * PANEL;
@@ -85,9 +86,7 @@ pub(crate) fn multiply_to<T: Value>(
     match isa {
         Isa::Portable => unreachable!("only vector tiers choose this product"),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.multiply_quarters(products, held, (ending, tile)),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.multiply_quarters(products, held, (ending, tile)),
+        Isa::Vector(tier) => tier.multiply_quarters(products, held, (ending, tile)),
     }
 }
 
@@ -159,12 +158,8 @@ pub(crate) fn multiply_transposed(
         match isa {
             Isa::Portable => unreachable!("only vector tiers choose this product"),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(token) => {
-                token.multiply_quarters_transposed(operand, b, (sums, accumulate), next);
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => {
-                token.multiply_quarters_transposed(operand, b, (sums, accumulate), next);
+            Isa::Vector(tier) => {
+                tier.multiply_quarters_transposed(operand, b, (sums, accumulate), next)
             }
         }
     }

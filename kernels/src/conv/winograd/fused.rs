@@ -2,14 +2,16 @@
 
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
-use super::stage::{Map, distance};
-use super::{PRODUCTS_MAX, Transform, Winograd};
-use crate::finish::{Ending, Finish};
-use crate::gemm::{self, Beside, PANEL, Term};
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, view4};
-use crate::value::Value;
+use super::scheme::{PRODUCTS_MAX, Transform};
+use super::staged::Map;
+use super::tiling::{Winograd, distance};
+use crate::base::isa::Isa;
+use crate::base::panel::{PANEL, Prefetch};
+use crate::base::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, view4};
+use crate::gemm::epilogue::{Ending, Finish};
+use crate::gemm::product::Product;
+use crate::gemm::{self, Term};
+use crate::parallel::Pool;
 
 /// Most channels of layers whose groups a thread keeps to itself, and rows of such a group.
 const CHANNELS: usize = 128;
@@ -52,7 +54,7 @@ impl Winograd {
     }
 
     /// Group by group, all stages of one by one thread, which finishes its tiles where it can.
-    pub(super) fn convolve_alone<T: Value>(
+    pub(super) fn convolve_alone<T: Product>(
         &self,
         (pool, isa): (&Pool, Isa),
         (x, weights): (Map<T>, &[f32]),
@@ -120,7 +122,7 @@ struct Work<'a, T> {
     ending: Ending<'a, T>,
 }
 
-impl<T: Value> Work<'_, T> {
+impl<T: Product> Work<'_, T> {
     /// Row of an image of a pixel.
     fn row(&self, [image, h, w]: [usize; 3]) -> usize {
         (h * self.x.size[1] + w) * self.x.n + image
@@ -195,7 +197,7 @@ impl<T: Value> Work<'_, T> {
                 let b = &self.weights[from..][..c * PANEL];
                 let mut beside = match pixel[0] < side && tiles == 1 {
                     true => self.ending.finish.beside(row, panel * PANEL, k),
-                    false => Beside::of::<T>(k),
+                    false => Prefetch::of::<T>(k),
                 };
                 // What the next tile shares with this one is there.
                 if c == k && frequency % 6 >= 2 {

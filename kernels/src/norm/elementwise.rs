@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::norm::{Folded, Identity, Slope};
-use crate::pool::Pool;
-use crate::tile::{is_streamed, rows_of, stream};
-use crate::value::Value;
+use super::folded::{Folded, Identity, Slope};
+use crate::base::isa::Isa;
+use crate::base::panel::PANEL;
+use crate::base::tile::{is_streamed, rows_of, stream};
+use crate::base::value::Value;
+use crate::parallel::Pool;
 
 /// What rows are made of.
 #[derive(Clone, Copy)]
@@ -90,22 +90,19 @@ impl<T: Value> Rows<'_, T> {
     }
 }
 
-/// `a*g + b*z + c` over `g` itself.
-pub(crate) fn slope_in_place<T: Value>(
-    (pool, isa): (&Pool, Isa),
-    slope: &Slope,
-    z: &[T],
-    g: &mut [T],
-) {
-    let len = chunk_rows(slope.a.len()) * slope.a.len();
-    assert_eq!(z.len(), g.len());
-    pool.for_each_chunk(g, len, |index, g| {
-        let z = &z[index * len..index * len + g.len()];
-        isa.run(
-            #[inline(always)]
-            || slope_over(slope, z, g),
-        );
-    });
+impl Slope {
+    /// `dz = a*g + b*z + c` over `g` itself.
+    pub fn apply_in_place<T: Value>(&self, (pool, isa): (&Pool, Isa), z: &[T], g: &mut [T]) {
+        let len = chunk_rows(self.a.len()) * self.a.len();
+        assert_eq!(z.len(), g.len());
+        pool.for_each_chunk(g, len, |index, g| {
+            let z = &z[index * len..index * len + g.len()];
+            isa.run(
+                #[inline(always)]
+                || slope_over(self, z, g),
+            );
+        });
+    }
 }
 
 /// Values that are computed before they are written past the caches: a few rows.
@@ -185,7 +182,7 @@ fn slope_into<T: Value>(slope: &Slope, (g, z): (&[T], &[T]), dz: &mut [T]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BatchNorm, Bf16, Conv, Finish, Scratch, Source};
+    use crate::{BatchNorm, Bf16, Conv, Finish, Product, Scratch, Source};
 
     fn values<T: Value>(len: usize, seed: usize) -> Vec<T> {
         let value = |i: usize| ((i + seed) * 7919 % 1009) as f32 / 256.0 - 2.0;
@@ -226,7 +223,7 @@ mod tests {
         }
     }
 
-    fn compare<T: Value>(conv: &Conv, n: usize) {
+    fn compare<T: Product>(conv: &Conv, n: usize) {
         let pool = Pool::new(2);
         let [channels, k] = [conv.channels_in, conv.channels_out];
         let [x_len, y_len] = [conv.input_len(n), conv.output_len(n)];

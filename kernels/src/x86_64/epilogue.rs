@@ -1,17 +1,20 @@
 //! The end of a register tile: what happens to sums in registers, and where they are written to.
 
-use std::arch::x86_64::{__m256, __m512};
-
 use ndarray::ArrayViewMut2;
 
+use super::kernel::{Arithmetic, Enter, Kernel};
+use super::rows::{LINE, Target};
 use super::vector::Vector;
-use super::{Arithmetic, Avx2, Avx512, LINE, ROWS, Single, Target};
-use crate::finish::{Ending, Finish};
-use crate::gemm::PANEL;
-use crate::norm::{Folded, Mask, Normalised};
-use crate::strassen::BLOCK;
-use crate::tile::{SUMS, Tile};
-use crate::value::Value;
+use crate::base::isa::Tier;
+use crate::base::panel::PANEL;
+use crate::base::tile::{SUMS, Tile};
+use crate::base::value::Value;
+use crate::gemm::epilogue::{Ending, Finish};
+use crate::gemm::strassen::BLOCK;
+use crate::norm::folded::{Folded, Mask, Normalised};
+
+/// Rows of a register tile: 6 x 64 columns fill 24 of 32 AVX-512 registers.
+pub(super) const ROWS: usize = 6;
 
 /// `body` for each index below a constant of at most six. Written out, since what is indexed by a variable
 /// would not stay in registers, and the compiler unrolls long bodies too late.
@@ -349,52 +352,45 @@ impl<T: Value> End<T> {
 /// Rows of values, so far apart.
 type Source<S> = (*const S, usize);
 
-macro_rules! entries {
-    ($token:ty, $vector:ty, $count:literal, $features:literal) => {
-        impl $token {
-            /// See [`Ending::write`].
-            pub(crate) fn write<S: Value, T: Value>(
-                self,
-                ending: &Ending<T>,
-                (source, stride): (&[S], usize),
-                tile: Tile<T>,
-            ) {
-                let end = End::new(ending, tile);
-                let (rows, columns) = (end.out.rows, end.columns);
-                assert!(rows == 0 || (rows - 1) * stride + columns <= source.len());
-                // SAFETY: (T), (B).
-                unsafe { <$vector>::write(&end, (source.as_ptr(), stride)) }
-            }
+impl Tier {
+    /// See [`Ending::write`].
+    pub(crate) fn write<S: Value, T: Value>(
+        self,
+        ending: &Ending<T>,
+        (source, stride): (&[S], usize),
+        tile: Tile<T>,
+    ) {
+        let end = End::new(ending, tile);
+        let (rows, columns) = (end.out.rows, end.columns);
+        assert!(rows == 0 || (rows - 1) * stride + columns <= source.len());
+        self.enter(Write { end: &end, source: (source.as_ptr(), stride) });
+    }
 
-            /// See [`Ending::write_in_place`].
-            pub(crate) fn write_in_place<T: Value>(self, ending: &Ending<T>, tile: Tile<T>) {
-                let mut end = End::new(ending, tile);
-                end.written = !matches!(end.kind, Kind::Keep | Kind::Measure(_));
-                let source = (end.out.start.cast_const(), end.out.stride);
-                // SAFETY: (T), (B); every row is read before it is written.
-                unsafe { <$vector>::write(&end, source) }
-            }
-        }
-
-        impl Entry for $vector {
-            #[target_feature(enable = $features)]
-            unsafe fn write<S: Value, T: Value>(end: &End<T>, source: Source<S>) {
-                // SAFETY: passed on.
-                unsafe { write::<Single<$vector>, S, T, $count>(end, source) }
-            }
-        }
-    };
+    /// See [`Ending::write_in_place`].
+    pub(crate) fn write_in_place<T: Value>(self, ending: &Ending<T>, tile: Tile<T>) {
+        let mut end = End::new(ending, tile);
+        end.written = !matches!(end.kind, Kind::Keep | Kind::Measure(_));
+        // Every row is read before it is written.
+        let source = (end.out.start.cast_const(), end.out.stride);
+        self.enter(Write { end: &end, source });
+    }
 }
 
-/// The function that carries the features.
-trait Entry {
-    /// # Safety
-    /// (T), and the source has the rows of the tile.
-    unsafe fn write<S: Value, T: Value>(end: &End<T>, source: Source<S>);
+/// A tile that was computed elsewhere; the source has its rows.
+struct Write<'a, S, T> {
+    end: &'a End<T>,
+    source: Source<S>,
 }
 
-entries!(Avx512, __m512, 4, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma");
-entries!(Avx2, __m256, 2, "avx2,fma");
+impl<S: Value, T: Value> Kernel<f32> for Write<'_, S, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arithmetic<Word = f32>, const COLUMNS: usize, const ROWS: usize>(self) {
+        // SAFETY: (T) from the caller, (B).
+        unsafe { write::<A, S, T, COLUMNS>(self.end, self.source) }
+    }
+}
 
 /// # Safety
 /// The source has the rows of the tile; (T) for `A`.

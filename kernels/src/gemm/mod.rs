@@ -15,22 +15,24 @@
 //! summed over images is interleaved by pairs of them. Sums stay in registers from the first to the
 //! last term, since `c` could not hold them.
 
+pub(crate) mod epilogue;
+pub(crate) mod product;
+pub(crate) mod strassen;
+
 use ndarray::linalg::general_mat_mul;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, ShapeBuilder};
+use ndarray::{ArrayViewMut2, Axis};
 
-use crate::finish::Ending;
-use crate::isa::Isa;
-use crate::tile::{Tile, rows_of};
-use crate::value::{Bf16, Value};
-
-/// Columns of a panel: channels of one block of weights.
-pub const PANEL: usize = 64;
-
-/// Columns of a strip: half a panel, so that 128 rows fill half of a first-level cache.
-pub(crate) const STRIP: usize = 32;
+use crate::base::isa::Isa;
+use crate::base::panel::{Matrix, PANEL, Prefetch, PrefetchNext, STRIP};
+use crate::base::tile::{Tile, rows_of};
+use crate::base::value::{Bf16, Value};
+use epilogue::Ending;
 
 /// Rows of a panel that are worked through before `c` is written back.
 pub(crate) const DEPTH: usize = 512;
+
+/// Zeros that are read at a time where a map or a sum has nothing.
+pub(crate) const ZEROS: usize = 2048;
 
 /// One product of a sum: `n` rows of `a` by `k` rows of a panel.
 #[derive(Clone, Copy)]
@@ -41,91 +43,19 @@ pub(crate) struct Term<'a, T> {
     pub(crate) b: &'a [T],
 }
 
-/// What will be read next to the rows of a result, to be fetched from memory meanwhile. Only hints, never
-/// read from.
-#[derive(Clone, Copy)]
-pub(crate) struct Beside {
-    /// Starts of matrices.
-    pub(crate) starts: [Option<*const u8>; 4],
-    /// Bytes from row to row, and of 64 columns.
-    pub(crate) stride: usize,
-    pub(crate) width: usize,
-}
-
-impl Beside {
-    /// Nothing.
-    pub(crate) const NOTHING: Self = Self { starts: [None; 4], stride: 0, width: 0 };
-
-    /// Nothing yet, of rows of so many values of a format.
-    pub(crate) fn of<T>(columns: usize) -> Self {
-        let size = size_of::<T>();
-        Self { starts: [None; 4], stride: columns * size, width: PANEL * size }
-    }
-
-    /// From another column on.
-    pub(crate) fn right(self, column: usize) -> Self {
-        let bytes = column / PANEL * self.width;
-        Self { starts: self.starts.map(|start| start.map(|at| at.wrapping_add(bytes))), ..self }
-    }
-
-    /// From another row on.
-    pub(crate) fn below(self, row: usize) -> Self {
-        let starts = self.starts.map(|start| start.map(|at| at.wrapping_add(row * self.stride)));
-        Self { starts, ..self }
-    }
-}
-
-/// What the next product will read, to be fetched from memory during this one. Only hints.
-#[derive(Clone, Copy, Default)]
-pub struct Next<'a, A, B> {
-    /// Start of the next `a`.
-    pub(crate) a: &'a [A],
-    /// Distance of its rows.
-    pub(crate) a_stride: usize,
-    /// Start of the matrix that the next `b` is copied from.
-    pub(crate) b: &'a [B],
-    /// Distance of its rows.
-    pub(crate) b_stride: usize,
-    /// Rows of both that one word covers.
-    pub(crate) rows_at_once: usize,
-}
-
-/// A matrix inside a slice: `rows` rows of `cols` values, `stride` apart.
-#[derive(Clone, Copy)]
-pub struct Matrix<'a, T> {
-    pub(crate) data: &'a [T],
-    pub(crate) rows: usize,
-    pub(crate) cols: usize,
-    pub(crate) stride: usize,
-}
-
-impl<T> Matrix<'_, T> {
-    /// Whether every row lies inside the slice.
-    pub(crate) fn fits(&self) -> bool {
-        self.rows == 0 || (self.rows - 1) * self.stride + self.cols <= self.data.len()
-    }
-
-    fn view(&self) -> ArrayView2<'_, T> {
-        ArrayView2::from_shape((self.rows, self.cols).strides((self.stride, 1)), self.data)
-            .expect("a matrix fits its slice")
-    }
-}
-
 /// `c[n][64] = sum a.b` over the terms. Each `a` has `c.nrows()` rows of `k` values, `stride` apart.
 pub(crate) fn multiply(
     isa: Isa,
     terms: &[Term<f32>],
     (k, stride): (usize, usize),
     mut c: ArrayViewMut2<f32>,
-    beside: Beside,
+    beside: Prefetch,
 ) {
     assert_eq!(c.ncols(), PANEL);
     match isa {
         Isa::Portable => multiply_plainly(terms, (k, stride), &mut c),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.multiply(terms, (k, stride), c, beside),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.multiply(terms, (k, stride), c, beside),
+        Isa::Vector(tier) => tier.multiply(terms, (k, stride), c, beside),
     }
 }
 
@@ -168,9 +98,7 @@ pub(crate) fn multiply_to<T: Value>(
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.multiply_to(products, held, (ending, tile)),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.multiply_to(products, held, (ending, tile)),
+        Isa::Vector(tier) => tier.multiply_to(products, held, (ending, tile)),
     }
 }
 
@@ -232,7 +160,7 @@ pub(crate) fn multiply_transposed(
     isa: Isa,
     a: Matrix<f32>,
     b: &[f32],
-    next: Next<f32, impl Copy>,
+    next: PrefetchNext<f32, impl Copy>,
     mut c: ArrayViewMut2<f32>,
     accumulate: bool,
 ) {
@@ -246,9 +174,7 @@ pub(crate) fn multiply_transposed(
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2(token) => token.multiply_transposed(a, b, next, c, accumulate),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => token.multiply_transposed(a, b, next, c, accumulate),
+        Isa::Vector(tier) => tier.multiply_transposed(a, b, next, c, accumulate),
     }
 }
 
@@ -257,7 +183,7 @@ pub(crate) fn multiply_transposed_bf16(
     isa: Isa,
     a: Matrix<u32>,
     b: &[u32],
-    next: Next<Bf16, impl Copy>,
+    next: PrefetchNext<Bf16, impl Copy>,
     mut c: ArrayViewMut2<f32>,
     accumulate: bool,
 ) {
@@ -334,15 +260,20 @@ pub(crate) fn pair_rows(isa: Isa, rows: &[f32], words: &mut [Bf16]) {
 
 /// Transposes 64 rows of 64 columns; past the caches, where the tier can and the target begins at a cache line,
 /// if `streamed` is set. What comes next after `source` is asked for; it may be empty.
-pub(crate) fn turn(isa: Isa, (source, next): (&[f32], &[f32]), target: &mut [f32], streamed: bool) {
+pub(crate) fn transpose(
+    isa: Isa,
+    (source, next): (&[f32], &[f32]),
+    target: &mut [f32],
+    streamed: bool,
+) {
     assert_eq!((source.len(), target.len()), (PANEL * PANEL, PANEL * PANEL));
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512(token) => {
+        Isa::Vector(tier) => {
             let streamed = streamed && target.as_ptr().addr().is_multiple_of(64);
-            token.turn(source, next, target, streamed);
+            tier.transpose(source, next, target, streamed);
         }
-        _ => {
+        Isa::Portable => {
             // Sixteen columns at a time, so that reads stay in a few cache lines.
             for first in (0..PANEL).step_by(16) {
                 for (k, row) in target.chunks_exact_mut(PANEL).enumerate() {
@@ -370,7 +301,7 @@ pub(crate) fn strips<T: Copy>(b: Matrix<T>, packed: &mut [f32], convert: impl Fn
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arena::Arena;
+    use crate::base::arena::Arena;
     use ndarray::Array2;
 
     fn values(len: usize, seed: u32) -> Vec<f32> {
@@ -400,7 +331,7 @@ mod tests {
             for (aside, streamed) in [(0, true), (0, false), (1, true)] {
                 let mut arena = Arena::<f32>::new(LEN + 1).expect("memory");
                 let target = &mut arena.as_mut_slice()[aside..aside + LEN];
-                turn(isa, (&source, &[]), target, streamed);
+                transpose(isa, (&source, &[]), target, streamed);
                 let is_turned = |at: usize| target[at] == source[at % PANEL * PANEL + at / PANEL];
                 assert!((0..LEN).all(is_turned), "{} {aside} {streamed}", isa.name());
             }
@@ -420,7 +351,7 @@ mod tests {
                         .map(|t| Term { a: &a[t * n * stride..], b: &b[t * k * PANEL..] })
                         .collect();
                     let mut c = Array2::from_elem((n, PANEL), f32::NAN);
-                    multiply(isa, &terms, (k, stride), c.view_mut(), Beside::NOTHING);
+                    multiply(isa, &terms, (k, stride), c.view_mut(), Prefetch::NOTHING);
                     let want = Array2::from_shape_fn((n, PANEL), |(row, col)| {
                         let mut sum = 0.0_f64;
                         for term in &terms {
@@ -449,7 +380,7 @@ mod tests {
                         isa,
                         a,
                         &b,
-                        Next::<f32, f32>::default(),
+                        PrefetchNext::<f32, f32>::default(),
                         c.view_mut(),
                         true,
                     );
@@ -479,7 +410,7 @@ mod tests {
             .iter()
             .map(|&isa| {
                 let mut c = Array2::zeros((n, PANEL));
-                multiply(isa, &terms, (k, k), c.view_mut(), Beside::NOTHING);
+                multiply(isa, &terms, (k, k), c.view_mut(), Prefetch::NOTHING);
                 c
             })
             .collect();

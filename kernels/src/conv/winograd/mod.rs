@@ -10,153 +10,35 @@
 //! over channels (or images): matrix products, by the same kernels as the direct convolution. In
 //! `[H][W][N][C]` every transform works on whole slices, element by element. A group of tiles at a time goes
 //! through the three stages: with few channels, one that a thread keeps in its second-level cache
-//! ([`alone`]); with more, when the weights are too many to be read for so few rows, one that all threads
+//! ([`fused`]); with more, when the weights are too many to be read for so few rows, one that all threads
 //! share in the last-level cache. Only for 3x3 filters with stride 1 over maps of 2x2 or whose sides are
 //! multiples of 4, on vector tiers. Everything between activations is `f32`. The rounding errors are larger
 //! than the direct convolution's by about ten (maps of 2x2: about the same).
 
-mod alone;
-mod stage;
+mod fused;
+pub(crate) mod scheme;
+mod staged;
+mod tiling;
 
 use ndarray::{Axis, s};
 
-use crate::finish::{Finish, finish_tiles};
-use crate::gemm::PANEL;
-use crate::isa::Isa;
-use crate::pool::Pool;
-use crate::tile::{IMAGES, view4};
-use crate::value::Value;
+use crate::base::isa::Isa;
+use crate::base::panel::PANEL;
+use crate::base::tile::{IMAGES, view4};
+use crate::gemm::epilogue::{Finish, finish_tiles};
+use crate::gemm::product::Product;
+use crate::parallel::Pool;
 
-use stage::{Map, add_products, distance, slices};
+use scheme::{TAPS, Transform};
+use staged::{Map, add_products, slices};
+use tiling::distance;
 
-/// Most products of a tile.
-pub(crate) const PRODUCTS_MAX: usize = 36;
-/// Taps of the filter.
-const TAPS: usize = 9;
-/// Values of one frequency of a shared group, about: 36 of them are 4.5 MiB.
-const GROUP: usize = 1 << 15;
+pub(crate) use tiling::Winograd;
+
 /// Rows of a gradient by weight that one task transforms.
 const RESULTS: usize = 16;
-/// Values of one slice that one task transforms, about: 36 of them stay in the second-level cache.
-pub(crate) const SLICE: usize = 2048;
-
-/// How a map is cut into tiles.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scheme {
-    /// F(4x4, 3x3): 6x6 inputs to 4x4 outputs by 36 products.
-    Four,
-    /// A map of 2x2, whose border is known to be zero: a product of a Toeplitz matrix of 2 by 2 in either
-    /// direction, with 3 multiplications each.
-    Two,
-}
-
-impl Scheme {
-    fn of(size: [usize; 2]) -> Option<Self> {
-        match size {
-            [2, 2] => Some(Self::Two),
-            _ => size.iter().all(|side| side.is_multiple_of(4)).then_some(Self::Four),
-        }
-    }
-
-    /// Sides of a tile's inputs, products and outputs.
-    fn sides(self) -> [usize; 3] {
-        match self {
-            Self::Four => [6, 6, 4],
-            Self::Two => [2, 3, 2],
-        }
-    }
-
-    /// Side of a tile of outputs.
-    fn tile(self) -> usize {
-        self.sides()[2]
-    }
-
-    /// Products of a tile.
-    fn products(self) -> usize {
-        self.sides()[1].pow(2)
-    }
-}
-
-/// One of the five transforms.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Transform {
-    Input,
-    Weights,
-    Output,
-    Gradient,
-    Result,
-}
-
-impl Transform {
-    /// Sides of the squares it reads and writes.
-    pub(crate) fn sides(self, scheme: Scheme) -> [usize; 2] {
-        let [inputs, products, outputs] = scheme.sides();
-        match self {
-            Self::Input => [inputs, products],
-            Self::Weights => [3, products],
-            Self::Output => [products, outputs],
-            Self::Gradient => [outputs, products],
-            Self::Result => [products, 3],
-        }
-    }
-
-    fn apply<S: Value, D: Value>(
-        self,
-        (isa, scheme): (Isa, Scheme),
-        sources: &[&[S]; PRODUCTS_MAX],
-        targets: &mut [&mut [D]; PRODUCTS_MAX],
-    ) {
-        match isa {
-            Isa::Portable => unreachable!("only vector tiers choose this convolution"),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(token) => token.transform((scheme, self), sources, targets),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.transform((scheme, self), sources, targets),
-        }
-    }
-}
-
-/// A 3x3 convolution with stride 1 and padding 1.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Winograd {
-    scheme: Scheme,
-    /// Tiles along each side.
-    tiles: [usize; 2],
-    channels: [usize; 2],
-}
-
-/// Some tiles of one row of tiles, and some images.
-#[derive(Clone, Copy)]
-struct Group {
-    row: usize,
-    /// First tile and how many.
-    column: usize,
-    tiles: usize,
-    /// First image and how many.
-    image: usize,
-    images: usize,
-}
-
-impl Group {
-    fn rows(&self) -> usize {
-        self.tiles * self.images
-    }
-}
 
 impl Winograd {
-    /// For maps of `size` and channels in and out; `None` where it does not fit.
-    pub(crate) fn new(size: [usize; 2], channels: [usize; 2]) -> Option<Self> {
-        let scheme = Scheme::of(size)?;
-        let fits = |channels: &usize| channels.is_multiple_of(PANEL) && *channels <= SLICE;
-        let tiles = size.map(|side| side / scheme.tile());
-        channels.iter().all(fits).then_some(Self { scheme, tiles, channels })
-    }
-
-    /// Whether it is faster than direct products of words of so many values.
-    pub(crate) fn pays(&self, word: usize) -> bool {
-        self.scheme == Scheme::Four || word == 1
-    }
-
     /// Values that a pass over `n` images needs beside its operands.
     pub(crate) fn scratch_len(&self, n: usize) -> usize {
         let rows = self.groups(n).map(|group| group.rows()).max().unwrap_or(0);
@@ -165,32 +47,8 @@ impl Winograd {
         self.weights_len() + (self.scheme.products() * stages).max(self.alone_len())
     }
 
-    /// Values of the transformed weights.
-    fn weights_len(&self) -> usize {
-        self.scheme.products() * self.channels[0] * self.channels[1]
-    }
-
-    fn size(&self) -> [usize; 2] {
-        self.tiles.map(|tiles| tiles * self.scheme.tile())
-    }
-
-    fn groups(&self, n: usize) -> impl Iterator<Item = Group> {
-        let [rows, columns] = self.tiles;
-        let widest = self.channels[0].max(self.channels[1]);
-        (0..n).step_by(IMAGES).flat_map(move |image| {
-            let images = IMAGES.min(n - image);
-            let tiles = (GROUP / widest / images).clamp(1, columns);
-            (0..rows).flat_map(move |row| {
-                (0..columns).step_by(tiles).map(move |column| {
-                    let tiles = tiles.min(columns - column);
-                    Group { row, column, tiles, image, images }
-                })
-            })
-        })
-    }
-
     /// `y = x * w`.
-    pub(crate) fn forward<T: Value>(
+    pub(crate) fn forward<T: Product>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
@@ -202,7 +60,7 @@ impl Winograd {
     }
 
     /// `dx = dy * w'`.
-    pub(crate) fn backward_input<T: Value>(
+    pub(crate) fn backward_input<T: Product>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
@@ -214,7 +72,7 @@ impl Winograd {
     }
 
     /// Forward, or with the weights `turned` by input.
-    fn convolve<T: Value>(
+    fn convolve<T: Product>(
         &self,
         exec: (&Pool, Isa),
         n: usize,
@@ -255,7 +113,7 @@ impl Winograd {
     }
 
     /// `dw = x' * dy`.
-    pub(crate) fn backward_weight<T: Value>(
+    pub(crate) fn backward_weight<T: Product>(
         &self,
         exec: (&Pool, Isa),
         n: usize,

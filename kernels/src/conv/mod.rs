@@ -1,0 +1,152 @@
+//! Convolution: forward, gradient by input, gradient by weight, each a sum over (pixel, tap) pairs.
+//!
+//! ```text
+//! for each output pixel o, panel j:       y[o][:, j]  = sum over taps t of o   x[i(o,t)] . w[j][t]
+//! for each input pixel i, panel j of Cin: dx[i][:, j] = sum over (o, t) -> i   dy[o] . w'[j][t]
+//! for each panel j, rows of Cin:          dw[j][t]    = sum over o             x[i(o,t)]' . dy[o][:, j]
+//! ```
+//!
+//! The pairs come from tables made once per layer. A tap outside the image is not in the table, so the
+//! border costs nothing (at 2x2 maps that is half of a 3x3 filter), and a stride only makes the tables
+//! shorter.
+
+mod operand;
+mod pass;
+mod shape;
+mod transpose;
+mod weight;
+mod window;
+pub(crate) mod winograd;
+
+use crate::base::isa::Isa;
+use crate::base::panel::PANEL;
+use crate::gemm;
+use crate::gemm::epilogue::Finish;
+use crate::gemm::product::Product;
+use crate::parallel::Pool;
+
+use pass::{Pass, Weights};
+use transpose::Transposed;
+use winograd::Winograd;
+
+pub use operand::{Scratch, Source};
+pub use shape::{Conv, ShapeError, panel_index};
+
+impl Conv {
+    /// What computes passes by Winograd's algorithm, where it was chosen and pays.
+    fn winograd<T: Product>(&self, isa: Isa) -> Option<&Winograd> {
+        let pays = |winograd: &&Winograd| isa != Isa::Portable && winograd.pays(T::WORD);
+        self.winograd.as_ref().filter(pays)
+    }
+
+    /// `y = x * w`; all of `y` is written, as it is finished. `sums` has [`Conv::sums_len`] values for that.
+    pub fn forward<'a, T: Product>(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        (x, w): (impl Into<Source<'a, T>>, &[f32]),
+        (y, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
+        finish: Finish<T>,
+    ) {
+        let x = x.into();
+        assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
+        if let Some(winograd) = self.winograd::<T>(exec.1) {
+            return winograd.forward(exec, n, (x.make(exec), w), (y, sums, scratch.parts), finish);
+        }
+        let shapes = (self.rows(self.output, n), self.output_tiles(n));
+        let weights = Weights::Panels(T::panels(exec, w, scratch.panels));
+        self.pass_forward().finish(exec, (x, weights), shapes, (y, sums), (false, finish));
+    }
+
+    /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
+    pub fn forward_images<T: Product>(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        (x, w): (&[f32], &[f32]),
+        results: (&mut [T], &mut [f32]),
+        finish: Finish<T>,
+    ) {
+        assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
+        self.pass_forward().finish_images(exec, (x, w), self.output_tiles(n), results, finish);
+    }
+
+    /// `dx = dy * w'`, or `dx +=` where `add` is set, as it is finished.
+    ///
+    /// # Panics
+    /// If the input channels are no multiple of 64 (the first layer needs no such gradient).
+    pub fn backward_input<'a, T: Product>(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        (dy, w): (impl Into<Source<'a, T>>, &[f32]),
+        (dx, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
+        (add, finish): (bool, Finish<T>),
+    ) {
+        assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
+        let dy = dy.into();
+        assert_eq!((dy.len(), w.len()), (self.output_len(n), self.weights()));
+        if let Some(winograd) = self.winograd::<T>(exec.1).filter(|_| !add) {
+            let results = (dx, sums, scratch.parts);
+            return winograd.backward_input(exec, n, (dy.make(exec), w), results, finish);
+        }
+        let (taps, is_fast, is_pointwise) = (self.taps(), self.is_fast, self.is_pointwise);
+        let table = &self.backward;
+        let pass = Pass { table, taps, k: self.channels_out, is_fast, is_pointwise };
+        let shapes = (self.rows(self.input, n), self.input_tiles(n));
+        let channels = [self.channels_in, self.channels_out];
+        let transposed = Transposed { weights: w, taps, channels, used: self.used };
+        let weights = Weights::Transposed(transposed, &mut scratch.panels[..self.weights()]);
+        pass.finish(exec, (dy, weights), shapes, (dx, sums), (add, finish));
+    }
+
+    /// `dw = x' * dy`; all of `dw` is written. `scratch` has [`Conv::scratch_len`] values.
+    pub fn backward_weight<T: Product>(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        operands: (&[T], &[T]),
+        results: (&mut [f32], &mut [f32]),
+    ) {
+        let ((x, dy), (dw, scratch)) = (operands, results);
+        assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
+        if let Some(winograd) = self.winograd::<T>(exec.1) {
+            return winograd.backward_weight(exec, n, (x, dy), dw, scratch);
+        }
+        if exec.1 != Isa::Portable
+            && let Some(cut) = self.pairs(n)
+            && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
+        {
+            return self.sum_pairs(exec, cut, (x, dy), (dw, scratch));
+        }
+        let results = (dw, scratch);
+        self.sum_parts(exec, n, (x, dy), results, |dy, strips| T::strips(exec.1, dy, strips));
+    }
+
+    /// As [`Conv::backward_weight`] for the first layer, whose input is `f32` in every precision.
+    pub fn backward_weight_images<T: Product>(
+        &self,
+        exec: (&Pool, Isa),
+        n: usize,
+        operands: (&[f32], &[T]),
+        results: (&mut [f32], &mut [f32]),
+    ) {
+        self.sum_parts(exec, n, operands, results, |dy, strips| {
+            exec.1.run(
+                #[inline(always)]
+                || gemm::strips(dy, strips, T::widen),
+            );
+        });
+    }
+
+    /// Values that passes over `n` images need beside their operands.
+    pub fn scratch_len(&self, n: usize) -> usize {
+        let parts = self.parts_len(n);
+        self.winograd.map_or(parts, |winograd| parts.max(winograd.scratch_len(n)))
+    }
+
+    fn pass_forward(&self) -> Pass<'_> {
+        let (taps, is_fast, is_pointwise) = (self.taps(), self.is_fast, self.is_pointwise);
+        Pass { table: &self.forward, taps, k: self.channels_in, is_fast, is_pointwise }
+    }
+}

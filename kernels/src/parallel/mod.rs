@@ -1,0 +1,10 @@
+//! Threads that share the tasks of a region, and the parts of buffers that they write.
+
+mod denormals;
+mod disjoint;
+mod pool;
+mod retire;
+mod team;
+
+pub use pool::Pool;
+pub use retire::Receding;
