@@ -7,20 +7,22 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
+use crate::Error;
 use crate::data::cipher::Xts;
 use crate::data::integrity::Authenticated;
 use crate::disk::{Disk, FileDisk, check_range};
 use crate::header::Header;
 use crate::header::binary::{Binary, Checksum};
 use crate::header::mac::{HeaderId, ManifestKey};
-use crate::header::metadata::{
-    Digest, Hash, Keyslot, Metadata, Policy, STRIPES, Segment, memory_limit_kib,
-};
-use crate::keys::antiforensic::random;
+use crate::header::metadata::{Metadata, Policy, Segment};
+use crate::keys::antiforensic::STRIPES;
+use crate::keys::hash::Hash;
 use crate::keys::kdf::{Kdf, KdfCost, pbkdf2};
-use crate::keys::keyslot;
+use crate::keys::keyslot::{self, Digest, Keyslot};
 use crate::keys::secret::{Passphrase, Secret};
-use crate::{Error, linux};
+use crate::linux::loop_device::refuse_attached;
+use crate::memory::limit_kib;
+use crate::random::random;
 
 /// Where the data begins: cryptsetup's default, after 16 MiB of headers and keyslots.
 const DATA_OFFSET: u64 = 16 << 20;
@@ -127,14 +129,14 @@ impl Source {
     pub fn open(&self, passphrase: &Passphrase, writable: bool) -> Result<Volume, Error> {
         let file = open_file(&self.path, writable)?;
         lock(&file, &self.path, writable)?;
-        linux::refuse_attached(&self.path)?;
+        refuse_attached(&self.path)?;
         let disk = FileDisk::new(file)?;
         let header = match &self.header {
             Some(path) => self.checked_header(&FileDisk::new(open_file(path, false)?)?)?,
             None => self.checked_header(&disk)?,
         };
         self.refuse_detached(&header)?;
-        let (slot, key) = header.unlock(passphrase, self.slot, memory_limit_kib())?;
+        let (slot, key) = header.unlock(passphrase, self.slot, limit_kib())?;
         Volume::new(header, slot, key, Box::new(disk), writable)
     }
 
@@ -151,7 +153,7 @@ impl Source {
         let mut header = self.checked_header(&disk)?;
         let mut bare = header.clone();
         bare.remove_mac();
-        let (_, key) = bare.unlock(passphrase, self.slot, memory_limit_kib())?;
+        let (_, key) = bare.unlock(passphrase, self.slot, limit_kib())?;
         header.seal(&key)?;
         header.write(&mut disk)?;
         Ok(header)
@@ -345,7 +347,7 @@ fn create_files(
         let existed = path.exists();
         if existed {
             // Not even by force from under somebody who has it mounted.
-            linux::refuse_attached(path)?;
+            refuse_attached(path)?;
         }
         let mut opened = OpenOptions::new();
         opened.read(true).write(true).mode(0o600).custom_flags(exclusive_flags(path).bits() as i32);
@@ -427,7 +429,7 @@ fn new_header(
             af_hash: Hash::Sha256,
             kdf: Kdf { cost, salt: random_salt()? },
         };
-        material.push(keyslot::seal(&slot, &key, passphrase, memory_limit_kib())?);
+        material.push(keyslot::seal(&slot, &key, passphrase, limit_kib())?);
         keyslots.push(slot);
     }
     let salt = random_salt()?;

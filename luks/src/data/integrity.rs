@@ -17,7 +17,6 @@ use ring::hmac;
 use crate::Error;
 use crate::data::cipher::Xts;
 use crate::disk::{Disk, check_range};
-use crate::header::metadata::Segment;
 
 const SECTOR: u64 = 512;
 const MAGIC: &[u8; 8] = b"integrt\0";
@@ -381,15 +380,17 @@ impl<D: Disk> Authenticated<D> {
     }
 }
 
-/// Sectors that a formatted segment of `sectors` provides, as its superblock says.
+/// Sectors that a formatted segment of `sectors` at `offset` provides, as its superblock says; its blocks
+/// have `block` bytes.
 pub(crate) fn provided_sectors(
     disk: &dyn Disk,
-    segment: &Segment,
+    offset: u64,
     sectors: u64,
+    block: u32,
 ) -> Result<u64, Error> {
     let mut superblock = [0; SECTOR as usize];
-    disk.read_at(&mut superblock, segment.offset)?;
-    let per_block = u64::from(segment.sector) / SECTOR;
+    disk.read_at(&mut superblock, offset)?;
+    let per_block = u64::from(block) / SECTOR;
     Layout::parse(&superblock, sectors, per_block).map(|layout| layout.provided)
 }
 
@@ -509,7 +510,7 @@ mod tests {
         assert_eq!(order(&[3, 3]), [0, 1]);
         assert_eq!(order(&[2, 1]), [1, 0]);
         assert_eq!(order(&[0, 3]), [1, 0]);
-        assert_eq!(order(&[0, 1, 2, 3]), []);
+        assert_eq!(order(&[0, 1, 2, 3]), Vec::<u64>::new());
         // Section 1 is torn: half of it has the id of the last pass.
         assert_eq!(replay_order(&[0b10, 0b11, 0b01]), [2, 0]);
     }
