@@ -27,7 +27,7 @@ mod memory;
 mod random;
 mod volume;
 
-pub use data::{cipher, integrity};
+pub use data::{cipher, encrypted, integrity};
 pub use error::Error;
 
 pub use fuzz::{fuzz_binary, fuzz_ext4, fuzz_header, fuzz_json};

@@ -8,9 +8,9 @@ use std::time::Duration;
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 use crate::Error;
-use crate::data::cipher::Xts;
+use crate::data::encrypted::Encrypted;
 use crate::data::integrity::Authenticated;
-use crate::disk::{Disk, FileDisk, check_range};
+use crate::disk::{Disk, FileDisk, Slice};
 use crate::header::Header;
 use crate::header::binary::{Binary, Checksum};
 use crate::header::mac::{HeaderId, ManifestKey};
@@ -184,15 +184,10 @@ impl Volume {
         if len == 0 || len > available {
             return Err(Error::damaged("the segment ends outside of the device"));
         }
+        let slice = Slice { disk, offset: segment.offset, len };
         let data: Box<dyn Disk> = match segment.integrity {
-            false => {
-                let xts = Xts::new(&key, segment.sector);
-                Box::new(Encrypted { disk, offset: segment.offset, len, xts })
-            }
-            true => {
-                let slice = Slice { disk, offset: segment.offset, len };
-                Box::new(Authenticated::open(slice, &key, segment.sector, writable)?)
-            }
+            false => Box::new(Encrypted::new(slice, &key, segment.sector)),
+            true => Box::new(Authenticated::open(slice, &key, segment.sector, writable)?),
         };
         Ok(Self { header, slot, key, data })
     }
@@ -233,81 +228,6 @@ impl Disk for Volume {
 
     fn flush(&mut self) -> Result<(), Error> {
         self.data.flush()
-    }
-}
-
-/// A part of a disk.
-pub(crate) struct Slice<D> {
-    disk: D,
-    offset: u64,
-    len: u64,
-}
-
-impl<D: Disk> Disk for Slice<D> {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
-        check_range(self.len, target.len(), offset)?;
-        self.disk.read_at(target, self.offset + offset)
-    }
-
-    fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
-        check_range(self.len, source.len(), offset)?;
-        self.disk.write_at(source, self.offset + offset)
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        self.disk.flush()
-    }
-}
-
-/// A segment under AES-XTS.
-struct Encrypted {
-    disk: Box<dyn Disk>,
-    offset: u64,
-    len: u64,
-    xts: Xts,
-}
-
-impl Disk for Encrypted {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
-        check_range(self.len, target.len(), offset)?;
-        let sector = self.xts.sector() as u64;
-        let inside = (offset % sector) as usize;
-        if inside == 0 && (target.len() as u64).is_multiple_of(sector) {
-            self.disk.read_at(target, self.offset + offset)?;
-            self.xts.decrypt(target, offset);
-            return Ok(());
-        }
-        let first = offset - inside as u64;
-        let mut sectors = vec![0; (inside + target.len()).next_multiple_of(sector as usize)];
-        self.disk.read_at(&mut sectors, self.offset + first)?;
-        self.xts.decrypt(&mut sectors, first);
-        target.copy_from_slice(&sectors[inside..][..target.len()]);
-        Ok(())
-    }
-
-    fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
-        check_range(self.len, source.len(), offset)?;
-        let mut buffer = vec![0; source.len().min(CHUNK)];
-        for (index, chunk) in source.chunks(CHUNK).enumerate() {
-            let at = offset + (index * CHUNK) as u64;
-            let buffer = &mut buffer[..chunk.len()];
-            buffer.copy_from_slice(chunk);
-            self.xts.encrypt(buffer, at);
-            self.disk.write_at(buffer, self.offset + at)?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        self.disk.flush()
     }
 }
 
