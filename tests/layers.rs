@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::tidy::{ROOT, none, sources};
 
 /// The crates by the folder of their sources.
-const CRATES: [&str; 3] = ["src", "kernels/src", "protocol/src"];
+const CRATES: [&str; 4] = ["src", "kernels/src", "luks/src", "protocol/src"];
 
 /// A module's path below its crate, such as `["training", "roles"]`.
 type Module = Vec<String>;

@@ -86,6 +86,35 @@ impl Disk for FileDisk {
     }
 }
 
+/// A part of a disk.
+pub(crate) struct Slice<D> {
+    pub(crate) disk: D,
+    /// First byte on the disk.
+    pub(crate) offset: u64,
+    /// Bytes.
+    pub(crate) len: u64,
+}
+
+impl<D: Disk> Disk for Slice<D> {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
+        check_range(self.len, target.len(), offset)?;
+        self.disk.read_at(target, self.offset + offset)
+    }
+
+    fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
+        check_range(self.len, source.len(), offset)?;
+        self.disk.write_at(source, self.offset + offset)
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        self.disk.flush()
+    }
+}
+
 /// Memory.
 impl Disk for Vec<u8> {
     fn len(&self) -> u64 {

@@ -97,7 +97,7 @@ fn visit<D: Disk>(fs: &FileSystem<D>, path: &str, seen: &mut usize) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::header::metadata::Hash;
+    use crate::keys::hash::Hash;
     use crate::keys::kdf::KdfCost;
     use crate::keys::secret::Passphrase;
     use crate::volume::{Options, create};

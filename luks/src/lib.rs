@@ -4,7 +4,7 @@
 //!  file ----header---> binary + json -> metadata (allow-list)        one copy in memory, never read again
 //!    |                      passphrase -> keyslot -> volume key -> mac
 //!    '----segment----> cipher (XTS) [+ integrity] -> ext4            in this process, no privileges
-//!                      linux: loop device -> device-mapper -> mount  with root
+//!                      mapping: loop device -> device-mapper -> mount  with root
 //! ```
 //!
 //! Nothing here knows of training. What is read from a volume is hostile until its digest matches: it is
@@ -22,16 +22,20 @@ mod fuzz;
 mod header;
 mod keys;
 pub mod linux;
+pub mod mapping;
+mod memory;
+mod random;
 mod volume;
 
-pub use data::{cipher, integrity};
+pub use data::{cipher, encrypted, integrity};
 pub use error::Error;
 
 pub use fuzz::{fuzz_binary, fuzz_ext4, fuzz_header, fuzz_json};
 pub use header::Header;
 pub use header::json::Value as Json;
 pub use header::mac::{HeaderId, ManifestKey};
-pub use header::metadata::{Hash, Metadata, Policy};
+pub use header::metadata::{Metadata, Policy};
+pub use keys::hash::Hash;
 pub use keys::kdf::{Kdf, KdfCost};
 pub use keys::secret::{Passphrase, Secret};
 pub use volume::{Options, Source, Volume, create};

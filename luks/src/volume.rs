@@ -7,20 +7,22 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 
-use crate::data::cipher::Xts;
+use crate::Error;
+use crate::data::encrypted::Encrypted;
 use crate::data::integrity::Authenticated;
-use crate::disk::{Disk, FileDisk, check_range};
+use crate::disk::{Disk, FileDisk, Slice};
 use crate::header::Header;
 use crate::header::binary::{Binary, Checksum};
 use crate::header::mac::{HeaderId, ManifestKey};
-use crate::header::metadata::{
-    Digest, Hash, Keyslot, Metadata, Policy, STRIPES, Segment, memory_limit_kib,
-};
-use crate::keys::antiforensic::random;
+use crate::header::metadata::{Metadata, Policy, Segment};
+use crate::keys::antiforensic::STRIPES;
+use crate::keys::hash::Hash;
 use crate::keys::kdf::{Kdf, KdfCost, pbkdf2};
-use crate::keys::keyslot;
+use crate::keys::keyslot::{self, Digest, Keyslot};
 use crate::keys::secret::{Passphrase, Secret};
-use crate::{Error, linux};
+use crate::linux::loop_device::refuse_attached;
+use crate::memory::limit_kib;
+use crate::random::random;
 
 /// Where the data begins: cryptsetup's default, after 16 MiB of headers and keyslots.
 const DATA_OFFSET: u64 = 16 << 20;
@@ -133,14 +135,14 @@ impl Source {
         if writable || !self.beside_writer {
             lock(&file, &self.path, writable)?;
         }
-        linux::refuse_attached(&self.path)?;
+        refuse_attached(&self.path)?;
         let disk = FileDisk::new(file)?;
         let header = match &self.header {
             Some(path) => self.checked_header(&FileDisk::new(open_file(path, false)?)?)?,
             None => self.checked_header(&disk)?,
         };
         self.refuse_detached(&header)?;
-        let (slot, key) = header.unlock(passphrase, self.slot, memory_limit_kib())?;
+        let (slot, key) = header.unlock(passphrase, self.slot, limit_kib())?;
         Volume::new(header, slot, key, Box::new(disk), writable)
     }
 
@@ -157,7 +159,7 @@ impl Source {
         let mut header = self.checked_header(&disk)?;
         let mut bare = header.clone();
         bare.remove_mac();
-        let (_, key) = bare.unlock(passphrase, self.slot, memory_limit_kib())?;
+        let (_, key) = bare.unlock(passphrase, self.slot, limit_kib())?;
         header.seal(&key)?;
         header.write(&mut disk)?;
         Ok(header)
@@ -188,15 +190,10 @@ impl Volume {
         if len == 0 || len > available {
             return Err(Error::damaged("the segment ends outside of the device"));
         }
+        let slice = Slice { disk, offset: segment.offset, len };
         let data: Box<dyn Disk> = match segment.integrity {
-            false => {
-                let xts = Xts::new(&key, segment.sector);
-                Box::new(Encrypted { disk, offset: segment.offset, len, xts })
-            }
-            true => {
-                let slice = Slice { disk, offset: segment.offset, len };
-                Box::new(Authenticated::open(slice, &key, segment.sector, writable)?)
-            }
+            false => Box::new(Encrypted::new(slice, &key, segment.sector)),
+            true => Box::new(Authenticated::open(slice, &key, segment.sector, writable)?),
         };
         Ok(Self { header, slot, key, data })
     }
@@ -240,81 +237,6 @@ impl Disk for Volume {
     }
 }
 
-/// A part of a disk.
-pub(crate) struct Slice<D> {
-    disk: D,
-    offset: u64,
-    len: u64,
-}
-
-impl<D: Disk> Disk for Slice<D> {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
-        check_range(self.len, target.len(), offset)?;
-        self.disk.read_at(target, self.offset + offset)
-    }
-
-    fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
-        check_range(self.len, source.len(), offset)?;
-        self.disk.write_at(source, self.offset + offset)
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        self.disk.flush()
-    }
-}
-
-/// A segment under AES-XTS.
-struct Encrypted {
-    disk: Box<dyn Disk>,
-    offset: u64,
-    len: u64,
-    xts: Xts,
-}
-
-impl Disk for Encrypted {
-    fn len(&self) -> u64 {
-        self.len
-    }
-
-    fn read_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
-        check_range(self.len, target.len(), offset)?;
-        let sector = self.xts.sector() as u64;
-        let inside = (offset % sector) as usize;
-        if inside == 0 && (target.len() as u64).is_multiple_of(sector) {
-            self.disk.read_at(target, self.offset + offset)?;
-            self.xts.decrypt(target, offset);
-            return Ok(());
-        }
-        let first = offset - inside as u64;
-        let mut sectors = vec![0; (inside + target.len()).next_multiple_of(sector as usize)];
-        self.disk.read_at(&mut sectors, self.offset + first)?;
-        self.xts.decrypt(&mut sectors, first);
-        target.copy_from_slice(&sectors[inside..][..target.len()]);
-        Ok(())
-    }
-
-    fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
-        check_range(self.len, source.len(), offset)?;
-        let mut buffer = vec![0; source.len().min(CHUNK)];
-        for (index, chunk) in source.chunks(CHUNK).enumerate() {
-            let at = offset + (index * CHUNK) as u64;
-            let buffer = &mut buffer[..chunk.len()];
-            buffer.copy_from_slice(chunk);
-            self.xts.encrypt(buffer, at);
-            self.disk.write_at(buffer, self.offset + at)?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        self.disk.flush()
-    }
-}
-
 /// Creates a volume in `path`, with a keyslot for each passphrase; a detached header goes to `header`.
 /// The plaintext is noise afterwards, or zeros with integrity. A failed creation leaves no file behind.
 ///
@@ -351,7 +273,7 @@ fn create_files(
         let existed = path.exists();
         if existed {
             // Not even by force from under somebody who has it mounted.
-            linux::refuse_attached(path)?;
+            refuse_attached(path)?;
         }
         let mut opened = OpenOptions::new();
         opened.read(true).write(true).mode(0o600).custom_flags(exclusive_flags(path).bits() as i32);
@@ -433,7 +355,7 @@ fn new_header(
             af_hash: Hash::Sha256,
             kdf: Kdf { cost, salt: random_salt()? },
         };
-        material.push(keyslot::seal(&slot, &key, passphrase, memory_limit_kib())?);
+        material.push(keyslot::seal(&slot, &key, passphrase, limit_kib())?);
         keyslots.push(slot);
     }
     let salt = random_salt()?;

@@ -1,4 +1,7 @@
-//! Sectors: their cipher, and their tags.
+//! Sectors: their cipher, their tags, and the journal that keeps both together.
 
 pub mod cipher;
+pub mod encrypted;
 pub mod integrity;
+mod journal;
+mod layout;

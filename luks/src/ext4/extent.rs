@@ -1,7 +1,7 @@
 //! Extents: which blocks of the disk are the content of a file, as a tree in its inode.
 
-use super::layout::{INODE_TREE, Inode, le16, le32, put16, put32};
-use super::{Blocks, FLAG_EXTENTS};
+use super::blocks::Blocks;
+use super::layout::{FLAG_EXTENTS, INODE_TREE, Inode, le16, le32, put16, put32};
 use crate::Error;
 use crate::disk::Disk;
 

@@ -1,5 +1,7 @@
 //! Making a file system: a fixed profile that every ext4 since 2008 mounts.
 
+use super::FileSystem;
+use super::blocks::Blocks;
 use super::directory::{self, TYPE_DIRECTORY};
 use super::extent::{self, Extent};
 use super::journal;
@@ -8,10 +10,9 @@ use super::layout::{
     Inode, JOURNAL, MAGIC, MODE_DIRECTORY, MODE_FILE, RO_EXTRA_ISIZE, RO_LARGE_FILE,
     RO_SPARSE_SUPER, ROOT, SUPERBLOCK_AT, has_backup, put16, put32,
 };
-use super::{Blocks, FileSystem};
 use crate::Error;
 use crate::disk::Disk;
-use crate::keys::antiforensic::random;
+use crate::random::random;
 
 const BLOCK: usize = 4096;
 const BLOCKS_PER_GROUP: u64 = 8 * BLOCK as u64;

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::Blocks;
+use super::blocks::Blocks;
 use super::extent::Extent;
 use crate::Error;
 use crate::disk::Disk;

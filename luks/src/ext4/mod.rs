@@ -5,6 +5,7 @@
 //! first, then one journaled transaction gives them their names and frees what they replace. So a
 //! process that is killed at any moment leaves the last complete state.
 
+mod blocks;
 mod directory;
 mod extent;
 mod format;
@@ -18,70 +19,18 @@ pub use write::NewFile;
 
 use crate::Error;
 use crate::disk::Disk;
+use blocks::Blocks;
 use extent::Extent;
 use journal::Journal;
 use layout::{
-    Descriptor, FLAG_EXTENTS, Geometry, Inode, JOURNAL, MODE_DIRECTORY, MODE_FILE, ROOT,
-    SUPERBLOCK_AT, SUPERBLOCK_LEN,
+    Descriptor, Geometry, Inode, JOURNAL, MODE_DIRECTORY, MODE_FILE, ROOT, SUPERBLOCK_AT,
+    SUPERBLOCK_LEN,
 };
 
 /// Largest directory that is read.
 const DIRECTORY_LEN_MAX: u64 = 16 << 20;
 /// Most components of a path.
 const DEPTH_MAX: usize = 64;
-
-/// Blocks of a disk, with changes that are only in memory on top.
-pub(crate) struct Blocks<D> {
-    disk: D,
-    size: usize,
-    count: u64,
-    changes: BTreeMap<u64, Vec<u8>>,
-}
-
-impl<D: Disk> Blocks<D> {
-    fn size(&self) -> usize {
-        self.size
-    }
-
-    fn check(&self, first: u64, count: u64) -> Result<(), Error> {
-        match first.checked_add(count) {
-            Some(end) if first > 0 && end <= self.count => Ok(()),
-            _ => Err(Error::damaged("a block outside of the file system")),
-        }
-    }
-
-    fn read(&self, block: u64) -> Result<Vec<u8>, Error> {
-        if let Some(changed) = self.changes.get(&block) {
-            return Ok(changed.clone());
-        }
-        let mut bytes = vec![0; self.size];
-        self.disk.read_at(&mut bytes, block * self.size as u64)?;
-        Ok(bytes)
-    }
-
-    /// The bytes of a block, to be changed with the next transaction.
-    fn edit(&mut self, block: u64) -> Result<&mut Vec<u8>, Error> {
-        if !self.changes.contains_key(&block) {
-            let bytes = self.read(block)?;
-            self.changes.insert(block, bytes);
-        }
-        Ok(self.changes.get_mut(&block).expect("inserted"))
-    }
-
-    /// Gives a block new bytes with the next transaction.
-    fn replace(&mut self, block: u64, bytes: Vec<u8>) {
-        self.changes.insert(block, bytes);
-    }
-
-    /// Writes past the journal.
-    fn write_now(&mut self, block: u64, bytes: &[u8]) -> Result<(), Error> {
-        self.disk.write_at(bytes, block * self.size as u64)
-    }
-
-    fn flush(&mut self) -> Result<(), Error> {
-        self.disk.flush()
-    }
-}
 
 /// What a directory lists.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,10 +9,12 @@ use base64ct::{Base64, Encoding};
 use crate::Error;
 use crate::header::binary::LEN;
 use crate::header::json::Value;
-use crate::keys::kdf::{self, Kdf};
+use crate::keys::antiforensic::STRIPES;
+use crate::keys::hash::Hash;
+use crate::keys::kdf::{ITERATIONS, Kdf, KdfCost, LANES_MAX, PASSES_MAX};
+use crate::keys::keyslot::{Digest, Keyslot};
+use crate::memory::LIMIT_KIB_MAX;
 
-/// Stripes of the anti-forensic splitter; LUKS2 knows no other number.
-pub(crate) const STRIPES: usize = 4000;
 /// The only cipher, of keyslots and segments.
 pub(crate) const CIPHER: &str = "aes-xts-plain64";
 /// The only integrity profile.
@@ -30,88 +32,6 @@ pub enum Policy {
     Strict,
     /// For volumes made elsewhere: one whole copy is enough; sha512 checksums and sha1 splitters pass.
     Compat,
-}
-
-/// A hash of keyslots and digests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hash {
-    /// SHA-1, for splitters of old volumes under [`Policy::Compat`].
-    Sha1,
-    /// SHA-256.
-    Sha256,
-    /// SHA-512.
-    Sha512,
-}
-
-impl Hash {
-    /// As LUKS2 writes it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sha1 => "sha1",
-            Self::Sha256 => "sha256",
-            Self::Sha512 => "sha512",
-        }
-    }
-
-    fn parse(name: &str) -> Result<Self, Error> {
-        match name {
-            "sha256" => Ok(Self::Sha256),
-            "sha512" => Ok(Self::Sha512),
-            _ => Err(Error::refused("a hash other than sha256 or sha512")),
-        }
-    }
-
-    /// Bytes of a hash.
-    pub fn len(self) -> usize {
-        match self {
-            Self::Sha1 => 20,
-            Self::Sha256 => 32,
-            Self::Sha512 => 64,
-        }
-    }
-
-    /// Never.
-    pub fn is_empty(self) -> bool {
-        false
-    }
-}
-
-/// A keyslot.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Keyslot {
-    /// Its number.
-    pub number: u8,
-    /// Bytes of the volume key in it: 32, 64, or 96 with integrity.
-    pub key_len: usize,
-    /// 0 only when asked for by number, 1 normal, 2 first.
-    pub priority: u8,
-    /// Where its encrypted key material is, in bytes from the start of the header.
-    pub area: [u64; 2],
-    /// Bytes of the key of the area's cipher: 32 or 64.
-    pub area_key_len: usize,
-    /// Hash of the anti-forensic splitter.
-    pub af_hash: Hash,
-    /// From passphrase to the key of the area.
-    pub kdf: Kdf,
-}
-
-/// What a volume key must match.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Digest {
-    /// Its number.
-    pub number: u8,
-    /// Numbers of the keyslots that hold this key.
-    pub keyslots: Vec<u8>,
-    /// Whether the data is encrypted with this key.
-    pub of_segment: bool,
-    /// PBKDF2's hash.
-    pub hash: Hash,
-    /// PBKDF2's iterations.
-    pub iterations: u32,
-    /// PBKDF2's salt.
-    pub salt: [u8; 32],
-    /// The expected result, as long as the hash.
-    pub digest: Vec<u8>,
 }
 
 /// Where the data is and how it is encrypted; always AES-XTS with 64-bit sector numbers.
@@ -306,6 +226,53 @@ impl Segment {
             ];
             members.push(("integrity", object(profile)));
         }
+        object(members)
+    }
+}
+
+impl Kdf {
+    fn parse(mut kdf: Object) -> Result<Self, Error> {
+        let cost = match kdf.string("type")?.as_str() {
+            "pbkdf2" => KdfCost::Pbkdf2 {
+                hash: match kdf.string("hash")?.as_str() {
+                    "sha256" => Hash::Sha256,
+                    "sha512" => Hash::Sha512,
+                    _ => return Err(kdf.error("hash", "sha256 or sha512")),
+                },
+                iterations: kdf.integer("iterations", ITERATIONS[0], ITERATIONS[1])? as u32,
+            },
+            kind @ ("argon2i" | "argon2id") => {
+                let lanes = kdf.integer("cpus", 1, LANES_MAX)? as u32;
+                let min = 8 * u64::from(lanes);
+                KdfCost::Argon2 {
+                    hybrid: kind == "argon2id",
+                    time: kdf.integer("time", 1, PASSES_MAX)? as u32,
+                    memory_kib: kdf.integer("memory", min, LIMIT_KIB_MAX)? as u32,
+                    lanes,
+                }
+            }
+            _ => return Err(kdf.error("type", "pbkdf2, argon2i or argon2id")),
+        };
+        let salt = kdf.base64("salt")?;
+        let salt = salt.try_into().map_err(|_| kdf.error("salt", "32 bytes"))?;
+        kdf.end()?;
+        Ok(Self { cost, salt })
+    }
+
+    fn to_json(&self) -> Value {
+        let mut members = vec![("type", self.cost.name().into())];
+        match self.cost {
+            KdfCost::Pbkdf2 { hash, iterations } => members.extend([
+                ("hash", hash.name().into()),
+                ("iterations", u64::from(iterations).into()),
+            ]),
+            KdfCost::Argon2 { time, memory_kib, lanes, .. } => members.extend([
+                ("time", u64::from(time).into()),
+                ("memory", u64::from(memory_kib).into()),
+                ("cpus", u64::from(lanes).into()),
+            ]),
+        }
+        members.push(("salt", Base64::encode_string(&self.salt).as_str().into()));
         object(members)
     }
 }
@@ -554,9 +521,4 @@ impl Object {
     pub(crate) fn error(&self, key: &str, expected: &str) -> Error {
         Error::refused(format!("{}: '{key}' is not {expected}", self.place))
     }
-}
-
-/// Most memory that a key derivation may ask for here, in KiB: half of what is free, at most 1 GiB.
-pub(crate) fn memory_limit_kib() -> u64 {
-    kdf::memory_available_kib().map_or(kdf::MEMORY_KIB_MAX, |kib| kib / 2).min(kdf::MEMORY_KIB_MAX)
 }

@@ -12,10 +12,10 @@ use crate::Error;
 use crate::disk::Disk;
 use crate::header::binary::{Binary, Copy};
 use crate::header::mac::HeaderId;
-use crate::header::metadata::{Keyslot, Metadata, Policy};
-use crate::keys::antiforensic;
-use crate::keys::keyslot;
+use crate::header::metadata::{Metadata, Policy};
+use crate::keys::keyslot::{self, Keyslot};
 use crate::keys::secret::{Passphrase, Secret};
+use crate::random::random;
 
 /// A header that the policy accepts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ impl Header {
         }
         for (copy, offset) in [(Copy::Primary, 0), (Copy::Secondary, size)] {
             let mut salt = [0; 64];
-            antiforensic::random(&mut salt)?;
+            random(&mut salt)?;
             disk.write_at(&self.binary.write(copy, &salt, &json), offset)?;
             disk.flush()?;
         }

@@ -1,11 +1,14 @@
 //! Anti-forensic splitter: a key spread over 4000 stripes, all needed (LUKS1 specification, section 2.4).
 
 use ring::digest;
-use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::Error;
-use crate::header::metadata::{Hash, STRIPES};
+use crate::keys::hash::Hash;
 use crate::keys::secret::Secret;
+use crate::random::random;
+
+/// Stripes of the splitter; LUKS2 knows no other number.
+pub(crate) const STRIPES: usize = 4000;
 
 /// The key in `material`, which holds `STRIPES` times its length.
 pub(crate) fn merge(hash: Hash, material: &[u8], key_len: usize) -> Secret {
@@ -25,12 +28,6 @@ pub(crate) fn split(hash: Hash, key: &[u8]) -> Result<Secret, Error> {
     last.copy_from_slice(key);
     xor(last, &diffused(hash, stripes, key.len()));
     Ok(material)
-}
-
-/// Fills with random bytes.
-pub(crate) fn random(target: &mut [u8]) -> Result<(), Error> {
-    let failed = |_| Error::Io("random numbers".into(), std::io::Error::other("none"));
-    SystemRandom::new().fill(target).map_err(failed)
 }
 
 fn diffused(hash: Hash, stripes: &[u8], key_len: usize) -> Secret {

@@ -3,21 +3,20 @@
 use std::num::NonZeroU32;
 
 use argon2::{Algorithm, Argon2, Block, Params, Version};
-use base64ct::{Base64, Encoding};
 use ring::pbkdf2;
 use zeroize::Zeroize;
 
 use crate::Error;
-use crate::header::json::Value;
-use crate::header::metadata::{Hash, Object, object};
+use crate::keys::hash::Hash;
 use crate::keys::secret::Secret;
+use crate::memory::LIMIT_KIB_MAX;
 
-/// Most memory of Argon2, in KiB, whatever a machine has.
-pub(crate) const MEMORY_KIB_MAX: u64 = 1 << 20;
 /// cryptsetup's least and our most.
-const ITERATIONS: [u64; 2] = [1000, 10_000_000];
-const PASSES_MAX: u64 = 64;
-const LANES_MAX: u64 = 16;
+pub(crate) const ITERATIONS: [u64; 2] = [1000, 10_000_000];
+/// Most passes of Argon2 that a header may ask for: minutes, not hours.
+pub(crate) const PASSES_MAX: u64 = 64;
+/// Most lanes of Argon2 that a header may ask for.
+pub(crate) const LANES_MAX: u64 = 16;
 
 /// How the key of a keyslot's area comes from a passphrase.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,10 +80,10 @@ impl KdfCost {
             Self::Argon2 { time, memory_kib, lanes, .. } => {
                 if !(4..=PASSES_MAX).contains(&time.into())
                     || !(1..=4).contains(&lanes)
-                    || !(32..=MEMORY_KIB_MAX).contains(&memory_kib.into())
+                    || !(32..=LIMIT_KIB_MAX).contains(&memory_kib.into())
                 {
                     return Err(Error::refused(format!(
-                        "argon2: 4 to {PASSES_MAX} passes, 32 to {MEMORY_KIB_MAX} KiB, 1 to 4 lanes"
+                        "argon2: 4 to {PASSES_MAX} passes, 32 to {LIMIT_KIB_MAX} KiB, 1 to 4 lanes"
                     )));
                 }
             }
@@ -94,51 +93,6 @@ impl KdfCost {
 }
 
 impl Kdf {
-    pub(crate) fn parse(mut kdf: Object) -> Result<Self, Error> {
-        let cost = match kdf.string("type")?.as_str() {
-            "pbkdf2" => KdfCost::Pbkdf2 {
-                hash: match kdf.string("hash")?.as_str() {
-                    "sha256" => Hash::Sha256,
-                    "sha512" => Hash::Sha512,
-                    _ => return Err(kdf.error("hash", "sha256 or sha512")),
-                },
-                iterations: kdf.integer("iterations", ITERATIONS[0], ITERATIONS[1])? as u32,
-            },
-            kind @ ("argon2i" | "argon2id") => {
-                let lanes = kdf.integer("cpus", 1, LANES_MAX)? as u32;
-                let min = 8 * u64::from(lanes);
-                KdfCost::Argon2 {
-                    hybrid: kind == "argon2id",
-                    time: kdf.integer("time", 1, PASSES_MAX)? as u32,
-                    memory_kib: kdf.integer("memory", min, MEMORY_KIB_MAX)? as u32,
-                    lanes,
-                }
-            }
-            _ => return Err(kdf.error("type", "pbkdf2, argon2i or argon2id")),
-        };
-        let salt = kdf.base64("salt")?;
-        let salt = salt.try_into().map_err(|_| kdf.error("salt", "32 bytes"))?;
-        kdf.end()?;
-        Ok(Self { cost, salt })
-    }
-
-    pub(crate) fn to_json(&self) -> Value {
-        let mut members = vec![("type", self.cost.name().into())];
-        match self.cost {
-            KdfCost::Pbkdf2 { hash, iterations } => members.extend([
-                ("hash", hash.name().into()),
-                ("iterations", u64::from(iterations).into()),
-            ]),
-            KdfCost::Argon2 { time, memory_kib, lanes, .. } => members.extend([
-                ("time", u64::from(time).into()),
-                ("memory", u64::from(memory_kib).into()),
-                ("cpus", u64::from(lanes).into()),
-            ]),
-        }
-        members.push(("salt", Base64::encode_string(&self.salt).as_str().into()));
-        object(members)
-    }
-
     /// Derives `len` bytes, with at most `memory_limit_kib` of memory.
     pub(crate) fn derive(
         &self,
@@ -182,11 +136,4 @@ pub(crate) fn pbkdf2(hash: Hash, iterations: u32, salt: &[u8], secret: &[u8], ou
     };
     let iterations = NonZeroU32::new(iterations).expect("parsed as at least one");
     pbkdf2::derive(algorithm, iterations, salt, secret, out);
-}
-
-/// Memory that the system could give now, in KiB, by its own estimate.
-pub(crate) fn memory_available_kib() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().trim_end_matches("kB").trim().parse().ok()
 }

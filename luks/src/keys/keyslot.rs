@@ -4,12 +4,51 @@ use ring::pbkdf2;
 
 use crate::Error;
 use crate::data::cipher::Xts;
-use crate::header::metadata::{Digest, Hash, Keyslot, STRIPES};
-use crate::keys::antiforensic;
+use crate::keys::antiforensic::{self, STRIPES};
+use crate::keys::hash::Hash;
+use crate::keys::kdf::Kdf;
 use crate::keys::secret::{Passphrase, Secret};
 
 /// Sectors of keyslot areas, whatever the data's are.
 const SECTOR: u32 = 512;
+
+/// A keyslot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keyslot {
+    /// Its number.
+    pub number: u8,
+    /// Bytes of the volume key in it: 32, 64, or 96 with integrity.
+    pub key_len: usize,
+    /// 0 only when asked for by number, 1 normal, 2 first.
+    pub priority: u8,
+    /// Where its encrypted key material is, in bytes from the start of the header.
+    pub area: [u64; 2],
+    /// Bytes of the key of the area's cipher: 32 or 64.
+    pub area_key_len: usize,
+    /// Hash of the anti-forensic splitter.
+    pub af_hash: Hash,
+    /// From passphrase to the key of the area.
+    pub kdf: Kdf,
+}
+
+/// What a volume key must match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Digest {
+    /// Its number.
+    pub number: u8,
+    /// Numbers of the keyslots that hold this key.
+    pub keyslots: Vec<u8>,
+    /// Whether the data is encrypted with this key.
+    pub of_segment: bool,
+    /// PBKDF2's hash.
+    pub hash: Hash,
+    /// PBKDF2's iterations.
+    pub iterations: u32,
+    /// PBKDF2's salt.
+    pub salt: [u8; 32],
+    /// The expected result, as long as the hash.
+    pub digest: Vec<u8>,
+}
 
 /// Bytes of a slot's encrypted material: whole sectors.
 pub(crate) fn material_len(key_len: usize) -> usize {

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 
 use zeroize::Zeroize;
 
-use crate::linux;
+use crate::memory;
 
 /// Longest passphrase that is typed or piped, as in cryptsetup.
 const LINE_LEN_MAX: usize = 512;
@@ -19,7 +19,7 @@ impl Secret {
     /// Zeros, to be filled.
     pub fn zeroed(len: usize) -> Self {
         let bytes = vec![0; len].into_boxed_slice();
-        linux::keep_from_swap(&bytes);
+        memory::keep_from_swap(&bytes);
         Self(bytes)
     }
 

@@ -26,15 +26,15 @@ const AUTOCLEAR: u32 = 4;
 const ATTEMPTS: usize = 64;
 
 /// An attached loop device; it detaches when this and every other user is gone.
-pub(super) struct LoopDevice {
+pub(crate) struct LoopDevice {
     _device: File,
     /// Major and minor number.
-    pub(super) number: (u32, u32),
+    pub(crate) number: (u32, u32),
 }
 
 impl LoopDevice {
     /// Attaches `file`; blocks of `block` bytes if its length is a multiple of them.
-    pub(super) fn attach(file: &File, block: u32, read_only: bool) -> Result<Self, Error> {
+    pub(crate) fn attach(file: &File, block: u32, read_only: bool) -> Result<Self, Error> {
         let control = node::open_character("/dev/loop-control", CONTROL)?;
         let len = file.metadata().map_err(Error::io("length"))?.len();
         let block = if len.is_multiple_of(block.into()) { block } else { 512 };
@@ -74,8 +74,16 @@ fn configure(device: &File, file: &File, config: &mut [u8; CONFIG_LEN]) -> std::
     set
 }
 
+/// Fails if a loop device has this file attached: somebody may change it underneath.
+pub(crate) fn refuse_attached(path: &Path) -> Result<(), Error> {
+    match of_file(path) {
+        Some(device) => Err(Error::Busy(format!("{} (by {device})", path.display()))),
+        None => Ok(()),
+    }
+}
+
 /// The loop device that has this file attached, if there is one.
-pub(super) fn of_file(path: &Path) -> Option<String> {
+fn of_file(path: &Path) -> Option<String> {
     let path = path.canonicalize().ok()?;
     let wanted = fs::metadata(&path).ok()?;
     let devices = fs::read_dir("/sys/block").ok()?.filter_map(Result::ok);

@@ -51,21 +51,21 @@ pub struct Device {
 }
 
 /// One line of a table.
-pub(super) struct Target<'a> {
-    pub(super) sectors: u64,
-    pub(super) kind: &'a str,
+pub(crate) struct Target<'a> {
+    pub(crate) sectors: u64,
+    pub(crate) kind: &'a str,
     /// Holds the key if the kernel keyring cannot.
-    pub(super) params: Zeroizing<String>,
+    pub(crate) params: Zeroizing<String>,
 }
 
 /// The control device.
-pub(super) struct Mapper {
+pub(crate) struct Mapper {
     control: File,
 }
 
 impl Mapper {
     /// Opens it; opening loads the kernel's module.
-    pub(super) fn open() -> Result<Self, Error> {
+    pub(crate) fn open() -> Result<Self, Error> {
         let control = node::open_character("/dev/mapper/control", CONTROL)?;
         let mapper = Self { control };
         mapper.run(Command::Version, "", "", 0, None).map_err(Error::io("device-mapper"))?;
@@ -73,7 +73,7 @@ impl Mapper {
     }
 
     /// The device of this name.
-    pub(super) fn find(&self, name: &str) -> Result<Option<Device>, Error> {
+    pub(crate) fn find(&self, name: &str) -> Result<Option<Device>, Error> {
         match self.run(Command::Status, name, "", 0, None) {
             Ok(reply) => Ok(Some(reply.device())),
             Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
@@ -82,7 +82,7 @@ impl Mapper {
     }
 
     /// The device of this number.
-    pub(super) fn find_number(&self, number: (u32, u32)) -> Result<Option<Device>, Error> {
+    pub(crate) fn find_number(&self, number: (u32, u32)) -> Result<Option<Device>, Error> {
         let reply = self.run(Command::ListDevices, "", "", 0, None);
         let reply = reply.map_err(Error::io("list of devices"))?;
         for name in reply.names() {
@@ -94,7 +94,7 @@ impl Mapper {
     }
 
     /// Creates a device with this table and resumes it; nothing is left of a failure.
-    pub(super) fn create(
+    pub(crate) fn create(
         &self,
         name: &str,
         uuid: &str,
@@ -124,7 +124,7 @@ impl Mapper {
     }
 
     /// Removes a device; waits a few seconds for its last user.
-    pub(super) fn remove(&self, name: &str) -> Result<(), Error> {
+    pub(crate) fn remove(&self, name: &str) -> Result<(), Error> {
         for _ in 0..REMOVE_ATTEMPTS {
             match self.run(Command::Remove, name, "", 0, None) {
                 Ok(_) => {
@@ -141,13 +141,13 @@ impl Mapper {
     }
 
     /// Removes what a failure would leave behind.
-    pub(super) fn remove_now(&self, name: &str) {
+    pub(crate) fn remove_now(&self, name: &str) {
         let _ = self.run(Command::Remove, name, "", 0, None);
         node::remove_mapped(name);
     }
 
     /// The parameters of a device's only target; they may hold a key.
-    pub(super) fn table(&self, name: &str) -> Result<Zeroizing<String>, Error> {
+    pub(crate) fn table(&self, name: &str) -> Result<Zeroizing<String>, Error> {
         let reply = self.run(Command::TableStatus, name, "", STATUS_TABLE | SECURE_DATA, None);
         Ok(reply.map_err(Error::io(format!("table of {name}")))?.table())
     }

@@ -13,7 +13,7 @@ use crate::Error;
 const UDEV_WAIT: Duration = Duration::from_secs(2);
 
 /// Opens a character device, made first if a bare `/dev` lacks it.
-pub(super) fn open_character(path: &str, number: (u32, u32)) -> Result<File, Error> {
+pub(crate) fn open_character(path: &str, number: (u32, u32)) -> Result<File, Error> {
     if !Path::new(path).exists() {
         make(path, FileType::CharacterDevice, number)?;
     }
@@ -21,7 +21,7 @@ pub(super) fn open_character(path: &str, number: (u32, u32)) -> Result<File, Err
 }
 
 /// Makes sure that a block device has this node.
-pub(super) fn ensure_block(path: &str, number: (u32, u32)) -> Result<(), Error> {
+pub(crate) fn ensure_block(path: &str, number: (u32, u32)) -> Result<(), Error> {
     match fs::metadata(path) {
         Ok(found) if found.file_type().is_block_device() && number_of(&found) == number => Ok(()),
         Ok(_) => Err(Error::Busy(path.to_owned())),
@@ -30,7 +30,7 @@ pub(super) fn ensure_block(path: &str, number: (u32, u32)) -> Result<(), Error> 
 }
 
 /// `/dev/mapper/NAME`: udev's work where it runs, else ours.
-pub(super) fn ensure_mapped(name: &str, number: (u32, u32)) -> Result<(), Error> {
+pub(crate) fn ensure_mapped(name: &str, number: (u32, u32)) -> Result<(), Error> {
     let path = format!("/dev/mapper/{name}");
     let start = Instant::now();
     while udev_runs() && start.elapsed() < UDEV_WAIT {
@@ -43,7 +43,7 @@ pub(super) fn ensure_mapped(name: &str, number: (u32, u32)) -> Result<(), Error>
 }
 
 /// Removes `/dev/mapper/NAME` if it is a device node; udev's links are udev's.
-pub(super) fn remove_mapped(name: &str) {
+pub(crate) fn remove_mapped(name: &str) {
     let path = format!("/dev/mapper/{name}");
     let is_node =
         fs::symlink_metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
@@ -53,7 +53,7 @@ pub(super) fn remove_mapped(name: &str) {
 }
 
 /// Major and minor number of a device file.
-pub(super) fn number_of(metadata: &fs::Metadata) -> (u32, u32) {
+pub(crate) fn number_of(metadata: &fs::Metadata) -> (u32, u32) {
     let device = metadata.rdev();
     (rustix::fs::major(device), rustix::fs::minor(device))
 }

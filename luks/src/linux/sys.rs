@@ -15,10 +15,10 @@ const KEY_SPEC_THREAD_KEYRING: c_long = -1;
 const KEYCTL_UNLINK: c_long = 9;
 
 /// A key in the kernel's thread keyring, unlinked when dropped.
-pub(super) struct KernelKey(c_long);
+pub(crate) struct KernelKey(c_long);
 
 /// An ioctl that takes an integer.
-pub(super) fn ioctl_integer(file: &File, request: u32, value: c_int) -> io::Result<c_int> {
+pub(crate) fn ioctl_integer(file: &File, request: u32, value: c_int) -> io::Result<c_int> {
     // SAFETY: the requests that this module's users issue take an integer or ignore it; no memory is
     // handed over.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request as libc::Ioctl, value) };
@@ -26,7 +26,7 @@ pub(super) fn ioctl_integer(file: &File, request: u32, value: c_int) -> io::Resu
 }
 
 /// An ioctl that reads and writes a structure; `bytes` must be as long as the kernel expects.
-pub(super) fn ioctl_bytes(file: &File, request: u32, bytes: &mut [u8]) -> io::Result<()> {
+pub(crate) fn ioctl_bytes(file: &File, request: u32, bytes: &mut [u8]) -> io::Result<()> {
     // The size that the request encodes (bits 16 to 29), where it does.
     let size = (request >> 16 & 0x3fff) as usize;
     assert!(bytes.len() >= size, "a structure of {size} bytes");
@@ -39,14 +39,14 @@ pub(super) fn ioctl_bytes(file: &File, request: u32, bytes: &mut [u8]) -> io::Re
 }
 
 /// Keeps memory out of swap, if the system allows it.
-pub(super) fn lock_memory(bytes: &[u8]) -> bool {
+pub(crate) fn lock_memory(bytes: &[u8]) -> bool {
     // SAFETY: mlock changes no memory; the range is that of a live slice.
     bytes.is_empty() || unsafe { libc::mlock(bytes.as_ptr().cast(), bytes.len()) } == 0
 }
 
 /// Blocks signals in this thread and those that it will start, and gives a descriptor that becomes
 /// readable, without blocking, when one of them comes.
-pub(super) fn signal_descriptor(signals: &[c_int]) -> io::Result<File> {
+pub(crate) fn signal_descriptor(signals: &[c_int]) -> io::Result<File> {
     let set = signal_set(signals)?;
     // SAFETY: the calls read the set only. The descriptor is new, so the file is its only owner.
     unsafe {
@@ -61,7 +61,7 @@ pub(super) fn signal_descriptor(signals: &[c_int]) -> io::Result<File> {
 }
 
 /// Lets signals through to this thread again: they do what they do by default.
-pub(super) fn unblock_signals(signals: &[c_int]) -> io::Result<()> {
+pub(crate) fn unblock_signals(signals: &[c_int]) -> io::Result<()> {
     let set = signal_set(signals)?;
     // SAFETY: the call reads the set only.
     match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) }
@@ -72,7 +72,7 @@ pub(super) fn unblock_signals(signals: &[c_int]) -> io::Result<()> {
 }
 
 /// Whether who started us wants a signal to be ignored, as `nohup` does.
-pub(super) fn is_ignored(signal: c_int) -> bool {
+pub(crate) fn is_ignored(signal: c_int) -> bool {
     let mut action = MaybeUninit::<libc::sigaction>::uninit();
     // SAFETY: without a new action the call only writes the present one, which is read if it did.
     unsafe {
@@ -95,7 +95,7 @@ fn signal_set(signals: &[c_int]) -> io::Result<libc::sigset_t> {
 }
 
 /// A stream socket to `port` of the host, by way of the hypervisor; reads and writes end after `wait`.
-pub(super) fn connect_to_host(port: u32, wait: Duration) -> io::Result<File> {
+pub(crate) fn connect_to_host(port: u32, wait: Duration) -> io::Result<File> {
     // SAFETY: the descriptor is new, so the file is its only owner. The address is a plain structure that
     // lives through the call, which reads as many bytes as it is told to.
     unsafe {
@@ -120,7 +120,7 @@ pub(super) fn connect_to_host(port: u32, wait: Duration) -> io::Result<File> {
 
 impl KernelKey {
     /// Adds a key of type `logon`, which no process can read back.
-    pub(super) fn add(description: &CStr, payload: &[u8]) -> io::Result<Self> {
+    pub(crate) fn add(description: &CStr, payload: &[u8]) -> io::Result<Self> {
         // SAFETY: the strings end in NUL, the payload is valid for its length; the kernel copies all.
         let serial = unsafe {
             libc::syscall(

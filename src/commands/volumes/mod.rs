@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
 
 use luks::ext4::FileSystem;
-use luks::{Error, Header, KdfCost, Passphrase, Source, Volume, linux};
+use luks::{Error, Header, KdfCost, Passphrase, Source, Volume, mapping};
 use serde_json::{Value, json};
 
 pub use args::{LuksArgs, Size};
@@ -26,7 +26,7 @@ use crate::trust::passphrase::KeySource;
 /// Why it could not be done.
 pub fn run(args: LuksArgs) -> Result<(), Failure> {
     match args.command {
-        Command::Close(args) => linux::close(&args.name).doing("close"),
+        Command::Close(args) => mapping::close(&args.name).doing("close"),
         Command::Create(args) => create(&args),
         Command::Dump(args) => dump(&args),
         Command::Export(args) => export_volume(&args),
@@ -34,7 +34,7 @@ pub fn run(args: LuksArgs) -> Result<(), Failure> {
         Command::Open(args) => open(&args),
         Command::Seal(args) => seal(&args),
         Command::Status(args) => status(&args),
-        Command::Unmount(args) => linux::unmount(&args.directory).doing("unmount"),
+        Command::Unmount(args) => mapping::unmount(&args.directory).doing("unmount"),
     }
 }
 
@@ -204,7 +204,7 @@ fn warn_without_mac(header: &Header) {
 
 fn open(args: &OpenArgs) -> Result<(), Failure> {
     let (source, key) = args.source();
-    let device = linux::open(&source, &key.read()?, &args.name, args.read_only)
+    let device = mapping::open(&source, &key.read()?, &args.name, args.read_only)
         .map_err(|error| explained(&args.volume, &error))?;
     print(&format!("/dev/mapper/{}", device.name))
 }
@@ -215,13 +215,13 @@ fn mount(args: &MountArgs) -> Result<(), Failure> {
     let header = source.read_header().map_err(fail)?;
     let name = args.name.clone().unwrap_or_else(|| format!("hfl-{}", header.uuid()));
     let passphrase = key.read()?;
-    let device = linux::mount(&source, &passphrase, &name, &args.directory, args.read_only);
+    let device = mapping::mount(&source, &passphrase, &name, &args.directory, args.read_only);
     let device = device.map_err(fail)?;
     print(&format!("/dev/mapper/{} on {}", device.name, args.directory.display()))
 }
 
 fn status(args: &StatusArgs) -> Result<(), Failure> {
-    let status = linux::status(&args.name).doing("status")?;
+    let status = mapping::status(&args.name).doing("status")?;
     let key = if status.keyring { "kernel keyring" } else { "in the table" };
     let (major, minor) = status.device.number;
     if args.json {
