@@ -21,6 +21,16 @@
 //!    ([`Binding`]): roles, both keys, both nonces, the TLS exporter and the job.
 //! 4. Only when both quotes satisfy the [`Policy`] is any other message accepted.
 //!
+//! What strangers can do (tests are in `session::net`, `session::places`, `services::pccs` unless they are named):
+//!
+//! | attack | defence | test |
+//! |---|---|---|
+//! | a stolen or public quote makes the verifier fetch or ask | binding and measurements are checked first; a certificate never makes anybody ask | `only_accepted_code_over_this_very_connection_makes_anybody_ask` |
+//! | a service that does not answer stalls everybody | it is asked on a thread, once for one kind of platform, at most four at a time; the session waits, the loop does not | `a_service_that_does_not_answer_is_asked_once_and_holds_up_nobody_else` |
+//! | a name server that does not answer stalls everybody | as above | `a_name_is_looked_up_meanwhile_and_one_that_nobody_has_ends_the_connection` |
+//! | idle, dripping, garbage and thieving connections take every place | verified peers have places of their own; of the others the network that has most loses its oldest | `strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out` |
+//! | connections of one address use up its rate, which is a proxy's | beyond the rate they share few places, nobody is refused; who attests does not count | `secrets` one_shot_secrets_reloading_and_a_restart |
+//!
 //! Invariants: a peer's fault ends that peer's session only; nothing is allocated from a number that a
 //! peer sent; this crate knows steps and byte ranges, not tensors.
 

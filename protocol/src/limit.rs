@@ -1,7 +1,8 @@
-//! How often one address may connect: a bucket of tokens for each, refilled with time.
+//! How often one address, or one network that belongs to one host, may connect: a bucket of tokens for each,
+//! refilled with time.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 /// Most addresses that are remembered; beyond, those that have been quiet long enough are forgotten.
@@ -30,6 +31,7 @@ impl Limit {
 
     /// Whether `address` may connect at `now`.
     pub(crate) fn allows(&mut self, address: IpAddr, now: Duration) -> bool {
+        let address = network(address);
         let (burst, per_second) = (self.burst, self.per_second);
         let filled = move |bucket: &Bucket| {
             let since = now.saturating_sub(bucket.at).as_secs_f64();
@@ -46,6 +48,21 @@ impl Limit {
         let allowed = bucket.tokens >= 1.0;
         bucket.tokens -= f64::from(u8::from(allowed));
         allowed
+    }
+
+    /// A connection that was allowed does not count.
+    pub(crate) fn give_back(&mut self, address: IpAddr) {
+        if let Some(bucket) = self.buckets.get_mut(&network(address)) {
+            bucket.tokens = (bucket.tokens + 1.0).min(self.burst);
+        }
+    }
+}
+
+/// Who has one IPv6 address has all of its /64 network.
+pub(crate) fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & u128::MAX << 64).into(),
+        other => other,
     }
 }
 
@@ -70,6 +87,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_back_may_be_used_again() {
+        let mut limit = Limit::new(3);
+        let address = IpAddr::from([10, 0, 0, 1]);
+        for _ in 0..100 {
+            assert!(limit.allows(address, Duration::ZERO));
+            limit.give_back(address);
+        }
+        limit.give_back(address);
+        let count = (0..10).filter(|_| limit.allows(address, Duration::ZERO)).count();
+        assert_eq!(count, 3, "no more than the burst is ever there");
+    }
+
+    #[test]
     fn memory_is_bounded_and_quiet_addresses_make_room() {
         let mut limit = Limit::new(1);
         for number in 0..2 * ADDRESSES_MAX as u32 {
@@ -78,5 +108,13 @@ mod tests {
         }
         assert!(!limit.allows(Ipv4Addr::from(u32::MAX).into(), Duration::from_secs(2)));
         assert!(limit.allows(Ipv4Addr::from(u32::MAX).into(), Duration::from_secs(100)));
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_are_one_and_ipv4_in_ipv6_is_ipv4() {
+        let parsed = |text: &str| text.parse::<IpAddr>().expect("an address");
+        assert_eq!(network(parsed("2001:db8::1")), network(parsed("2001:db8::ffff:2:1")));
+        assert_ne!(network(parsed("2001:db8::1")), network(parsed("2001:db8:0:1::1")));
+        assert_eq!(network(parsed("::ffff:10.0.0.1")), parsed("10.0.0.1"));
     }
 }

@@ -95,8 +95,8 @@ impl Worker {
         if self.roster.has(&entry) {
             return Ok(());
         }
-        session.check_admission(&entry.admission)?;
-        match self.roster.extend(entry) {
+        // Where a service has to be asked first, the session brings the entry again.
+        match !session.check_admission(&entry)? || self.roster.extend(entry) {
             true => Ok(()),
             false => Err(session.close(Some(Refusal::Protocol))),
         }

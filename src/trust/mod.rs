@@ -119,7 +119,7 @@ impl TrustOptions {
     /// # Errors
     /// When there is no policy or no collateral.
     pub fn verifier(&self) -> Result<Verifier, Failure> {
-        let policy = self.policy.as_deref().map(read_policy).transpose()?;
+        let policy = self.policy()?;
         if self.attestation == Attestation::Sim {
             let policy = policy.unwrap_or_else(|| Policy::same_as(self.simulated().report()));
             return Ok(Verifier { trust: Trust::Simulated, policy });
@@ -131,13 +131,26 @@ impl TrustOptions {
                 .hint("--policy FILE; hfl quote --policy-template makes one to be checked")
         })?;
         if let Some(service) = self.remote()? {
-            if let Some(rule) = policy.needs_collateral() {
-                let what = format!("the policy's {rule} is nothing that a remote verifier tells");
-                return Err(Failure::new(what).hint("collateral instead, or a policy without it"));
-            }
             return Ok(Verifier { trust: Trust::Remote(Arc::new(service)), policy });
         }
         Ok(Verifier { trust: Trust::Hardware(Arc::new(self.shelf()?)), policy })
+    }
+
+    /// The policy that the options name, as the file is now.
+    ///
+    /// # Errors
+    /// When it cannot be read, is none, or has rules that the other options leave nobody to check.
+    pub fn policy(&self) -> Result<Option<Policy>, Failure> {
+        let policy = self.policy.as_deref().map(read_policy).transpose()?;
+        let rule = policy.as_ref().and_then(Policy::needs_collateral);
+        if let Some(rule) = rule
+            && self.attestation != Attestation::Sim
+            && self.remote()?.is_some()
+        {
+            let what = format!("the policy's {rule} is nothing that a remote verifier tells");
+            return Err(Failure::new(what).hint("collateral instead, or a policy without it"));
+        }
+        Ok(policy)
     }
 
     /// The remote verifier that the only file configures, if it does.

@@ -2,6 +2,7 @@
 
 pub mod dcap;
 pub(crate) mod policy;
+pub(crate) mod question;
 pub(crate) mod remote;
 pub(crate) mod token;
 pub(crate) mod verify;

@@ -1,4 +1,5 @@
-//! The verifier: quote, signatures, certificate chain, policy, in this order; the first failure ends it.
+//! The verifier: binding and measurements, signatures, certificate chain, collateral, policy of platforms, in
+//! this order; the first failure ends it, and only the last two may need the network.
 //!
 //! The trust anchor decides what is real: Intel's root for hardware, the public test root for
 //! simulated TDs, which is refused unless asked for.
@@ -16,10 +17,11 @@ use crate::identity::chain;
 use crate::identity::evidence::CertificateEvidence;
 use crate::judge::dcap::{self, Anchor, Collateral, Shortcoming};
 use crate::judge::policy::Policy;
-use crate::judge::remote::RemoteVerifier;
+use crate::judge::question::{Answer, Appraisal, Question};
+use crate::judge::remote::{RemoteError, RemoteVerifier};
 use crate::rejection::Rejection;
 use crate::role::Role;
-use crate::services::collateral_store::{Shelf, is_lack};
+use crate::services::collateral_store::{Lack, Shelf, is_lack};
 
 /// Whose signature makes a platform real.
 #[derive(Clone, Debug)]
@@ -52,6 +54,26 @@ pub struct Verdict {
     pub pcrs: Option<Box<Pcrs>>,
 }
 
+/// Evidence as a peer shows it, and what it has to be bound to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shown<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) report_data: &'a [u8; 64],
+    /// What the peer claims to be, if it does already.
+    pub(crate) role: Option<Role>,
+    /// What the peer brought to judge it by.
+    pub(crate) collateral: Option<&'a Collateral>,
+}
+
+/// What can be said about evidence at once.
+#[derive(Debug)]
+pub(crate) enum Judged {
+    /// It is accepted. What a question then brings is for later.
+    Accepted(Box<Verdict>, Option<Question>),
+    /// Not before this is answered.
+    Asks(Question),
+}
+
 impl Verdict {
     /// Judges an accepted quote once more, by the rules of one thing that its TD asks for.
     ///
@@ -67,7 +89,7 @@ impl Verdict {
 
 impl Verifier {
     /// Checks a quote over `report_data` from a peer that claims `role` (if it does already), at
-    /// `now` in seconds since 1970.
+    /// `now` in seconds since 1970. Blocks while a service is asked.
     ///
     /// # Errors
     /// The first reason to refuse it.
@@ -78,38 +100,71 @@ impl Verifier {
         role: Option<Role>,
         now: u64,
     ) -> Result<Verdict, Rejection> {
-        self.verify_with(quote, report_data, role, None, now)
+        self.verify_shown(&Shown { bytes: quote, report_data, role, collateral: None }, now)
     }
 
     /// The same with collateral that the peer brought, for a platform of which we have none.
     ///
     /// # Errors
     /// The first reason to refuse it.
-    pub(crate) fn verify_with(
+    pub(crate) fn verify_shown(&self, shown: &Shown, now: u64) -> Result<Verdict, Rejection> {
+        match self.judge(shown, None, now)? {
+            Judged::Accepted(verdict, _) => Ok(*verdict),
+            Judged::Asks(question) => match self.judge(shown, Some(question.ask()), now)? {
+                Judged::Accepted(verdict, _) => Ok(*verdict),
+                Judged::Asks(_) => Err(Rejection::Remote(RemoteError::Service(TWICE.into()))),
+            },
+        }
+    }
+
+    /// Judges evidence without a wait: first by what costs nothing (whom it is bound to, what it measures), then
+    /// by signatures and by what is at hand. Only a genuine platform that runs what the policy accepts, for this
+    /// very connection, leads to a question, and only if `answer` is not there yet.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub(crate) fn judge(
         &self,
-        bytes: &[u8],
-        report_data: &[u8; 64],
-        role: Option<Role>,
-        shown: Option<&Collateral>,
+        shown: &Shown,
+        answer: Option<Answer>,
         now: u64,
-    ) -> Result<Verdict, Rejection> {
-        let evidence = Evidence::parse(bytes).map_err(Rejection::Malformed)?;
+    ) -> Result<Judged, Rejection> {
+        let evidence = Evidence::parse(shown.bytes).map_err(Rejection::Malformed)?;
         let quote = &evidence.quote;
         let report = *quote.td().map_err(Rejection::Malformed)?;
+        self.check_td(&evidence, &report, shown.report_data, shown.role)?;
+        let mut refresh = None;
         let platform = match &self.trust {
             Trust::Simulated => {
                 verify_simulated(quote, now)?;
                 None
             }
             Trust::Hardware(shelf) => {
-                let verdict = shelf.judge(quote, shown, now)?;
+                let judged = shelf.judge(quote, now);
+                let lack = shelf.lacks(&judged, now).filter(|_| answer.is_none());
+                let origin = lack.map_or(Ok(None), |_| shelf.may_ask(quote, now))?;
+                let question = origin.map(|at| Question::Collateral(Arc::clone(shelf), at));
+                match (lack, question) {
+                    (Some(Lack::Now), Some(question)) => return Ok(Judged::Asks(question)),
+                    (_, question) => refresh = question,
+                }
+                let verdict = match (judged, shown.collateral) {
+                    (Err(fault), Some(theirs)) if is_lack(&fault) => {
+                        shelf.judge_by(theirs, quote, now)?
+                    }
+                    (judged, _) => judged?,
+                };
                 self.policy.check_platform(&verdict, now)?;
                 Some(Box::new(verdict))
             }
             Trust::Remote(service) => {
-                // Only quotes of genuine platforms are worth a question.
                 dcap::origin(quote, &Anchor::default(), now)?;
-                let status = service.appraise(Evidence::quote_bytes(bytes), &report, now);
+                let Some(Answer::Appraisal(status)) = answer else {
+                    let service = Arc::clone(service);
+                    let quote = Evidence::quote_bytes(shown.bytes).to_vec();
+                    let asked = Box::new(Appraisal { service, quote, report, now });
+                    return Ok(Judged::Asks(Question::Appraisal(asked)));
+                };
                 let status = status.map_err(Rejection::Remote)?;
                 if !self.policy.rules.accepted.contains(&status) {
                     return Err(Rejection::Rules(Shortcoming::Status(status)));
@@ -117,9 +172,8 @@ impl Verifier {
                 None
             }
         };
-        self.check_td(&evidence, &report, report_data, role)?;
         let pcrs = evidence.vtpm.map(|vtpm| Box::new(vtpm.pcrs));
-        Ok(Verdict { report, platform, pcrs })
+        Ok(Judged::Accepted(Box::new(Verdict { report, platform, pcrs }), refresh))
     }
 
     /// The collateral of the platform that a certificate's quote is of; nothing where there is none.
@@ -141,8 +195,9 @@ impl Verifier {
         self.verify_first(&evidence.quote, &evidence.report_data, now)
     }
 
-    /// Checks the quote in a certificate. A platform of which we have no collateral yet has to be genuine
-    /// only: its patch level is judged with the fresh quote, before which nothing else is accepted.
+    /// Checks the quote in a certificate, and asks nobody: a platform of which we have no collateral yet, and one
+    /// that a remote verifier is to judge, has to be genuine only. The rest is judged with the fresh quote, before
+    /// which nothing else is accepted.
     ///
     /// # Errors
     /// The first reason to refuse it.
@@ -152,14 +207,19 @@ impl Verifier {
         report_data: &[u8; 64],
         now: u64,
     ) -> Result<(), Rejection> {
-        match self.verify(quote, report_data, None, now) {
-            Err(Rejection::Dcap(fault)) if is_lack(&fault) => {
-                let evidence = Evidence::parse(quote).map_err(Rejection::Malformed)?;
-                dcap::origin(&evidence.quote, &Anchor::default(), now)?;
-                let report = *evidence.quote.td().map_err(Rejection::Malformed)?;
-                self.check_td(&evidence, &report, report_data, None)
+        let evidence = Evidence::parse(quote).map_err(Rejection::Malformed)?;
+        let report = *evidence.quote.td().map_err(Rejection::Malformed)?;
+        self.check_td(&evidence, &report, report_data, None)?;
+        match &self.trust {
+            Trust::Simulated => verify_simulated(&evidence.quote, now),
+            Trust::Remote(_) => {
+                Ok(dcap::origin(&evidence.quote, &Anchor::default(), now).map(drop)?)
             }
-            judged => judged.map(drop),
+            Trust::Hardware(shelf) => match shelf.judge(&evidence.quote, now) {
+                Ok(verdict) => self.policy.check_platform(&verdict, now),
+                Err(fault) if is_lack(&fault) => Ok(shelf.check_genuine(&evidence.quote, now)?),
+                Err(fault) => Err(fault.into()),
+            },
         }
     }
 
@@ -176,6 +236,9 @@ impl Verifier {
         if is_over { Ok(()) } else { Err(Rejection::ReportData) }
     }
 }
+
+/// Cannot be: an answer ends the questions.
+const TWICE: &str = "it was asked twice";
 
 /// Most certificates of a chain.
 const CHAIN_MAX: usize = 4;

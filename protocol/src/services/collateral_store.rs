@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 use crate::evidence::quote::Quote;
 use crate::hex::Hex;
 use crate::judge::dcap::{self, Anchor, Collateral, Fault, Item, Origin, Problem, Verdict};
-use crate::rejection::Rejection;
-use crate::services::pccs::{FetchError, Pccs};
+use crate::services::pccs::Pccs;
 
 /// Most kinds of platforms that a service is asked about: more take no part in a job.
 const ORIGINS_MAX: usize = 64;
@@ -30,7 +29,24 @@ pub struct Shelf {
     bundles: Mutex<Vec<Arc<Collateral>>>,
     service: Option<Pccs>,
     cache: Option<PathBuf>,
-    asked: Mutex<BTreeMap<Origin, Instant>>,
+    asked: Mutex<BTreeMap<Origin, Asked>>,
+}
+
+/// When a service was asked about a kind of platform.
+#[derive(Clone, Copy, Debug)]
+enum Asked {
+    /// It has not answered yet.
+    Now,
+    At(Instant),
+}
+
+/// How badly a verdict needs other collateral.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lack {
+    /// There is no verdict without.
+    Now,
+    /// What there is serves for a while.
+    Soon,
 }
 
 impl Shelf {
@@ -59,29 +75,57 @@ impl Shelf {
         self
     }
 
-    /// The verdict on a quote with the collateral of its platform; `shown` is what the peer itself brought,
-    /// for platforms of which nothing else is there.
+    /// The verdict on a quote with collateral that its peer brought, for platforms of which nothing else is there.
     ///
     /// # Errors
-    /// The fault that says most.
-    pub(crate) fn judge(
+    /// The first thing that is wrong.
+    pub(crate) fn judge_by(
         &self,
+        shown: &Collateral,
         quote: &Quote,
-        shown: Option<&Collateral>,
         now: u64,
-    ) -> Result<Verdict, Rejection> {
-        let judged = self.judge_here(quote, now);
-        match (&judged, shown) {
-            (Err(Rejection::Dcap(fault)), Some(shown)) if is_lack(fault) => {
-                Ok(dcap::verify(quote, shown, &self.root, now)?)
-            }
-            _ => judged,
+    ) -> Result<Verdict, Fault> {
+        dcap::verify(quote, shown, &self.root, now)
+    }
+
+    /// Whether a verdict by what is at hand would be better after [`Shelf::refresh`].
+    pub(crate) fn lacks(&self, judged: &Result<Verdict, Fault>, now: u64) -> Option<Lack> {
+        match judged {
+            Ok(verdict) if verdict.valid[1] < now.saturating_add(ENDS_SOON) => Some(Lack::Soon),
+            Ok(_) => None,
+            Err(fault) => is_lack(fault).then_some(Lack::Now),
         }
     }
 
-    /// Our own platform's collateral, to be shown to peers; `None` where there is none.
+    /// The kind of platform to ask the service about, if there is one and it was not asked a moment ago. Only
+    /// quotes of genuine platforms make anybody ask.
+    ///
+    /// # Errors
+    /// What is wrong with the quote itself.
+    pub(crate) fn may_ask(&self, quote: &Quote, now: u64) -> Result<Option<Origin>, Fault> {
+        let origin = dcap::origin(quote, &self.root, now)?;
+        let asked = self.asked();
+        let full = asked.len() >= ORIGINS_MAX && !asked.contains_key(&origin);
+        let rests = matches!(asked.get(&origin), Some(Asked::At(at)) if at.elapsed() < PAUSE);
+        Ok((self.service.is_some() && !full && !rests).then_some(origin))
+    }
+
+    /// Whether a quote is of a genuine platform under the root that the shelf believes in.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(crate) fn check_genuine(&self, quote: &Quote, now: u64) -> Result<(), Fault> {
+        dcap::origin(quote, &self.root, now).map(drop)
+    }
+
+    /// Our own platform's collateral, to be shown to peers; `None` where there is none. Blocks.
     pub(crate) fn of_platform(&self, quote: &Quote, now: u64) -> Option<Vec<u8>> {
-        self.judge_here(quote, now).ok()?;
+        let judged = self.judge(quote, now);
+        if self.lacks(&judged, now).is_some()
+            && let Some(origin) = self.may_ask(quote, now).ok()?
+        {
+            self.refresh(origin);
+        }
         let bundles = self.bundles().clone();
         let serves =
             |bundle: &&Arc<Collateral>| dcap::verify(quote, bundle, &self.root, now).is_ok();
@@ -89,28 +133,11 @@ impl Shelf {
         (bytes.len() <= SHOWN_LEN_MAX).then_some(bytes)
     }
 
-    fn judge_here(&self, quote: &Quote, now: u64) -> Result<Verdict, Rejection> {
-        let judged = self.judge_offline(quote, now);
-        let outdated = match &judged {
-            Ok(verdict) => verdict.valid[1] < now.saturating_add(ENDS_SOON),
-            Err(fault) => is_lack(fault),
-        };
-        if !outdated || self.service.is_none() {
-            return judged.map_err(Rejection::from);
-        }
-        // What is wrong with the quote itself says more; and only genuine platforms make us ask.
-        let origin = dcap::origin(quote, &self.root, now)?;
-        match self.refresh(origin) {
-            Ok(true) => self.judge_offline(quote, now).map_err(Rejection::from),
-            Ok(false) => judged.map_err(Rejection::from),
-            Err(error) => {
-                log::warn!("collateral [{}]: {error}", error.code());
-                judged.map_err(Rejection::from)
-            }
-        }
-    }
-
-    fn judge_offline(&self, quote: &Quote, now: u64) -> Result<Verdict, Fault> {
+    /// The verdict on a quote with the collateral of its platform that is at hand.
+    ///
+    /// # Errors
+    /// The fault that says most.
+    pub(crate) fn judge(&self, quote: &Quote, now: u64) -> Result<Verdict, Fault> {
         let of_another = |fault: &Fault| {
             matches!(fault, Fault { item: Item::TcbInfo, problem: Problem::Mismatch(_) })
         };
@@ -132,18 +159,19 @@ impl Shelf {
         accepted.ok_or(refused.unwrap_or(missing))
     }
 
-    /// Fetches the collateral of a kind of platform; `false` when that was tried a moment ago.
-    fn refresh(&self, origin: Origin) -> Result<bool, FetchError> {
-        let Some(service) = &self.service else { return Ok(false) };
-        {
-            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-            let full = asked.len() >= ORIGINS_MAX && !asked.contains_key(&origin);
-            if full || asked.get(&origin).is_some_and(|at| at.elapsed() < PAUSE) {
-                return Ok(false);
-            }
-            asked.insert(origin, Instant::now());
+    /// Fetches the collateral of a kind of platform; a failure is logged, and leaves what is at hand. Blocks.
+    pub(crate) fn refresh(&self, origin: Origin) {
+        self.asked().insert(origin, Asked::Now);
+        let fetched = self.service.as_ref().map(|service| service.fetch(&origin));
+        match fetched {
+            Some(Ok(fetched)) => self.keep(&origin, fetched),
+            Some(Err(error)) => log::warn!("collateral [{}]: {error}", error.code()),
+            None => {}
         }
-        let fetched = service.fetch(&origin)?;
+        self.asked().insert(origin, Asked::At(Instant::now()));
+    }
+
+    fn keep(&self, origin: &Origin, fetched: Collateral) {
         if let Some(folder) = &self.cache {
             let kind = if origin.is_tdx { "tdx" } else { "sgx" };
             let path = folder.join(format!("{kind}-{}.json", Hex(&origin.fmspc)));
@@ -152,7 +180,10 @@ impl Shelf {
             }
         }
         self.bundles().push(Arc::new(fetched));
-        Ok(true)
+    }
+
+    fn asked(&self) -> MutexGuard<'_, BTreeMap<Origin, Asked>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn bundles(&self) -> MutexGuard<'_, Vec<Arc<Collateral>>> {
@@ -202,9 +233,7 @@ mod tests {
         fs::remove_dir_all(&folder).expect("remove");
         let judge = |bundles: Vec<Collateral>| {
             let root = Anchor::new(root.as_ref().try_into().expect("32 bytes"));
-            Shelf { root, ..Shelf::new(bundles) }
-                .judge_offline(&quote, NOW)
-                .map(|verdict| verdict.status)
+            Shelf { root, ..Shelf::new(bundles) }.judge(&quote, NOW).map(|verdict| verdict.status)
         };
 
         judge(vec![older.clone()]).expect("the older list alone does not know it");

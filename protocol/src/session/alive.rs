@@ -48,6 +48,7 @@ impl Session {
                 }
             }
             (State::Open, Connection::Client(_)) => Err(self.end(Ended::Silent)),
+            _ if self.is_asking() => Err(self.end(Ended::Unanswered)),
             _ => Err(self.end(Ended::Timeout)),
         }
     }

@@ -42,6 +42,8 @@ pub enum Ended {
     Version(u16),
     /// The peer did not finish opening the session in time.
     Timeout,
+    /// The service that we judge it by did not answer in time.
+    Unanswered,
     /// The server let nothing be heard for too long.
     Silent,
     /// We have no evidence to show.
@@ -74,6 +76,10 @@ impl fmt::Display for Ended {
                 write!(f, "it speaks protocol version {theirs}, we speak {PROTOCOL_VERSION}")
             }
             Self::Timeout => write!(f, "it did not attest within {} s", OPEN_TIMEOUT.as_secs()),
+            Self::Unanswered => write!(
+                f,
+                "the service that its evidence is judged by (--collateral) did not answer in time"
+            ),
             Self::Silent => write!(f, "it said nothing for {} s", SILENCE_MAX.as_secs()),
             Self::NoEvidence(error) => write!(f, "we have no evidence to show: {error}"),
             Self::Io(error) => error.fmt(f),
@@ -93,6 +99,7 @@ impl Ended {
             Self::Refused(refusal) => Some(*refusal),
             Self::Rejected(_) | Self::Fellow(..) => Some(Refusal::Evidence),
             Self::Version(_) => Some(Refusal::Version),
+            Self::Unanswered => Some(Refusal::Later),
             _ => None,
         }
     }
@@ -101,7 +108,8 @@ impl Ended {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::RefusedByPeer(why) => why.is_end() || *why == Refusal::Later,
-            why => matches!(why, Self::ByPeer | Self::Io(_) | Self::Silent | Self::Timeout),
+            Self::ByPeer | Self::Io(_) | Self::Silent | Self::Timeout | Self::Unanswered => true,
+            _ => false,
         }
     }
 }

@@ -8,6 +8,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use crate::Attester;
 use crate::identity::binding::Binding;
 use crate::identity::certificate::Identity;
+use crate::judge::policy::Policy;
 use crate::judge::verify::Verifier;
 use crate::role::Role;
 use crate::session::roster::Admission;
@@ -25,7 +26,7 @@ pub struct Config {
     pub clock: fn() -> u64,
     /// Collateral of our own platform, which is shown to peers that may have none.
     pub(super) collateral: Vec<u8>,
-    pub(super) identity: Identity,
+    pub(super) identity: Arc<Identity>,
     pub(super) tls: Tls,
 }
 
@@ -51,9 +52,28 @@ impl Config {
         clock: fn() -> u64,
         identity: Identity,
     ) -> io::Result<Self> {
+        let identity = Arc::new(identity);
         let tls = Tls::new(&identity, &verifier, clock).map_err(io::Error::other)?;
         let collateral = verifier.own_collateral(identity.certificate(), clock());
         Ok(Self { role, attester, verifier, clock, collateral, identity, tls })
+    }
+
+    /// The same identity and trust anchor with another policy for those who come from now on. Asks nobody.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn with_policy(&self, policy: Policy) -> io::Result<Self> {
+        let verifier = Verifier { trust: self.verifier.trust.clone(), policy };
+        let tls = Tls::new(&self.identity, &verifier, self.clock).map_err(io::Error::other)?;
+        Ok(Self {
+            role: self.role,
+            attester: Arc::clone(&self.attester),
+            verifier,
+            clock: self.clock,
+            collateral: self.collateral.clone(),
+            identity: Arc::clone(&self.identity),
+            tls,
+        })
     }
 
     /// Our own evidence for a job, as an entry of its roster: we admit ourselves. There is no connection, so

@@ -11,16 +11,24 @@
 //! Handshake --TLS done, hello sent--> Hello --peer's hello, evidence sent--> Evidence
 //!                                               --peer's quote verified--> Open --> Closed
 //! ```
+//!
+//! A session never waits: what only a service can tell about evidence is a question that its owner takes, has asked
+//! elsewhere, and answers. Until then nothing that the peer says is looked at.
 
 mod alive;
+mod asking;
 pub(crate) mod close;
 pub(crate) mod config;
 pub(crate) mod frame;
+mod inquiry;
+mod judging;
 pub(crate) mod link;
 pub(crate) mod message;
 pub(crate) mod net;
+mod places;
 pub(crate) mod roster;
 mod seal;
+mod socket;
 pub(crate) mod tls;
 
 use std::fmt;
@@ -32,12 +40,11 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConnection, Connection, ServerConnection};
 use zeroize::Zeroizing;
 
-use crate::identity::binding::{Binding, EXPORTER_LABEL};
 use crate::identity::certificate::spki_hash;
-use crate::judge::dcap::Collateral;
 use crate::judge::verify::Verdict;
 use crate::rejection::Rejection;
 use crate::role::Role;
+use crate::session::asking::Asking;
 use crate::session::close::{Ended, OPEN_TIMEOUT};
 use crate::session::config::{Config, nonce};
 use crate::session::frame::{FRAME_LEN_MAX, Frame};
@@ -94,6 +101,7 @@ pub struct Session {
     claimed: Option<(Role, [u8; 32], [u8; 32])>,
     peer: Option<Peer>,
     admission: Option<Admission>,
+    asking: Asking,
     announced: bool,
     /// Decrypted bytes; the first `done` of them are used up.
     plain: Vec<u8>,
@@ -155,6 +163,7 @@ impl Session {
             claimed: None,
             peer: None,
             admission: None,
+            asking: Asking::default(),
             announced: false,
             plain: Vec::new(),
             done: 0,
@@ -176,6 +185,11 @@ impl Session {
         self.state == State::Open
     }
 
+    /// Whether the peer showed a certificate whose key it has and whose evidence may be accepted.
+    pub(crate) fn has_certificate(&self) -> bool {
+        self.state != State::Handshake
+    }
+
     /// The verified peer.
     pub fn peer(&self) -> Option<&Peer> {
         self.peer.as_ref()
@@ -184,22 +198,6 @@ impl Session {
     /// A verified client's evidence, for the roster; a client has none of its server.
     pub fn admission(&self) -> Option<&Admission> {
         self.admission.as_ref()
-    }
-
-    /// Judges whom the server says it admitted to this job, as if it had come to us.
-    ///
-    /// # Errors
-    /// The session is over then.
-    pub fn check_admission(&mut self, admission: &Admission) -> Result<(), Ended> {
-        let now = (self.config.clock)();
-        let refused = match admission.job == self.job {
-            true => admission.verify(&self.config.verifier, now).err(),
-            false => Some(Rejection::ReportData),
-        };
-        match refused {
-            None => Ok(()),
-            Some(why) => Err(self.end(Ended::Fellow(admission.role, why))),
-        }
     }
 
     /// Digest of the job that both sides are bound to.
@@ -268,6 +266,12 @@ impl Session {
     pub fn next_event(&mut self) -> Result<Option<Event<'_>>, Ended> {
         self.done += std::mem::take(&mut self.shown);
         self.say_owed()?;
+        if let Some(message) = self.judge_again()? {
+            return Ok(Some(Event::Message(message)));
+        }
+        if self.is_asking() {
+            return Ok(None);
+        }
         loop {
             if self.state == State::Open && !self.announced {
                 self.announced = true;
@@ -297,6 +301,9 @@ impl Session {
                     self.done += len;
                     if let Some(message) = self.handle(message).map_err(|why| self.end(why))? {
                         return Ok(Some(Event::Message(message)));
+                    }
+                    if self.is_asking() {
+                        return Ok(None);
                     }
                 }
             }
@@ -401,7 +408,7 @@ impl Session {
                 self.handle_hello(version, (role, nonce, job)).map(|()| None)
             }
             Message::Evidence { quote, collateral } => {
-                self.handle_evidence(&quote, &collateral).map(|()| None)
+                self.handle_evidence(quote, collateral).map(|()| None)
             }
             Message::Refused(refusal) => Err(Ended::RefusedByPeer(refusal)),
             Message::Alive { number } if from_client => {
@@ -442,66 +449,6 @@ impl Session {
         self.state = State::Evidence;
         let collateral = self.config.collateral.clone();
         self.put(&Message::Evidence { quote, collateral })
-    }
-
-    fn handle_evidence(&mut self, quote: &[u8], shown: &[u8]) -> Result<(), Ended> {
-        let report_data = self.report_data(false)?;
-        let Some((role, _, key)) = self.claimed else {
-            return Err(Ended::NotAllowed("evidence"));
-        };
-        let now = (self.config.clock)();
-        // A bundle that is none is as good as none.
-        let shown = Collateral::parse(shown).ok();
-        let verifier = &self.config.verifier;
-        let verdict = verifier.verify_with(quote, &report_data, Some(role), shown.as_ref(), now);
-        let verdict = verdict.map_err(Ended::Rejected)?;
-        self.peer = Some(Peer { role, verdict, key });
-        self.admission = self.admitted(quote.to_vec())?;
-        self.state = State::Open;
-        Ok(())
-    }
-
-    /// What a server's roster says of this peer.
-    fn admitted(&self, quote: Vec<u8>) -> Result<Option<Admission>, Ended> {
-        let (Connection::Server(_), Some((role, nonce, key))) = (&self.tls, self.claimed) else {
-            return Ok(None);
-        };
-        Ok(Some(Admission {
-            role,
-            server: self.config.role,
-            time: (self.config.clock)(),
-            keys: [key, self.config.identity.spki_hash],
-            nonces: [nonce, self.nonce],
-            exporter: self.exporter()?,
-            job: self.job,
-            quote,
-        }))
-    }
-
-    fn exporter(&self) -> Result<[u8; 32], Ended> {
-        self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(Ended::Tls)
-    }
-
-    /// The report data of our own evidence, or what the peer's must be.
-    fn report_data(&self, own: bool) -> Result<[u8; 64], Ended> {
-        let Some((role, nonce, key)) = &self.claimed else {
-            return Err(Ended::NotAllowed("evidence"));
-        };
-        let exporter = self.exporter()?;
-        let is_client = matches!(self.tls, Connection::Client(_));
-        let ours = (self.config.role, &self.config.identity.spki_hash, &self.nonce);
-        let theirs = (*role, key, nonce);
-        let (prover, verifier) = if own { (ours, theirs) } else { (theirs, ours) };
-        let binding = Binding {
-            prover: prover.0,
-            verifier: verifier.0,
-            from_client: own == is_client,
-            keys: [prover.1, verifier.1],
-            nonces: [prover.2, verifier.2],
-            exporter: &exporter,
-            job: &self.job,
-        };
-        Ok(binding.report_data())
     }
 
     fn put(&mut self, message: &Message) -> Result<(), Ended> {

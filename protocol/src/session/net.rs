@@ -2,19 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use rustix::net::sockopt;
 
+use crate::judge::policy::Policy;
 use crate::limit::Limit;
 use crate::session::close::Ended;
+use crate::session::inquiry::{Inquiries, Reply, Subject};
 use crate::session::link::Link;
+use crate::session::places::{
+    HALF_OPEN_MAX, HalfOpen, SHARE_MAX, SHARE_OVER_RATE, VERIFIED_MAX, displaced,
+};
+use crate::session::socket::Socket;
 use crate::session::{Config, Session};
 
 /// A connection of a [`Net`]; never used twice.
@@ -26,8 +32,10 @@ pub struct Net {
     poll: Poll,
     events: Events,
     listeners: Vec<TcpListener>,
-    /// Connections may wait that could not be accepted: their event has come already.
+    /// Connections may wait that were not accepted: their event has come already.
     unaccepted: bool,
+    /// They wait because others had their turn, not because there is no room for them.
+    accepts_on: bool,
     watched: Vec<OwnedFd>,
     links: BTreeMap<LinkId, Connection>,
     next_id: usize,
@@ -37,6 +45,15 @@ pub struct Net {
     input: Vec<u8>,
     config: Arc<Config>,
     limit: Option<Limit>,
+    inquiries: Inquiries,
+    crowding: Crowding,
+}
+
+/// Connections that gave way to others, and when the log last said so.
+#[derive(Debug, Default)]
+struct Crowding {
+    count: u64,
+    said: Option<Duration>,
 }
 
 /// A connection that is over.
@@ -44,7 +61,7 @@ pub struct Net {
 pub struct Over {
     /// Which one.
     pub id: LinkId,
-    /// The other end.
+    /// The other end; nowhere, where its name was not looked up yet.
     pub address: SocketAddr,
     /// The session, as it stood.
     pub session: Session,
@@ -53,16 +70,26 @@ pub struct Over {
 }
 
 struct Connection {
-    link: Link<TcpStream>,
+    link: Link<Socket>,
     address: SocketAddr,
+    /// Somebody came to us, else we went to him.
+    is_guest: bool,
+    /// It counts as one of those that come too often, until it is verified.
+    is_counted: bool,
 }
 
 /// What somebody else watches, such as signals: it wakes us, no more.
 const WATCHED: Token = Token(0);
 /// The first listener; the others count down from it, identifiers of links up from 1.
 const LISTENER: Token = Token(usize::MAX);
-/// Most connections at a time, verified or not.
-const LINKS_MAX: usize = 256;
+/// Events that are taken at a time.
+const EVENTS_MAX: usize = 256;
+/// Connections that are accepted at a time: those that are there have their turn in between.
+const ACCEPTS_MAX: usize = 64;
+/// How often the log says that connections gave way.
+const CROWDING_SAID: Duration = Duration::from_secs(10);
+/// Where nobody is.
+const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 /// Bytes read from a socket at a time.
 const INPUT_LEN: usize = 128 << 10;
 /// After so long without an answer of the other end's system an idle connection is broken.
@@ -78,11 +105,14 @@ impl Net {
     /// # Errors
     /// When the system has no poll instance to give.
     pub fn new(config: Arc<Config>) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let inquiries = Inquiries::new(Waker::new(poll.registry(), WATCHED)?);
         Ok(Self {
-            poll: Poll::new()?,
-            events: Events::with_capacity(LINKS_MAX),
+            poll,
+            events: Events::with_capacity(EVENTS_MAX),
             listeners: Vec::new(),
             unaccepted: false,
+            accepts_on: false,
             watched: Vec::new(),
             links: BTreeMap::new(),
             next_id: 1,
@@ -91,15 +121,23 @@ impl Net {
             input: vec![0; INPUT_LEN],
             config,
             limit: None,
+            inquiries,
+            crowding: Crowding::default(),
         })
     }
 
-    /// What we are and whom we accept from now on; open connections stay as they are.
-    pub fn set_config(&mut self, config: Arc<Config>) {
-        self.config = config;
+    /// Whom we accept from now on; open connections stay as they are.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn set_policy(&mut self, policy: Policy) -> io::Result<()> {
+        self.config = Arc::new(self.config.with_policy(policy)?);
+        Ok(())
     }
 
-    /// Lets one address connect at most so often a minute; more are closed at once.
+    /// Lets one address connect so often a minute without attesting; who attests does not count. Of an address
+    /// that does more than that, only a few connections at a time are kept until they attest: it may be that of
+    /// a proxy which everybody comes through, so that nobody is refused because of others.
     pub fn set_limit(&mut self, per_minute: u32) {
         self.limit = Some(Limit::new(per_minute));
     }
@@ -129,24 +167,53 @@ impl Net {
         Ok(())
     }
 
-    /// Opens a connection to `host:port`; the name is also what TLS asks for.
+    /// Opens a connection to `host:port`; the name is also what TLS asks for, and is looked up elsewhere. What
+    /// comes of it is told by [`Net::take_ended`].
     ///
     /// # Errors
-    /// When the host is unknown or the system refuses at once.
+    /// When the name is none, or the system has no socket.
     pub fn connect(&mut self, host_and_port: &str) -> io::Result<LinkId> {
         let host = host_and_port.rsplit_once(':').map_or(host_and_port, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let mut addresses = host_and_port.to_socket_addrs()?.collect::<Vec<_>>();
-        // Most listeners have an IPv4 socket; the order of the resolver is kept otherwise.
-        addresses.sort_by_key(SocketAddr::is_ipv6);
-        let none = || io::Error::other("the name has no address");
-        let turn = self.attempts.checked_rem(addresses.len()).ok_or_else(none)?;
-        self.attempts += 1;
-        let address = &addresses[turn];
-        let socket = TcpStream::connect(*address)?;
         let session = Session::client(Arc::clone(&self.config), host, self.started.elapsed())
             .map_err(io::Error::other)?;
-        self.add(socket, *address, session)
+        let id = self.insert(Socket::default(), NOWHERE, session);
+        match host_and_port.parse() {
+            Ok(address) => self.dial(id, address),
+            Err(_) => self.inquiries.ask(id.0, Subject::Name(host_and_port.to_owned())),
+        }
+        Ok(id)
+    }
+
+    /// Goes on with a connection whose name is looked up.
+    fn resolved(&mut self, id: LinkId, addresses: io::Result<Vec<SocketAddr>>) {
+        let chosen = addresses.and_then(|mut addresses| {
+            // Most listeners have an IPv4 socket; the order of the resolver is kept otherwise.
+            addresses.sort_by_key(SocketAddr::is_ipv6);
+            let none = || io::Error::other("the name has no address");
+            let turn = self.attempts.checked_rem(addresses.len()).ok_or_else(none)?;
+            self.attempts += 1;
+            Ok(addresses[turn])
+        });
+        match chosen {
+            Ok(address) => self.dial(id, address),
+            Err(error) => self.fail(id, error),
+        }
+    }
+
+    fn dial(&mut self, id: LinkId, address: SocketAddr) {
+        let Some(connection) = self.links.get_mut(&id) else { return };
+        connection.address = address;
+        let dialled = TcpStream::connect(address).and_then(|socket| self.register(id, socket));
+        if let Err(error) = dialled {
+            self.fail(id, error);
+        }
+    }
+
+    fn fail(&mut self, id: LinkId, error: io::Error) {
+        if let Some(connection) = self.links.get_mut(&id) {
+            connection.link.end(Ended::Io(error));
+        }
     }
 
     /// The identifiers of all connections.
@@ -175,9 +242,10 @@ impl Net {
         // take a peer for silent whose bytes are there.
         let Some(accept) = self.wait(timeout)? else { return Ok(()) };
         if accept || self.unaccepted {
-            self.unaccepted = false;
+            (self.unaccepted, self.accepts_on) = (false, false);
             self.accept_all(job)?;
         }
+        self.take_replies();
         let now = self.started.elapsed();
         for Connection { link, .. } in self.links.values_mut() {
             link.read(&mut self.input);
@@ -188,10 +256,11 @@ impl Net {
 
     /// Whether somebody wants to connect; `None` if the wait was interrupted.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Option<bool>> {
-        let unfinished = |link: &Link<_>| link.wants_read() || link.wants_turn();
-        let unfinished = self.links.values().any(|connection| unfinished(&connection.link));
+        let wants_turn =
+            |link: &Link<_>| link.wants_read() || link.wants_turn() || link.is_over();
+        let unfinished = self.links.values().any(|connection| wants_turn(&connection.link));
         let due = self.next_timeout();
-        let timeout = match unfinished {
+        let timeout = match unfinished || self.accepts_on {
             true => Some(Duration::ZERO),
             false => [timeout, due].into_iter().flatten().min(),
         };
@@ -214,8 +283,37 @@ impl Net {
 
     /// Lets the role work on a session and sends what it says; see [`Link::drive`].
     pub fn drive(&mut self, id: LinkId, work: impl FnMut(&mut Session) -> Result<(), Ended>) {
-        if let Some(connection) = self.links.get_mut(&id) {
-            connection.link.drive(work);
+        let Some(Connection { link, address, is_counted, .. }) = self.links.get_mut(&id) else {
+            return;
+        };
+        link.drive(work);
+        if let Some(question) = link.session_mut().take_question() {
+            self.inquiries.ask(id.0, Subject::Evidence(question));
+        }
+        if *is_counted && link.session().is_open() {
+            *is_counted = false;
+            let ip = address.ip();
+            self.limit.as_mut().into_iter().for_each(|limit| limit.give_back(ip));
+        }
+    }
+
+    /// Hands out what was found out.
+    fn take_replies(&mut self) {
+        while let Some((waiting, reply)) = self.inquiries.next_reply() {
+            match reply {
+                Reply::Evidence(answer) => {
+                    for id in waiting {
+                        if let Some(session) = self.session(LinkId(id)) {
+                            session.answer(&answer);
+                        }
+                    }
+                }
+                Reply::Name(addresses) => {
+                    if let Some(id) = waiting.first() {
+                        self.resolved(LinkId(*id), addresses);
+                    }
+                }
+            }
         }
     }
 
@@ -225,14 +323,22 @@ impl Net {
         let over: Vec<LinkId> = over.map(|(id, _)| *id).collect();
         let mut ended = Vec::new();
         for id in over {
-            let Some(Connection { mut link, address }) = self.links.remove(&id) else { continue };
-            // Closing the socket deregisters it too; a failure here changes nothing.
-            let _ = self.poll.registry().deregister(link.socket_mut());
+            let Some(Connection { link, address, .. }) = self.remove(id) else { continue };
             if let Some((session, why)) = link.into_ended() {
                 ended.push(Over { id, address, session, why });
             }
         }
         ended
+    }
+
+    fn remove(&mut self, id: LinkId) -> Option<Connection> {
+        self.inquiries.forget(id.0);
+        let mut connection = self.links.remove(&id)?;
+        if let Some(socket) = connection.link.socket_mut().stream_mut() {
+            // Closing the socket deregisters it too; a failure here changes nothing.
+            let _ = self.poll.registry().deregister(socket);
+        }
+        Some(connection)
     }
 
     /// How long until a session has to act on the time.
@@ -247,7 +353,7 @@ impl Net {
     }
 
     fn accept(&mut self, listener: usize, job: &[u8; 32]) -> io::Result<()> {
-        loop {
+        for _ in 0..ACCEPTS_MAX {
             let (socket, address) = match self.listeners[listener].accept() {
                 Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -259,38 +365,89 @@ impl Net {
                     return Ok(());
                 }
             };
-            let now = self.started.elapsed();
-            if self.limit.as_mut().is_some_and(|limit| !limit.allows(address.ip(), now)) {
-                log::warn!("{address}: refused, it connects too often");
-                continue;
+            self.receive(socket, address, job)?;
+        }
+        (self.unaccepted, self.accepts_on) = (true, true);
+        Ok(())
+    }
+
+    /// Takes a guest in, if there is a place.
+    fn receive(
+        &mut self,
+        socket: TcpStream,
+        address: SocketAddr,
+        job: &[u8; 32],
+    ) -> io::Result<()> {
+        let now = self.started.elapsed();
+        let is_over_rate =
+            self.limit.as_mut().is_some_and(|limit| !limit.allows(address.ip(), now));
+        if self.links.len() - self.half_open().len() >= VERIFIED_MAX {
+            log::warn!("{address}: refused, {VERIFIED_MAX} verified peers are connected");
+            return Ok(());
+        }
+        let share = if is_over_rate { SHARE_OVER_RATE } else { SHARE_MAX };
+        if let Some(id) = displaced(&self.half_open(), address.ip(), share) {
+            self.remove(LinkId(id));
+            self.say_crowded(now);
+        }
+        let session = match Session::server(Arc::clone(&self.config), *job, now) {
+            Ok(session) => session,
+            Err(why) => {
+                log::warn!("{address}: {why}");
+                return Ok(());
             }
-            if self.links.len() >= LINKS_MAX {
-                log::warn!("{address}: refused, {LINKS_MAX} connections are open");
-                continue;
-            }
-            match Session::server(Arc::clone(&self.config), *job, now) {
-                Ok(session) => {
-                    sockopt::set_tcp_user_timeout(&socket, UNSENT_MAX.as_millis() as u32)?;
-                    self.add(socket, address, session)?;
-                }
-                Err(why) => log::warn!("{address}: {why}"),
-            }
+        };
+        sockopt::set_tcp_user_timeout(&socket, UNSENT_MAX.as_millis() as u32)?;
+        let id = self.insert(Socket::default(), address, session);
+        if let Some(connection) = self.links.get_mut(&id) {
+            connection.is_guest = true;
+            connection.is_counted = self.limit.is_some() && !is_over_rate;
+        }
+        self.register(id, socket)
+    }
+
+    /// Guests that have not attested yet.
+    fn half_open(&self) -> Vec<HalfOpen> {
+        let guests = self.links.iter().filter(|(_, connection)| connection.is_guest);
+        let unverified = guests.filter(|(_, connection)| !connection.link.session().is_open());
+        let half_open = |(id, connection): (&LinkId, &Connection)| HalfOpen {
+            id: id.0,
+            address: connection.address.ip(),
+            has_certificate: connection.link.session().has_certificate(),
+        };
+        unverified.map(half_open).collect()
+    }
+
+    fn say_crowded(&mut self, now: Duration) {
+        let Crowding { count, said } = &mut self.crowding;
+        *count += 1;
+        if said.is_none_or(|said| now.saturating_sub(said) >= CROWDING_SAID) {
+            log::warn!(
+                "{count} connections that did not attest gave way to others (at most {HALF_OPEN_MAX}, \
+                 {SHARE_MAX} of one address)"
+            );
+            (*count, *said) = (0, Some(now));
         }
     }
 
-    fn add(
-        &mut self,
-        mut socket: TcpStream,
-        address: SocketAddr,
-        session: Session,
-    ) -> io::Result<LinkId> {
-        notice_silence(&socket)?;
+    fn insert(&mut self, socket: Socket, address: SocketAddr, session: Session) -> LinkId {
         let id = LinkId(self.next_id);
         self.next_id += 1;
+        let link = Link::new(socket, session);
+        let connection = Connection { link, address, is_guest: false, is_counted: false };
+        self.links.insert(id, connection);
+        id
+    }
+
+    /// Gives a connection its socket.
+    fn register(&mut self, id: LinkId, mut socket: TcpStream) -> io::Result<()> {
+        notice_silence(&socket)?;
         let interest = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut socket, Token(id.0), interest)?;
-        self.links.insert(id, Connection { link: Link::new(socket, session), address });
-        Ok(id)
+        if let Some(connection) = self.links.get_mut(&id) {
+            *connection.link.socket_mut() = Socket::from(socket);
+        }
+        Ok(())
     }
 }
 
@@ -320,3 +477,6 @@ fn notice_silence(socket: &TcpStream) -> io::Result<()> {
     sockopt::set_tcp_keepintvl(socket, SILENCE_MAX / 6)?;
     Ok(sockopt::set_tcp_keepcnt(socket, 3)?)
 }
+
+#[cfg(test)]
+mod tests;

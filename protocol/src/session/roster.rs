@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::evidence::vtpm::EVIDENCE_LEN_MAX;
 use crate::identity::binding::Binding;
-use crate::judge::verify::{Verdict, Verifier};
+use crate::judge::question::Answer;
+use crate::judge::verify::{Judged, Shown, Verdict, Verifier};
 use crate::rejection::Rejection;
 use crate::role::Role;
 
@@ -55,11 +56,28 @@ pub struct Roster {
 }
 
 impl Admission {
-    /// Judges the evidence as if it had been shown to us, at `now` in seconds since 1970.
+    /// Judges the evidence as if it had been shown to us, at `now` in seconds since 1970. Blocks while a service is asked.
     ///
     /// # Errors
     /// The first reason to refuse it.
     pub fn verify(&self, verifier: &Verifier, now: u64) -> Result<Verdict, Rejection> {
+        verifier.verify(&self.quote, &self.report_data(), Some(self.role), now)
+    }
+
+    /// The same without a wait: what a service has to be asked is a question.
+    pub(super) fn judge(
+        &self,
+        verifier: &Verifier,
+        answer: Option<Answer>,
+        now: u64,
+    ) -> Result<Judged, Rejection> {
+        let report_data = self.report_data();
+        let role = Some(self.role);
+        let shown = Shown { bytes: &self.quote, report_data: &report_data, role, collateral: None };
+        verifier.judge(&shown, answer, now)
+    }
+
+    fn report_data(&self) -> [u8; 64] {
         let binding = Binding {
             prover: self.role,
             verifier: self.server,
@@ -69,7 +87,7 @@ impl Admission {
             exporter: &self.exporter,
             job: &self.job,
         };
-        verifier.verify(&self.quote, &binding.report_data(), Some(self.role), now)
+        binding.report_data()
     }
 }
 

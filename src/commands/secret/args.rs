@@ -60,7 +60,7 @@ pub(super) struct ServeArgs {
     /// log of releases and refusals, each line with the hash of the one before [secret-audit.jsonl]
     #[argh(option, default = "PathBuf::from(\"secret-audit.jsonl\")")]
     pub(super) audit: PathBuf,
-    /// connections a minute from one address [60]
+    /// connections a minute from one address that need not attest at once; more wait for few places [60]
     #[argh(option, default = "60")]
     pub(super) rate: u32,
     /// source of evidence: auto, tdx, coco, azure or sim [auto]

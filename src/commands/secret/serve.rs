@@ -152,8 +152,8 @@ impl Serving {
         let policy_changed = stamps[1] != self.stamps[1];
         self.stamps = stamps;
         let read = self.source.read().and_then(|secrets| {
-            if policy_changed {
-                self.net.set_config(self.trust.config(Role::SecretService)?);
+            if policy_changed && let Some(policy) = self.trust.policy()? {
+                self.net.set_policy(policy).doing("network")?;
             }
             Ok(secrets)
         });

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::*;
+use crate::judge::verify::Shown;
 use crate::{Policy, Rejection, Shelf, Trust, Verifier};
 
 fn json(path: &Path) -> Value {
@@ -384,7 +385,8 @@ fn collateral_that_a_peer_brings_serves_where_there_is_none_and_is_checked_like_
     let judge = |here: &[Collateral], shown: Option<&Collateral>, policy: Policy, now| {
         let trust = Trust::Hardware(Arc::new(Shelf::new(here.to_vec())));
         let verifier = Verifier { trust, policy };
-        let verdict = verifier.verify_with(&bytes, &data, None, shown, now);
+        let shown = Shown { bytes: &bytes, report_data: &data, role: None, collateral: shown };
+        let verdict = verifier.verify_shown(&shown, now);
         verdict.map(drop).map_err(|why| why.code())
     };
     let policy = Policy::default;

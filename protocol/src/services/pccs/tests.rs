@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::*;
 use crate::http::standin::{self, Reply, Service};
 use crate::judge::dcap::{self, Anchor};
+use crate::judge::verify::{Judged, Shown};
 use crate::{Policy, Quote, Rejection, Shelf, Trust, Verifier};
 
 /// What a service has, and in which shape it sends it.
@@ -190,4 +191,38 @@ fn a_shelf_fetches_what_it_lacks_keeps_it_and_asks_no_more() {
     // The next process has it from the folder, with nobody to ask.
     judge(&shelf("https://localhost:1"), &bytes, now).expect("from the folder");
     std::fs::remove_dir_all(&folder).expect("remove");
+}
+
+#[test]
+fn only_accepted_code_over_this_very_connection_makes_anybody_ask() {
+    let (bytes, collateral, now) = real_td();
+    let quote = Quote::parse(&bytes).expect("a quote");
+    let td = *quote.td().expect("a TD");
+    let service = serve(Shape { collateral, chunked: false, lists: "der", status: 200 });
+    let verifier = |policy| {
+        let pccs = Pccs::new(&service.address, &Authority::Pinned(service.pin)).expect("client");
+        let shelf = Shelf::new(Vec::new()).with_service(pccs, None);
+        Verifier { trust: Trust::Hardware(Arc::new(shelf)), policy }
+    };
+    let judge = |verifier: &Verifier, report_data: &[u8; 64], answer| {
+        let shown = Shown { bytes: &bytes, report_data, role: None, collateral: None };
+        verifier.judge(&shown, answer, now)
+    };
+    let code = |judged: Result<Judged, Rejection>| judged.expect_err("refused").code();
+    let ours = verifier(Policy::default());
+    // Anybody can have a genuine quote; it is bound to another key, or another connection.
+    assert_eq!(code(judge(&ours, &[1; 64], None)), "report-data");
+    let other = verifier(Policy::same_as(crate::SimPlatform::new(now).report()));
+    assert_eq!(code(judge(&other, &td.report_data, None)), "measurement");
+    // A certificate never does: it is judged with the fresh quote.
+    ours.verify_first(&bytes, &td.report_data, now).expect("genuine");
+    let question = match judge(&ours, &td.report_data, None).expect("not refused") {
+        Judged::Asks(question) => question,
+        Judged::Accepted(..) => panic!("accepted without collateral"),
+    };
+    assert_eq!(service.requests.load(Ordering::Relaxed), 0, "and judging itself asks nobody");
+    let answer = question.ask();
+    assert_eq!(service.requests.load(Ordering::Relaxed), 4);
+    let judged = judge(&ours, &td.report_data, Some(answer)).expect("accepted");
+    assert!(matches!(judged, Judged::Accepted(_, None)), "{judged:?}");
 }

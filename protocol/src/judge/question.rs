@@ -1,0 +1,70 @@
+//! `Question`: what only a service can tell about evidence. Asking blocks, so who waits for others too hands it to a
+//! thread and judges again with the [`Answer`].
+
+use std::sync::Arc;
+
+use crate::evidence::quote::TdReport;
+use crate::judge::dcap::{Origin, Status};
+use crate::judge::remote::{RemoteError, RemoteVerifier};
+use crate::services::collateral_store::Shelf;
+
+/// Something to ask a service.
+#[derive(Clone, Debug)]
+pub(crate) enum Question {
+    /// The collateral of a kind of platform; it comes to lie on the shelf.
+    Collateral(Arc<Shelf>, Origin),
+    /// Whether a quote is worth believing.
+    Appraisal(Box<Appraisal>),
+}
+
+/// What a remote verifier is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Appraisal {
+    pub(crate) service: Arc<RemoteVerifier>,
+    pub(crate) quote: Vec<u8>,
+    pub(crate) report: TdReport,
+    pub(crate) now: u64,
+}
+
+/// What came of a question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// The shelf has what there is.
+    Collateral,
+    /// What the remote verifier says.
+    Appraisal(Result<Status, RemoteError>),
+}
+
+impl Question {
+    /// Asks. Blocks until the service answers or is given up.
+    pub(crate) fn ask(&self) -> Answer {
+        match self {
+            Self::Collateral(shelf, origin) => {
+                shelf.refresh(*origin);
+                Answer::Collateral
+            }
+            Self::Appraisal(asked) => {
+                let Appraisal { service, quote, report, now } = &**asked;
+                Answer::Appraisal(service.appraise(quote, report, *now))
+            }
+        }
+    }
+
+    /// The answer where it cannot even be asked.
+    pub(crate) fn unasked(&self, why: &str) -> Answer {
+        match self {
+            Self::Collateral(..) => Answer::Collateral,
+            Self::Appraisal(_) => Answer::Appraisal(Err(RemoteError::Service(why.to_owned()))),
+        }
+    }
+
+    /// Whether the answer to the one is the answer to the other. Each quote is judged by itself.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Collateral(shelf, origin), Self::Collateral(other_shelf, other)) => {
+                Arc::ptr_eq(shelf, other_shelf) && origin == other
+            }
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! How a session judges evidence: at once by what is at hand, else again when a question is answered.
+
+use std::time::Duration;
+
+use rustls::Connection;
+
+use super::{Peer, Session};
+use crate::identity::binding::{Binding, EXPORTER_LABEL};
+use crate::judge::dcap::Collateral;
+use crate::judge::question::{Answer, Question};
+use crate::judge::verify::{Judged, Shown};
+use crate::rejection::Rejection;
+use crate::session::asking::Again;
+use crate::session::close::Ended;
+use crate::session::message::{Message, State};
+use crate::session::roster::{Admission, Entry};
+
+/// How long the answer of a service may take on top of the time to open: a few requests, each with its own limit,
+/// behind those of others.
+const ANSWER_WAIT: Duration = Duration::from_secs(60);
+
+impl Session {
+    /// What the session wants to know from a service. Its owner has it asked, elsewhere than where it waits, and
+    /// brings the answer to [`Session::answer`].
+    pub(crate) fn take_question(&mut self) -> Option<Question> {
+        self.asking.take_question()
+    }
+
+    /// The answer; [`Session::next_event`] goes on with it.
+    pub(crate) fn answer(&mut self, answer: &Answer) {
+        self.asking.set_answer(answer);
+    }
+
+    /// Whether the session looks at nothing before an answer.
+    pub fn is_asking(&self) -> bool {
+        self.asking.is_waiting()
+    }
+
+    /// Judges whom the server says it admitted to this job, as if it had come to us. Where a service has to be
+    /// asked first it is `false`, and the message of this entry comes again with the answer, before any other.
+    ///
+    /// # Errors
+    /// The session is over then.
+    pub fn check_admission(&mut self, entry: &Entry) -> Result<bool, Ended> {
+        let admission = &entry.admission;
+        let refuse = |why| Ended::Fellow(admission.role, why);
+        if admission.job != self.job {
+            return Err(self.end(refuse(Rejection::ReportData)));
+        }
+        let now = (self.config.clock)();
+        let answer = self.asking.take_answer();
+        match admission.judge(&self.config.verifier, answer, now) {
+            Ok(Judged::Accepted(_, question)) => {
+                self.asking.mention(question);
+                Ok(true)
+            }
+            Ok(Judged::Asks(question)) => {
+                self.asking.wait(question, Again::Fellow(Box::new(entry.clone())));
+                Ok(false)
+            }
+            Err(why) => Err(self.end(refuse(why))),
+        }
+    }
+
+    /// Goes on with what waited for an answer. Gives the message that is to be looked at again, if it is one.
+    pub(super) fn judge_again(&mut self) -> Result<Option<Message>, Ended> {
+        match self.asking.answered() {
+            None => Ok(None),
+            Some(Again::Fellow(entry)) => Ok(Some(Message::Admitted(entry))),
+            Some(Again::Evidence { quote, collateral }) => {
+                self.handle_evidence(quote, collateral).map(|()| None).map_err(|why| self.end(why))
+            }
+        }
+    }
+
+    pub(super) fn handle_evidence(
+        &mut self,
+        quote: Vec<u8>,
+        collateral: Vec<u8>,
+    ) -> Result<(), Ended> {
+        let report_data = self.report_data(false)?;
+        let Some((role, _, key)) = self.claimed else {
+            return Err(Ended::NotAllowed("evidence"));
+        };
+        let now = (self.config.clock)();
+        // A bundle that is none is as good as none.
+        let theirs = Collateral::parse(&collateral).ok();
+        let shown = Shown {
+            bytes: &quote,
+            report_data: &report_data,
+            role: Some(role),
+            collateral: theirs.as_ref(),
+        };
+        let answer = self.asking.take_answer();
+        match self.config.verifier.judge(&shown, answer, now).map_err(Ended::Rejected)? {
+            Judged::Asks(question) => {
+                self.deadline += ANSWER_WAIT;
+                self.asking.wait(question, Again::Evidence { quote, collateral });
+            }
+            Judged::Accepted(verdict, question) => {
+                self.asking.mention(question);
+                self.peer = Some(Peer { role, verdict: *verdict, key });
+                self.admission = self.admitted(quote)?;
+                self.state = State::Open;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a server's roster says of this peer.
+    fn admitted(&self, quote: Vec<u8>) -> Result<Option<Admission>, Ended> {
+        let (Connection::Server(_), Some((role, nonce, key))) = (&self.tls, self.claimed) else {
+            return Ok(None);
+        };
+        Ok(Some(Admission {
+            role,
+            server: self.config.role,
+            time: (self.config.clock)(),
+            keys: [key, self.config.identity.spki_hash],
+            nonces: [nonce, self.nonce],
+            exporter: self.exporter()?,
+            job: self.job,
+            quote,
+        }))
+    }
+
+    fn exporter(&self) -> Result<[u8; 32], Ended> {
+        self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(Ended::Tls)
+    }
+
+    /// The report data of our own evidence, or what the peer's must be.
+    pub(super) fn report_data(&self, own: bool) -> Result<[u8; 64], Ended> {
+        let Some((role, nonce, key)) = &self.claimed else {
+            return Err(Ended::NotAllowed("evidence"));
+        };
+        let exporter = self.exporter()?;
+        let is_client = matches!(self.tls, Connection::Client(_));
+        let ours = (self.config.role, &self.config.identity.spki_hash, &self.nonce);
+        let theirs = (*role, key, nonce);
+        let (prover, verifier) = if own { (ours, theirs) } else { (theirs, ours) };
+        let binding = Binding {
+            prover: prover.0,
+            verifier: verifier.0,
+            from_client: own == is_client,
+            keys: [prover.1, verifier.1],
+            nonces: [prover.2, verifier.2],
+            exporter: &exporter,
+            job: &self.job,
+        };
+        Ok(binding.report_data())
+    }
+}

@@ -1,0 +1,82 @@
+//! Places of a listener: verified peers have theirs, and nobody else's connection takes one. Those that have not
+//! attested yet share others, and where these are full the one with least to show gives way: of the network that has
+//! most of them, the oldest.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use crate::limit::network;
+
+/// Most verified peers at a time.
+pub(super) const VERIFIED_MAX: usize = 256;
+/// Most connections that have not attested yet; of one network; and of one that connects too often.
+pub(super) const HALF_OPEN_MAX: usize = 256;
+pub(super) const SHARE_MAX: usize = 64;
+pub(super) const SHARE_OVER_RATE: usize = 8;
+
+/// A connection that has not attested yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HalfOpen {
+    /// Which one; the older has the lower.
+    pub(super) id: usize,
+    pub(super) address: IpAddr,
+    /// Its certificate was accepted: it is a genuine TD of accepted code, whose fresh quote is still to come.
+    pub(super) has_certificate: bool,
+}
+
+/// Who has to go, if anybody, so that one more of `newcomer` may come, whose network has `share` places.
+pub(super) fn displaced(all: &[HalfOpen], newcomer: IpAddr, share: usize) -> Option<usize> {
+    let mut crowds: BTreeMap<IpAddr, Vec<&HalfOpen>> = BTreeMap::new();
+    for half_open in all {
+        crowds.entry(network(half_open.address)).or_default().push(half_open);
+    }
+    let own = crowds.get(&network(newcomer)).filter(|own| own.len() >= share);
+    let crowd = own.or_else(|| {
+        let is_full = all.len() >= HALF_OPEN_MAX;
+        crowds.values().max_by_key(|crowd| crowd.len()).filter(|_| is_full)
+    })?;
+    crowd.iter().min_by_key(|one| (one.has_certificate, one.id)).map(|one| one.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crowd(ids: std::ops::Range<usize>, address: [u8; 4]) -> Vec<HalfOpen> {
+        let half_open = |id| HalfOpen { id, address: address.into(), has_certificate: false };
+        ids.map(half_open).collect()
+    }
+
+    const CROWD: [u8; 4] = [10, 0, 0, 1];
+    const OTHER: [u8; 4] = [10, 0, 0, 2];
+
+    #[test]
+    fn a_network_that_has_its_share_loses_its_own_oldest() {
+        let all = [crowd(5..10, OTHER), crowd(10..10 + SHARE_MAX, CROWD)].concat();
+        assert_eq!(displaced(&all, CROWD.into(), SHARE_MAX), Some(10));
+        assert_eq!(displaced(&all, OTHER.into(), SHARE_MAX), None);
+        assert_eq!(displaced(&all, [10, 0, 0, 3].into(), SHARE_MAX), None);
+        assert_eq!(displaced(&all, OTHER.into(), 5), Some(5));
+    }
+
+    #[test]
+    fn where_all_is_full_whoever_has_most_makes_room() {
+        let crowds = (0..HALF_OPEN_MAX / SHARE_MAX).map(|number| {
+            let ids = 100 + number * SHARE_MAX..100 + (number + 1) * SHARE_MAX;
+            crowd(ids, [10, 1, 0, number as u8])
+        });
+        let mut all: Vec<HalfOpen> = crowds.flatten().skip(1).collect();
+        all.push(crowd(1..2, OTHER)[0]);
+        let gone = displaced(&all, OTHER.into(), SHARE_MAX).expect("full");
+        assert!(gone >= 100, "not the one that came first, whose network has no other");
+    }
+
+    #[test]
+    fn who_showed_a_certificate_goes_after_everybody_who_did_not() {
+        let mut all = crowd(0..SHARE_MAX, CROWD);
+        all[0].has_certificate = true;
+        assert_eq!(displaced(&all, CROWD.into(), SHARE_MAX), Some(1));
+        all.iter_mut().for_each(|one| one.has_certificate = true);
+        assert_eq!(displaced(&all, CROWD.into(), SHARE_MAX), Some(0));
+    }
+}
