@@ -5,8 +5,9 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use hfl::data::cifar::{Batch, COLOURS, SIDE};
-use hfl::job::{Algorithm, Precision, Stem};
+use hfl::data::batch::Batch;
+use hfl::job::shape::Shape;
+use hfl::job::{Algorithm, Arch, Precision, Stem};
 use hfl::model::Model;
 use hfl::model::gradients::Pieces;
 use hfl::model::init;
@@ -36,7 +37,8 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 fn batch(n: usize) -> Batch {
-    let images = (0..n * SIDE * SIDE * COLOURS).map(|i| (i % 255) as f32 / 255.0 - 0.5).collect();
+    let images =
+        (0..n * Shape::CIFAR.image_len()).map(|i| (i % 255) as f32 / 255.0 - 0.5).collect();
     Batch { images, labels: (0..n).map(|i| (i % 10) as u8).collect() }
 }
 
@@ -54,7 +56,7 @@ fn a_steady_step_takes_no_memory() {
     let half = best.has_bf16().then_some((best, (Precision::Bf16, Algorithm::Auto)));
     for (isa, way) in tiers.flat_map(|isa| single.map(|way| (isa, way))).chain(half) {
         for stem in [Stem::Imagenet, Stem::Cifar] {
-            let network = Network::resnet50(stem).expect("shapes");
+            let network = Network::new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
             let mut params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
             let mut gradients = vec![0.0; params.len()];
             // The last batch of an epoch is shorter.

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
+use hfl::job::shape::Shape;
 use hfl::job::state::{Member, State};
-use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem, Weighting};
+use hfl::job::{Algorithm, Arch, Augment, Job, Normalisation, Order, Precision, Stem, Weighting};
 use hfl::model::gradients::Part;
 use hfl::model::params::{Kind, Layout};
 use hfl::training::server::ParameterServer;
@@ -124,6 +125,9 @@ fn job() -> Job {
         order: Order::Sequential,
         init: None,
         weighting: Weighting::Data,
+        model: Arch::Resnet50,
+        shape: Shape::CIFAR,
+        normalisation: Normalisation::Cifar,
     }
 }
 

@@ -6,11 +6,14 @@
 
 use std::path::PathBuf;
 
-use hfl::data::cifar::{Batch, COLOURS, Dataset, SIDE};
+use hfl::data::batch::Batch;
+use hfl::data::cifar;
+use hfl::data::dataset::Dataset;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
+use hfl::job::shape::Shape;
 use hfl::job::state::State;
-use hfl::job::{Algorithm, Augment, Job, Order, Precision, Stem, Weighting};
+use hfl::job::{Algorithm, Arch, Augment, Job, Normalisation, Order, Precision, Stem, Weighting};
 use hfl::model::gradients::Pieces;
 use hfl::model::init;
 use hfl::model::network::Network;
@@ -21,6 +24,8 @@ use hfl::training::store::Store;
 use kernels::{Isa, Pool, Sgd, momentum_sgd};
 use serde_json::Value;
 
+const SIDE: usize = Shape::CIFAR.side;
+const COLOURS: usize = Shape::CIFAR.channels;
 const STEPS: usize = 20;
 const RATE: f32 = 0.0001;
 const SEED: u64 = 7;
@@ -43,13 +48,13 @@ const CASES: [Case; 2] =
 
 impl Case {
     fn network(&self) -> Network {
-        Network::resnet50(self.stem).expect("shapes")
+        Network::new(Arch::Resnet50, self.stem, Shape::CIFAR).expect("shapes")
     }
 
     fn data(&self) -> Dataset {
         let stream = Stream::new(SEED, "parity");
         let records = (0..(STEPS * self.batch) as u64).flat_map(|i| record(&stream, i)).collect();
-        Dataset::from_records(records).expect("valid records")
+        cifar::from_records(records).expect("valid records")
     }
 
     fn params(&self, network: &Network) -> Vec<f32> {
@@ -108,6 +113,9 @@ fn export_inputs() {
             order: Order::Sequential,
             init: None,
             weighting: Weighting::Data,
+            model: Arch::Resnet50,
+            shape: Shape::CIFAR,
+            normalisation: Normalisation::Cifar,
         };
         let state = State::new(params, network.layout.trained, 1);
         let mut store = Store::directory(&directory).expect("store");

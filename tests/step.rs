@@ -1,9 +1,11 @@
 //! A whole step: the same bits for any number of threads and on both vector tiers; formats and ways of
 //! convolution that agree within their rounding.
 
-use hfl::data::cifar::Batch;
+use hfl::data::batch::Batch;
+use hfl::data::cifar;
 use hfl::data::synthetic;
-use hfl::job::{Algorithm, Precision, Stem};
+use hfl::job::shape::Shape;
+use hfl::job::{Algorithm, Arch, Precision, Stem};
 use hfl::model::Model;
 use hfl::model::gradients::{Part, Pieces};
 use hfl::model::init;
@@ -14,8 +16,7 @@ const IMAGES: usize = 5;
 
 fn batch(images: usize) -> Batch {
     let mut batch = Batch::default();
-    let data =
-        hfl::data::cifar::Dataset::from_records(synthetic::records(3, images)).expect("records");
+    let data = cifar::from_records(synthetic::records(3, images)).expect("records");
     data.batch(0, images, &mut batch);
     batch
 }
@@ -28,7 +29,7 @@ fn step(
     exec: (usize, Isa),
     pieces: Pieces,
 ) -> (f32, Vec<f32>) {
-    let network = Network::resnet50(stem).expect("shapes");
+    let network = Network::new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
     let mut params = init::initialise(&network.layout, 1, 0.5);
     let mut gradients = vec![f32::NAN; params.len()];
     let (threads, isa) = exec;
@@ -128,7 +129,7 @@ fn every_tier_way_and_format_computes_the_same_step() {
 
 #[test]
 fn bfloat16_is_refused_where_the_cpu_has_no_instructions_for_it() {
-    let network = Network::resnet50(Stem::Imagenet).expect("shapes");
+    let network = Network::new(Arch::Resnet50, Stem::Imagenet, Shape::CIFAR).expect("shapes");
     let way = (Precision::Bf16, Algorithm::Auto);
     let refused = Model::new(network, way, 1, (Pool::new(1), Isa::Portable)).err();
     let text = refused.expect("refused").to_string();

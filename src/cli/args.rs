@@ -15,7 +15,7 @@ use crate::commands::secret::SecretArgs;
 use crate::commands::transfer::ModelArgs;
 use crate::commands::verify::{QuoteArgs, VerifyArgs};
 use crate::commands::volumes::{LuksArgs, Size};
-use crate::data::cifar::Shard;
+use crate::data::dataset::Shard;
 use crate::hosts::HostList;
 use crate::job::{Algorithm, Augment, Order, Precision, Stem, Weighting};
 use crate::trust::fetch::Service;

@@ -7,7 +7,7 @@ use kernels::Isa;
 
 use super::choice::IsaChoice;
 use crate::commands::{bench, demo, eval};
-use crate::data::cifar::Split;
+use crate::data::dataset::Split;
 use crate::failure::{Doing, Failure};
 use crate::job::{Algorithm, Precision, Stem, WORKERS_MAX};
 use crate::report::print;

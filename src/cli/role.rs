@@ -10,7 +10,8 @@ use super::choice::ScheduleKind;
 use super::local::THREADS_MAX;
 use crate::failure::{Doing, Failure};
 use crate::job::schedule::Schedule;
-use crate::job::{BATCH_MAX, Job, WORKERS_MAX};
+use crate::job::shape::Shape;
+use crate::job::{Arch, BATCH_MAX, Job, Normalisation, Stem, WORKERS_MAX};
 use crate::termination;
 use crate::training::roles;
 use crate::training::store::Place;
@@ -106,7 +107,7 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
             )));
         }
     }
-    let single = args.batch_size == 1 && Job::needs_two(args.stem);
+    let single = args.batch_size == 1 && args.stem == Stem::Imagenet;
     match single {
         true => Err(Failure::usage(
             "--batch-size 1: the last maps of the imagenet stem have one pixel, and the mean over one \
@@ -138,6 +139,9 @@ fn job(args: &Args) -> Result<Job, Failure> {
         order: args.order,
         init: None,
         weighting: args.weighting,
+        model: Arch::default(),
+        shape: Shape::default(),
+        normalisation: Normalisation::default(),
     })
 }
 

@@ -7,9 +7,10 @@ use kernels::{Arena, Isa, Pool, Sgd};
 use serde::Serialize;
 
 use crate::commands::core_latency::round_trip;
-use crate::data::cifar::{Batch, CLASSES, COLOURS, SIDE};
+use crate::data::batch::Batch;
 use crate::job::rng::Stream;
-use crate::job::{Algorithm, Precision, Stem};
+use crate::job::shape::Shape;
+use crate::job::{Algorithm, Arch, Precision, Stem};
 use crate::model::Model;
 use crate::model::gradients::{Part, Pieces};
 use crate::model::inference::Inference;
@@ -95,7 +96,8 @@ const WARM_UP: usize = 3;
 /// When the system has not enough memory, or the CPU not the instructions.
 pub fn run(options: Options) -> std::io::Result<Report> {
     let Options { stem, batch: n, threads, isa, precision, conv, inference, .. } = options;
-    let network = Network::resnet50(stem).map_err(std::io::Error::other)?;
+    let network =
+        Network::new(Arch::default(), stem, Shape::default()).map_err(std::io::Error::other)?;
     // Two operations a multiplication; forward, gradient by input and gradient by weight.
     let passes = if inference { 1 } else { 3 };
     let operations = 2 * passes * network.multiplications() * n;
@@ -144,7 +146,7 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
     init::initialise_in(&network.layout, 1, init::IDENTITY_BLOCKS, params.as_mut_slice());
     let mut velocity = Arena::new(network.layout.trained)?;
     let mut gradients = Arena::new(network.layout.len)?;
-    let batch = random_batch(options.batch);
+    let batch = random_batch(network.shape, options.batch);
     let mut pools = vec![Pool::new(options.threads)];
     pools.extend(options.scaling.then(|| Pool::new(1)));
     let exec = (pools[0].clone(), options.isa);
@@ -169,8 +171,8 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
 fn infer(options: Options, network: Network) -> std::io::Result<Times> {
     let params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
     let exec = (Pool::new(options.threads), options.isa);
+    let batch = random_batch(network.shape, options.batch);
     let mut model = Inference::new(network.computed(options.conv), params, options.batch, exec)?;
-    let batch = random_batch(options.batch);
     let ways = timed(options.steps, 1, |_| {
         seconds(|| {
             std::hint::black_box(model.run(&batch));
@@ -231,9 +233,9 @@ fn trained(layout: &Layout) -> Vec<(Range<usize>, f32)> {
     trained.map(|tensor| (tensor.range.clone(), decay(tensor.kind))).collect()
 }
 
-fn random_batch(n: usize) -> Batch {
+fn random_batch(shape: Shape, n: usize) -> Batch {
     let stream = Stream::new(1, "bench");
-    let images = (0..(n * SIDE * SIDE * COLOURS) as u64).map(|i| stream.normal(i)).collect();
-    let labels = (0..n).map(|i| (i % CLASSES) as u8).collect();
+    let images = (0..(n * shape.image_len()) as u64).map(|i| stream.normal(i)).collect();
+    let labels = (0..n).map(|i| (i % shape.classes) as u8).collect();
     Batch { images, labels }
 }

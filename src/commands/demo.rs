@@ -14,7 +14,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde_json::Value;
 
 use crate::commands::eval;
-use crate::data::cifar::Split;
+use crate::data::dataset::Split;
 use crate::data::synthetic;
 use crate::failure::{Doing, Failure};
 use crate::job::Stem;

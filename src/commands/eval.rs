@@ -7,7 +7,9 @@ use std::time::Instant;
 use kernels::{Isa, Pool};
 use serde::Serialize;
 
-use crate::data::cifar::{Batch, CLASS_NAMES, CLASSES, Dataset, Split};
+use crate::data::batch::Batch;
+use crate::data::cifar::{self, CLASS_NAMES};
+use crate::data::dataset::Split;
 use crate::failure::{Doing, Failure};
 use crate::model::inference::Inference;
 use crate::training::checkpoint;
@@ -30,7 +32,7 @@ pub struct Evaluation {
     /// Share of images whose class was found.
     pub accuracy: f64,
     /// `confusion[class][found]` counts images.
-    pub confusion: [[u64; CLASSES]; CLASSES],
+    pub confusion: Vec<Vec<u64>>,
     /// Images a second.
     pub images_per_s: f64,
 }
@@ -56,7 +58,7 @@ pub fn run(
         })
     })?;
     place.check_step(checkpoint.state.step)?;
-    let set = Dataset::read(data, split, None).map_err(|error| {
+    let set = cifar::read(data, split, None).map_err(|error| {
         Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
     })?;
     let (conv, job) = (checkpoint.job.conv, hex(&checkpoint.job.digest()));
@@ -66,17 +68,18 @@ pub fn run(
     let exec = (Pool::new(threads), isa);
     let mut model = Inference::new(network.computed(conv), params, BATCH.min(set.len()), exec)
         .doing("memory for a batch")?;
-    let mut confusion = [[0; CLASSES]; CLASSES];
+    let classes = set.shape().classes;
+    let mut confusion = vec![vec![0; classes]; classes];
     let mut batch = Batch::default();
     let start = Instant::now();
     for first in (0..set.len()).step_by(BATCH) {
         set.batch(first, BATCH.min(set.len() - first), &mut batch);
         let logits = model.run(&batch);
-        for (row, &label) in logits.chunks_exact(CLASSES).zip(&batch.labels) {
+        for (row, &label) in logits.chunks_exact(classes).zip(&batch.labels) {
             confusion[usize::from(label)][largest(row)] += 1;
         }
     }
-    let found: u64 = (0..CLASSES).map(|class| confusion[class][class]).sum();
+    let found: u64 = (0..classes).map(|class| confusion[class][class]).sum();
     Ok(Evaluation {
         step: checkpoint.state.step,
         steps,

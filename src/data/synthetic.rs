@@ -1,7 +1,12 @@
 //! A small image set that the program draws itself: ten coloured shapes in CIFAR-10's format.
 
-use crate::data::cifar::{CLASSES, COLOURS, RECORD_LEN, SIDE};
+use crate::data::cifar::RECORD_LEN;
 use crate::job::rng::Stream;
+use crate::job::shape::Shape;
+
+const SIDE: usize = Shape::CIFAR.side;
+const COLOURS: usize = Shape::CIFAR.channels;
+const CLASSES: usize = Shape::CIFAR.classes;
 
 /// `count` records, the classes in turn. Equal seeds give equal images.
 pub fn records(seed: u64, count: usize) -> Vec<u8> {
@@ -66,14 +71,14 @@ fn is_inside(class: u8, x: f32, y: f32) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::cifar::Dataset;
+    use crate::data::cifar;
 
     #[test]
     fn drawings_are_valid_balanced_and_repeatable() {
         let bytes = records(1, 40);
         assert_eq!(bytes, records(1, 40));
         assert_ne!(bytes, records(2, 40));
-        let set = Dataset::from_records(bytes).expect("valid records");
+        let set = cifar::from_records(bytes).expect("valid records");
         assert!(
             (0..CLASSES).all(|class| (0..40).filter(|&i| set.label(i) == class as u8).count() == 4)
         );

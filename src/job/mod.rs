@@ -2,12 +2,14 @@
 
 pub mod rng;
 pub mod schedule;
+pub mod shape;
 pub mod state;
 
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::job::schedule::Schedule;
+use crate::job::shape::{CHANNELS, SIDE_STEP, Shape};
 
 /// The definition of a job. Two parties that know the same digest train the same model the same way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,8 +44,17 @@ pub struct Job {
     /// SHA-256 of the parameters that the training starts from, if they came from a file.
     pub init: Option<[u8; 32]>,
     /// What the weight of a worker's gradients is in a step.
-    #[serde(default, skip_serializing_if = "Weighting::is_default")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub weighting: Weighting,
+    /// Which network of the family.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub model: Arch,
+    /// Size of the images, and number of classes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub shape: Shape,
+    /// What is taken off pixels, and what they are divided by.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub normalisation: Normalisation,
 }
 
 /// The network's first layers.
@@ -109,30 +120,62 @@ pub enum Weighting {
     Data,
 }
 
-impl Weighting {
-    /// What is not said does not change a job's digest.
-    fn is_default(&self) -> bool {
-        *self == Self::default()
+/// What is not said does not change a job's digest.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A network of the family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arch {
+    /// 50 layers in bottlenecks.
+    #[default]
+    Resnet50,
+    /// 101 layers in bottlenecks.
+    Resnet101,
+    /// 152 layers in bottlenecks.
+    Resnet152,
+}
+
+/// What pixels are normalised with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalisation {
+    /// Mean and deviation of CIFAR-10's training images.
+    #[default]
+    Cifar,
+    /// Those of ImageNet, which torchvision's pretrained weights expect.
+    Imagenet,
+}
+
+impl Normalisation {
+    /// Mean and standard deviation of each channel, of pixels in 0..1.
+    pub fn constants(self) -> [[f32; CHANNELS]; 2] {
+        match self {
+            Self::Cifar => [[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]],
+            Self::Imagenet => [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]],
+        }
     }
 }
 
 impl Job {
     /// Whether the last maps of the network have one pixel, over which one image has no variance.
-    pub fn needs_two(stem: Stem) -> bool {
-        stem == Stem::Imagenet
+    pub fn needs_two(&self) -> bool {
+        self.stem == Stem::Imagenet && self.shape.side == SIDE_STEP
     }
 
     /// Batches that so many samples make in an epoch. A rest of one is part of the batch before it, where it could
     /// not be normalised alone.
     pub fn batches(&self, samples: u64) -> u64 {
         let size = u64::from(self.batch_size);
-        let merged = Self::needs_two(self.stem) && samples > size && samples % size == 1;
+        let merged = self.needs_two() && samples > size && samples % size == 1;
         samples.div_ceil(size) - u64::from(merged)
     }
 
     /// Most images of a worker in a step.
     pub fn batch_max(&self) -> u32 {
-        self.batch_size + u32::from(Self::needs_two(self.stem))
+        self.batch_size + u32::from(self.needs_two())
     }
 
     /// SHA-256 over the job's wire form.
@@ -164,6 +207,9 @@ impl Job {
         if !(1..=WORKERS_MAX).contains(&job.workers) {
             return Err(JobError::OutOfRange("workers", job.workers.into()));
         }
+        if let Some((name, value)) = job.shape.out_of_range() {
+            return Err(JobError::OutOfRange(name, value));
+        }
         Ok(job)
     }
 }
@@ -178,7 +224,7 @@ pub const WORKERS_MAX: u16 = 64;
 pub enum JobError {
     /// They are not its JSON.
     Format(serde_json::Error),
-    /// A number is zero or too large.
+    /// A number is one that no job has.
     OutOfRange(&'static str, u64),
 }
 
@@ -217,6 +263,8 @@ names!(Precision { "fp32" => Fp32, "bf16" => Bf16 });
 names!(Algorithm { "auto" => Auto, "direct" => Direct });
 names!(Augment { "standard" => Standard, "none" => None });
 names!(Weighting { "data" => Data, "batch" => Batch });
+names!(Arch { "resnet50" => Resnet50, "resnet101" => Resnet101, "resnet152" => Resnet152 });
+names!(Normalisation { "cifar" => Cifar, "imagenet" => Imagenet });
 names!(Order { "shuffled" => Shuffled, "sequential" => Sequential });
 
 #[cfg(test)]
@@ -252,6 +300,11 @@ mod tests {
             ("workers\":2", "workers\":0"),
             ("workers\":2", "workers\":65"),
             ("\"seed\"", "\"x\":0,\"seed\""),
+            ("\"seed\"", "\"shape\":{\"side\":0,\"channels\":3,\"classes\":10},\"seed\""),
+            ("\"seed\"", "\"shape\":{\"side\":48,\"channels\":3,\"classes\":10},\"seed\""),
+            ("\"seed\"", "\"shape\":{\"side\":288,\"channels\":3,\"classes\":10},\"seed\""),
+            ("\"seed\"", "\"shape\":{\"side\":32,\"channels\":1,\"classes\":10},\"seed\""),
+            ("\"seed\"", "\"shape\":{\"side\":32,\"channels\":3,\"classes\":257},\"seed\""),
         ] {
             let changed = text.replacen(from, to, 1);
             assert_ne!(changed, text);

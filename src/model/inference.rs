@@ -3,7 +3,7 @@
 
 use kernels::{Arena, Finish, Folded, Isa, Linear, Pool, Scratch, average_forward};
 
-use crate::data::cifar::{Batch, CLASSES};
+use crate::data::batch::Batch;
 use crate::model::network::{Block, Network, Unit};
 use crate::model::resnet::NORM;
 
@@ -66,7 +66,7 @@ impl Inference {
             sums: vec![0.0; sums],
             scratch: Arena::new(scratch)?,
             features: vec![0.0; batch_max * network.features],
-            logits: vec![0.0; batch_max * CLASSES],
+            logits: vec![0.0; batch_max * network.shape.classes],
             params,
             network,
             pool,
@@ -95,8 +95,9 @@ impl Inference {
         let features = &mut self.features[..n * self.network.features];
         average_forward(exec, &self.outer[0].as_slice()[..last.conv.output_len(n)], features);
         let [weight, bias] = self.network.classifier.clone().map(|range| &self.params[range]);
-        let logits = &mut self.logits[..n * CLASSES];
-        let linear = Linear { inputs: self.network.features, outputs: CLASSES };
+        let classes = self.network.shape.classes;
+        let logits = &mut self.logits[..n * classes];
+        let linear = Linear { inputs: self.network.features, outputs: classes };
         linear.forward(exec, features, (weight, bias), logits);
         logits
     }

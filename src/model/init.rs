@@ -17,11 +17,14 @@ pub fn initialise(layout: &Layout, seed: u64, last: f32) -> Vec<f32> {
 
 /// The same, into memory that is there.
 pub fn initialise_in(layout: &Layout, seed: u64, last: f32, values: &mut [f32]) {
+    let classifier = layout.tensor("fc.weight").and_then(|tensor| tensor.shape.last());
     for tensor in &layout.tensors {
+        let fan_in = tensor.shape.last().filter(|_| tensor.name != "fc.bias").or(classifier);
+        let fan_in = fan_in.copied().unwrap_or(1);
         let own = if tensor.name.ends_with("bn3.weight") {
             vec![last; tensor.range.len()]
         } else {
-            tensor_values(tensor, seed)
+            tensor_values(tensor, seed, fan_in)
         };
         tensor.import(&own, values);
     }
@@ -32,7 +35,8 @@ pub const IDENTITY_BLOCKS: f32 = 0.0;
 /// Blocks that start like any other layer.
 pub const PLAIN_BLOCKS: f32 = 1.0;
 
-fn tensor_values(tensor: &Tensor, seed: u64) -> Vec<f32> {
+/// `fan_in`: inputs of each output of a fully connected layer.
+fn tensor_values(tensor: &Tensor, seed: u64, fan_in: usize) -> Vec<f32> {
     let stream = Stream::new(seed, &tensor.name);
     let indexes = 0..tensor.range.len() as u64;
     match (tensor.kind, tensor.shape.as_slice()) {
@@ -40,16 +44,13 @@ fn tensor_values(tensor: &Tensor, seed: u64) -> Vec<f32> {
             let deviation = (2.0 / (outputs * rows * columns) as f32).sqrt();
             indexes.map(|i| deviation * stream.normal(i)).collect()
         }
-        (Kind::Weight, _) => uniform(&stream, indexes, *tensor.shape.last().unwrap_or(&1)),
-        (Kind::Affine, _) if tensor.name == "fc.bias" => uniform(&stream, indexes, FC_INPUTS),
+        (Kind::Weight, _) => uniform(&stream, indexes, fan_in),
+        (Kind::Affine, _) if tensor.name == "fc.bias" => uniform(&stream, indexes, fan_in),
         (Kind::Affine, _) if tensor.name.ends_with("weight") => vec![1.0; tensor.range.len()],
         (Kind::Statistic, _) if tensor.name.ends_with("var") => vec![1.0; tensor.range.len()],
         (Kind::Affine | Kind::Statistic, _) => vec![0.0; tensor.range.len()],
     }
 }
-
-/// Inputs of ResNet-50's classifier.
-const FC_INPUTS: usize = 2048;
 
 fn uniform(stream: &Stream, indexes: std::ops::Range<u64>, fan_in: usize) -> Vec<f32> {
     let bound = 1.0 / (fan_in as f32).sqrt();

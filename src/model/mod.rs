@@ -10,7 +10,7 @@ pub mod resnet;
 
 use kernels::{Bf16, Isa, Pool};
 
-use crate::data::cifar::Batch;
+use crate::data::batch::Batch;
 use crate::job::{Algorithm, Precision};
 use crate::model::gradients::{Part, Pieces};
 use crate::model::network::Network;

@@ -1,4 +1,4 @@
-//! The layers of ResNet-50 v1.5: shapes, names and places in the flat buffer. No values.
+//! The layers of a ResNet v1.5: shapes, names and places in the flat buffer. No values.
 //!
 //! He et al., "Deep Residual Learning" (2015), with the stride in the 3x3 convolution of a bottleneck
 //! as in torchvision.
@@ -7,14 +7,18 @@ use std::ops::Range;
 
 use kernels::{Conv, MaxPool, ShapeError};
 
-use crate::data::cifar::{CLASSES, COLOURS, SIDE};
-use crate::job::{Algorithm, Stem};
+use crate::job::shape::Shape;
+use crate::job::{Algorithm, Arch, Job, Stem};
 use crate::model::params::{Kind, Layout};
 
 /// The whole network.
 pub struct Network {
+    /// Which one of the family.
+    pub model: Arch,
     /// Its first layers.
     pub stem: Stem,
+    /// What it is made for.
+    pub shape: Shape,
     /// Every convolution with its normalisation, in the order of the forward pass.
     pub units: Vec<Unit>,
     /// Pooling after the first unit.
@@ -54,31 +58,38 @@ pub struct Block {
     pub projection: Option<usize>,
 }
 
-/// Blocks of each stage of ResNet-50.
-const STAGES: [usize; 4] = [3, 4, 6, 3];
+/// Blocks of each stage (He et al., table 1).
+fn stages(model: Arch) -> [usize; 4] {
+    match model {
+        Arch::Resnet50 => [3, 4, 6, 3],
+        Arch::Resnet101 => [3, 4, 23, 3],
+        Arch::Resnet152 => [3, 8, 36, 3],
+    }
+}
+
 /// Output channels of a bottleneck over its inner ones.
 const EXPANSION: usize = 4;
 /// Channels after the stem.
 const STEM_CHANNELS: usize = 64;
 
 impl Network {
-    /// ResNet-50 for 32x32 colour images and ten classes.
+    /// The network of that name for images and classes of that shape.
     ///
     /// # Errors
-    /// Never for the two stems; the kernels' shape check is passed on.
-    pub fn resnet50(stem: Stem) -> Result<Self, ShapeError> {
+    /// Never for shapes that a job may have; the kernels' shape check is passed on.
+    pub fn new(model: Arch, stem: Stem, shape: Shape) -> Result<Self, ShapeError> {
         let mut builder = Builder { drafts: Vec::new() };
         let (kernel, stride) = match stem {
             Stem::Imagenet => (7, 2),
             Stem::Cifar => (3, 1),
         };
-        let mut side =
-            builder.unit(["conv1", "bn1"], SIDE, [COLOURS, STEM_CHANNELS], [kernel, stride])?;
+        let first = [shape.channels, STEM_CHANNELS];
+        let mut side = builder.unit(["conv1", "bn1"], shape.side, first, [kernel, stride])?;
         let max_pool = (stem == Stem::Imagenet).then(|| MaxPool::new(side));
         side = max_pool.map_or(side, |pool| pool.output);
         let mut channels = STEM_CHANNELS;
         let mut blocks = Vec::new();
-        for (stage, &count) in STAGES.iter().enumerate() {
+        for (stage, &count) in stages(model).iter().enumerate() {
             for index in 0..count {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let name = format!("layer{}.{index}", stage + 1);
@@ -88,7 +99,15 @@ impl Network {
                 (side, channels) = (out, inner * EXPANSION);
             }
         }
-        Ok(builder.finish(stem, max_pool, blocks, channels))
+        Ok(builder.finish((model, stem, shape), max_pool, blocks, channels))
+    }
+
+    /// The network that a job trains.
+    ///
+    /// # Errors
+    /// As [`Network::new`].
+    pub fn of(job: &Job) -> Result<Self, ShapeError> {
+        Self::new(job.model, job.stem, job.shape)
     }
 
     /// The same layers, computed that way: fast algorithms pay for every layer that allows them.
@@ -104,7 +123,7 @@ impl Network {
     /// Multiplications of one forward pass over an image, without those by zero padding.
     pub fn multiplications(&self) -> usize {
         self.units.iter().map(|unit| unit.conv.multiplications(1)).sum::<usize>()
-            + self.features * CLASSES
+            + self.features * self.shape.classes
     }
 }
 
@@ -162,7 +181,7 @@ impl Builder {
 
     fn finish(
         self,
-        stem: Stem,
+        (model, stem, shape): (Arch, Stem, Shape),
         max_pool: Option<MaxPool>,
         blocks: Vec<Block>,
         features: usize,
@@ -177,8 +196,8 @@ impl Builder {
             tensors.push((format!("{norm}.running_mean"), channels.clone(), Kind::Statistic));
             tensors.push((format!("{norm}.running_var"), channels, Kind::Statistic));
         }
-        tensors.push(("fc.weight".into(), vec![CLASSES, features], Kind::Weight));
-        tensors.push(("fc.bias".into(), vec![CLASSES], Kind::Affine));
+        tensors.push(("fc.weight".into(), vec![shape.classes, features], Kind::Weight));
+        tensors.push(("fc.bias".into(), vec![shape.classes], Kind::Affine));
         let layout = Layout::new(tensors);
         let place = |name: &str| layout.tensor(name).expect("just laid out").range.clone();
         let units = self
@@ -194,7 +213,7 @@ impl Builder {
             })
             .collect();
         let classifier = ["fc.weight", "fc.bias"].map(place);
-        Network { stem, units, max_pool, blocks, classifier, features, layout }
+        Network { model, stem, shape, units, max_pool, blocks, classifier, features, layout }
     }
 }
 
@@ -205,7 +224,7 @@ mod tests {
     #[test]
     fn parameter_counts_are_those_of_torchvision() {
         for (stem, trained) in [(Stem::Imagenet, 23_528_522), (Stem::Cifar, 23_520_842)] {
-            let network = Network::resnet50(stem).expect("shapes");
+            let network = Network::new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
             assert_eq!(network.layout.trained, trained);
             assert_eq!(network.layout.len - trained, 53_120);
             assert_eq!(network.units.len(), 53);
@@ -213,9 +232,21 @@ mod tests {
     }
 
     #[test]
+    fn the_larger_ones_are_torchvisions_too() {
+        let shape = Shape { classes: 100, ..Shape::CIFAR };
+        for (model, trained) in [(Arch::Resnet101, 42_705_060), (Arch::Resnet152, 58_348_708)] {
+            let network = Network::new(model, Stem::Imagenet, shape).expect("shapes");
+            assert_eq!(network.layout.trained, trained, "{model}");
+        }
+    }
+
+    #[test]
     fn multiplications_are_those_of_the_paper_less_the_padding() {
-        let millions =
-            |stem| Network::resnet50(stem).expect("shapes").multiplications() as f64 / 1e6;
+        let millions = |stem| {
+            Network::new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes").multiplications()
+                as f64
+                / 1e6
+        };
         assert!((millions(Stem::Imagenet) - 66.7).abs() < 0.1);
         assert!((millions(Stem::Cifar) - 1219.9).abs() < 0.1);
     }

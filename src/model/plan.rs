@@ -4,7 +4,6 @@ use std::ops::{Range, RangeInclusive};
 
 use kernels::{Arena, Value};
 
-use crate::data::cifar::CLASSES;
 use crate::model::network::{Block, Network, Unit};
 
 /// Where things are in the arena, for the largest batch. Depth 0 is the stem, 1 the first block, and so
@@ -105,7 +104,7 @@ impl Sizes {
             sums: most(&|unit| unit.conv.sums_len(n)),
             channels: most(&|unit| unit.conv.channels_in.max(unit.conv.channels_out)),
             features: 2 * n * network.features,
-            logits: n * CLASSES,
+            logits: n * network.shape.classes,
         }
     }
 }
@@ -192,12 +191,13 @@ pub(crate) fn around2<T: Value>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::job::Stem;
+    use crate::job::shape::Shape;
+    use crate::job::{Arch, Stem};
 
     #[test]
     fn what_is_needed_at_the_same_depth_does_not_overlap() {
         for stem in [Stem::Imagenet, Stem::Cifar] {
-            let network = Network::resnet50(stem).expect("shapes");
+            let network = Network::new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
             let Plan { z, y, outer, activation, inner, end, .. } = Plan::new(&network, 3);
             let head = network.blocks.len() + 1;
             for depth in 0..=head {

@@ -1,4 +1,4 @@
-//! ResNet-50 in motion: forward, loss, backward over one arena; gradients leave as soon as they are done.
+//! A ResNet in motion: forward, loss, backward over one arena; gradients leave as soon as they are done.
 //!
 //! What is kept from the forward pass is each convolution's output `z` and each block's output; the
 //! activations between are computed again when the backward pass needs them.
@@ -16,7 +16,7 @@ use kernels::{
     finish_tiles, softmax_cross_entropy,
 };
 
-use crate::data::cifar::{Batch, CLASSES};
+use crate::data::batch::Batch;
 use crate::model::gradients::{Backlog, Part, Pieces};
 use crate::model::network::{Block, Network, Unit};
 use crate::model::plan::{Plan, Rest, Sizes, around, around2, first};
@@ -83,7 +83,7 @@ impl<T: Product> ResNet<T> {
         let plan = Plan::new(&network, batch_max);
         let sizes = Sizes::new(&network, &plan);
         let head = Head {
-            linear: Linear { inputs: network.features, outputs: CLASSES },
+            linear: Linear { inputs: network.features, outputs: network.shape.classes },
             features: vec![0.0; sizes.features],
             logits: vec![0.0; sizes.logits],
         };
@@ -139,8 +139,9 @@ impl<T: Product> ResNet<T> {
         assert!((1..=self.batch_max).contains(&n), "batch of {n}, room for {}", self.batch_max);
         self.forward(params, batch);
         self.update_running(params, gradients);
-        let logits = &mut self.head.logits[..n * CLASSES];
-        let loss = softmax_cross_entropy(logits, &batch.labels, CLASSES);
+        let classes = self.network.shape.classes;
+        let logits = &mut self.head.logits[..n * classes];
+        let loss = softmax_cross_entropy(logits, &batch.labels, classes);
         let Network { layout, classifier: [weight, bias], .. } = &self.network;
         let statistics = layout.trained..layout.len;
         let head = weight.start..bias.end;
@@ -190,7 +191,7 @@ impl<T: Product> ResNet<T> {
         let pooled = &mut self.head.features[..features];
         average_forward(exec, &self.arena.as_slice()[last], pooled);
         let [weight, bias] = self.network.classifier.clone().map(|range| &params[range]);
-        let logits = &mut self.head.logits[..n * CLASSES];
+        let logits = &mut self.head.logits[..n * self.network.shape.classes];
         self.head.linear.forward(exec, pooled, (weight, bias), logits);
     }
 
@@ -287,7 +288,7 @@ impl<T: Product> ResNet<T> {
         let Head { linear, features, logits } = &mut self.head;
         let (features, gradient) = features.split_at_mut(self.batch_max * self.network.features);
         let (features, gradient) = (&features[..count], &mut gradient[..count]);
-        let dlogits = &logits[..n * CLASSES];
+        let dlogits = &logits[..n * self.network.shape.classes];
         let [weight, bias] = self.network.classifier.clone();
         linear.backward_input(exec, dlogits, &flow.params[weight.clone()], gradient);
         let tensors = flow.gradients.get_disjoint_mut([weight, bias]);

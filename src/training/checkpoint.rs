@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::files::read_bounded;
 use crate::job::state::State;
-use crate::job::{Job, Stem};
+use crate::job::{Arch, Job, Stem};
 use crate::model::network::Network;
 use crate::model::params::{self, Kind, Layout, Tensor};
 use crate::training::store::{Progress, Store};
@@ -181,8 +181,7 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
     let metadata = header.metadata().clone().unwrap_or_default();
     let entry = |key: &'static str| metadata.get(key).ok_or(CheckpointError::Metadata(key));
     let job = Job::parse(entry("job")?.as_bytes()).map_err(|_| CheckpointError::Metadata("job"))?;
-    let network =
-        Network::resnet50(job.stem).map_err(|e| CheckpointError::Format(e.to_string()))?;
+    let network = Network::of(&job).map_err(|e| CheckpointError::Format(e.to_string()))?;
     let layout = &network.layout;
     let number = |key| entry(key)?.parse().map_err(|_| CheckpointError::Metadata(key));
     let members: Vec<_> = serde_json::from_str(entry("members")?)
@@ -319,7 +318,7 @@ impl Entry<'_> {
 
 #[derive(Serialize)]
 struct Meta<'a> {
-    model: &'static str,
+    model: String,
     stem: Stem,
     parameters: usize,
     job_digest: String,
@@ -372,11 +371,11 @@ impl<'a> Meta<'a> {
             name: "fc".into(),
             kind: "global average pooling + fully connected",
             input: [network.features, 1, 1],
-            output: [crate::data::cifar::CLASSES, 1, 1],
+            output: [network.shape.classes, 1, 1],
             window: None,
         });
         Self {
-            model: "ResNet-50 v1.5",
+            model: title(job.model),
             stem: job.stem,
             parameters: network.layout.trained,
             job_digest: hex(&job.digest()),
@@ -384,6 +383,11 @@ impl<'a> Meta<'a> {
             layers,
         }
     }
+}
+
+/// A network's name as papers write it.
+fn title(model: Arch) -> String {
+    format!("{} v1.5", model.to_string().replace("resnet", "ResNet-"))
 }
 
 /// Fuzzing entry: what parses has every tensor, in shape, and writes back to what parses to the same.
@@ -407,11 +411,12 @@ mod tests {
 
     use super::*;
     use crate::job::schedule::Schedule;
+    use crate::job::shape::Shape;
     use crate::job::state::Member;
-    use crate::job::{Algorithm, Augment, Order, Precision, Weighting};
+    use crate::job::{Algorithm, Augment, Normalisation, Order, Precision, Weighting};
 
     fn trained() -> (Network, Checkpoint) {
-        let network = Network::resnet50(Stem::Cifar).expect("shapes");
+        let network = Network::new(Arch::Resnet50, Stem::Cifar, Shape::CIFAR).expect("shapes");
         let job = Job {
             stem: Stem::Cifar,
             precision: Precision::Fp32,
@@ -428,6 +433,9 @@ mod tests {
             order: Order::Sequential,
             init: None,
             weighting: Weighting::Data,
+            model: Arch::Resnet50,
+            shape: Shape::CIFAR,
+            normalisation: Normalisation::Cifar,
         };
         let layout = &network.layout;
         let params = (0..layout.len).map(|i| i as f32).collect();

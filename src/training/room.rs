@@ -7,7 +7,6 @@ use std::path::Path;
 
 use rustix::fs::statvfs;
 
-use crate::data::cifar::{COLOURS, SIDE};
 use crate::failure::{Doing, Failure};
 use crate::job::{Job, Precision};
 use crate::memory;
@@ -27,7 +26,7 @@ const SMALL_FILES: u64 = 4 << 20;
 /// Bytes that a worker takes besides its data: a step of batches of up to `batch_max` images,
 /// parameters, gradients, and gradients that wait to be sent over a slow line.
 pub fn of_worker(precision: Precision, network: &Network, batch_max: usize) -> u64 {
-    let images = batch_max * SIDE * SIDE * COLOURS * size_of::<f32>();
+    let images = batch_max * network.shape.image_len() * size_of::<f32>();
     let step = Model::memory_len(network, precision, batch_max) + images;
     step as u64 + 3 * values(network.layout.len) + BESIDES
 }

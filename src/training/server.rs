@@ -397,7 +397,7 @@ impl ParameterServer {
             return Err(Refusal::Data);
         }
         let expected = self.job.batches(member.samples);
-        let single = member.samples == 1 && Job::needs_two(self.job.stem);
+        let single = member.samples == 1 && self.job.needs_two();
         if member.samples == 0 || single || member.batches != expected {
             return Err(Refusal::Data);
         }
@@ -530,7 +530,8 @@ fn named(data: Option<[u8; 32]>) -> String {
 mod tests {
     use super::*;
     use crate::job::schedule::Schedule;
-    use crate::job::{Algorithm, Augment, Order, Precision, Stem};
+    use crate::job::shape::Shape;
+    use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem};
 
     fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
         let job = Job {
@@ -549,6 +550,9 @@ mod tests {
             order: Order::Sequential,
             init: None,
             weighting,
+            model: Arch::Resnet50,
+            shape: Shape::CIFAR,
+            normalisation: Normalisation::Cifar,
         };
         let layout = Layout::new([("weight".into(), vec![4], Kind::Weight)]);
         let mut state = State::new(vec![0.0; 4], 4, 2);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use argh::FromArgs;
 use protocol::Role;
 
-use crate::data::cifar::Shard;
+use crate::data::dataset::Shard;
 use crate::hosts::HostList;
 use crate::job::{Precision, Stem};
 use crate::trust::fetch::Service;

@@ -13,10 +13,12 @@ use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, Role};
 use super::args::DoctorArgs;
 use super::finding::Finding;
 use crate::commands::bench;
-use crate::data::cifar::{CLASS_NAMES, CLASSES, Dataset, Split};
+use crate::data::cifar::{self, CLASS_NAMES};
+use crate::data::dataset::Split;
 use crate::failure::{Doing, Failure};
 use crate::hosts::listen_addresses;
-use crate::job::{Algorithm, Precision};
+use crate::job::shape::Shape;
+use crate::job::{Algorithm, Arch, Precision};
 use crate::memory;
 use crate::model::network::Network;
 use crate::training::room;
@@ -122,7 +124,7 @@ fn cpu(args: &DoctorArgs) -> Finding {
 }
 
 fn memory_left(args: &DoctorArgs) -> Finding {
-    let Ok(network) = Network::resnet50(args.stem) else {
+    let Ok(network) = Network::new(Arch::default(), args.stem, Shape::default()) else {
         return Finding::failed("memory", "no network", "report this");
     };
     let network = network.computed(Algorithm::Auto);
@@ -309,20 +311,21 @@ fn volume(path: &Path) -> Finding {
 
 fn data(args: &DoctorArgs) -> Finding {
     const ITEM: &str = "data";
-    let set = match Dataset::read(&args.data, Split::Train, args.shard) {
+    let set = match cifar::read(&args.data, Split::Train, args.shard) {
         Ok(set) => set,
         Err(error) => {
             let advice = "--data with a directory of CIFAR-10 binary files";
             return Finding::failed(ITEM, error.to_string(), advice);
         }
     };
-    let mut counts = [0_usize; CLASSES];
+    let mut counts = vec![0_usize; set.shape().classes];
     (0..set.len()).for_each(|index| counts[usize::from(set.label(index))] += 1);
+    let named = CLASS_NAMES.iter().zip(&counts);
     let missing: Vec<&str> =
-        (0..CLASSES).filter(|&class| counts[class] == 0).map(|class| CLASS_NAMES[class]).collect();
+        named.filter(|(_, count)| **count == 0).map(|(name, _)| *name).collect();
     let found = format!("{}: {} images", args.data.display(), set.len());
     match missing.is_empty() {
-        true => Finding::ok(ITEM, format!("{found} of all {CLASSES} classes")),
+        true => Finding::ok(ITEM, format!("{found} of all {} classes", counts.len())),
         false => Finding::warning(
             ITEM,
             format!("{found}, none of {}", missing.join(", ")),

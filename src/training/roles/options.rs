@@ -8,7 +8,7 @@ use kernels::{Isa, Pool};
 use luks::Passphrase;
 use protocol::{CHUNK_LEN_MAX, Config, Role};
 
-use crate::data::cifar::Shard;
+use crate::data::dataset::Shard;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::training::store::{Place, Store};

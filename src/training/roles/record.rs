@@ -91,7 +91,7 @@ impl Record {
 /// The job as the report shows it.
 fn settings(job: &Job) -> Vec<(String, String)> {
     let mut settings: Vec<(String, String)> = [
-        ("model", format!("ResNet-50, {} stem", job.stem)),
+        ("model", format!("{}, {} stem", job.model, job.stem)),
         ("workers", job.workers.to_string()),
         ("batch size of a worker", job.batch_size.to_string()),
         ("epochs", job.epochs.to_string()),

@@ -78,7 +78,7 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
     // Two servers would overwrite each other's checkpoints. Workers may share the directory.
     let _lock = store.lock()?;
     let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
-    let layout = Network::resnet50(options.job.stem).doing("network")?.layout;
+    let layout = Network::of(&options.job).doing("network")?.layout;
     room::check_directory(&store, &layout)?;
     room::check_server(&options.job, &layout, resumes)?;
     drop(layout);
@@ -416,7 +416,7 @@ fn known_roster(
 
 /// The checkpoint of the model directory, or a new training.
 fn state(options: &Options, store: &Store) -> Result<(Network, Job, State), Failure> {
-    let network = Network::resnet50(options.job.stem).doing("network")?;
+    let network = Network::of(&options.job).doing("network")?;
     let mut job = options.job.clone();
     let initial = match &options.init {
         None => None,

@@ -7,7 +7,10 @@ use kernels::Arena;
 use protocol::{Config, Ended, LinkId, Net, Refusal, hex};
 
 use super::options::{CELL, Options};
-use crate::data::cifar::{Batch, Dataset, Sampler, Split};
+use crate::data::batch::Batch;
+use crate::data::cifar;
+use crate::data::dataset::{Dataset, Split};
+use crate::data::sampler::Sampler;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
 use crate::job::state::Member;
@@ -49,7 +52,7 @@ struct Training {
 }
 
 pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<(), Failure> {
-    let data = Dataset::read(&options.data, Split::Train, options.shard).map_err(|error| {
+    let data = cifar::read(&options.data, Split::Train, options.shard).map_err(|error| {
         Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
     })?;
     log::info!("{} samples in {}", data.len(), options.data.display());
@@ -171,7 +174,7 @@ impl Running<'_> {
     }
 
     fn prepared(&mut self, job: &Job) -> Result<Training, Failure> {
-        if self.data.len() == 1 && Job::needs_two(job.stem) {
+        if self.data.len() == 1 && job.needs_two() {
             return Err(Failure::new(format!(
                 "{}: one image, which cannot be normalised over the one pixel of the last maps",
                 self.options.data.display()
@@ -179,7 +182,7 @@ impl Running<'_> {
             .hint("more data, another --shard, or a job with --stem cifar"));
         }
         let batch_max = (job.batch_max() as usize).min(self.data.len());
-        let network = Network::resnet50(job.stem).doing("network")?.computed(job.conv);
+        let network = Network::of(job).doing("network")?.computed(job.conv);
         room::check_worker(job, &network, self.data.len())?;
         if let Some(store) = &mut self.store {
             checkpoint::save_meta(store, job, &network, 0).map_err(|error| {

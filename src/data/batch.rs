@@ -1,0 +1,93 @@
+//! `Batch`: images and labels of a step, in the order of the kernels.
+
+use crate::job::Normalisation;
+use crate::job::shape::Shape;
+
+/// One batch: images `[side][side][n][channels]`, normalised, and their labels.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Pixels in the order of the kernels.
+    pub images: Vec<f32>,
+    /// One class an image.
+    pub labels: Vec<u8>,
+}
+
+/// Pixels of padding around an image before a random crop.
+const PADDING: usize = 4;
+
+/// An image as data keeps it.
+pub(super) struct Image<'a> {
+    pub(super) label: u8,
+    /// `[channels][side][side]`.
+    pub(super) pixels: &'a [u8],
+}
+
+/// A crop of the padded image, perhaps mirrored.
+#[derive(Clone, Copy)]
+pub(super) struct View {
+    top: usize,
+    left: usize,
+    flip: bool,
+}
+
+impl Default for View {
+    fn default() -> Self {
+        Self { top: PADDING, left: PADDING, flip: false }
+    }
+}
+
+impl View {
+    pub(super) fn random([a, b, c, _]: [u32; 4]) -> Self {
+        let offsets = 2 * PADDING as u32 + 1;
+        Self { top: (a % offsets) as usize, left: (b % offsets) as usize, flip: c & 1 == 1 }
+    }
+}
+
+impl Batch {
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    pub(super) fn resize(&mut self, shape: Shape, n: usize) {
+        self.labels.resize(n, 0);
+        self.images.resize(n * shape.image_len(), 0.0);
+    }
+
+    /// Writes image `i`.
+    pub(super) fn put(
+        &mut self,
+        (shape, normalisation): (Shape, Normalisation),
+        i: usize,
+        image: &Image,
+        view: View,
+    ) {
+        self.labels[i] = image.label;
+        let n = self.len();
+        let Shape { side, channels, .. } = shape;
+        let [mean, deviation] = normalisation.constants();
+        for h in 0..side {
+            for w in 0..side {
+                let column = if view.flip { side - 1 - w } else { w };
+                let source = source(h + view.top, side).zip(source(column + view.left, side));
+                let target = &mut self.images[((h * side + w) * n + i) * channels..][..channels];
+                for (channel, target) in target.iter_mut().enumerate() {
+                    // The padding is black, like PyTorch's RandomCrop before normalisation.
+                    let value =
+                        source.map_or(0, |(y, x)| image.pixels[(channel * side + y) * side + x]);
+                    *target = (f32::from(value) / 255.0 - mean[channel]) / deviation[channel];
+                }
+            }
+        }
+    }
+}
+
+/// The image's row or column behind one of the padded image.
+fn source(padded: usize, side: usize) -> Option<usize> {
+    padded.checked_sub(PADDING).filter(|&at| at < side)
+}
