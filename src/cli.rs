@@ -2,6 +2,7 @@
 
 mod args;
 mod choice;
+pub mod help;
 mod local;
 mod role;
 

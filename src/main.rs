@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use argh::FromArgs;
+use hfl::cli::help::{self, Asked};
 use hfl::cli::{self, Args};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 
@@ -20,14 +21,22 @@ fn main() -> ExitCode {
         .map(|word| word.into_string().unwrap_or_else(|odd| odd.to_string_lossy().into_owned()))
         .collect();
     let words: Vec<&str> = words.iter().flat_map(|word| cli::split_flag(word)).collect();
-    let args = match Args::from_args(&["hfl"], words.get(1..).unwrap_or_default()) {
+    let words = match help::asked(words.get(1..).unwrap_or_default()) {
+        Asked::Words(words) => words,
+        Asked::Overview => {
+            println!("{}", help::OVERVIEW);
+            return ExitCode::SUCCESS;
+        }
+    };
+    let args = match Args::from_args(&["hfl"], &words) {
         Ok(args) => args,
         Err(exit) if exit.status.is_ok() => {
             println!("{}", exit.output.trim_end());
             return ExitCode::SUCCESS;
         }
         Err(exit) => {
-            eprintln!("hfl: {}\n  try: hfl --help", exit.output.trim_end());
+            let near = help::nearest(&words).map_or(String::new(), |near| format!("{near}; "));
+            eprintln!("hfl: {}\n  try: {near}hfl --help", exit.output.trim_end());
             return ExitCode::from(2);
         }
     };
