@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 seconds=$1
 
 if ! cargo +nightly --version >/dev/null 2>&1; then
-  echo "SKIPPED fuzz smoke run: no nightly compiler (rustup toolchain install nightly)"
+  echo "SKIPPED fuzz: no nightly compiler (rustup toolchain install nightly)"
   exit 0
 fi
 # From the root: this repository's default target is not the host, where the tool has to run.

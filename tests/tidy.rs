@@ -172,6 +172,23 @@ fn the_documents_of_the_house_are_there() {
 }
 
 #[test]
+fn what_ci_may_skip_is_named_in_the_readme() {
+    let read = |path: &Path| std::fs::read_to_string(path).expect("a file of this repository");
+    let readme = read(&Path::new(ROOT).join("README.md"));
+    let mut skipped = Vec::new();
+    for folder in [".ci", "musl"] {
+        for entry in std::fs::read_dir(Path::new(ROOT).join(folder)).expect("scripts").flatten() {
+            let script = read(&entry.path());
+            let names = script.split("SKIPPED ").skip(1).map(|rest| rest.split(':').next());
+            skipped.extend(names.flatten().map(str::to_owned));
+        }
+    }
+    assert!(skipped.len() > 4, "{skipped:?}");
+    skipped.retain(|name| !readme.contains(&format!("`{name}` (")));
+    none(skipped, "checks that CI may skip and README.md does not name");
+}
+
+#[test]
 fn the_architecture_maps_every_folder() {
     let map = std::fs::read_to_string(format!("{ROOT}/ARCHITECTURE.md")).expect("ARCHITECTURE.md");
     let mut places = Vec::new();
