@@ -12,7 +12,8 @@ fi
 
 missing=()
 for tool in /sbin/cryptsetup:cryptsetup-bin /sbin/e2fsck:e2fsprogs /usr/bin/xz:xz-utils \
-  /usr/bin/openssl:openssl /usr/bin/python3:python3 /usr/bin/swtpm:swtpm; do
+  /usr/bin/openssl:openssl /usr/bin/python3:python3 /usr/bin/swtpm:swtpm \
+  /usr/bin/promtool:prometheus; do
   [ -x "${tool%%:*}" ] || missing+=("${tool##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then

@@ -26,6 +26,7 @@ pub mod history;
 pub mod hosts;
 pub mod job;
 pub mod memory;
+pub mod metrics;
 pub mod model;
 pub mod report;
 pub mod termination;

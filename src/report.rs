@@ -2,6 +2,7 @@
 //! a terminal's stderr.
 
 use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 use protocol::Role;
@@ -10,10 +11,12 @@ use rustix::termios::tcgetpgrp;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::metrics::{Metric, Metrics};
 use protocol::hex;
 
 /// The voice of a role.
 pub struct Report {
+    metrics: Arc<Metrics>,
     json: bool,
     progress: bool,
     started: Instant,
@@ -22,15 +25,16 @@ pub struct Report {
 }
 
 impl Report {
-    /// Speaks lines, or JSON.
-    pub fn new(json: bool) -> Self {
+    /// Speaks lines, or JSON; and in numbers.
+    pub fn new(json: bool, metrics: Arc<Metrics>) -> Self {
         // Whoever reads JSON shows what it wants; of several processes on a terminal the one in front speaks.
         let progress = !json && is_in_front(&std::io::stderr());
-        Self { json, progress, started: Instant::now(), images: 0, first_step: None }
+        Self { metrics, json, progress, started: Instant::now(), images: 0, first_step: None }
     }
 
     /// A peer's evidence was accepted.
     pub fn verified(&self, peer: Role) {
+        self.metrics.add(Metric::Verified, 1.0);
         self.say(
             "Info: App: Verification completed successfully.",
             json!({ "event": "verified", "peer": peer.to_string() }),
@@ -53,6 +57,7 @@ impl Report {
         } else {
             self.images += images;
         }
+        self.count((step, steps), loss, seconds, images);
         self.clear_progress();
         self.say(
             &format!("step: {step}, loss: {loss:.6}, iter time: {seconds:.3}"),
@@ -60,6 +65,15 @@ impl Report {
                     "images": images }),
         );
         self.show_progress(step, steps);
+    }
+
+    fn count(&self, (step, steps): (u64, u64), loss: f32, seconds: f64, images: u64) {
+        self.metrics.add(Metric::Steps, 1.0);
+        self.metrics.set(Metric::Step, (step + 1) as f64);
+        self.metrics.set(Metric::JobSteps, steps as f64);
+        self.metrics.set(Metric::Loss, f64::from(loss));
+        self.metrics.add(Metric::StepSeconds, seconds);
+        self.metrics.add(Metric::Images, images as f64);
     }
 
     /// The job is done.

@@ -8,6 +8,7 @@ mod fuzz_seeds;
 mod guest;
 mod layers;
 mod licences;
+mod metrics;
 mod network;
 mod parity;
 mod processes;

@@ -162,6 +162,9 @@ pub struct Args {
     /// one JSON object a line on stdout
     #[argh(switch)]
     pub(super) json: bool,
+    /// serve numbers for Prometheus, and health, at HOST:PORT, or at a PORT of this machine's own
+    #[argh(option)]
+    pub(super) metrics: Option<String>,
     /// print the version
     #[argh(switch)]
     pub(super) version: bool,

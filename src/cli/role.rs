@@ -66,6 +66,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         service: args.secret_service.map(|address| Service { address, app_id: args.app_id, wait }),
         linger: Duration::from_secs(args.linger),
         json: args.json,
+        metrics: args.metrics,
         pause: Duration::from_millis(args.pause_ms),
         wait: Duration::from_secs(args.wait),
     })

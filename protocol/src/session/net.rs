@@ -256,8 +256,7 @@ impl Net {
 
     /// Whether somebody wants to connect; `None` if the wait was interrupted.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<Option<bool>> {
-        let wants_turn =
-            |link: &Link<_>| link.wants_read() || link.wants_turn() || link.is_over();
+        let wants_turn = |link: &Link<_>| link.wants_read() || link.wants_turn() || link.is_over();
         let unfinished = self.links.values().any(|connection| wants_turn(&connection.link));
         let due = self.next_timeout();
         let timeout = match unfinished || self.accepts_on {

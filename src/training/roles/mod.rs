@@ -6,11 +6,14 @@ mod server;
 pub mod transfer;
 mod worker;
 
+use std::sync::Arc;
+
 use protocol::Role;
 
 pub use options::Options;
 
 use crate::failure::Failure;
+use crate::metrics::{self, Metrics};
 use crate::termination;
 
 /// Runs the role until its job is done.
@@ -20,9 +23,14 @@ use crate::termination;
 pub fn run(options: &Options) -> Result<(), Failure> {
     termination::catch()?;
     let config = options.trust.config(options.role)?;
+    let metrics = Arc::new(Metrics::default());
+    if let Some(at) = &options.metrics {
+        let local = metrics::serve(&metrics, at, options.role.to_string())?;
+        log::info!("metrics at http://{local}/metrics");
+    }
     match options.role {
-        Role::ParameterServer(index) => server::run(options, usize::from(index), config),
-        Role::Worker(index) => worker::run(options, index, config),
+        Role::ParameterServer(index) => server::run(options, usize::from(index), config, metrics),
+        Role::Worker(index) => worker::run(options, index, config, metrics),
         Role::SecretService => Err(Failure::new("no role of a job").hint("hfl secret serve")),
         Role::TrustedNode => {
             Err(Failure::new("no role of a job").hint("hfl model pull, hfl secret get"))

@@ -51,6 +51,8 @@ pub struct Options {
     pub linger: Duration,
     /// JSON on stdout.
     pub json: bool,
+    /// Where numbers and health are served, `HOST:PORT`, or a port of this machine's own.
+    pub metrics: Option<String>,
     /// How long a worker tries to reach its server before it gives up.
     pub wait: Duration,
     /// A pause before each step of a worker, for tests of slow workers.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use protocol::{Config, LinkId, Net, Over, Refusal, Roster, hex};
 
@@ -14,6 +14,7 @@ use crate::history::EventKind;
 use crate::hosts::listen_addresses;
 use crate::job::Job;
 use crate::job::state::State;
+use crate::metrics::{Metric, Metrics};
 use crate::model::network::Network;
 use crate::model::{init, params};
 use crate::report::Report;
@@ -37,6 +38,7 @@ struct Running {
     store: Store,
     net: Net,
     report: Report,
+    metrics: Arc<Metrics>,
     record: Record,
     verified: BTreeSet<LinkId>,
     bytes: [u64; 2],
@@ -72,8 +74,13 @@ struct Missing {
     said: usize,
 }
 
-pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Result<(), Failure> {
-    let mut net = listening(options, index, &config)?;
+pub(super) fn run(
+    options: &Options,
+    index: usize,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+) -> Result<(), Failure> {
+    let mut net = listening(options, index, &config, &metrics)?;
     let mut store = options.open_store(&config)?;
     // Two servers would overwrite each other's checkpoints. Workers may share the directory.
     let _lock = store.lock()?;
@@ -102,7 +109,8 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
         network,
         store,
         net,
-        report: Report::new(options.json),
+        report: Report::new(options.json, Arc::clone(&metrics)),
+        metrics,
         record,
         verified: BTreeSet::new(),
         bytes: [0; 2],
@@ -121,7 +129,12 @@ pub(super) fn run(options: &Options, index: usize, config: Arc<Config>) -> Resul
 }
 
 /// A network that listens where `--ps-hosts` says.
-fn listening(options: &Options, index: usize, config: &Arc<Config>) -> Result<Net, Failure> {
+fn listening(
+    options: &Options,
+    index: usize,
+    config: &Arc<Config>,
+    metrics: &Arc<Metrics>,
+) -> Result<Net, Failure> {
     let host = options.ps_hosts.get(index).filter(|_| index == 0 && options.ps_hosts.len() == 1);
     let host = host.ok_or_else(|| {
         Failure::new("one parameter server is supported: ps0 with one --ps-hosts")
@@ -129,7 +142,8 @@ fn listening(options: &Options, index: usize, config: &Arc<Config>) -> Result<Ne
     let mut net = Net::new(Arc::clone(config)).doing("network")?;
     termination::wake(&mut net)?;
     let local = listen_addresses(host)?.listen(&mut net)?;
-    Report::new(options.json).listening(local);
+    Report::new(options.json, Arc::clone(metrics)).listening(local);
+    metrics.set_ready();
     Ok(net)
 }
 
@@ -220,6 +234,17 @@ impl Running {
         }
     }
 
+    /// Bytes of the connections that are over and of those that are not.
+    fn count_traffic(&mut self) {
+        let mut sum = self.bytes;
+        for id in self.net.ids() {
+            let live = self.net.session(id).map_or([0; 2], |session| session.bytes());
+            sum = [sum[0] + live[0], sum[1] + live[1]];
+        }
+        self.metrics.set(Metric::Received, sum[0] as f64);
+        self.metrics.set(Metric::Sent, sum[1] as f64);
+    }
+
     fn take_notes(&mut self) {
         for note in self.server.take_notes() {
             log::info!("{note}");
@@ -228,6 +253,8 @@ impl Running {
 
     fn say_who_is_missing(&mut self) {
         let missing = self.server.missing();
+        let here = usize::from(self.server.job().workers).saturating_sub(missing.len());
+        self.metrics.set(Metric::Workers, here as f64);
         if missing.is_empty() || self.server.state().is_finished() {
             self.missing = Missing::default();
         } else if self.missing.is_due() {
@@ -259,6 +286,7 @@ impl Running {
         self.last = Instant::now();
         self.report.step((closed.step, closed.steps), closed.loss, seconds, closed.samples);
         self.record.step(self.server.job(), &closed, seconds);
+        self.count_traffic();
         let state = self.server.state();
         match state.step.is_multiple_of(options.checkpoint_every) || state.is_finished() {
             true => self.save(),
@@ -293,6 +321,9 @@ impl Running {
             Leaving::unsaved(self.store.not_written(checkpoint::DATA_FILE, &error, &kept))
         })?;
         (self.saved, self.saved_at) = (Some(state.step), Instant::now());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        self.metrics.set(Metric::CheckpointStep, state.step as f64);
+        self.metrics.set(Metric::CheckpointTime, now.map_or(0.0, |since| since.as_secs_f64()));
         log::info!("checkpoint of step {} in {:.2?}", state.step, start.elapsed());
         self.note(EventKind::Checkpoint, String::new());
         self.keep_record();

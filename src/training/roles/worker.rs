@@ -14,6 +14,7 @@ use crate::data::sampler::Sampler;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
 use crate::job::state::Member;
+use crate::metrics::Metrics;
 use crate::model::Model;
 use crate::model::gradients::Pieces;
 use crate::model::network::Network;
@@ -37,6 +38,7 @@ struct Running<'a> {
     /// What the data is.
     digest: [u8; 32],
     report: Report,
+    metrics: Arc<Metrics>,
     /// Present once the job is known.
     training: Option<Training>,
     params: Arena,
@@ -51,7 +53,12 @@ struct Training {
     gradients: Arena,
 }
 
-pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<(), Failure> {
+pub(super) fn run(
+    options: &Options,
+    index: u16,
+    config: Arc<Config>,
+    metrics: Arc<Metrics>,
+) -> Result<(), Failure> {
     let data = cifar::read(&options.data, Split::Train, options.shard).map_err(|error| {
         Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
     })?;
@@ -65,7 +72,8 @@ pub(super) fn run(options: &Options, index: u16, config: Arc<Config>) -> Result<
         worker: Worker::new(CELL),
         digest: data.digest(),
         data,
-        report: Report::new(options.json),
+        report: Report::new(options.json, Arc::clone(&metrics)),
+        metrics,
         training: None,
         params: Arena::new(0).doing("memory")?,
         last: None,
@@ -133,6 +141,7 @@ impl Running<'_> {
                 {
                     was_open = true;
                     self.report.verified(peer.role);
+                    self.metrics.set_ready();
                 }
                 match work {
                     Work::Wait => break,
