@@ -4,8 +4,8 @@
 use std::time::Instant;
 
 use kernels::{
-    Arena, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Product, Rows,
-    Scratch, Slope, Sums,
+    Arena, Bf16, Conv, Epilogue, Exec, Folded, Identity, Isa, Mask, Normalised, Pool, Product,
+    Results, Rows, Scratch, Slope, Sums,
 };
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
@@ -25,18 +25,23 @@ fn main() {
     let tier = tier.trim_end_matches("+fast").to_owned();
     if tier == "bf16" {
         assert!(Isa::detect().has_bf16(), "this CPU has no AVX512-BF16");
-        return table::<Bf16>((&pool, Isa::detect()), (&stem, &tier, is_fast), batch, &wanted);
+        return table::<Bf16>(
+            Exec::new(&pool, Isa::detect()),
+            (&stem, &tier, is_fast),
+            batch,
+            &wanted,
+        );
     }
     let isa = Isa::named(&tier);
     let isa = isa.expect("TIER is portable, avx2, avx512 or bf16, and this CPU has it");
-    table::<f32>((&pool, isa), (&stem, &tier, is_fast), batch, &wanted);
+    table::<f32>(Exec::new(&pool, isa), (&stem, &tier, is_fast), batch, &wanted);
 }
 
 /// Passes of a layer: three convolutions, with what is done to their tiles, and two over memory.
 const PASSES: usize = 5;
 
 fn table<T: Product>(
-    (pool, isa): (&Pool, Isa),
+    Exec { pool, isa }: Exec,
     (stem, tier, is_fast): (&str, &str, bool),
     batch: usize,
     wanted: &str,
@@ -63,7 +68,7 @@ fn table<T: Product>(
         let conv = if is_fast { conv.with_fast_algorithms() } else { conv };
         let flops = 2.0 * conv.multiplications(batch) as f64;
         let flops = [flops, if conv.channels_in == 3 { 0.0 } else { flops }, flops];
-        let (seconds, peak) = Layer::<T>::new(conv, batch).time((pool, isa));
+        let (seconds, peak) = Layer::<T>::new(conv, batch).time(Exec::new(pool, isa));
         print!("{name:22} {count:>2} {peak:5.0}");
         for pass in 0..PASSES {
             total[pass] += seconds[pass] * count as f64;
@@ -188,11 +193,11 @@ impl<T: Product> Layer<T> {
     }
 
     /// Seconds of each pass, and the peak.
-    fn time(mut self, exec: (&Pool, Isa)) -> ([f64; PASSES], f64) {
+    fn time(mut self, exec: Exec) -> ([f64; PASSES], f64) {
         let mut seconds: [Vec<f64>; PASSES] = Default::default();
         let mut peaks = Vec::new();
         for _ in 0..ROUNDS {
-            peaks.push(peak::<T>(exec.0, exec.1));
+            peaks.push(peak::<T>(exec.pool, exec.isa));
             for (pass, seconds) in seconds.iter_mut().enumerate() {
                 let start = Instant::now();
                 self.run(pass, exec);
@@ -202,7 +207,7 @@ impl<T: Product> Layer<T> {
         (seconds.map(median), median(peaks))
     }
 
-    fn run(&mut self, pass: usize, exec: (&Pool, Isa)) {
+    fn run(&mut self, pass: usize, exec: Exec) {
         match pass {
             0 => self.forward(exec),
             1 => self.backward_input(exec),
@@ -215,24 +220,24 @@ impl<T: Product> Layer<T> {
         }
     }
 
-    fn forward(&mut self, exec: (&Pool, Isa)) {
+    fn forward(&mut self, exec: Exec) {
         let (conv, n) = (&self.conv, self.n);
         let shape = conv.output_tiles(n);
         let (y, sums) = (self.y.as_mut_slice(), self.sums.tiles(shape));
-        let finish = Finish::Measure(&self.mean[..conv.channels_out]);
+        let epilogue = Epilogue::Measure(&self.mean[..conv.channels_out]);
         if conv.channels_in == 3 {
             let operands = (self.images.as_slice(), self.w.as_slice());
-            conv.forward_images(exec, n, operands, (y, sums), finish);
+            conv.forward_images(exec, n, operands, (y, sums), epilogue);
         } else {
             let scratch =
                 Scratch { panels: self.panels.as_mut_slice(), parts: self.scratch.as_mut_slice() };
             let operands = (self.x.as_slice(), self.w.as_slice());
-            conv.forward(exec, n, operands, (y, sums, scratch), finish);
+            conv.forward(exec, n, operands, Results { values: y, sums, scratch }, epilogue);
         }
         self.sums.add_up(exec);
     }
 
-    fn backward_input(&mut self, exec: (&Pool, Isa)) {
+    fn backward_input(&mut self, exec: Exec) {
         let (conv, n) = (&self.conv, self.n);
         if conv.channels_in == 3 {
             return;
@@ -240,15 +245,19 @@ impl<T: Product> Layer<T> {
         let shape = conv.input_tiles(n);
         let scratch =
             Scratch { panels: self.panels.as_mut_slice(), parts: self.scratch.as_mut_slice() };
-        let results = (self.dx.as_mut_slice(), self.sums.tiles(shape), scratch);
+        let results = Results {
+            values: self.dx.as_mut_slice(),
+            sums: self.sums.tiles(shape),
+            scratch: scratch,
+        };
         let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };
         let operands = (self.dy.as_slice(), self.w.as_slice());
-        let finish = Finish::Mask(Mask::Output(self.other.as_slice()), of, None);
-        conv.backward_input(exec, n, operands, results, (false, finish));
+        let epilogue = Epilogue::Mask(Mask::Output(self.other.as_slice()), of, None);
+        conv.backward_input(exec, n, operands, results, (false, epilogue));
         self.sums.add_up(exec);
     }
 
-    fn backward_weight(&mut self, exec: (&Pool, Isa)) {
+    fn backward_weight(&mut self, exec: Exec) {
         let (conv, n, dy) = (&self.conv, self.n, self.dy.as_slice());
         let results = (self.dw.as_mut_slice(), self.scratch.as_mut_slice());
         if conv.channels_in == 3 {

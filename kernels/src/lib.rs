@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Weights are panels `[Cout/64][KH][KW][Cin][64]`: what the inner kernel reads is contiguous. A
-//! convolution ends each tile of its result by [`Finish`], which takes the sums for normalisation or masks it
+//! convolution ends each tile of its result by [`Epilogue`], which takes the sums for normalisation or masks it
 //! while it is in registers.
 //!
 //! | letter | meaning |
@@ -50,18 +50,19 @@ mod sgd;
 mod x86_64;
 
 pub use base::arena::Arena;
+pub use base::exec::Exec;
 pub use base::isa::Isa;
 pub use base::panel::PANEL;
-pub use base::tile::sums_len;
+pub use base::tile::{Extent, sums_len};
 pub use base::value::{Bf16, Value};
-pub use conv::{Conv, Scratch, ShapeError, Source, panel_index};
-pub use gemm::epilogue::{Finish, finish_tiles};
+pub use conv::{Conv, Operand, Results, Scratch, ShapeError, panel_index};
+pub use gemm::epilogue::{Epilogue, run_epilogue};
 pub use gemm::product::Product;
 pub use linear::Linear;
 pub use loss::softmax_cross_entropy;
 pub use norm::elementwise::Rows;
 pub use norm::folded::{BatchNorm, Folded, Identity, Mask, Normalised, Slope};
 pub use norm::{Statistics, Sums};
-pub use parallel::{Pool, Receding};
+pub use parallel::{Pool, Retiring};
 pub use pooling::{MaxPool, average_backward, average_forward};
 pub use sgd::{Sgd, momentum_sgd};

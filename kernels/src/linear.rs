@@ -1,7 +1,6 @@
 //! The fully connected layer: small (2048 by 10), so plain loops in a fixed order serve every tier.
 
-use crate::base::isa::Isa;
-use crate::parallel::Pool;
+use crate::base::exec::Exec;
 
 /// `y = x . w' + b` for `w` of `outputs` rows by `inputs` columns, as PyTorch keeps it.
 #[derive(Clone, Copy, Debug)]
@@ -12,14 +11,15 @@ pub struct Linear {
     pub outputs: usize,
 }
 
-/// Partial sums of a dot product; also its order of additions, the same on every tier.
+/// Partial sums of a dot product: a vector of AVX-512, two of AVX2. Also its order of additions, the same on every
+/// tier: changing it changes bits.
 const LANES: usize = 16;
 
 impl Linear {
     /// Logits of each row of `x`.
     pub fn forward(
         self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         x: &[f32],
         (w, b): (&[f32], &[f32]),
         y: &mut [f32],
@@ -40,7 +40,7 @@ impl Linear {
     }
 
     /// `dx = dy . w`.
-    pub fn backward_input(self, (pool, isa): (&Pool, Isa), dy: &[f32], w: &[f32], dx: &mut [f32]) {
+    pub fn backward_input(self, Exec { pool, isa }: Exec, dy: &[f32], w: &[f32], dx: &mut [f32]) {
         assert_eq!(dx.len() / self.inputs, dy.len() / self.outputs);
         pool.for_each_chunk(dx, self.inputs, |n, dx| {
             let dy = &dy[n * self.outputs..][..self.outputs];
@@ -59,7 +59,7 @@ impl Linear {
     /// `dw = dy' . x` and `db = sum dy`.
     pub fn backward_weight(
         self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         (x, dy): (&[f32], &[f32]),
         (dw, db): (&mut [f32], &mut [f32]),
     ) {

@@ -2,10 +2,9 @@
 
 use ndarray::Axis;
 
-use crate::base::isa::Isa;
+use crate::base::exec::Exec;
 use crate::base::tile::view4;
 use crate::base::value::Value;
-use crate::parallel::Pool;
 
 /// Max pooling with a 3x3 window, stride 2 and padding 1 over square maps.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +22,7 @@ impl MaxPool {
     }
 
     /// `y` = the largest value of each window; `row` is images times channels.
-    pub fn forward<T: Value>(self, (pool, isa): (&Pool, Isa), row: usize, x: &[T], y: &mut [T]) {
+    pub fn forward<T: Value>(self, Exec { pool, isa }: Exec, row: usize, x: &[T], y: &mut [T]) {
         assert_eq!((x.len(), y.len()), (self.input.pow(2) * row, self.output.pow(2) * row));
         pool.for_each_chunk(y, row, |o, y| {
             isa.run(
@@ -43,7 +42,7 @@ impl MaxPool {
     /// Hands each window's gradient to the first of its largest values, in reading order.
     pub fn backward<T: Value>(
         self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         row: usize,
         (x, y, dy): (&[T], &[T], &[T]),
         dx: &mut [T],
@@ -95,7 +94,7 @@ fn hand_out<T: Value>((x, y, dy): (&[T], &[T], &[T]), open: &mut [u32; PART], dx
 }
 
 /// `y[n][c]` = mean of `x[pixel][n][c]` over the pixels.
-pub fn average_forward<T: Value>((pool, isa): (&Pool, Isa), x: &[T], y: &mut [f32]) {
+pub fn average_forward<T: Value>(Exec { pool, isa }: Exec, x: &[T], y: &mut [f32]) {
     assert!(!y.is_empty() && x.len().is_multiple_of(y.len()));
     let (total, pixels) = (y.len(), x.len() / y.len());
     pool.for_each_chunk(y, AVERAGE_LEN, |index, y| {
@@ -118,7 +117,7 @@ pub fn average_forward<T: Value>((pool, isa): (&Pool, Isa), x: &[T], y: &mut [f3
 }
 
 /// `dx[pixel][n][c] = dy[n][c] / pixels`.
-pub fn average_backward<T: Value>((pool, isa): (&Pool, Isa), dy: &[f32], dx: &mut [T]) {
+pub fn average_backward<T: Value>(Exec { pool, isa }: Exec, dy: &[f32], dx: &mut [T]) {
     assert!(!dy.is_empty() && dx.len().is_multiple_of(dy.len()));
     let pixels = dx.len() / dy.len();
     pool.for_each_chunk(dx, dy.len(), |_, dx| {
@@ -133,6 +132,7 @@ pub fn average_backward<T: Value>((pool, isa): (&Pool, Isa), dy: &[f32], dx: &mu
     });
 }
 
+/// Values of a task of the average: its sums, 16 KiB, stay in the first-level cache over all pixels.
 const AVERAGE_LEN: usize = 1 << 12;
 /// Values of a row that a task works on: those of nine pixels stay in the second-level cache.
 const PART: usize = 512;

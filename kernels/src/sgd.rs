@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
-use crate::parallel::Pool;
 
 /// 2^64: from here on squares are infinite.
 const SQUARE_MAX: f32 = 18_446_744_073_709_551_616.0;
@@ -53,12 +53,13 @@ impl Sgd {
 /// [`Sgd::update`] on all threads.
 #[must_use]
 pub fn momentum_sgd(
-    (pool, isa): (&Pool, Isa),
+    Exec { pool, isa }: Exec,
     step: Sgd,
     weights: &mut [f32],
     velocity: &mut [f32],
     gradients: &[f32],
 ) -> bool {
+    // 64 KiB of each of three: some ten microseconds a task, and pieces that fit the second-level cache.
     const LEN: usize = 1 << 14;
     assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
     let is_finite = AtomicBool::new(true);
@@ -75,6 +76,7 @@ pub fn momentum_sgd(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Pool;
 
     #[test]
     fn two_steps_follow_the_recurrence_on_every_tier() {
@@ -83,7 +85,13 @@ mod tests {
         for isa in Isa::available() {
             let (mut w, mut v) = (vec![1.0_f32; 40_000], vec![0.0_f32; 40_000]);
             for _ in 0..2 {
-                assert!(momentum_sgd((&pool, isa), step, &mut w, &mut v, &vec![2.0; 40_000]));
+                assert!(momentum_sgd(
+                    Exec::new(&pool, isa),
+                    step,
+                    &mut w,
+                    &mut v,
+                    &vec![2.0; 40_000]
+                ));
             }
             let (mut w1, mut v1) = (1.0_f32, 0.0_f32);
             for _ in 0..2 {
@@ -95,7 +103,7 @@ mod tests {
                 gradients[at] = bad;
                 let steep = Sgd { rate: 1e30, ..step };
                 let (mut w, mut v) = (w.clone(), v.clone());
-                let finite = momentum_sgd((&pool, isa), steep, &mut w, &mut v, &gradients);
+                let finite = momentum_sgd(Exec::new(&pool, isa), steep, &mut w, &mut v, &gradients);
                 assert!(!finite, "{bad} at {at}, {}", isa.name());
             }
             assert!(w.iter().all(|&w| w == w1) && v.iter().all(|&v| v == v1), "{}", isa.name());

@@ -1,8 +1,8 @@
 //! The same bits on any number of threads, on every vector tier, and past the caches or not.
 
 use kernels::{
-    Arena, BatchNorm, Bf16, Conv, Finish, Folded, Identity, Isa, Mask, Normalised, Pool, Product,
-    Rows, Slope, Statistics, Sums, Value, sums_len,
+    Arena, BatchNorm, Bf16, Conv, Epilogue, Exec, Extent, Folded, Identity, Isa, Mask, Normalised,
+    Pool, Product, Results, Rows, Slope, Statistics, Sums, Value, sums_len,
 };
 
 use crate::operands::{stored, values, with};
@@ -36,23 +36,25 @@ fn bits_agree(conv: &Conv, n: usize) -> Vec<u32> {
     let w = values(conv.weights(), 3);
     let run = |isa: Isa, threads: usize| {
         let pool = Pool::new(threads);
-        let exec = (&pool, isa);
+        let exec = Exec::new(&pool, isa);
         let pixels = conv.output[0] * conv.output[1];
         let mut sums = Sums::new(conv.sums_len(n), 128);
         let mut all = vec![0.0; conv.output_len(n)];
         let mut panels = vec![0.0; conv.weights()];
         let mut scratch = vec![0.0; conv.scratch_len(n)];
-        let finish = Finish::Measure(&[0.0; 128]);
+        let epilogue = Epilogue::Measure(&[0.0; 128]);
         let tiles = sums.tiles(conv.output_tiles(n));
-        let results = (&mut *all, tiles, with(&mut panels, &mut scratch));
-        conv.forward(exec, n, (&*x, &w), results, finish);
+        let results =
+            Results { values: &mut *all, sums: tiles, scratch: with(&mut panels, &mut scratch) };
+        conv.forward(exec, n, (&*x, &w), results, epilogue);
         sums.add_up(exec);
         let mut statistics = Statistics::new(128);
         statistics.set(&sums, pixels * n, &[0.0; 128]);
         let mut dx = vec![0.0; x.len()];
         let tiles = sums.tiles(conv.input_tiles(n));
-        let results = (&mut *dx, tiles, with(&mut panels, &mut scratch));
-        conv.backward_input(exec, n, (&*dy, &w), results, (false, Finish::Keep));
+        let results =
+            Results { values: &mut *dx, sums: tiles, scratch: with(&mut panels, &mut scratch) };
+        conv.backward_input(exec, n, (&*dy, &w), results, (false, Epilogue::Keep));
         let mut dw = vec![0.0; w.len()];
         conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         all.extend(statistics.mean.iter().chain(&statistics.variance));
@@ -85,7 +87,7 @@ fn outputs_that_are_streamed_have_the_bits_of_those_that_are_not() {
 
 fn streamed_case<T: Product>(isa: Isa, conv: &Conv) {
     let (pool, n) = (Pool::new(2), 66);
-    let (exec, [c, k]) = ((&pool, isa), [conv.channels_in, conv.channels_out]);
+    let (exec, [c, k]) = (Exec::new(&pool, isa), [conv.channels_in, conv.channels_out]);
     let len = conv.output_len(n);
     assert!(len * size_of::<T>() >= 16 << 20);
     // The gradient by the input of the layer turned round has the large output too.
@@ -100,12 +102,14 @@ fn streamed_case<T: Product>(isa: Isa, conv: &Conv) {
         dx.copy_from_slice(&before);
         let mut sums = vec![0.0; conv.sums_len(n)];
         let of = Normalised { z: &before, mean: &mean };
-        let finish = Finish::Mask(Mask::Output(&before), of, None);
+        let epilogue = Epilogue::Mask(Mask::Output(&before), of, None);
         let mut panels = vec![T::default(); conv.weights()];
-        let results = (&mut *y, &mut *sums, with(&mut panels, &mut []));
-        conv.forward(exec, n, (&*x, &weights), results, finish);
-        let results = (&mut *dx, &mut *sums, with(&mut panels, &mut []));
-        turned.backward_input(exec, n, (&*x, &other), results, (true, finish));
+        let results =
+            Results { values: &mut *y, sums: &mut *sums, scratch: with(&mut panels, &mut []) };
+        conv.forward(exec, n, (&*x, &weights), results, epilogue);
+        let results =
+            Results { values: &mut *dx, sums: &mut *sums, scratch: with(&mut panels, &mut []) };
+        turned.backward_input(exec, n, (&*x, &other), results, (true, epilogue));
         [&*y, &*dx].concat()
     };
     let (streamed, plain) = (run(0), run(1));
@@ -128,13 +132,13 @@ fn streamed_passes<T: Value>(isa: Isa) {
     // More than 16 MiB, and a last part that is shorter than the others.
     let (channels, rows) = (192, (16 << 20) / size_of::<T>() / 192 + 7);
     let (pool, len) = (Pool::new(2), rows * channels);
-    let exec = (&pool, isa);
+    let exec = Exec::new(&pool, isa);
     let [(z, _), (x, _)] = [1, 2].map(|seed| stored::<T>(len, seed));
     let fold = Folded { scale: values(channels, 3), shift: values(channels, 4) };
     let mut statistics = Statistics::new(channels);
     (statistics.mean, statistics.variance, statistics.rows) =
         (values(channels, 5), vec![0.5; channels], rows);
-    let shape = (1, rows, channels);
+    let shape = Extent::new(1, rows, channels);
     let mut sums = Sums::new(sums_len(shape), channels);
     sums.tiles(shape).fill(3.0);
     sums.add_up(exec);

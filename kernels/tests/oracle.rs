@@ -3,9 +3,9 @@
 
 use kernels::scalar::{self, Window};
 use kernels::{
-    BatchNorm, Bf16, Conv, Finish, Folded, Identity, Isa, Linear, Mask, MaxPool, Normalised, PANEL,
-    Pool, Product, Rows, Slope, Statistics, Sums, average_backward, average_forward, finish_tiles,
-    softmax_cross_entropy, sums_len,
+    BatchNorm, Bf16, Conv, Epilogue, Exec, Extent, Folded, Identity, Isa, Linear, Mask, MaxPool,
+    Normalised, PANEL, Pool, Product, Results, Rows, Slope, Statistics, Sums, average_backward,
+    average_forward, run_epilogue, softmax_cross_entropy, sums_len,
 };
 use ndarray::{Array1, Array2, Array4, ArrayView4};
 
@@ -145,7 +145,7 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
     let mut sums = vec![0.0; conv.sums_len(n)];
     for isa in Isa::available() {
         let what = format!("{} {side}x{side} {channels:?} k{kernel}/{stride} n{n}", isa.name());
-        let exec = (&pool, isa);
+        let exec = Exec::new(&pool, isa);
         let nan = T::narrow(f32::NAN);
         let mut y = vec![nan; conv.output_len(n)];
         let mut dw = vec![f32::NAN; conv.weights()];
@@ -153,12 +153,16 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
         let mut scratch = vec![f32::NAN; conv.scratch_len(n)];
         if first {
             let results = (&mut *y, &mut *sums);
-            conv.forward_images(exec, n, (&x_plain, &weights), results, Finish::Keep);
+            conv.forward_images(exec, n, (&x_plain, &weights), results, Epilogue::Keep);
             let results = (&mut *dw, &mut *scratch);
             conv.backward_weight_images(exec, n, (&x_plain, &dy), results);
         } else {
-            let results = (&mut *y, &mut *sums, with(&mut panels, &mut scratch));
-            conv.forward(exec, n, (&*x, &weights), results, Finish::Keep);
+            let results = Results {
+                values: &mut *y,
+                sums: &mut *sums,
+                scratch: with(&mut panels, &mut scratch),
+            };
+            conv.forward(exec, n, (&*x, &weights), results, Epilogue::Keep);
             conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
         }
         let y_bound = bound(kernel * kernel * channels[0]) + rounding[0];
@@ -175,8 +179,12 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
         let mut dx = vec![nan; x.len()];
         let dx_bound = bound(kernel * kernel * channels[1]) + rounding[0];
         for (add, times) in [(false, 1.0), (true, 2.0)] {
-            let results = (&mut *dx, &mut *sums, with(&mut panels, &mut scratch));
-            conv.backward_input(exec, n, (&*dy, &weights), results, (add, Finish::Keep));
+            let results = Results {
+                values: &mut *dx,
+                sums: &mut *sums,
+                scratch: with(&mut panels, &mut scratch),
+            };
+            conv.backward_input(exec, n, (&*dy, &weights), results, (add, Epilogue::Keep));
             check(&widened(&dx), dx4.iter().map(|v| times * v), dx_bound, &what);
         }
     }
@@ -201,19 +209,14 @@ const NEAR: f64 = 5e-5;
 const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
 
 /// Statistics of `z` as a convolution's epilogue takes them.
-fn measured(
-    exec: (&Pool, Isa),
-    shape: (usize, usize, usize),
-    z: &[f32],
-    pivot: &[f32],
-) -> Statistics {
-    let (pixels, n, channels) = shape;
+fn measured(exec: Exec, shape: Extent, z: &[f32], pivot: &[f32]) -> Statistics {
+    let channels = shape.channels;
     let mut sums = Sums::new(sums_len(shape), channels);
     let mut z = z.to_vec();
-    finish_tiles(exec, shape, &mut z, sums.tiles(shape), Finish::Measure(pivot));
+    run_epilogue(exec, shape, &mut z, sums.tiles(shape), Epilogue::Measure(pivot));
     sums.add_up(exec);
     let mut statistics = Statistics::new(channels);
-    statistics.set(&sums, pixels * n, pivot);
+    statistics.set(&sums, shape.rows(), pivot);
     statistics
 }
 
@@ -222,7 +225,7 @@ fn normalisation_matches_the_oracle_on_every_tier() {
     let pool = Pool::new(2);
     for (side, n, channels) in [(1, 6, 64), (3, 7, 64), (2, 133, 256), (8, 16, 128), (1, 5, 2048)] {
         let shape = (side, side, n, channels);
-        let flat = (side * side, n, channels);
+        let flat = Extent::new(side * side, n, channels);
         let len = side * side * n * channels;
         // A mean far from zero: sums of squares without a pivot would lose it.
         let z: Vec<f32> = values(len, 1).iter().map(|v| v + 30.0).collect();
@@ -236,7 +239,7 @@ fn normalisation_matches_the_oracle_on_every_tier() {
         let summed = &y4 + &array4(shape, &identity);
         for isa in Isa::available() {
             let what = format!("{} {shape:?}", isa.name());
-            let exec = (&pool, isa);
+            let exec = Exec::new(&pool, isa);
             let statistics = measured(exec, flat, &z, &vec![29.5; channels]);
             let mut fold = Folded::new(channels);
             fold.set(NORM, (&statistics.mean, &statistics.variance), (&gamma, &beta));
@@ -248,8 +251,8 @@ fn normalisation_matches_the_oracle_on_every_tier() {
             check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
             let mut finished = z.clone();
             let mut unused = vec![0.0; sums_len(flat)];
-            let finish = Finish::Fold(&fold, Some(&identity), true);
-            finish_tiles(exec, flat, &mut finished, &mut unused, finish);
+            let epilogue = Epilogue::Fold(&fold, Some(&identity), true);
+            run_epilogue(exec, flat, &mut finished, &mut unused, epilogue);
             check(&finished, scalar::relu_forward(summed.view()), NEAR, &what);
 
             let of = Normalised { z: &z, mean: &statistics.mean };
@@ -266,8 +269,8 @@ fn normalisation_matches_the_oracle_on_every_tier() {
 }
 
 struct Backward<'a> {
-    exec: (&'a Pool, Isa),
-    shape: (usize, usize, usize),
+    exec: Exec<'a>,
+    shape: Extent,
     z: (&'a [f32], &'a Array4<f64>),
     gamma: (&'a [f32], &'a Array1<f64>),
 }
@@ -282,11 +285,11 @@ impl Backward<'_> {
         (dy, masked4): (&[f32], &Array4<f64>),
         what: &str,
     ) {
-        let (.., channels) = self.shape;
+        let channels = self.shape.channels;
         let mut sums = Sums::new(sums_len(self.shape), channels);
         let mut g = dy.to_vec();
-        let finish = Finish::Mask(mask, of.0, of.1);
-        finish_tiles(self.exec, self.shape, &mut g, sums.tiles(self.shape), finish);
+        let epilogue = Epilogue::Mask(mask, of.0, of.1);
+        run_epilogue(self.exec, self.shape, &mut g, sums.tiles(self.shape), epilogue);
         sums.add_up(self.exec);
         check(&g, masked4.iter().copied(), 1e-3, what);
         let g4 = array4(masked4.dim(), &g);
@@ -313,7 +316,8 @@ impl Backward<'_> {
 fn running_statistics_move_by_the_momentum_and_the_unbiased_variance() {
     let pool = Pool::new(1);
     let z = values(64 * 10, 1);
-    let statistics = measured((&pool, Isa::Portable), (1, 10, 64), &z, &[0.0; 64]);
+    let statistics =
+        measured(Exec::new(&pool, Isa::Portable), Extent::new(1, 10, 64), &z, &[0.0; 64]);
     let (mut mean, mut variance) = (vec![1.0; 64], vec![2.0; 64]);
     statistics.update_running(NORM, &mut mean, &mut variance);
     assert!((mean[3] - (0.9 + 0.1 * statistics.mean[3])).abs() < 1e-6);
@@ -334,7 +338,7 @@ fn pooling_and_classifier_match_the_oracle_on_every_tier() {
         let x4 = array4(shape, &x);
         for isa in Isa::available() {
             let what = format!("{} {shape:?}", isa.name());
-            let exec = (&pool, isa);
+            let exec = Exec::new(&pool, isa);
             let mut y = vec![f32::NAN; dy.len()];
             max_pool.forward(exec, n * channels, &x, &mut y);
             check(&y, scalar::max_pool_forward(x4.view()), 1e-9, &what);

@@ -1,7 +1,9 @@
 //! The forward pass with running statistics: each convolution, its normalisation, ReLU and residual add
 //! in one pass over memory, and no more memory than the largest block needs.
 
-use kernels::{Arena, Finish, Folded, Isa, Linear, Pool, Scratch, average_forward};
+use kernels::{
+    Arena, Epilogue, Exec, Folded, Isa, Linear, Pool, Results, Scratch, average_forward,
+};
 
 use crate::data::batch::Batch;
 use crate::model::network::{Block, Network, Unit};
@@ -90,7 +92,7 @@ impl Inference {
             self.block(index, n);
             self.outer.swap(0, 1);
         }
-        let exec = (&self.pool, self.isa);
+        let exec = Exec::new(&self.pool, self.isa);
         let last = &self.network.units[self.network.blocks[self.network.blocks.len() - 1].units[2]];
         let features = &mut self.features[..n * self.network.features];
         average_forward(exec, &self.outer[0].as_slice()[..last.conv.output_len(n)], features);
@@ -103,7 +105,7 @@ impl Inference {
     }
 
     fn stem(&mut self, batch: &Batch) {
-        let (exec, n) = ((&self.pool, self.isa), batch.len());
+        let (exec, n) = (Exec::new(&self.pool, self.isa), batch.len());
         let (unit, fold) = (&self.network.units[0], &self.folds[0]);
         let len = unit.conv.output_len(n);
         let y = match self.network.max_pool {
@@ -111,7 +113,7 @@ impl Inference {
             Some(_) => &mut self.shortcut.as_mut_slice()[..len],
         };
         let operands = (&*batch.images, &self.params[unit.weight.clone()]);
-        let finish = Finish::Fold(fold, None, true);
+        let finish = Epilogue::Fold(fold, None, true);
         unit.conv.forward_images(exec, n, operands, (y, &mut self.sums), finish);
         if let Some(max_pool) = self.network.max_pool {
             let row = n * unit.conv.channels_out;
@@ -125,17 +127,17 @@ impl Inference {
         let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
         let [x, y] = &mut self.outer;
         let [a1, a2] = &mut self.inner;
-        let exec = (&self.pool, self.isa);
+        let exec = Exec::new(&self.pool, self.isa);
         let mut convolve = |u: usize, x: &Arena, y: &mut Arena, add: Option<&Arena>, relu: bool| {
             let (unit, fold): (&Unit, &Folded) = (&self.network.units[u], &self.folds[u]);
             let operands =
                 (&x.as_slice()[..unit.conv.input_len(n)], &self.params[unit.weight.clone()]);
             let y = &mut y.as_mut_slice()[..unit.conv.output_len(n)];
             let add = add.map(Arena::as_slice);
-            let finish = Finish::Fold(fold, add, relu);
+            let finish = Epilogue::Fold(fold, add, relu);
             // Weights are read as they are.
             let scratch = Scratch { panels: &mut [], parts: self.scratch.as_mut_slice() };
-            let results = (y, &mut *self.sums, scratch);
+            let results = Results { values: y, sums: &mut *self.sums, scratch: scratch };
             unit.conv.forward(exec, n, operands, results, finish);
         };
         convolve(u1, x, a1, None, true);

@@ -8,7 +8,7 @@ pub mod params;
 mod plan;
 pub mod resnet;
 
-use kernels::{Bf16, Isa, Pool};
+use kernels::{Bf16, Exec, Isa, Pool};
 
 use crate::data::batch::Batch;
 use crate::job::{Algorithm, Precision};
@@ -92,7 +92,7 @@ impl Model {
     }
 
     /// The threads that it computes with.
-    pub fn exec(&self) -> (&Pool, Isa) {
+    pub fn exec(&self) -> Exec<'_> {
         match self {
             Self::Single(model) => model.exec(),
             Self::Half(model) => model.exec(),

@@ -11,9 +11,9 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Finish, Folded, Identity, Isa, Linear, Mask, Normalised, Pool, Product,
-    Receding, Rows, Scratch, Slope, Source, Statistics, Sums, average_backward, average_forward,
-    finish_tiles, softmax_cross_entropy,
+    Arena, BatchNorm, Epilogue, Exec, Extent, Folded, Identity, Isa, Linear, Mask, Normalised,
+    Operand, Pool, Product, Results, Retiring, Rows, Scratch, Slope, Statistics, Sums,
+    average_backward, average_forward, run_epilogue, softmax_cross_entropy,
 };
 
 use crate::data::batch::Batch;
@@ -60,17 +60,17 @@ struct Head {
 struct Flow<'a> {
     images: &'a [f32],
     params: &'a mut [f32],
-    gradients: Receding<'a, f32>,
+    gradients: Retiring<'a, f32>,
     n: usize,
 }
 
 impl<'a> Flow<'a> {
     /// The last of what is left, which is done.
-    fn give_up(&mut self, range: Range<usize>, loss: f32) -> Part<'a> {
+    fn retire(&mut self, range: Range<usize>, loss: f32) -> Part<'a> {
         let (params, part) = std::mem::take(&mut self.params).split_at_mut(range.start);
         assert_eq!(part.len(), range.len(), "parts are done from the end on");
         self.params = params;
-        Part { loss, params: part, gradients: self.gradients.give_up(range.start), range }
+        Part { loss, params: part, gradients: self.gradients.retire(range.start), range }
     }
 }
 
@@ -115,8 +115,8 @@ impl<T: Product> ResNet<T> {
     }
 
     /// The threads that this network computes with.
-    pub fn exec(&self) -> (&Pool, Isa) {
-        (&self.pool, self.isa)
+    pub fn exec(&self) -> Exec<'_> {
+        Exec::new(&self.pool, self.isa)
     }
 
     /// Computes on these threads from now on.
@@ -153,16 +153,16 @@ impl<T: Product> ResNet<T> {
                 backlog.finish();
             }
         };
-        let gradients = Receding::new(gradients);
+        let gradients = Retiring::new(gradients);
         let mut flow = Flow { images: &batch.images, params, gradients, n };
         let backward = || {
             let blocks = self.network.blocks.len();
-            hand_over(flow.give_up(statistics, loss), blocks);
+            hand_over(flow.retire(statistics, loss), blocks);
             self.backward_head(&mut flow);
-            hand_over(flow.give_up(head, loss), blocks);
+            hand_over(flow.retire(head, loss), blocks);
             for depth in (0..=blocks).rev() {
                 self.backward(depth, &mut flow);
-                hand_over(flow.give_up(self.range(depth), loss), depth);
+                hand_over(flow.retire(self.range(depth), loss), depth);
             }
             backlog.finish();
         };
@@ -187,7 +187,7 @@ impl<T: Product> ResNet<T> {
         }
         let features = n * self.network.features;
         let last = self.make(x, n);
-        let exec = (&self.pool, self.isa);
+        let exec = Exec::new(&self.pool, self.isa);
         let pooled = &mut self.head.features[..features];
         average_forward(exec, &self.arena.as_slice()[last], pooled);
         let [weight, bias] = self.network.classifier.clone().map(|range| &params[range]);
@@ -197,25 +197,33 @@ impl<T: Product> ResNet<T> {
 
     /// `z = conv(x)` of one unit, and its normalisation folded for use.
     fn convolve(&mut self, u: usize, x: Reads, params: &[f32], n: usize) {
-        let exec = (&self.pool, self.isa);
+        let exec = Exec::new(&self.pool, self.isa);
         let unit = &self.network.units[u];
         let weight = &params[unit.weight.clone()];
         let [mean, _] = unit.running.clone().map(|range| &params[range]);
         let shape = unit.conv.output_tiles(n);
         let sums = self.sums.tiles(shape);
-        let measure = Finish::Measure(mean);
+        let measure = Epilogue::Measure(mean);
         let z = self.plan.z(u, n, unit);
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         match x {
             Reads::There(x) => {
                 let (z, rest) = around(&mut self.arena, z);
-                let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
+                let results = Results {
+                    values: z,
+                    sums: sums,
+                    scratch: scratch(&mut self.panels, &mut self.scratch),
+                };
                 unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
             }
             Reads::Made(of, x) => {
                 let ([z, x], rest) = around2(&mut self.arena, [z, x]);
-                let x = Source::Made(x, view.rows(of, &rest));
-                let results = (z, sums, scratch(&mut self.panels, &mut self.scratch));
+                let x = Operand::Recompute(x, view.rows(of, &rest));
+                let results = Results {
+                    values: z,
+                    sums: sums,
+                    scratch: scratch(&mut self.panels, &mut self.scratch),
+                };
                 unit.conv.forward(exec, n, (x, weight), results, measure);
             }
             Reads::Images(images) => {
@@ -225,7 +233,7 @@ impl<T: Product> ResNet<T> {
         }
         self.sums.add_up(exec);
         let Norm { statistics, fold, .. } = &mut self.norms[u];
-        statistics.set(&self.sums, shape.0 * shape.1, mean);
+        statistics.set(&self.sums, shape.rows(), mean);
         let affine = unit.affine.clone().map(|range| &params[range]);
         fold.set(NORM, (&statistics.mean, &statistics.variance), affine.into());
     }
@@ -243,7 +251,7 @@ impl<T: Product> ResNet<T> {
             Reads::Made(of, range) => {
                 let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
                 let (y, rest) = around(&mut self.arena, range.clone());
-                view.rows(of, &rest).make((&self.pool, self.isa), y);
+                view.rows(of, &rest).make(Exec::new(&self.pool, self.isa), y);
                 range
             }
         }
@@ -257,7 +265,7 @@ impl<T: Product> ResNet<T> {
         let a = self.make(self.activation(0, 0, n), n);
         let channels = self.network.units[0].conv.channels_out;
         let (target, rest) = around(&mut self.arena, y.clone());
-        max_pool.forward((&self.pool, self.isa), n * channels, rest.get(a), target);
+        max_pool.forward(Exec::new(&self.pool, self.isa), n * channels, rest.get(a), target);
         Reads::There(y)
     }
 
@@ -281,7 +289,7 @@ impl<T: Product> ResNet<T> {
 
     /// From the logits' gradient to the masked one at the last block's output, in `outer`.
     fn backward_head(&mut self, flow: &mut Flow) {
-        let exec = (&self.pool, self.isa);
+        let exec = Exec::new(&self.pool, self.isa);
         let (n, count) = (flow.n, flow.n * self.network.features);
         let last = self.network.blocks.len();
         let outer = self.outer(last, n);
@@ -299,9 +307,9 @@ impl<T: Product> ResNet<T> {
         let (dy, rest) = around(&mut self.arena, outer);
         average_backward(exec, gradient, dy);
         let behind = view.behind(Behind::Output(last), &rest);
-        let shape = (dy.len() / count, n, self.network.features);
+        let shape = Extent::new(dy.len() / count, n, self.network.features);
         let sums = self.sums.tiles(shape);
-        finish_tiles(exec, shape, dy, sums, behind);
+        run_epilogue(exec, shape, dy, sums, behind);
         self.sums.add_up(exec);
     }
 
@@ -351,22 +359,22 @@ impl<T: Product> ResNet<T> {
         let operands = (flow.images, &self.arena.as_slice()[dz]);
         let unit = &self.network.units[0];
         let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
-        unit.conv.backward_weight_images((&self.pool, self.isa), n, operands, results);
+        unit.conv.backward_weight_images(Exec::new(&self.pool, self.isa), n, operands, results);
     }
 
     /// The masked gradient at the stem's activation from that at the pooled one, and its sums.
     fn backward_pool(&mut self, y: Range<usize>, dy: Range<usize>, n: usize) -> Range<usize> {
         let Some(max_pool) = self.network.max_pool else { return dy };
         let a = self.make(self.activation(0, 0, n), n);
-        let exec = (&self.pool, self.isa);
+        let exec = Exec::new(&self.pool, self.isa);
         let target = first(&self.plan.inner[0][0], a.len());
         let shape = self.network.units[0].conv.output_tiles(n);
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (da, rest) = around(&mut self.arena, target.clone());
         let gradient = (rest.get(a), rest.get(y), rest.get(dy));
-        max_pool.backward(exec, n * shape.2, gradient, da);
+        max_pool.backward(exec, n * shape.channels, gradient, da);
         let behind = view.behind(Behind::Unit(0), &rest);
-        finish_tiles(exec, shape, da, self.sums.tiles(shape), behind);
+        run_epilogue(exec, shape, da, self.sums.tiles(shape), behind);
         self.sums.add_up(exec);
         target
     }
@@ -385,7 +393,7 @@ impl<T: Product> ResNet<T> {
     fn apply_slope(&mut self, u: usize, g: Range<usize>, n: usize) -> Range<usize> {
         let z = self.z(u, n);
         let (dz, rest) = around(&mut self.arena, g.clone());
-        self.norms[u].slope.apply_in_place((&self.pool, self.isa), rest.get(z), dz);
+        self.norms[u].slope.apply_in_place(Exec::new(&self.pool, self.isa), rest.get(z), dz);
         g
     }
 
@@ -398,7 +406,7 @@ impl<T: Product> ResNet<T> {
         (target, add): (&Range<usize>, bool),
         behind: Behind,
     ) -> Range<usize> {
-        let (exec, n) = ((&self.pool, self.isa), flow.n);
+        let (exec, n) = (Exec::new(&self.pool, self.isa), flow.n);
         let conv = &self.network.units[u].conv;
         let weight = &flow.params[self.network.units[u].weight.clone()];
         let target = first(target, conv.input_len(n));
@@ -411,13 +419,17 @@ impl<T: Product> ResNet<T> {
         let ([dx, dz], rest) = around2(&mut self.arena, [target.clone(), dz]);
         let finish = view.behind(behind, &rest);
         let dz = match of {
-            None => Source::There(dz),
-            Some(of) => Source::Made(dz, view.rows(of, &rest)),
+            None => Operand::Stored(dz),
+            Some(of) => Operand::Recompute(dz, view.rows(of, &rest)),
         };
         let sums = self.sums.tiles(conv.input_tiles(n));
-        let results = (dx, sums, scratch(&mut self.panels, &mut self.scratch));
+        let results = Results {
+            values: dx,
+            sums: sums,
+            scratch: scratch(&mut self.panels, &mut self.scratch),
+        };
         conv.backward_input(exec, n, (dz, weight), results, (add, finish));
-        if !matches!(finish, Finish::Keep) {
+        if !matches!(finish, Epilogue::Keep) {
             self.sums.add_up(exec);
         }
         target
@@ -434,7 +446,7 @@ impl<T: Product> ResNet<T> {
         let memory = self.arena.as_slice();
         let operands = (&memory[x], &memory[dz]);
         let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
-        unit.conv.backward_weight((&self.pool, self.isa), flow.n, operands, results);
+        unit.conv.backward_weight(Exec::new(&self.pool, self.isa), flow.n, operands, results);
     }
 
     fn update_running(&self, params: &[f32], gradients: &mut [f32]) {
@@ -539,15 +551,15 @@ impl<'a> View<'a> {
     }
 
     /// How a gradient ends that is the gradient of this.
-    fn behind<T: Product>(&self, behind: Behind, rest: &Rest<'a, T>) -> Finish<'a, T> {
+    fn behind<T: Product>(&self, behind: Behind, rest: &Rest<'a, T>) -> Epilogue<'a, T> {
         let norms = self.norms;
         let of = |u: usize| Normalised {
             z: rest.get(self.plan.z(u, self.n, &self.network.units[u])),
             mean: &norms[u].statistics.mean,
         };
         match behind {
-            Behind::Nothing => Finish::Keep,
-            Behind::Unit(u) => Finish::Mask(Mask::Folded(&norms[u].fold), of(u), None),
+            Behind::Nothing => Epilogue::Keep,
+            Behind::Unit(u) => Epilogue::Mask(Mask::Folded(&norms[u].fold), of(u), None),
             Behind::Output(index) => {
                 let (unit, projection) = match index.checked_sub(1) {
                     None => (0, None),
@@ -557,7 +569,7 @@ impl<'a> View<'a> {
                     }
                 };
                 let mask = Mask::Output(rest.get(self.plan.y(index, self.n)));
-                Finish::Mask(mask, of(unit), projection.map(of))
+                Epilogue::Mask(mask, of(unit), projection.map(of))
             }
         }
     }

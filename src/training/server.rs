@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kernels::{Isa, Pool, Sgd, momentum_sgd};
+use kernels::{Exec, Isa, Pool, Sgd, momentum_sgd};
 use protocol::{Admission, Ended, Event, Message, Refusal, Role, Roster, Session, hex};
 
 use crate::job::state::{Member, State};
@@ -497,7 +497,7 @@ impl ParameterServer {
         let State { params, velocity, step, .. } = &mut self.state;
         let scale = 1.0 / self.round.weight();
         let rate = self.job.schedule.rate(*step, steps);
-        let exec = (&self.exec.0, self.exec.1);
+        let exec = Exec::new(&self.exec.0, self.exec.1);
         let mut is_finite = true;
         for tensor in &self.layout.tensors {
             let range = tensor.range.clone();

@@ -2,6 +2,7 @@
 
 #[allow(unsafe_code)]
 pub(crate) mod arena;
+pub(crate) mod exec;
 pub(crate) mod isa;
 pub(crate) mod panel;
 pub(crate) mod tile;

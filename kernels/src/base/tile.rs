@@ -1,7 +1,7 @@
 //! Tiles of an activation, one task each: up to 128 images of one pixel by 64 channels, with room for
 //! sums over them.
 //!
-//! Tiles are the tasks of a pass, and what [`Finish`](crate::Finish) works on.
+//! Tiles are the tasks of a pass, and what [`Epilogue`](crate::Epilogue) works on.
 
 use std::ops::Range;
 
@@ -31,8 +31,31 @@ pub struct Tile<'a, T> {
     pub(crate) sums: ArrayViewMut2<'a, f32>,
 }
 
+/// The size of an activation `[pixels][n][channels]` that is cut into tiles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Height times width; or more, of fewer images each, where those are computed by themselves.
+    pub pixels: usize,
+    /// Images.
+    pub n: usize,
+    /// Channels.
+    pub channels: usize,
+}
+
+impl Extent {
+    /// All three.
+    pub fn new(pixels: usize, n: usize, channels: usize) -> Self {
+        Self { pixels, n, channels }
+    }
+
+    /// Rows of as many values as there are channels.
+    pub fn rows(self) -> usize {
+        self.pixels * self.n
+    }
+}
+
 /// Values of the sums of all tiles of an activation.
-pub fn sums_len((pixels, n, channels): (usize, usize, usize)) -> usize {
+pub fn sums_len(Extent { pixels, n, channels }: Extent) -> usize {
     pixels * n.div_ceil(IMAGES) * SUMS * channels
 }
 
@@ -67,13 +90,13 @@ impl<'a, T> Tile<'a, T> {
 /// state that each thread makes once; tiles are some panels wide, and those of a pixel cost as much each.
 pub(crate) fn for_each_tile<T: Send, S>(
     pool: &Pool,
-    (shape, panels): ((usize, usize, usize), usize),
+    (shape, panels): (Extent, usize),
     (values, sums): (&mut [T], &mut [f32]),
     cost: impl Fn(usize) -> usize,
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, (usize, usize), Tile<T>) + Sync,
 ) {
-    let n = shape.1;
+    let n = shape.n;
     let (values, sums) = cut((shape, panels), (values, sums));
     pool.for_each_block2(
         values,
@@ -90,12 +113,12 @@ pub(crate) fn for_each_tile<T: Send, S>(
 /// many images at most, and without sums.
 pub(crate) fn for_each_part<T: Send, S>(
     pool: &Pool,
-    (shape, panels, images): ((usize, usize, usize), usize, usize),
+    (shape, panels, images): (Extent, usize, usize),
     values: &mut [T],
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, Tile<T>) + Sync,
 ) {
-    let (pixels, n, channels) = shape;
+    let Extent { pixels, n, channels } = shape;
     // Where all tiles are whole, so is what parts of each make.
     let whole = if n.is_multiple_of(IMAGES) { IMAGES } else { n };
     let values = view4(values, [1, pixels * n / whole, whole, channels]);
@@ -109,19 +132,26 @@ pub(crate) fn for_each_part<T: Send, S>(
 /// As [`for_each_tile`], with a part of `room` besides for each task, of so many values.
 pub(crate) fn for_each_tile_in<T: Send, U: Send, S>(
     pool: &Pool,
-    (shape, panels): ((usize, usize, usize), usize),
+    (shape, panels): (Extent, usize),
     (values, sums): (&mut [T], &mut [f32]),
-    room: (&mut [U], usize),
+    scratch: (&mut [U], usize),
     cost: impl Fn(usize) -> usize,
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, (usize, usize), Tile<T>, &mut [U]) + Sync,
 ) {
-    let n = shape.1;
+    let n = shape.n;
     let (values, sums) = cut((shape, panels), (values, sums));
     let cost = |[_, pixel, ..]: [usize; 4]| cost(pixel);
-    pool.for_each_block2_in(values, sums, room, cost, state, |state, at, values, sums, room| {
-        task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)), room);
-    });
+    pool.for_each_block2_in(
+        values,
+        sums,
+        scratch,
+        cost,
+        state,
+        |state, at, values, sums, scratch| {
+            task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)), scratch);
+        },
+    );
 }
 
 /// Calls `task(state, tile, rows)` for each tile of all channels of an activation `[n][channels]`, with as many
@@ -136,7 +166,7 @@ pub(crate) fn for_each_tile_of_rows<T: Send, S>(
 ) {
     let n = values.len() / channels;
     assert_eq!((values.len(), other.len()), (n * channels, n * k), "rows of both");
-    let sums = &mut sums[..sums_len((1, n, channels))];
+    let sums = &mut sums[..sums_len(Extent::new(1, n, channels))];
     let (values, sums) = ((values, IMAGES * channels), (sums, SUMS * channels));
     let other = (other, IMAGES * k);
     pool.for_each_chunk3_with(values, sums, other, state, |state, index, values, sums, rows| {
@@ -150,10 +180,10 @@ type Cut<'a, T> = (ArrayViewMut4<'a, T>, [usize; 4]);
 
 /// The values of an activation and the sums over its tiles, to be cut into the same grid.
 fn cut<'a, T>(
-    (shape, panels): ((usize, usize, usize), usize),
+    (shape, panels): (Extent, usize),
     (values, sums): (&'a mut [T], &'a mut [f32]),
 ) -> (Cut<'a, T>, Cut<'a, f32>) {
-    let (pixels, n, channels) = shape;
+    let Extent { pixels, n, channels } = shape;
     let sums = &mut sums[..sums_len(shape)];
     let values = view4(values, [1, pixels, n, channels]);
     let sums = view4(sums, [1, pixels, n.div_ceil(IMAGES) * SUMS, channels]);
@@ -161,7 +191,9 @@ fn cut<'a, T>(
     ((values, [1, 1, IMAGES, width]), (sums, [1, 1, SUMS, width]))
 }
 
-/// Bytes of an activation that is written past the caches: it would not stay there until it is read.
+/// Bytes of an activation that is written past the caches: it would not stay there until it is read, and what is
+/// written through them is read first. Half of a last-level cache of 32 MiB; what `cargo bench -p kernels` gives for
+/// `activate` at both sides of it is the measure.
 const STREAMED: usize = 16 << 20;
 
 /// Whether an activation is so large, and begins at a cache line, as those in arenas do.

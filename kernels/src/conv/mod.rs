@@ -18,18 +18,18 @@ mod weight;
 mod window;
 pub(crate) mod winograd;
 
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::PANEL;
 use crate::gemm;
-use crate::gemm::epilogue::Finish;
+use crate::gemm::epilogue::Epilogue;
 use crate::gemm::product::Product;
-use crate::parallel::Pool;
 
 use pass::{Pass, Weights};
 use transpose::Transposed;
 use winograd::Winograd;
 
-pub use operand::{Scratch, Source};
+pub use operand::{Operand, Results, Scratch};
 pub use shape::{Conv, ShapeError, panel_index};
 
 impl Conv {
@@ -42,33 +42,39 @@ impl Conv {
     /// `y = x * w`; all of `y` is written, as it is finished. `sums` has [`Conv::sums_len`] values for that.
     pub fn forward<'a, T: Product>(
         &self,
-        exec: (&Pool, Isa),
+        exec: Exec,
         n: usize,
-        (x, w): (impl Into<Source<'a, T>>, &[f32]),
-        (y, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
-        finish: Finish<T>,
+        (x, w): (impl Into<Operand<'a, T>>, &[f32]),
+        Results { values: y, sums, scratch }: Results<T>,
+        epilogue: Epilogue<T>,
     ) {
         let x = x.into();
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        if let Some(winograd) = self.winograd::<T>(exec.1) {
-            return winograd.forward(exec, n, (x.make(exec), w), (y, sums, scratch.parts), finish);
+        if let Some(winograd) = self.winograd::<T>(exec.isa) {
+            return winograd.forward(
+                exec,
+                n,
+                (x.make(exec), w),
+                (y, sums, scratch.parts),
+                epilogue,
+            );
         }
         let shapes = (self.rows(self.output, n), self.output_tiles(n));
         let weights = Weights::Panels(T::panels(exec, w, scratch.panels));
-        self.pass_forward().finish(exec, (x, weights), shapes, (y, sums), (false, finish));
+        self.pass_forward().write(exec, (x, weights), shapes, (y, sums), (false, epilogue));
     }
 
     /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
     pub fn forward_images<T: Product>(
         &self,
-        exec: (&Pool, Isa),
+        exec: Exec,
         n: usize,
         (x, w): (&[f32], &[f32]),
         results: (&mut [T], &mut [f32]),
-        finish: Finish<T>,
+        epilogue: Epilogue<T>,
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        self.pass_forward().finish_images(exec, (x, w), self.output_tiles(n), results, finish);
+        self.pass_forward().write_images(exec, (x, w), self.output_tiles(n), results, epilogue);
     }
 
     /// `dx = dy * w'`, or `dx +=` where `add` is set, as it is finished.
@@ -77,18 +83,18 @@ impl Conv {
     /// If the input channels are no multiple of 64 (the first layer needs no such gradient).
     pub fn backward_input<'a, T: Product>(
         &self,
-        exec: (&Pool, Isa),
+        exec: Exec,
         n: usize,
-        (dy, w): (impl Into<Source<'a, T>>, &[f32]),
-        (dx, sums, scratch): (&mut [T], &mut [f32], Scratch<T>),
-        (add, finish): (bool, Finish<T>),
+        (dy, w): (impl Into<Operand<'a, T>>, &[f32]),
+        Results { values: dx, sums, scratch }: Results<T>,
+        (add, epilogue): (bool, Epilogue<T>),
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         let dy = dy.into();
         assert_eq!((dy.len(), w.len()), (self.output_len(n), self.weights()));
-        if let Some(winograd) = self.winograd::<T>(exec.1).filter(|_| !add) {
+        if let Some(winograd) = self.winograd::<T>(exec.isa).filter(|_| !add) {
             let results = (dx, sums, scratch.parts);
-            return winograd.backward_input(exec, n, (dy.make(exec), w), results, finish);
+            return winograd.backward_input(exec, n, (dy.make(exec), w), results, epilogue);
         }
         let (taps, is_fast, is_pointwise) = (self.taps(), self.is_fast, self.is_pointwise);
         let table = &self.backward;
@@ -97,42 +103,42 @@ impl Conv {
         let channels = [self.channels_in, self.channels_out];
         let transposed = Transposed { weights: w, taps, channels, used: self.used };
         let weights = Weights::Transposed(transposed, &mut scratch.panels[..self.weights()]);
-        pass.finish(exec, (dy, weights), shapes, (dx, sums), (add, finish));
+        pass.write(exec, (dy, weights), shapes, (dx, sums), (add, epilogue));
     }
 
     /// `dw = x' * dy`; all of `dw` is written. `scratch` has [`Conv::scratch_len`] values.
     pub fn backward_weight<T: Product>(
         &self,
-        exec: (&Pool, Isa),
+        exec: Exec,
         n: usize,
         operands: (&[T], &[T]),
         results: (&mut [f32], &mut [f32]),
     ) {
         let ((x, dy), (dw, scratch)) = (operands, results);
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
-        if let Some(winograd) = self.winograd::<T>(exec.1) {
+        if let Some(winograd) = self.winograd::<T>(exec.isa) {
             return winograd.backward_weight(exec, n, (x, dy), dw, scratch);
         }
-        if exec.1 != Isa::Portable
+        if exec.isa != Isa::Portable
             && let Some(cut) = self.pairs(n)
             && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
         {
             return self.sum_pairs(exec, cut, (x, dy), (dw, scratch));
         }
         let results = (dw, scratch);
-        self.sum_parts(exec, n, (x, dy), results, |dy, strips| T::strips(exec.1, dy, strips));
+        self.sum_parts(exec, n, (x, dy), results, |dy, strips| T::strips(exec.isa, dy, strips));
     }
 
     /// As [`Conv::backward_weight`] for the first layer, whose input is `f32` in every precision.
     pub fn backward_weight_images<T: Product>(
         &self,
-        exec: (&Pool, Isa),
+        exec: Exec,
         n: usize,
         operands: (&[f32], &[T]),
         results: (&mut [f32], &mut [f32]),
     ) {
         self.sum_parts(exec, n, operands, results, |dy, strips| {
-            exec.1.run(
+            exec.isa.run(
                 #[inline(always)]
                 || gemm::strips(dy, strips, T::widen),
             );

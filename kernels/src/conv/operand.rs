@@ -1,9 +1,8 @@
-//! What a pass reads and works in.
+//! What a pass reads, writes and works in.
 
-use crate::base::isa::Isa;
+use crate::base::exec::Exec;
 use crate::base::value::Value;
 use crate::norm::elementwise::Rows;
-use crate::parallel::Pool;
 
 /// Memory that a pass works with, whatever it holds.
 pub struct Scratch<'a, T> {
@@ -13,33 +12,43 @@ pub struct Scratch<'a, T> {
     pub parts: &'a mut [f32],
 }
 
-/// What a pass reads. A pointwise convolution makes rows just before it multiplies them, where it can.
-pub enum Source<'a, T> {
-    /// An activation, or a gradient by one.
-    There(&'a [T]),
-    /// One that is to be made before it is read, and stays there.
-    Made(&'a mut [T], Rows<'a, T>),
+/// What a pass writes.
+pub struct Results<'a, T> {
+    /// The activation, or the gradient by one.
+    pub values: &'a mut [T],
+    /// [`Conv::sums_len`](crate::Conv::sums_len) values, for the epilogue's sums over tiles.
+    pub sums: &'a mut [f32],
+    /// What it works with.
+    pub scratch: Scratch<'a, T>,
 }
 
-impl<'a, T> From<&'a [T]> for Source<'a, T> {
+/// What a pass reads. A pointwise convolution makes rows just before it multiplies them, where it can.
+pub enum Operand<'a, T> {
+    /// An activation, or a gradient by one.
+    Stored(&'a [T]),
+    /// One that is to be made before it is read, and stays there.
+    Recompute(&'a mut [T], Rows<'a, T>),
+}
+
+impl<'a, T> From<&'a [T]> for Operand<'a, T> {
     fn from(values: &'a [T]) -> Self {
-        Self::There(values)
+        Self::Stored(values)
     }
 }
 
-impl<'a, T: Value> Source<'a, T> {
+impl<'a, T: Value> Operand<'a, T> {
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::There(values) => values.len(),
-            Self::Made(values, _) => values.len(),
+            Self::Stored(values) => values.len(),
+            Self::Recompute(values, _) => values.len(),
         }
     }
 
     /// Makes it now.
-    pub(super) fn make(self, exec: (&Pool, Isa)) -> &'a [T] {
+    pub(super) fn make(self, exec: Exec) -> &'a [T] {
         match self {
-            Self::There(values) => values,
-            Self::Made(values, rows) => {
+            Self::Stored(values) => values,
+            Self::Recompute(values, rows) => {
                 rows.make(exec, values);
                 values
             }

@@ -2,20 +2,20 @@
 
 use std::ops::Range;
 
-use super::operand::Source;
+use super::operand::Operand;
 use super::transpose::Transposed;
 use super::window::{Entry, KERNEL_MAX, Table};
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::PANEL;
 use crate::base::tile::{
-    IMAGES, Tile, for_each_part, for_each_tile, for_each_tile_in, for_each_tile_of_rows,
+    Extent, IMAGES, Tile, for_each_part, for_each_tile, for_each_tile_in, for_each_tile_of_rows,
     is_streamed,
 };
-use crate::gemm::epilogue::{Ending, Finish, finish_made};
+use crate::gemm::epilogue::{Epilogue, Store, run_epilogue_in_blocks};
 use crate::gemm::product::Product;
 use crate::gemm::{self, Products, Term, strassen};
 use crate::norm::elementwise::Rows;
-use crate::parallel::Pool;
 
 /// How each pixel of the target is made of pixels of the source.
 pub(super) struct Pass<'a> {
@@ -44,90 +44,114 @@ struct Panels<'a, T> {
     first: usize,
 }
 
-/// Tasks that are enough for Strassen's product to make half as many of them.
+/// Tasks that are enough for Strassen's product to make half as many of them: for fewer, threads would wait longer
+/// than an eighth of the work saves. No function of the threads: the bits must not be one.
 const TASKS: usize = 8;
-/// Length of a sum that costs as much as to write its tile.
+/// Length of a sum that costs as much as to write its tile: 32 multiply-adds of 16 values take as long as their
+/// cache line from memory, about. Only the shares that threads begin with depend on it.
 const SHORT: usize = 32;
-/// Bytes of weights that a task of several panels reads for each six rows.
+/// Bytes of weights that a task of several panels reads for each six rows: they stay in the second-level cache.
+/// `cargo bench -p kernels -- cifar avx512 64 1 1x1` shows it.
 const WEIGHTS: usize = 256 << 10;
 
 impl Pass<'_> {
     /// Computes `y`, or adds to it, and finishes its tiles: as soon as each is computed, if it is computed in
     /// the same.
-    pub(super) fn finish<T: Product>(
+    pub(super) fn write<T: Product>(
         &self,
-        exec: (&Pool, Isa),
-        (mut source, weights): (Source<T>, Weights<T>),
-        ((pixels, n), tiles): ((usize, usize), (usize, usize, usize)),
+        exec: Exec,
+        (mut source, weights): (Operand<T>, Weights<T>),
+        ((pixels, n), tiles): ((usize, usize), Extent),
         (y, sums): (&mut [T], &mut [f32]),
-        (add, finish): (bool, Finish<T>),
+        (add, epilogue): (bool, Epilogue<T>),
     ) {
-        let (shape, streamed) = ((pixels, n, tiles.2), is_streamed(y));
+        let (shape, streamed) = (Extent { pixels, n, ..tiles }, is_streamed(y));
         let part = self.part::<T>(exec, shape);
         let weights = match weights {
-            Weights::Transposed(transposed, room)
+            Weights::Transposed(transposed, scratch)
                 if part.is_some() || !self.reads_once((pixels, n)) =>
             {
-                transposed.all(exec, room);
-                Weights::Panels(room)
+                transposed.all(exec, scratch);
+                Weights::Panels(scratch)
             }
             weights => weights,
         };
-        let ending = Ending { add, streamed, ..Ending::of(finish, tiles.2) };
-        if let (Source::Made(source, rows), Weights::Panels(all)) = (&mut source, &weights)
+        let store = Store { add, streamed, ..Store::of(epilogue, tiles.channels) };
+        if let (Operand::Recompute(source, rows), Weights::Panels(all)) = (&mut source, &weights)
             && pixels == 1
             && self.is_pointwise
-            && self.task_panels::<T>(exec.1, shape).1 == tiles.2 / PANEL
+            && self.task_panels::<T>(exec.isa, shape).1 == tiles.channels / PANEL
         {
             let operands = ((&mut **source, *rows), Panels { all, first: 0 });
-            return self.run_made(exec, operands, tiles.2, (y, sums), ending);
+            return self.run_made(exec, operands, tiles.channels, (y, sums), store);
         }
         let source = source.make(exec);
         if shape == tiles && part.is_none() {
-            return self.run(exec, (source, weights), shape, (y, sums), ending);
+            return self.run(exec, (source, weights), shape, (y, sums), store);
         }
-        let ending = Ending { finish: Finish::Keep, ..ending };
+        let store = Store { epilogue: Epilogue::Keep, ..store };
         match (part, weights) {
             (Some(images), Weights::Panels(all)) => {
-                self.run_parts(exec, (source, all), (shape, images), y, ending);
+                self.run_parts(exec, (source, all), (shape, images), y, store);
             }
-            (_, weights) => self.run(exec, (source, weights), shape, (y, sums), ending),
+            (_, weights) => self.run(exec, (source, weights), shape, (y, sums), store),
         }
         let is_part = shape == tiles && part.is_some();
-        let in_blocks = is_part && self.takes_pairs::<T>(exec.1, shape);
-        finish_made(exec, tiles, (y, sums), (finish, in_blocks));
+        let in_blocks = is_part && self.takes_pairs::<T>(exec.isa, shape);
+        run_epilogue_in_blocks(exec, tiles, (y, sums), (epilogue, in_blocks));
     }
 
     /// Computes the tiles of `y`, an activation of such a shape.
     fn run<T: Product>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         (source, weights): (&[T], Weights<T>),
-        shape: (usize, usize, usize),
+        shape: Extent,
         (y, sums): (&mut [T], &mut [f32]),
-        ending: Ending<T>,
+        store: Store<T>,
     ) {
         let (is_pair, panels) = self.task_panels::<T>(isa, shape);
-        let held = || [0.0; strassen::HELD];
+        let accumulators = || [0.0; strassen::ACCUMULATORS];
         let (tiles, results) = ((shape, panels), (y, sums));
         let cost = |pixel| self.cost(pixel);
-        let task = |held: &mut _, at, tile: Tile<T>, panels: Panels<T>| {
-            self.multiply(isa, (source, panels), (shape.1, at), held, (&ending, tile, is_pair));
+        let task = |accumulators: &mut _, at, tile: Tile<T>, panels: Panels<T>| {
+            self.multiply(
+                isa,
+                (source, panels),
+                (shape.n, at),
+                accumulators,
+                (&store, tile, is_pair),
+            );
         };
         match weights {
             Weights::Panels(all) => {
                 let panels = Panels { all, first: 0 };
-                for_each_tile(pool, tiles, results, cost, held, |held, at, tile| {
-                    task(held, at, tile, panels);
-                });
+                for_each_tile(
+                    pool,
+                    tiles,
+                    results,
+                    cost,
+                    accumulators,
+                    |accumulators, at, tile| {
+                        task(accumulators, at, tile, panels);
+                    },
+                );
             }
-            Weights::Transposed(transposed, room) => {
-                let room = (room, panels * self.taps * self.k * PANEL);
-                for_each_tile_in(pool, tiles, results, room, cost, held, |held, at, tile, room| {
-                    let first = tile.channel / PANEL;
-                    self.transpose(isa, transposed, (at.0, tile.channels()), room);
-                    task(held, at, tile, Panels { all: room, first });
-                });
+            Weights::Transposed(transposed, scratch) => {
+                let scratch = (scratch, panels * self.taps * self.k * PANEL);
+                for_each_tile_in(
+                    pool,
+                    tiles,
+                    results,
+                    scratch,
+                    cost,
+                    accumulators,
+                    |accumulators, at, tile, scratch| {
+                        let first = tile.channel / PANEL;
+                        self.transpose(isa, transposed, (at.0, tile.channels()), scratch);
+                        task(accumulators, at, tile, Panels { all: scratch, first });
+                    },
+                );
             }
         }
     }
@@ -135,29 +159,25 @@ impl Pass<'_> {
     /// Computes parts of so many images of the tiles of `y`.
     fn run_parts<T: Product>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         (source, all): (&[T], &[T]),
-        (shape, images): ((usize, usize, usize), usize),
+        (shape, images): (Extent, usize),
         y: &mut [T],
-        ending: Ending<T>,
+        store: Store<T>,
     ) {
-        let ((is_pair, panels), n) = (self.task_panels::<T>(isa, shape), shape.1);
-        let held = || [0.0; strassen::HELD];
-        for_each_part(pool, (shape, panels, images), y, held, |held, tile| {
+        let ((is_pair, panels), n) = (self.task_panels::<T>(isa, shape), shape.n);
+        let accumulators = || [0.0; strassen::ACCUMULATORS];
+        for_each_part(pool, (shape, panels, images), y, accumulators, |accumulators, tile| {
             let operands = (source, Panels { all, first: 0 });
             let place = (n, (tile.row / n, tile.row % n));
-            self.multiply(isa, operands, place, held, (&ending, tile, is_pair));
+            self.multiply(isa, operands, place, accumulators, (&store, tile, is_pair));
         });
     }
 
     /// Images of a part of a tile, where tiles are fewer than threads: whole blocks of Strassen's product. What is
     /// computed does not depend on it; nor do sums over that, unless it was rounded.
-    fn part<T: Product>(
-        &self,
-        (pool, isa): (&Pool, Isa),
-        shape: (usize, usize, usize),
-    ) -> Option<usize> {
-        let (pixels, n, channels) = shape;
+    fn part<T: Product>(&self, Exec { pool, isa }: Exec, shape: Extent) -> Option<usize> {
+        let Extent { pixels, n, channels } = shape;
         let (is_pair, panels) = self.task_panels::<T>(isa, shape);
         let tasks = pixels * n.div_ceil(IMAGES) * channels / (panels * PANEL);
         let images = n.min(IMAGES).div_ceil((pool.threads() / tasks).max(1));
@@ -169,22 +189,29 @@ impl Pass<'_> {
     /// Computes all channels of some rows at a time, of rows that are made just before.
     fn run_made<T: Product>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         ((source, made), panels): ((&mut [T], Rows<T>), Panels<T>),
         channels: usize,
         (y, sums): (&mut [T], &mut [f32]),
-        ending: Ending<T>,
+        store: Store<T>,
     ) {
         made.assert_len(source.len());
         assert_eq!(made.channels(), self.k);
-        let (is_pair, _) = self.task_panels::<T>(isa, (1, y.len() / channels, channels));
-        let held = || [0.0; strassen::HELD];
+        let (is_pair, _) = self.task_panels::<T>(isa, Extent::new(1, y.len() / channels, channels));
+        let accumulators = || [0.0; strassen::ACCUMULATORS];
         let (shape, k) = ((channels, self.k), self.k);
-        for_each_tile_of_rows(pool, shape, (y, sums), source, held, |held, tile, rows| {
-            made.make_some(isa, tile.row * k, rows);
-            let place = (tile.values.nrows(), (0, 0));
-            self.multiply(isa, (rows, panels), place, held, (&ending, tile, is_pair));
-        });
+        for_each_tile_of_rows(
+            pool,
+            shape,
+            (y, sums),
+            source,
+            accumulators,
+            |accumulators, tile, rows| {
+                made.make_some(isa, tile.row * k, rows);
+                let place = (tile.values.nrows(), (0, 0));
+                self.multiply(isa, (rows, panels), place, accumulators, (&store, tile, is_pair));
+            },
+        );
     }
 
     /// What a tile of a pixel costs, about: to write it is as much as a short sum.
@@ -193,9 +220,9 @@ impl Pass<'_> {
     }
 
     /// Whether a task's panels are a pair for Strassen's product, and how many they are.
-    fn task_panels<T: Product>(&self, isa: Isa, shape: (usize, usize, usize)) -> (bool, usize) {
+    fn task_panels<T: Product>(&self, isa: Isa, shape: Extent) -> (bool, usize) {
         let is_pair = self.takes_pairs::<T>(isa, shape);
-        (is_pair, if is_pair { 2 } else { self.panels::<T>(shape.2) })
+        (is_pair, if is_pair { 2 } else { self.panels::<T>(shape.channels) })
     }
 
     /// Computes one tile.
@@ -204,20 +231,20 @@ impl Pass<'_> {
         isa: Isa,
         operands: (&[T], Panels<T>),
         (n, (pixel, image)): (usize, (usize, usize)),
-        held: &mut [f32; strassen::HELD],
-        (ending, mut tile, is_pair): (&Ending<T>, Tile<T>, bool),
+        accumulators: &mut [f32; strassen::ACCUMULATORS],
+        (store, mut tile, is_pair): (&Store<T>, Tile<T>, bool),
     ) {
         if self.table.of(pixel).is_empty() {
             // No tap reaches it: a row of zeros, again and again.
-            return ending.write(isa, (f32::zeros(), 0), tile);
+            return store.write(isa, (f32::zeros(), 0), tile);
         }
-        let multiply = |held: &mut [f32], tile: Tile<T>| {
+        let multiply = |accumulators: &mut [f32], tile: Tile<T>| {
             self.sum(operands, (pixel, n, image, tile.channel), |products| {
-                T::multiply(isa, products, held, (ending, tile));
+                T::multiply(isa, products, accumulators, (store, tile));
             });
         };
         if !is_pair {
-            return multiply(held, tile);
+            return multiply(accumulators, tile);
         }
         let whole = IMAGES.min(n - image / IMAGES * IMAGES);
         if strassen::cuts(whole)
@@ -225,10 +252,10 @@ impl Pass<'_> {
         {
             let panels = Panels { all: w, first: operands.1.first };
             return self.sum((x, panels), (pixel, n, image, tile.channel), |products| {
-                strassen::multiply_to(isa, products, held, (ending, tile));
+                strassen::multiply_to(isa, products, accumulators, (store, tile));
             });
         }
-        tile.panels().for_each(|tile| multiply(held, tile));
+        tile.panels().for_each(|tile| multiply(accumulators, tile));
     }
 
     /// Transposes the panels of some channels that a pixel is made with.
@@ -237,18 +264,18 @@ impl Pass<'_> {
         isa: Isa,
         transposed: Transposed,
         (pixel, channels): (usize, Range<usize>),
-        room: &mut [T],
+        scratch: &mut [T],
     ) {
         let len = self.k * PANEL;
-        for (panel, room) in
-            room.chunks_exact_mut(self.taps * len).take(channels.len() / PANEL).enumerate()
+        for (panel, scratch) in
+            scratch.chunks_exact_mut(self.taps * len).take(channels.len() / PANEL).enumerate()
         {
             for entry in self.table.of(pixel) {
                 let tap = entry.tap as usize;
                 transposed.panel(
                     isa,
                     [channels.start / PANEL + panel, tap],
-                    &mut room[tap * len..][..len],
+                    &mut scratch[tap * len..][..len],
                 );
             }
         }
@@ -267,11 +294,7 @@ impl Pass<'_> {
     }
 
     /// Whether tasks compute two panels, so that Strassen's product can be taken.
-    fn takes_pairs<T: Product>(
-        &self,
-        isa: Isa,
-        (pixels, n, channels): (usize, usize, usize),
-    ) -> bool {
+    fn takes_pairs<T: Product>(&self, isa: Isa, Extent { pixels, n, channels }: Extent) -> bool {
         let tasks = pixels * n.div_ceil(IMAGES) * channels / strassen::COLUMNS;
         self.is_fast
             && isa != Isa::Portable
@@ -285,8 +308,8 @@ impl Pass<'_> {
     /// is read and written beside is one piece of memory.
     fn panels<T>(&self, channels: usize) -> usize {
         let depth = self.taps * self.k;
-        let room = WEIGHTS / (depth * PANEL * size_of::<T>());
-        if depth > gemm::DEPTH { 1 } else { room.clamp(1, channels / PANEL) }
+        let panels = WEIGHTS / (depth * PANEL * size_of::<T>());
+        if depth > gemm::DEPTH { 1 } else { panels.clamp(1, channels / PANEL) }
     }
 
     /// Hands what makes up a tile to `product`.
@@ -308,26 +331,33 @@ impl Pass<'_> {
             };
         }
         let terms = &terms[..entries.len()];
-        product(Products { terms, k, stride: k, apart: taps * k * PANEL });
+        product(Products { terms, k, stride: k, panel_stride: taps * k * PANEL });
     }
 
-    /// As [`Pass::finish`] of operands that are `f32` in every format.
-    pub(super) fn finish_images<T: Product>(
+    /// As [`Pass::write`] of operands that are `f32` in every format.
+    pub(super) fn write_images<T: Product>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         operands: (&[f32], &[f32]),
-        shape: (usize, usize, usize),
+        shape: Extent,
         (y, sums): (&mut [T], &mut [f32]),
-        finish: Finish<T>,
+        epilogue: Epilogue<T>,
     ) {
-        let ending = Ending { streamed: is_streamed(y), ..Ending::of(finish, shape.2) };
-        let held = || [0.0; IMAGES * PANEL];
+        let store = Store { streamed: is_streamed(y), ..Store::of(epilogue, shape.channels) };
+        let accumulators = || [0.0; IMAGES * PANEL];
         let operands = (operands.0, Panels { all: operands.1, first: 0 });
         let cost = |pixel| self.cost(pixel);
-        for_each_tile(pool, (shape, 1), (y, sums), cost, held, |held, (pixel, image), tile| {
-            self.sum(operands, (pixel, shape.1, image, tile.channel), |products| {
-                gemm::multiply_to(isa, products, held, (&ending, tile));
-            });
-        });
+        for_each_tile(
+            pool,
+            (shape, 1),
+            (y, sums),
+            cost,
+            accumulators,
+            |accumulators, (pixel, image), tile| {
+                self.sum(operands, (pixel, shape.n, image, tile.channel), |products| {
+                    gemm::multiply_to(isa, products, accumulators, (&store, tile));
+                });
+            },
+        );
     }
 }

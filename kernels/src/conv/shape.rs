@@ -5,7 +5,7 @@ use std::fmt;
 use super::window::{KERNEL_MAX, Table, hits};
 use super::winograd::Winograd;
 use crate::base::panel::PANEL;
-use crate::base::tile::sums_len;
+use crate::base::tile::{Extent, sums_len};
 
 /// One convolution layer's shape and its table of taps.
 pub struct Conv {
@@ -144,19 +144,19 @@ impl Conv {
     }
 
     /// Pixels, images and channels of an output as it is cut into tiles: fewer images are more pixels.
-    pub fn output_tiles(&self, n: usize) -> (usize, usize, usize) {
+    pub fn output_tiles(&self, n: usize) -> Extent {
         self.tiles(self.output, n, self.channels_out)
     }
 
     /// As [`Conv::output_tiles`] of the gradient by the input.
-    pub fn input_tiles(&self, n: usize) -> (usize, usize, usize) {
+    pub fn input_tiles(&self, n: usize) -> Extent {
         self.tiles(self.input, n, self.channels_in)
     }
 
-    fn tiles(&self, map: [usize; 2], n: usize, channels: usize) -> (usize, usize, usize) {
+    fn tiles(&self, map: [usize; 2], n: usize, channels: usize) -> Extent {
         let (pixels, n) = self.rows(map, n);
         let images = self.winograd.and_then(|winograd| winograd.images(n)).unwrap_or(n);
-        (pixels * n / images, images, channels)
+        Extent::new(pixels * n / images, images, channels)
     }
 
     /// Pixels and images, or one pixel with all rows where that is the same.
@@ -179,7 +179,11 @@ impl Conv {
         let chunks = self.winograd.map_or(1, |winograd| winograd.chunks(n));
         let len = |map: [usize; 2], channels: usize| {
             let (pixels, n) = self.rows(map, n);
-            sums_len((pixels, n, channels)).max(sums_len((pixels * chunks, 1, channels)))
+            sums_len(Extent::new(pixels, n, channels)).max(sums_len(Extent::new(
+                pixels * chunks,
+                1,
+                channels,
+            )))
         };
         len(self.input, self.channels_in).max(len(self.output, self.channels_out))
     }

@@ -1,10 +1,10 @@
 //! Weights transposed for the gradient by input: all before it, or a panel by the task that alone reads it.
 
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::PANEL;
 use crate::base::tile::view4;
 use crate::gemm::product::Product;
-use crate::parallel::Pool;
 
 /// Weights `[Cout/64][taps][Cin][64]`, to be read as panels `[Cin/64][taps][Cout][64]`.
 #[derive(Clone, Copy)]
@@ -17,12 +17,12 @@ pub(super) struct Transposed<'a> {
     pub(super) used: u64,
 }
 
-/// Weights that are transposed past the caches: they would not all be there any more when they are read.
+/// Weights (4 MiB) that are transposed past the caches: they would not all be there any more when they are read.
 const STREAMED: usize = 1 << 20;
 
 impl Transposed<'_> {
     /// Writes all panels but those of taps that are not used.
-    pub(super) fn all<T: Product>(&self, (pool, isa): (&Pool, Isa), panels: &mut [T]) {
+    pub(super) fn all<T: Product>(&self, Exec { pool, isa }: Exec, panels: &mut [T]) {
         let [channels, k] = self.channels;
         let streamed = self.weights.len() >= STREAMED;
         let panels = view4(panels, [channels / PANEL, self.taps, k, PANEL]);
@@ -49,9 +49,9 @@ impl Transposed<'_> {
         rows: &mut [T],
         streamed: bool,
     ) {
-        let apart = self.taps * self.channels[0];
-        let at = (row / PANEL * apart + tap * self.channels[0] + panel * PANEL) * PANEL;
-        let next = self.weights.get(at + apart * PANEL..).unwrap_or(&[]);
+        let panel_stride = self.taps * self.channels[0];
+        let at = (row / PANEL * panel_stride + tap * self.channels[0] + panel * PANEL) * PANEL;
+        let next = self.weights.get(at + panel_stride * PANEL..).unwrap_or(&[]);
         T::transpose(isa, (&self.weights[at..][..PANEL * PANEL], next), rows, streamed);
     }
 }

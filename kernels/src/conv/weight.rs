@@ -6,27 +6,30 @@ use ndarray::{ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
 
 use super::shape::Conv;
 use super::window::Entry;
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::{Matrix, PANEL, PrefetchNext};
 use crate::base::tile::{IMAGES, view4};
 use crate::gemm::product::Product;
 use crate::gemm::{self, strassen};
-use crate::parallel::Pool;
 
-/// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB.
+/// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB, which stay in the second-level
+/// cache over all steps of the sum.
 const TASK_ROWS: usize = 512;
-/// The fewest, for many threads.
+/// The fewest, for many threads: below it the strips of `dy` are packed for too few products.
 const TASK_ROWS_MIN: usize = 32;
-/// Tasks of a gradient by weight that are enough.
+/// Tasks of a gradient by weight that are enough. A number of its own and no function of the threads, so that the
+/// bits are not one either; 32 threads have one each.
 const TASKS: usize = 32;
-/// Values of all parts of a gradient by weight: 1 MiB.
+/// Values of all parts of a gradient by weight: 1 MiB, which are added up from the cache. Layers with more weights
+/// have tasks enough without parts.
 const PARTS_MAX: usize = 1 << 18;
 
 impl Conv {
     /// Tap by tap and image by image.
     pub(super) fn sum_parts<X: Product, T: Product>(
         &self,
-        exec: (&Pool, Isa),
+        exec: Exec,
         n: usize,
         (x, dy): (&[X], &[T]),
         results: (&mut [f32], &mut [f32]),
@@ -35,19 +38,19 @@ impl Conv {
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
         self.split(exec, self.single(n), results, Packed::default, |packed, task, block| {
             let block = block.index_axis_move(Axis(0), 0);
-            self.sum_weights(exec.1, n, (x, dy), task, (&strips, packed), block);
+            self.sum_weights(exec.isa, n, (x, dy), task, (&strips, packed), block);
         });
     }
 
     /// Two panels at a time by Strassen's product, as [`Conv::pairs`] are cut.
     pub(super) fn sum_pairs(
         &self,
-        exec: (&Pool, Isa),
+        exec: Exec,
         cut: Cut,
         (x, dy): (&[f32], &[f32]),
         results: (&mut [f32], &mut [f32]),
     ) {
-        let (isa, channels, k, half) = (exec.1, self.channels_in, self.channels_out, cut.rows[1]);
+        let (isa, channels, k, half) = (exec.isa, self.channels_in, self.channels_out, cut.rows[1]);
         let state = || ([0.0; strassen::RIGHT], [0.0; strassen::products_len(TASK_ROWS)]);
         self.split(exec, cut, results, state, |(right, sums), (range, panel, c), block| {
             let sums = &mut sums[..strassen::products_len(2 * block.dim().2)];
@@ -78,7 +81,7 @@ impl Conv {
     /// channel on, over a range of steps.
     fn split<S>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         cut: Cut,
         (dw, scratch): (&mut [f32], &mut [f32]),
         state: impl Fn() -> S + Sync,
@@ -96,7 +99,7 @@ impl Conv {
             task(state, (range, panel, c), block);
         });
         if splits > 1 {
-            add_up((pool, isa), &scratch[..splits * dw.len()], dw);
+            add_up(Exec::new(pool, isa), &scratch[..splits * dw.len()], dw);
         }
     }
 
@@ -269,7 +272,7 @@ fn add_rows(
 }
 
 /// `dw` = the sum of the parts, in their order.
-fn add_up((pool, isa): (&Pool, Isa), parts: &[f32], dw: &mut [f32]) {
+fn add_up(Exec { pool, isa }: Exec, parts: &[f32], dw: &mut [f32]) {
     const LEN: usize = 1 << 12;
     let len = dw.len();
     pool.for_each_chunk(dw, LEN, |index, dw| {

@@ -1,23 +1,23 @@
-//! `Finish`: what happens to a result while it is in registers or in the cache, so that it costs no pass over
+//! `Epilogue`: what happens to a result while it is in registers or in the cache, so that it costs no pass over
 //! memory: the sums for statistics, the mask of a ReLU, the fold of inference.
 //!
-//! A result is finished tile by tile: up to 128 images of a pixel by 64 channels. The vector tiers take its
+//! It is done tile by tile: up to 128 images of a pixel by 64 channels. The vector tiers take its
 //! sums in `f32` over six rows at a time (at the end of Strassen's product fewer) and then over those, the
-//! portable tier row by row: in a fixed order either way, whether a tile is finished where it is computed or
+//! portable tier row by row: in a fixed order either way, whether it is done where it is computed or
 //! visited later.
 
 use ndarray::ArrayViewMut2;
 
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::{PANEL, Prefetch};
-use crate::base::tile::{Tile, for_each_tile};
+use crate::base::tile::{Extent, Tile, for_each_tile};
 use crate::base::value::Value;
 use crate::norm::folded::{Folded, Mask, Normalised};
-use crate::parallel::Pool;
 
 /// What happens to a result.
 #[derive(Clone, Copy)]
-pub enum Finish<'a, T> {
+pub enum Epilogue<'a, T> {
     /// Nothing.
     Keep,
     /// Sums of values less a pivot, and of the squares of that, for [`Statistics::set`]; the pivot is near
@@ -34,7 +34,7 @@ pub enum Finish<'a, T> {
     Fold(&'a Folded, Option<&'a [T]>, bool),
 }
 
-impl<'a, T: Value> Finish<'a, T> {
+impl<'a, T: Value> Epilogue<'a, T> {
     /// What it reads of the size of the result; empty slices are none.
     fn reads(&self) -> [&'a [T]; 3] {
         match *self {
@@ -57,8 +57,8 @@ impl<'a, T: Value> Finish<'a, T> {
 
 /// How the tiles of a result end.
 #[derive(Clone, Copy)]
-pub struct Ending<'a, T> {
-    pub(crate) finish: Finish<'a, T>,
+pub struct Store<'a, T> {
+    pub(crate) epilogue: Epilogue<'a, T>,
     /// Channels of the result: the distance of rows of what is read beside.
     pub(crate) channels: usize,
     /// Whether what was computed is added to what is there.
@@ -69,10 +69,10 @@ pub struct Ending<'a, T> {
     pub(crate) in_blocks: bool,
 }
 
-impl<'a, T: Value> Ending<'a, T> {
+impl<'a, T: Value> Store<'a, T> {
     /// The end of a result of so many channels that is written into the caches, in place of what was there.
-    pub(crate) fn of(finish: Finish<'a, T>, channels: usize) -> Self {
-        Self { finish, channels, add: false, streamed: false, in_blocks: false }
+    pub(crate) fn of(epilogue: Epilogue<'a, T>, channels: usize) -> Self {
+        Self { epilogue, channels, add: false, streamed: false, in_blocks: false }
     }
 
     /// Ends a tile that was computed elsewhere: rows of its columns, `stride` apart.
@@ -86,7 +86,7 @@ impl<'a, T: Value> Ending<'a, T> {
             Isa::Portable => {
                 let rows = (0..tile.values.nrows()).map(|row| &source[row * stride..]);
                 self.put(rows, &mut tile.values);
-                self.finish.plainly(tile);
+                self.epilogue.plainly(tile);
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Vector(tier) => tier.write(self, (source, stride), tile),
@@ -97,7 +97,7 @@ impl<'a, T: Value> Ending<'a, T> {
     pub(crate) fn write_in_place(&self, isa: Isa, tile: Tile<T>) {
         assert!(!self.add && !self.streamed, "there is nothing to write");
         match isa {
-            Isa::Portable => self.finish.plainly(tile),
+            Isa::Portable => self.epilogue.plainly(tile),
             #[cfg(target_arch = "x86_64")]
             Isa::Vector(tier) => tier.write_in_place(self, tile),
         }
@@ -106,7 +106,7 @@ impl<'a, T: Value> Ending<'a, T> {
     /// The portable tier's end of a tile whose sums are rows of 64 values.
     pub(crate) fn plainly(&self, sums: &[f32], mut tile: Tile<T>) {
         self.put(sums.chunks(PANEL), &mut tile.values);
-        self.finish.plainly(tile);
+        self.epilogue.plainly(tile);
     }
 
     fn put<'s, S: Value>(
@@ -122,9 +122,9 @@ impl<'a, T: Value> Ending<'a, T> {
         }
     }
 
-    /// What is read next to a tile: by the finish, and where it is added to.
+    /// What is read next to a tile: by the epilogue, and where it is added to.
     pub(crate) fn beside(&self, tile: &Tile<T>) -> Prefetch {
-        let mut beside = self.finish.beside(tile.row, tile.channel, self.channels);
+        let mut beside = self.epilogue.beside(tile.row, tile.channel, self.channels);
         if self.add && tile.values.strides()[0].unsigned_abs() == self.channels {
             beside.starts[3] = Some(tile.values.as_ptr().cast());
         }
@@ -133,27 +133,27 @@ impl<'a, T: Value> Ending<'a, T> {
 }
 
 /// Finishes the tiles of an activation `[pixels][n][channels]` that is already there.
-pub fn finish_tiles<T: Value>(
-    exec: (&Pool, Isa),
-    shape: (usize, usize, usize),
+pub fn run_epilogue<T: Value>(
+    exec: Exec,
+    shape: Extent,
     values: &mut [T],
     sums: &mut [f32],
-    finish: Finish<T>,
+    epilogue: Epilogue<T>,
 ) {
-    finish_made(exec, shape, (values, sums), (finish, false));
+    run_epilogue_in_blocks(exec, shape, (values, sums), (epilogue, false));
 }
 
-/// As [`finish_tiles`], of tiles that Strassen's product made where `in_blocks` is set.
-pub(crate) fn finish_made<T: Value>(
-    (pool, isa): (&Pool, Isa),
-    shape: (usize, usize, usize),
+/// As [`run_epilogue`], of tiles that Strassen's product made where `in_blocks` is set.
+pub(crate) fn run_epilogue_in_blocks<T: Value>(
+    Exec { pool, isa }: Exec,
+    shape: Extent,
     results: (&mut [T], &mut [f32]),
-    (finish, in_blocks): (Finish<T>, bool),
+    (epilogue, in_blocks): (Epilogue<T>, bool),
 ) {
-    if matches!(finish, Finish::Keep) {
+    if matches!(epilogue, Epilogue::Keep) {
         return;
     }
-    let ending = Ending { in_blocks, ..Ending::of(finish, shape.2) };
+    let store = Store { in_blocks, ..Store::of(epilogue, shape.channels) };
     for_each_tile(
         pool,
         (shape, 1),
@@ -161,14 +161,14 @@ pub(crate) fn finish_made<T: Value>(
         |_| 1,
         || (),
         |(), _, tile| {
-            ending.write_in_place(isa, tile);
+            store.write_in_place(isa, tile);
         },
     );
 }
 
 // The portable tier.
 
-impl<T: Value> Finish<'_, T> {
+impl<T: Value> Epilogue<'_, T> {
     fn plainly(&self, tile: Tile<T>) {
         match *self {
             Self::Keep => {}

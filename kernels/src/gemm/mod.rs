@@ -26,12 +26,14 @@ use crate::base::isa::Isa;
 use crate::base::panel::{Matrix, PANEL, Prefetch, PrefetchNext, STRIP};
 use crate::base::tile::{Tile, rows_of};
 use crate::base::value::{Bf16, Value};
-use epilogue::Ending;
+use epilogue::Store;
 
-/// Rows of a panel that are worked through before `c` is written back.
+/// Rows of a panel that are worked through before `c` is written back: 128 KiB of it stay in the second-level cache
+/// while all rows of `a` pass, beside what is read with the tile. Shorter groups write and read `c` more often. It is
+/// part of no sum's order: bits do not depend on it.
 pub(crate) const DEPTH: usize = 512;
 
-/// Zeros that are read at a time where a map or a sum has nothing.
+/// Zeros that are read at a time where a map or a sum has nothing: as many values as the widest slice or row.
 pub(crate) const ZEROS: usize = 2048;
 
 /// One product of a sum: `n` rows of `a` by `k` rows of a panel.
@@ -68,14 +70,14 @@ pub struct Products<'a, T> {
     pub(crate) k: usize,
     pub(crate) stride: usize,
     /// Values from a panel's `b` to the next one's.
-    pub(crate) apart: usize,
+    pub(crate) panel_stride: usize,
 }
 
 impl<'a, T> Products<'a, T> {
     /// The terms of one panel.
     fn panel(&self, panel: usize) -> impl Iterator<Item = Term<'a, T>> {
-        let apart = panel * self.apart;
-        self.terms.iter().map(move |term| Term { b: &term.b[apart..], ..*term })
+        let panel_stride = panel * self.panel_stride;
+        self.terms.iter().map(move |term| Term { b: &term.b[panel_stride..], ..*term })
     }
 }
 
@@ -84,21 +86,21 @@ impl<'a, T> Products<'a, T> {
 pub(crate) fn multiply_to<T: Value>(
     isa: Isa,
     products: Products<f32>,
-    held: &mut [f32],
-    (ending, mut tile): (&Ending<T>, Tile<T>),
+    accumulators: &mut [f32],
+    (store, mut tile): (&Store<T>, Tile<T>),
 ) {
     match isa {
         Isa::Portable => {
-            let held = &mut held[..tile.values.nrows() * PANEL];
+            let accumulators = &mut accumulators[..tile.values.nrows() * PANEL];
             for (panel, tile) in tile.panels().enumerate() {
                 let terms: Vec<_> = products.panel(panel).collect();
                 let k = (products.k, products.stride);
-                multiply_plainly(&terms, k, &mut rows_of(held, PANEL));
-                ending.plainly(held, tile);
+                multiply_plainly(&terms, k, &mut rows_of(accumulators, PANEL));
+                store.plainly(accumulators, tile);
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Vector(tier) => tier.multiply_to(products, held, (ending, tile)),
+        Isa::Vector(tier) => tier.multiply_to(products, accumulators, (store, tile)),
     }
 }
 
@@ -117,21 +119,21 @@ fn multiply_plainly(terms: &[Term<f32>], (k, stride): (usize, usize), c: &mut Ar
 pub(crate) fn multiply_bf16(
     isa: Isa,
     products: Products<Bf16>,
-    held: &mut [f32],
-    (ending, mut tile): (&Ending<Bf16>, Tile<Bf16>),
+    accumulators: &mut [f32],
+    (store, mut tile): (&Store<Bf16>, Tile<Bf16>),
 ) {
     let Products { k, stride, .. } = products;
     assert_eq!((k % 2, stride % 2), (0, 0));
     #[cfg(target_arch = "x86_64")]
     if let Some(token) = isa.bf16() {
-        return token.multiply_to(products, (ending, tile));
+        return token.multiply_to(products, (store, tile));
     }
-    let held = &mut held[..tile.values.nrows() * PANEL];
+    let accumulators = &mut accumulators[..tile.values.nrows() * PANEL];
     for (panel, tile) in tile.panels().enumerate() {
         isa.run(
             #[inline(always)]
             || {
-                for (row, sum) in held.chunks_exact_mut(PANEL).enumerate() {
+                for (row, sum) in accumulators.chunks_exact_mut(PANEL).enumerate() {
                     sum.fill(0.0);
                     for term in products.panel(panel) {
                         let a = &term.a[row * stride..][..k];
@@ -141,7 +143,7 @@ pub(crate) fn multiply_bf16(
                 }
             },
         );
-        ending.plainly(held, tile);
+        store.plainly(accumulators, tile);
     }
 }
 

@@ -2,13 +2,13 @@
 
 use ndarray::ArrayViewMut2;
 
-use super::epilogue::Ending;
+use super::epilogue::Store;
 use super::{Products, ZEROS};
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::{Matrix, PANEL, PrefetchNext, STRIP};
 use crate::base::tile::Tile;
 use crate::base::value::{Bf16, Value};
-use crate::parallel::Pool;
 
 /// What the matrix kernels do with a format; not to be implemented elsewhere.
 pub trait Product: Value {
@@ -16,7 +16,8 @@ pub trait Product: Value {
     type Word: Copy + Default + Send + Sync;
     /// Values of a word.
     const WORD: usize = size_of::<Self::Word>() / size_of::<Self>();
-    /// Rows of a gradient by weight that one call of the kernel computes.
+    /// Rows of a gradient by weight that one call of the kernel computes: all of a task where they are read as they
+    /// lie, as many as a scratch in the first-level cache has where they are interleaved.
     const CHUNK: usize;
 
     /// The same values, where the format is `f32`.
@@ -32,8 +33,8 @@ pub trait Product: Value {
     fn multiply(
         isa: Isa,
         products: Products<Self>,
-        held: &mut [f32],
-        end: (&Ending<Self>, Tile<Self>),
+        accumulators: &mut [f32],
+        end: (&Store<Self>, Tile<Self>),
     );
 
     /// See [`super::multiply_transposed`].
@@ -66,7 +67,7 @@ pub trait Product: Value {
 
     /// Weights `[..][Cin][64]` as the kernels read them, in `scratch` where that is another format.
     #[doc(hidden)]
-    fn panels<'a>(exec: (&Pool, Isa), weights: &'a [f32], scratch: &'a mut [Self]) -> &'a [Self];
+    fn panels<'a>(exec: Exec, weights: &'a [f32], scratch: &'a mut [Self]) -> &'a [Self];
 }
 
 impl Product for f32 {
@@ -84,10 +85,10 @@ impl Product for f32 {
     fn multiply(
         isa: Isa,
         products: Products<f32>,
-        held: &mut [f32],
-        end: (&Ending<f32>, Tile<f32>),
+        accumulators: &mut [f32],
+        end: (&Store<f32>, Tile<f32>),
     ) {
-        super::multiply_to(isa, products, held, end);
+        super::multiply_to(isa, products, accumulators, end);
     }
 
     fn multiply_transposed(
@@ -113,7 +114,7 @@ impl Product for f32 {
         super::transpose(isa, source, panel, streamed);
     }
 
-    fn panels<'a>(_: (&Pool, Isa), weights: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
+    fn panels<'a>(_: Exec, weights: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
         weights
     }
 }
@@ -133,10 +134,10 @@ impl Product for Bf16 {
     fn multiply(
         isa: Isa,
         products: Products<Bf16>,
-        held: &mut [f32],
-        end: (&Ending<Bf16>, Tile<Bf16>),
+        accumulators: &mut [f32],
+        end: (&Store<Bf16>, Tile<Bf16>),
     ) {
-        super::multiply_bf16(isa, products, held, end);
+        super::multiply_bf16(isa, products, accumulators, end);
     }
 
     fn multiply_transposed(
@@ -168,7 +169,7 @@ impl Product for Bf16 {
     }
 
     fn panels<'a>(
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         weights: &'a [f32],
         scratch: &'a mut [Bf16],
     ) -> &'a [Bf16] {

@@ -8,16 +8,38 @@
 //! ```
 //!
 //! Strassen, "Gaussian Elimination is not Optimal" (1969), one level of it; quarters are numbered upper left,
-//! upper right, lower left, lower right. Operands are summed while the kernel reads, as in Huang, Smith, Henry
-//! and van de Geijn, "Strassen's Algorithm Reloaded" (2016). Which rows are the upper ones is free: here six
-//! rows and the next six, so that the products of a block stay in the first-level cache until they are
-//! summed. Only in `f32`, on vector tiers, and where sums are long enough. The rounding errors are about those
-//! of the direct product.
+//! upper right, lower left, lower right. An eighth of the multiplications is saved for 18 additions of quarters,
+//! which only pay where they cost no pass over memory:
+//!
+//! * operands are summed while the kernel reads them, as in Huang, Smith, Henry and van de Geijn, "Strassen's
+//!   Algorithm Reloaded" (2016): the inner loop adds two panels on loading;
+//! * which rows are the upper ones is free: here six rows and the next six, so that the products of a block stay in
+//!   the first-level cache until they are summed and end in registers;
+//! * a second level would save another eighth, for products too short to hide that.
+//!
+//! # Error
+//!
+//! With `u = 2^-24`, `gamma(n) = n u / (1 - n u)` and the largest absolute values of both operands,
+//!
+//! ```text
+//! |c - exact| <= 6 K gamma(K + 5) max|a| max|b|
+//! ```
+//!
+//! for sums of length K: each entry is a sum of products of length K/2 whose operands add up to 12 max|a| max|b|
+//! (the four of c0: 4 + 2 + 2 + 4), after at most K + 5 roundings of a term: K/2 of its own product, as many again
+//! where another product begins with it (m0), 2 of the operands and 3 of the ends. The direct product has
+//! `K gamma(K) max|a| max|b|`, entry by entry even in |a||b|: what Strassen's loses is that a small entry among
+//! large ones has the error of the large ones (Higham, "Accuracy and Stability of Numerical Algorithms", 2002,
+//! theorem 23.2). `tests/bounds.rs` holds it; `tests/oracle.rs` holds that in the norm the error is no larger than
+//! what is allowed the direct product.
+//!
+//! Only in `f32`, on vector tiers, and where sums are long enough: in bfloat16 the sums of operands would have to be
+//! rounded.
 
 use ndarray::ArrayViewMut2;
 
 use super::Products;
-use super::epilogue::Ending;
+use super::epilogue::Store;
 use crate::base::isa::Isa;
 use crate::base::panel::PANEL;
 use crate::base::tile::{IMAGES, Tile};
@@ -26,25 +48,27 @@ use crate::base::value::Value;
 /// Columns of a result: two panels.
 pub(crate) const COLUMNS: usize = 2 * PANEL;
 
-/// Lengths of sums that are worth it: the products of shorter ones are summed too often.
+/// Lengths of sums that are worth it: the products of shorter ones are summed too often. Where that
+/// is, `cargo bench -p kernels -- cifar avx512+fast` against `avx512` shows layer by layer.
 const LENGTH_MIN: usize = 256;
-/// Longer sums are cut: their rows would lie in the same sets of the first-level cache.
+/// Longer sums are cut: six rows of 4 KiB and more, upper and lower, would lie in the same sets of the first-level
+/// cache, and the packed ones of a block fill half of it.
 pub(crate) const LENGTH_MAX: usize = 1024;
-/// Rows that are worth it.
+/// Rows that are worth it: whole tiles, whose blocks are full.
 const ROWS_MIN: usize = 128;
 
-/// Quarters of an operand.
+/// Quarters of an operand, as a product takes them.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Operand {
+pub(crate) enum Combination {
     One(usize),
     Sum(usize, usize),
     Difference(usize, usize),
 }
 
-use Operand::{Difference, One, Sum};
+use Combination::{Difference, One, Sum};
 
 /// The operands of the products.
-pub(crate) const PRODUCTS: [(Operand, Operand); 7] = [
+pub(crate) const PRODUCTS: [(Combination, Combination); 7] = [
     (Sum(0, 3), Sum(0, 3)),
     (Sum(2, 3), One(0)),
     (One(0), Difference(1, 3)),
@@ -59,10 +83,11 @@ pub(crate) const fn products_len(rows: usize) -> usize {
     PRODUCTS.len() * rows.div_ceil(2) * PANEL
 }
 
-/// Rows of a block of a tile: two register tiles.
+/// Rows of a block of a tile: two register tiles. Its seven products, 7 x 6 x 64 values, are 10.5 KiB of a
+/// first-level cache.
 pub(crate) const BLOCK: usize = 12;
 /// Room for the products of the blocks of a tile.
-pub(crate) const HELD: usize = IMAGES.div_ceil(BLOCK) * products_len(BLOCK);
+pub(crate) const ACCUMULATORS: usize = IMAGES.div_ceil(BLOCK) * products_len(BLOCK);
 
 /// Whether sums of length `k` are cut.
 pub(crate) fn is_worth(k: usize) -> bool {
@@ -78,19 +103,20 @@ pub(crate) fn cuts(rows: usize) -> bool {
 pub(crate) fn multiply_to<T: Value>(
     isa: Isa,
     products: Products<f32>,
-    held: &mut [f32; HELD],
-    (ending, tile): (&Ending<T>, Tile<T>),
+    accumulators: &mut [f32; ACCUMULATORS],
+    (store, tile): (&Store<T>, Tile<T>),
 ) {
     // A part of a tile may be shorter than what is worth it, not less than whole quarters.
     assert!(tile.values.nrows().is_multiple_of(4) && is_worth(products.k));
     match isa {
         Isa::Portable => unreachable!("only vector tiers choose this product"),
         #[cfg(target_arch = "x86_64")]
-        Isa::Vector(tier) => tier.multiply_quarters(products, held, (ending, tile)),
+        Isa::Vector(tier) => tier.multiply_quarters(products, accumulators, (store, tile)),
     }
 }
 
-/// Rows of both operands of a transposed product.
+/// Rows of both operands of a transposed product: its right operands, seven halves of 64 columns, are 224 KiB, which
+/// stay in the second-level cache while all columns of the left one pass.
 pub(crate) const STEP: usize = 256;
 /// Values of the right operands of its products.
 pub(crate) const RIGHT: usize = PRODUCTS.len() * STEP / 2 * PANEL;
@@ -128,7 +154,7 @@ fn combine(
     }
 }
 
-/// The products of [`STEP`] rows of `a` turned, whose lower rows are then so far behind the upper ones, and what
+/// The products of [`STEP`] rows of `a` transposed, whose lower rows are then so far behind the upper ones, and what
 /// [`sum_right`] made of `b` (both with the distance of rows), set or added to `sums`. `next` is where the next
 /// operands begin, to be fetched meanwhile.
 pub(crate) fn multiply_transposed(

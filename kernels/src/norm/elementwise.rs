@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::folded::{Folded, Identity, Slope};
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::PANEL;
 use crate::base::tile::{is_streamed, rows_of, stream};
 use crate::base::value::Value;
-use crate::parallel::Pool;
 
 /// What rows are made of.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ impl<T: Value> Rows<'_, T> {
     ///
     /// # Panics
     /// If what they are made of has not as many.
-    pub fn make(&self, (pool, isa): (&Pool, Isa), y: &mut [T]) {
+    pub fn make(&self, Exec { pool, isa }: Exec, y: &mut [T]) {
         self.assert_len(y.len());
         let channels = self.channels();
         let len = chunk_rows(channels) * channels;
@@ -92,7 +92,7 @@ impl<T: Value> Rows<'_, T> {
 
 impl Slope {
     /// `dz = a*g + b*z + c` over `g` itself.
-    pub fn apply_in_place<T: Value>(&self, (pool, isa): (&Pool, Isa), z: &[T], g: &mut [T]) {
+    pub fn apply_in_place<T: Value>(&self, Exec { pool, isa }: Exec, z: &[T], g: &mut [T]) {
         let len = chunk_rows(self.a.len()) * self.a.len();
         assert_eq!(z.len(), g.len());
         pool.for_each_chunk(g, len, |index, g| {
@@ -105,10 +105,12 @@ impl Slope {
     }
 }
 
-/// Values that are computed before they are written past the caches: a few rows.
+/// Values that are computed before they are written past the caches: a few rows, 16 KiB of a first-level cache.
+/// Written one by one they would fill more write-combining buffers than a core has.
 const HELD: usize = 1 << 12;
 
-/// Rows that one task of an elementwise pass works on.
+/// Rows that one task of an elementwise pass works on: 32 KiB of each operand, some microseconds, so that taking a
+/// task (about 0.1) costs little and threads end at the same time.
 fn chunk_rows(channels: usize) -> usize {
     ((1 << 13) / channels).max(1)
 }
@@ -182,7 +184,8 @@ fn slope_into<T: Value>(slope: &Slope, (g, z): (&[T], &[T]), dz: &mut [T]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BatchNorm, Bf16, Conv, Finish, Product, Scratch, Source};
+    use crate::Pool;
+    use crate::{BatchNorm, Bf16, Conv, Epilogue, Operand, Product, Results, Scratch};
 
     fn values<T: Value>(len: usize, seed: usize) -> Vec<T> {
         let value = |i: usize| ((i + seed) * 7919 % 1009) as f32 / 256.0 - 2.0;
@@ -235,20 +238,20 @@ mod tests {
         let activations = [Identity::None, Identity::Plain(&x), Identity::Projected(&x, &folds[1])]
             .map(|identity| Rows::Activation(&folds[0], &z, identity));
         for isa in Isa::available() {
-            let exec = (&pool, isa);
-            let run = |is_forward: bool, source: Source<T>| {
+            let exec = Exec::new(&pool, isa);
+            let run = |is_forward: bool, source: Operand<T>| {
                 let [mut panels, mut result] =
                     [conv.weights(), if is_forward { y_len } else { x_len }]
                         .map(|len| values(len, 0));
                 let mut parts = vec![f32::NAN; conv.scratch_len(n)];
                 let mut sums = vec![0.0; conv.sums_len(n)];
                 let scratch = Scratch { panels: &mut panels, parts: &mut parts };
-                let results = (&mut *result, &mut *sums, scratch);
+                let results = Results { values: &mut *result, sums: &mut *sums, scratch: scratch };
                 if is_forward {
-                    conv.forward(exec, n, (source, &w), results, Finish::Measure(&pivot[..k]));
+                    conv.forward(exec, n, (source, &w), results, Epilogue::Measure(&pivot[..k]));
                 } else {
-                    let finish = Finish::Measure(&pivot[..channels]);
-                    conv.backward_input(exec, n, (source, &w), results, (false, finish));
+                    let epilogue = Epilogue::Measure(&pivot[..channels]);
+                    conv.backward_input(exec, n, (source, &w), results, (false, epilogue));
                 }
                 let bits = |value: &f32| value.to_bits();
                 let result = result.iter().map(|value: &T| value.widen().to_bits());
@@ -260,8 +263,12 @@ mod tests {
             {
                 let [mut before, mut made] = [0, 1].map(|seed| values::<T>(len, seed));
                 rows.make(exec, &mut before);
-                let want = run(is_forward, Source::There(&before));
-                assert!(want == run(is_forward, Source::Made(&mut made, rows)), "{}", isa.name());
+                let want = run(is_forward, Operand::Stored(&before));
+                assert!(
+                    want == run(is_forward, Operand::Recompute(&mut made, rows)),
+                    "{}",
+                    isa.name()
+                );
                 let same = |(a, b): (&T, &T)| a.widen().to_bits() == b.widen().to_bits();
                 assert!(before.iter().zip(&made).all(same), "{}", isa.name());
             }

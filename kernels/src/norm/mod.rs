@@ -8,19 +8,18 @@
 //! ```
 //!
 //! Ioffe and Szegedy, "Batch Normalization" (2015). The sums belong to the convolutions' ends: they are taken
-//! tile by tile while it is in registers ([`Finish`]), in `f32` over the images of a tile,
+//! tile by tile while it is in registers ([`Epilogue`]), in `f32` over the images of a tile,
 //! relative to a pivot so that a large mean costs no digits, and merged in `f64` in a fixed order ([`Sums`]).
 //! What is left is one pass forward and one backward.
 //!
-//! [`Finish`]: crate::Finish
+//! [`Epilogue`]: crate::Epilogue
 
 pub(crate) mod elementwise;
 pub(crate) mod folded;
 
-use crate::base::isa::Isa;
+use crate::base::exec::Exec;
 use crate::base::panel::PANEL;
-use crate::base::tile::{SUMS, sums_len};
-use crate::parallel::Pool;
+use crate::base::tile::{Extent, SUMS, sums_len};
 use folded::{BatchNorm, Slope};
 
 /// Mean and (biased) variance of each channel over a batch.
@@ -49,13 +48,13 @@ impl Sums {
     }
 
     /// The sums of the tiles of an activation `[pixels][n][channels]`, to be written.
-    pub fn tiles(&mut self, shape: (usize, usize, usize)) -> &mut [f32] {
-        (self.used, self.channels) = (sums_len(shape), shape.2);
+    pub fn tiles(&mut self, shape: Extent) -> &mut [f32] {
+        (self.used, self.channels) = (sums_len(shape), shape.channels);
         &mut self.tiles[..self.used]
     }
 
     /// Adds up the tiles.
-    pub fn add_up(&mut self, (pool, isa): (&Pool, Isa)) {
+    pub fn add_up(&mut self, Exec { pool, isa }: Exec) {
         let (channels, tiles) = (self.channels, &self.tiles[..self.used]);
         let totals = &mut self.totals[..SUMS * channels];
         pool.for_each_chunk(totals, SUMS * PANEL, |panel, totals| {
@@ -86,9 +85,9 @@ impl Statistics {
         Self { mean: vec![0.0; channels], variance: vec![0.0; channels], rows: 0 }
     }
 
-    /// Takes mean and variance from the sums of [`Finish::Measure`] over `rows` rows.
+    /// Takes mean and variance from the sums of [`Epilogue::Measure`] over `rows` rows.
     ///
-    /// [`Finish::Measure`]: crate::Finish::Measure
+    /// [`Epilogue::Measure`]: crate::Epilogue::Measure
     pub fn set(&mut self, sums: &Sums, rows: usize, pivot: &[f32]) {
         self.rows = rows;
         for (c, &pivot) in pivot.iter().enumerate() {
@@ -108,10 +107,10 @@ impl Statistics {
         }
     }
 
-    /// Gradients by gamma and beta and the slope of the normalisation, from the sums of [`Finish::Mask`];
+    /// Gradients by gamma and beta and the slope of the normalisation, from the sums of [`Epilogue::Mask`];
     /// `which` of its normalisations (1 or 2) is this.
     ///
-    /// [`Finish::Mask`]: crate::Finish::Mask
+    /// [`Epilogue::Mask`]: crate::Epilogue::Mask
     pub fn backward(
         &self,
         norm: BatchNorm,

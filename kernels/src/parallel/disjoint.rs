@@ -3,16 +3,16 @@
 use ndarray::{ArrayViewMut4, ShapeBuilder};
 
 /// A slice as equal chunks that tasks borrow by number.
-pub(super) struct Chunks<T> {
+pub(super) struct DisjointChunks<T> {
     start: *mut T,
     total: usize,
     len: usize,
 }
 
-// SAFETY: a `Chunks` only hands out disjoint `&mut [T]`, which may cross threads when `T: Send`.
-unsafe impl<T: Send> Sync for Chunks<T> {}
+// SAFETY: a `DisjointChunks` only hands out disjoint `&mut [T]`, which may cross threads when `T: Send`.
+unsafe impl<T: Send> Sync for DisjointChunks<T> {}
 
-impl<T> Chunks<T> {
+impl<T> DisjointChunks<T> {
     pub(super) fn new(data: &mut [T], len: usize) -> Self {
         assert!(len > 0, "chunks of nothing");
         Self { start: data.as_mut_ptr(), total: data.len(), len }
@@ -35,17 +35,17 @@ impl<T> Chunks<T> {
 }
 
 /// A view as a grid of blocks that tasks borrow by origin.
-pub(super) struct Blocks<T> {
+pub(super) struct DisjointBlocks<T> {
     start: *mut T,
     shape: [usize; 4],
     strides: [usize; 4],
     block: [usize; 4],
 }
 
-// SAFETY: a `Blocks` only hands out disjoint mutable views, which may cross threads when `T: Send`.
-unsafe impl<T: Send> Sync for Blocks<T> {}
+// SAFETY: a `DisjointBlocks` only hands out disjoint mutable views, which may cross threads when `T: Send`.
+unsafe impl<T: Send> Sync for DisjointBlocks<T> {}
 
-impl<T> Blocks<T> {
+impl<T> DisjointBlocks<T> {
     pub(super) fn new(mut data: ArrayViewMut4<T>, block: [usize; 4]) -> Self {
         assert!(block.iter().all(|&len| len > 0), "blocks of nothing");
         let strides = [0, 1, 2, 3]

@@ -7,4 +7,4 @@ mod retire;
 mod team;
 
 pub use pool::Pool;
-pub use retire::Receding;
+pub use retire::Retiring;

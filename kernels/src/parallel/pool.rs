@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ndarray::ArrayViewMut4;
 
-use super::disjoint::{Blocks, Chunks};
+use super::disjoint::{DisjointBlocks, DisjointChunks};
 use super::team::Team;
 
 /// A fixed set of threads for the kernels. The calling thread is one of them; clones share the others.
@@ -77,7 +77,7 @@ impl Pool {
         len: usize,
         task: impl Fn(usize, &mut [T]) + Sync,
     ) {
-        let chunks = Chunks::new(data, len);
+        let chunks = DisjointChunks::new(data, len);
         // SAFETY: `run` calls each index once, so each chunk is borrowed once.
         self.run(chunks.count(), |index| task(index, unsafe { chunks.piece(index) }));
     }
@@ -89,7 +89,8 @@ impl Pool {
         second: (&mut [U], usize),
         task: impl Fn(usize, &mut [T], &mut [U]) + Sync,
     ) {
-        let (first, second) = (Chunks::new(first.0, first.1), Chunks::new(second.0, second.1));
+        let (first, second) =
+            (DisjointChunks::new(first.0, first.1), DisjointChunks::new(second.0, second.1));
         assert_eq!(first.count(), second.count(), "buffers split differently");
         self.run(first.count(), |index| {
             // SAFETY: `run` calls each index once, so each chunk is borrowed once.
@@ -107,8 +108,9 @@ impl Pool {
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, usize, &mut [T], &mut [U], &mut [V]) + Sync,
     ) {
-        let (first, second) = (Chunks::new(first.0, first.1), Chunks::new(second.0, second.1));
-        let third = Chunks::new(third.0, third.1);
+        let (first, second) =
+            (DisjointChunks::new(first.0, first.1), DisjointChunks::new(second.0, second.1));
+        let third = DisjointChunks::new(third.0, third.1);
         assert_eq!(
             [first.count(); 2],
             [second.count(), third.count()],
@@ -140,7 +142,7 @@ impl Pool {
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>) + Sync,
     ) {
-        let blocks = Blocks::new(data, block);
+        let blocks = DisjointBlocks::new(data, block);
         self.run_with(blocks.count(), state, |state, index| {
             let origin = blocks.origin(index);
             // SAFETY: `run_with` calls each index once, so each block is borrowed once.
@@ -157,7 +159,7 @@ impl Pool {
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, &mut [U]) + Sync,
     ) {
-        let blocks = Blocks::new(data, block);
+        let blocks = DisjointBlocks::new(data, block);
         let tasks = |threads| Tasks::new(blocks.count(), threads);
         self.run_in(tasks, scratch, state, |state, index, scratch| {
             let origin = blocks.origin(index);
@@ -177,7 +179,8 @@ impl Pool {
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>, &mut [V]) + Sync,
     ) {
-        let (first, second) = (Blocks::new(first.0, first.1), Blocks::new(second.0, second.1));
+        let (first, second) =
+            (DisjointBlocks::new(first.0, first.1), DisjointBlocks::new(second.0, second.1));
         assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
         let cost = |index| cost(first.origin(index));
         let tasks = |threads| Tasks::weighted(first.count(), threads, cost);
@@ -200,7 +203,7 @@ impl Pool {
         let parts = (scratch.len() / len).min(self.threads());
         assert!(parts > 0, "scratch of {} values, parts of {len}", scratch.len());
         let tasks = tasks(parts);
-        let chunks = Chunks::new(&mut scratch[..parts * len], len);
+        let chunks = DisjointChunks::new(&mut scratch[..parts * len], len);
         self.team.run(parts < 2 || tasks.is_single, |who| {
             if who < parts {
                 // SAFETY: in a region each thread has its own number, so each part is borrowed once at a time.
@@ -220,7 +223,8 @@ impl Pool {
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>) + Sync,
     ) {
-        let (first, second) = (Blocks::new(first.0, first.1), Blocks::new(second.0, second.1));
+        let (first, second) =
+            (DisjointBlocks::new(first.0, first.1), DisjointBlocks::new(second.0, second.1));
         assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
         let cost = |index| cost(first.origin(index));
         let tasks = Tasks::weighted(first.count(), self.threads(), cost);
@@ -233,7 +237,7 @@ impl Pool {
     }
 }
 
-/// Ranges of tasks that threads begin with; of more threads, some share one.
+/// Ranges of tasks that threads begin with; of more threads, some share one. They lie on the caller's stack: 512 bytes.
 const RANGES: usize = 64;
 
 /// The numbers of a region's tasks. Each thread works through a range of its own, the same in all regions of as
@@ -304,6 +308,9 @@ impl Tasks {
 }
 
 /// What was left of a range, of which something is taken.
+///
+/// Relaxed: both ends are one word, so each number is taken once whatever the order; that what a task wrote is seen
+/// by the caller is the door's part ([`Team::run`]).
 fn split(range: &AtomicU64, rest: impl Fn([u64; 2]) -> [u64; 2]) -> Option<[u64; 2]> {
     let parts = |range: u64| [range & u64::from(u32::MAX), range >> 32];
     let less = |range: u64| {

@@ -99,7 +99,8 @@ impl Drop for Team {
     }
 }
 
-/// Stores past the caches that this thread made are seen by others before what it stores next.
+/// Stores past the caches that this thread made are seen by others before what it stores next. Without it, leaving a
+/// door (an ordinary store) could be seen before them, and the caller would read what was there before.
 fn publish_streams() {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has the instruction.
@@ -139,12 +140,15 @@ impl Shared {
     }
 
     fn announce(&self) {
+        // Released by it: a door that was opened, or `stop`. Who saw the new generation without those would go to sleep
+        // and miss them.
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.workers.ring();
     }
 
     /// Opens a door while `own` is called, and waits for those inside; gives `own` back if the door is taken.
     fn open<R, F: FnOnce() -> R>(&self, door: &Door, body: Body, own: F) -> Result<R, F> {
+        // Acquires what the caller before released: else the body could be replaced while one of its threads reads it.
         if door.taken.swap(true, Ordering::Acquire) {
             return Err(own);
         }
@@ -153,10 +157,13 @@ impl Shared {
         let erased = unsafe { transmute::<Body, Body<'static>>(body) };
         // SAFETY: this thread has taken the door, and who had it before left it closed and nobody inside.
         unsafe { *door.body.get() = Some(erased) };
+        // Releases the body: who enters with Acquire reads this one and no older, whose closure is gone.
         door.inside.fetch_and(!CLOSED, Ordering::Release);
         self.announce();
         let result = catch_unwind(AssertUnwindSafe(own));
+        // Relaxed: who enters is told by the same word, whose changes have one order; nothing else is handed over here.
         door.inside.fetch_or(CLOSED, Ordering::Relaxed);
+        // Acquires what those who left released: their results, which the caller reads next.
         let is_empty = || door.inside.load(Ordering::Acquire) == CLOSED;
         self.callers.wait_until(is_empty, || self.visit(&self.idle, 0));
         let panic = lock(&door.panic).take();
@@ -174,6 +181,7 @@ impl Shared {
             let is_changed = || self.generation.load(Ordering::Acquire) != seen;
             self.workers.wait_until(is_changed, || self.visit(&self.idle, who));
             seen = self.generation.load(Ordering::Acquire);
+            // Written before the generation that this thread has just acquired.
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
@@ -224,6 +232,7 @@ impl Door {
 
     /// Helps where it is open; whether there was anything to do then.
     fn visit(&self, who: usize) -> Option<bool> {
+        // Only a look, which leaves the cache line shared: most doors are closed when a thread comes by.
         if self.inside.load(Ordering::Relaxed) & CLOSED != 0 {
             return None;
         }
@@ -243,7 +252,9 @@ impl Door {
     }
 }
 
-/// Looks at what it waits for this often before going to sleep: some tens of microseconds.
+/// Looks at what it waits for this often before going to sleep: some tens of microseconds, as long as sleeping and
+/// being woken take (more in a virtual machine, where a halt leaves it). Regions of a step follow one another faster
+/// than that: `hfl bench --scaling` falls where threads sleep between them.
 pub(super) const SPINS: usize = 4000;
 
 /// Where threads wait for what others change.
@@ -271,7 +282,8 @@ impl Bell {
         }
         let mut guard = lock(&self.lock);
         self.asleep.fetch_add(1, Ordering::Relaxed);
-        // Either this thread sees the change now, or `ring` sees that it sleeps.
+        // Either this thread sees the change now, or `ring` sees that it sleeps. Both write one word and then read the
+        // other's: without a fence on both sides each could read what was there before, and nobody would wake this one.
         fence(Ordering::SeqCst);
         while !is_ready() {
             guard = self.rung.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -281,6 +293,7 @@ impl Bell {
 
     /// Lets those who sleep look again, after a change.
     fn ring(&self) {
+        // The other side of the fence in `wait_until`.
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) > 0 {
             // Who is about to sleep does so first.

@@ -9,11 +9,12 @@ use crate::base::isa::Tier;
 use crate::base::panel::PANEL;
 use crate::base::tile::{SUMS, Tile};
 use crate::base::value::Value;
-use crate::gemm::epilogue::{Ending, Finish};
+use crate::gemm::epilogue::{Epilogue, Store};
 use crate::gemm::strassen::BLOCK;
 use crate::norm::folded::{Folded, Mask, Normalised};
 
-/// Rows of a register tile: 6 x 64 columns fill 24 of 32 AVX-512 registers.
+/// Rows of a register tile: 6 x 64 columns fill 24 of 32 AVX-512 registers, 6 x 16 fill 12 of AVX2's 16; the rest
+/// hold a row of the panel and a word of `a`. More rows would spill (half the speed), fewer load `b` more often.
 pub(super) const ROWS: usize = 6;
 
 /// `body` for each index below a constant of at most six. Written out, since what is indexed by a variable
@@ -30,11 +31,12 @@ macro_rules! each {
     }};
 }
 
-/// Rows whose cache lines are asked for ahead where nothing is computed.
+/// Rows whose cache lines are asked for ahead where nothing is computed: 4 KiB of a panel, the latency of memory at
+/// the pace of a copy.
 const AHEAD: usize = 16;
 
 /// How one tile ends, as raw pointers that were checked: (B) holds for all rows and columns of `out`.
-pub(super) struct End<T> {
+pub(super) struct RawStore<T> {
     kind: Kind<T>,
     pub(super) out: Target<T>,
     /// Some panels.
@@ -56,20 +58,20 @@ enum Kind<T> {
     Measure(*const f32),
     Mask(Gate<T>, [Option<Of<T>>; 2]),
     /// With the identity, or null, and the least value.
-    Fold(Constants, Beside<T>, f32),
+    Fold(Constants, SideInput<T>, f32),
 }
 
 /// Where a gradient passes.
 #[derive(Clone, Copy)]
 enum Gate<T> {
-    Output(Beside<T>),
-    Folded(Beside<T>, Constants),
+    Output(SideInput<T>),
+    Folded(SideInput<T>, Constants),
 }
 
 /// What was normalised, and the mean that was subtracted.
 #[derive(Clone, Copy)]
 struct Of<T> {
-    z: Beside<T>,
+    z: SideInput<T>,
     mean: *const f32,
 }
 
@@ -82,12 +84,12 @@ struct Constants {
 
 /// The rows next to those of a tile, as far apart as channels of the result.
 #[derive(Clone, Copy)]
-struct Beside<T> {
+struct SideInput<T> {
     start: *const T,
     stride: usize,
 }
 
-impl<T: Value> Beside<T> {
+impl<T: Value> SideInput<T> {
     const NOTHING: Self = Self { start: std::ptr::null(), stride: 0 };
 
     fn new(data: &[T], channels: usize, tile: &Tile<T>) -> Self {
@@ -128,16 +130,16 @@ impl Constants {
     }
 }
 
-impl<T: Value> End<T> {
-    pub(super) fn new(ending: &Ending<T>, mut tile: Tile<T>) -> Self {
-        let Ending { finish, channels, add, streamed, in_blocks } = *ending;
-        let beside = |data: &[T]| Beside::new(data, channels, &tile);
+impl<T: Value> RawStore<T> {
+    pub(super) fn new(store: &Store<T>, mut tile: Tile<T>) -> Self {
+        let Store { epilogue, channels, add, streamed, in_blocks } = *store;
+        let beside = |data: &[T]| SideInput::new(data, channels, &tile);
         let of =
             |of: Normalised<T>| Of { z: beside(of.z), mean: of.mean[tile.channels()].as_ptr() };
-        let kind = match finish {
-            Finish::Keep => Kind::Keep,
-            Finish::Measure(pivot) => Kind::Measure(pivot[tile.channels()].as_ptr()),
-            Finish::Mask(mask, first, other) => {
+        let kind = match epilogue {
+            Epilogue::Keep => Kind::Keep,
+            Epilogue::Measure(pivot) => Kind::Measure(pivot[tile.channels()].as_ptr()),
+            Epilogue::Mask(mask, first, other) => {
                 let gate = match mask {
                     Mask::Output(y) => Gate::Output(beside(y)),
                     Mask::Folded(fold) => {
@@ -146,8 +148,8 @@ impl<T: Value> End<T> {
                 };
                 Kind::Mask(gate, [Some(of(first)), other.map(of)])
             }
-            Finish::Fold(fold, identity, relu) => {
-                let identity = identity.map_or(Beside::NOTHING, beside);
+            Epilogue::Fold(fold, identity, relu) => {
+                let identity = identity.map_or(SideInput::NOTHING, beside);
                 let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
                 Kind::Fold(Constants::new(fold, &tile), identity, floor)
             }
@@ -263,7 +265,7 @@ impl<T: Value> End<T> {
     /// Sums of a masked gradient, and of it times the deviations of one or two normalisations.
     ///
     /// # Safety
-    /// As [`End::put`].
+    /// As [`RawStore::put`].
     #[inline(always)]
     unsafe fn sum_up<A: Arithmetic, const MR: usize, const NV: usize>(
         &self,
@@ -303,7 +305,7 @@ impl<T: Value> End<T> {
     /// Adds to one of the sums, which begins with the first rows.
     ///
     /// # Safety
-    /// As [`End::put`].
+    /// As [`RawStore::put`].
     #[inline(always)]
     unsafe fn add_up<V: Vector>(&self, (row, at): (usize, usize), which: usize, total: V) {
         // SAFETY: as many rows of sums, of which this is a column.
@@ -335,7 +337,7 @@ impl<T: Value> End<T> {
     /// Asks for what is read next to a row.
     #[inline(always)]
     fn prefetch<V: Vector>(&self, row: usize, column: usize) {
-        let ask = |beside: Beside<T>| beside.prefetch::<V>(row, column);
+        let ask = |beside: SideInput<T>| beside.prefetch::<V>(row, column);
         match self.kind {
             Kind::Mask(gate, of) => {
                 if let Gate::Output(y) = gate {
@@ -353,22 +355,22 @@ impl<T: Value> End<T> {
 type Source<S> = (*const S, usize);
 
 impl Tier {
-    /// See [`Ending::write`].
+    /// See [`Store::write`].
     pub(crate) fn write<S: Value, T: Value>(
         self,
-        ending: &Ending<T>,
+        store: &Store<T>,
         (source, stride): (&[S], usize),
         tile: Tile<T>,
     ) {
-        let end = End::new(ending, tile);
+        let end = RawStore::new(store, tile);
         let (rows, columns) = (end.out.rows, end.columns);
         assert!(rows == 0 || (rows - 1) * stride + columns <= source.len());
         self.enter(Write { end: &end, source: (source.as_ptr(), stride) });
     }
 
-    /// See [`Ending::write_in_place`].
-    pub(crate) fn write_in_place<T: Value>(self, ending: &Ending<T>, tile: Tile<T>) {
-        let mut end = End::new(ending, tile);
+    /// See [`Store::write_in_place`].
+    pub(crate) fn write_in_place<T: Value>(self, store: &Store<T>, tile: Tile<T>) {
+        let mut end = RawStore::new(store, tile);
         end.written = !matches!(end.kind, Kind::Keep | Kind::Measure(_));
         // Every row is read before it is written.
         let source = (end.out.start.cast_const(), end.out.stride);
@@ -378,7 +380,7 @@ impl Tier {
 
 /// A tile that was computed elsewhere; the source has its rows.
 struct Write<'a, S, T> {
-    end: &'a End<T>,
+    end: &'a RawStore<T>,
     source: Source<S>,
 }
 
@@ -396,7 +398,7 @@ impl<S: Value, T: Value> Kernel<f32> for Write<'_, S, T> {
 /// The source has the rows of the tile; (T) for `A`.
 #[inline(always)]
 unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
-    end: &End<T>,
+    end: &RawStore<T>,
     source: Source<S>,
 ) {
     let (mut next, rows) = (0, end.out.rows);
@@ -431,7 +433,7 @@ unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
 /// As [`write`], of which these are `MR` rows and `NV` vectors.
 #[inline(always)]
 unsafe fn write_rows<A: Arithmetic, S: Value, T: Value, const MR: usize, const NV: usize>(
-    end: &End<T>,
+    end: &RawStore<T>,
     (source, stride): Source<S>,
     (row, column): (usize, usize),
 ) {

@@ -2,7 +2,7 @@
 
 use ndarray::ArrayViewMut2;
 
-use super::epilogue::{End, ROWS};
+use super::epilogue::{ROWS, RawStore};
 use super::kernel::{Arithmetic, Enter, Kernel};
 use super::rows::LINE;
 use super::vector::Vector;
@@ -10,7 +10,7 @@ use crate::base::isa::{Avx512Bf16, Tier};
 use crate::base::panel::{Matrix, PANEL, Prefetch};
 use crate::base::tile::Tile;
 use crate::base::value::{Bf16, Value};
-use crate::gemm::epilogue::Ending;
+use crate::gemm::epilogue::Store;
 use crate::gemm::{DEPTH, Products, Term};
 
 /// Most pieces of one sum: the 49 taps of a 7x7 filter.
@@ -25,7 +25,7 @@ impl Tier {
         mut c: ArrayViewMut2<f32>,
         beside: Prefetch,
     ) {
-        let end = End::keep(&mut c);
+        let end = RawStore::keep(&mut c);
         // One group: the sums of several would need a place.
         assert!(terms.len() <= PIECES_MAX);
         let rows = end.out.rows;
@@ -39,21 +39,21 @@ impl Tier {
     pub(crate) fn multiply_to<T: Value>(
         self,
         products: Products<f32>,
-        held: &mut [f32],
-        (ending, tile): (&Ending<T>, Tile<T>),
+        accumulators: &mut [f32],
+        (store, tile): (&Store<T>, Tile<T>),
     ) {
-        let Products { terms, k, stride, apart } = products;
-        let beside = ending.beside(&tile);
-        let end = End::new(ending, tile);
-        let (partial, rows) = (held.as_mut_ptr(), end.out.rows);
-        assert!(held.len() >= rows * PANEL);
+        let Products { terms, k, stride, panel_stride } = products;
+        let beside = store.beside(&tile);
+        let end = RawStore::new(store, tile);
+        let (partial, rows) = (accumulators.as_mut_ptr(), end.out.rows);
+        assert!(accumulators.len() >= rows * PANEL);
         assert!(end.columns == PANEL || terms.len() * k <= DEPTH);
         products.assert_panels(end.columns / PANEL);
         for_each_group(terms, (rows, k, stride), DEPTH, |pieces, is_first, is_last| {
             let before = if is_first { std::ptr::null() } else { partial.cast_const() };
             let end_or_none = is_last.then_some(&end);
             let beside = if is_last { beside } else { Prefetch::NOTHING };
-            let group = Group { before, partial, end: end_or_none, beside, apart };
+            let group = Group { before, partial, end: end_or_none, beside, panel_stride };
             self.enter(Tiles { pieces, shape: [rows, end.columns, stride], group });
         });
     }
@@ -64,18 +64,18 @@ impl Avx512Bf16 {
     pub(crate) fn multiply_to(
         self,
         products: Products<Bf16>,
-        (ending, tile): (&Ending<Bf16>, Tile<Bf16>),
+        (store, tile): (&Store<Bf16>, Tile<Bf16>),
     ) {
         const WORD: usize = size_of::<u32>() / size_of::<Bf16>();
-        let Products { terms, k, stride, apart } = products;
-        let beside = ending.beside(&tile);
-        let end = End::new(ending, tile);
-        let (rows, words) = (end.out.rows, [stride, apart].map(|values| values / WORD));
+        let Products { terms, k, stride, panel_stride } = products;
+        let beside = store.beside(&tile);
+        let end = RawStore::new(store, tile);
+        let (rows, words) = (end.out.rows, [stride, panel_stride].map(|values| values / WORD));
         // One group: sums stay in registers from the first to the last term.
         assert!(terms.len() <= PIECES_MAX);
         products.assert_panels(end.columns / PANEL);
         for_each_group(terms, (rows, k, stride), usize::MAX, |pieces, _, _| {
-            let group = Group { end: Some(&end), beside, apart: words[1], ..Group::NONE };
+            let group = Group { end: Some(&end), beside, panel_stride: words[1], ..Group::NONE };
             self.enter(Tiles { pieces, shape: [rows, end.columns, words[0]], group });
         });
     }
@@ -145,10 +145,10 @@ struct Group<'a, T> {
     /// Where sums are kept for the next group.
     partial: *mut f32,
     /// The end, after the last group.
-    end: Option<&'a End<T>>,
+    end: Option<&'a RawStore<T>>,
     beside: Prefetch,
     /// Words from the pieces' `b` of a panel to that of the next one.
-    apart: usize,
+    panel_stride: usize,
 }
 
 impl<T> Group<'_, T> {
@@ -158,14 +158,14 @@ impl<T> Group<'_, T> {
         partial: std::ptr::null_mut(),
         end: None,
         beside: Prefetch::NOTHING,
-        apart: 0,
+        panel_stride: 0,
     };
 }
 
 impl<T> Products<'_, T> {
     /// Every panel's rows lie inside the terms' slices.
     pub(super) fn assert_panels(&self, panels: usize) {
-        let len = (panels.max(1) - 1) * self.apart + self.k * PANEL;
+        let len = (panels.max(1) - 1) * self.panel_stride + self.k * PANEL;
         assert!(self.terms.iter().all(|term| len <= term.b.len()));
     }
 }
@@ -182,7 +182,7 @@ unsafe fn tile<A: Arithmetic, T: Value, const MR: usize, const NV: usize>(
     group: Group<T>,
 ) {
     // Columns of a panel lie side by side, panels one after the other.
-    let from = column / PANEL * group.apart + column % PANEL;
+    let from = column / PANEL * group.panel_stride + column % PANEL;
     let mut ahead = Lines::new(group.beside.right(column), (row, column));
     let pace = ahead.pace(pieces);
     if let Some(end) = group.end {

@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::epilogue::{End, ROWS};
+use super::epilogue::{ROWS, RawStore};
 use super::kernel::{Arithmetic, Enter, Kernel, Single};
 use super::rows::{LINE, Rows};
 use super::vector::Vector;
@@ -12,21 +12,22 @@ use crate::base::panel::{Matrix, PANEL, Prefetch};
 use crate::base::tile::Tile;
 use crate::base::value::Value;
 use crate::gemm::Products;
-use crate::gemm::epilogue::Ending;
+use crate::gemm::epilogue::Store;
 use crate::gemm::strassen::{
-    BLOCK, COLUMNS, HELD, LENGTH_MAX, Operand, PRODUCTS, STEP, products_len,
+    ACCUMULATORS, BLOCK, COLUMNS, Combination, LENGTH_MAX, PRODUCTS, STEP, products_len,
 };
 
 /// Values of a cache line.
 const VALUES: usize = LINE / size_of::<f32>();
-/// Bytes after which addresses fall into the same set of a first-level cache.
+/// Bytes after which addresses fall into the same set of a first-level cache: 64 sets of 64 bytes on every x86-64
+/// that has AVX2.
 const SETS: usize = 4096;
 /// Values of a product of a block.
 const PRODUCT: usize = ROWS * PANEL;
 const _: () = assert!(BLOCK == 2 * ROWS);
 
 /// The quarters of an operand with a measure of them, and which of them are taken.
-type Quarters<'a> = (([&'a [f32]; 4], usize), Operand);
+type QuartersOf<'a> = (([&'a [f32]; 4], usize), Combination);
 
 /// What is read for the next product: where it begins, the distance of its rows, and values of a row.
 pub(crate) type Next = Option<(*const f32, usize, usize)>;
@@ -46,11 +47,11 @@ struct Pair {
 
 impl Pair {
     #[inline(always)]
-    fn new(quarters: [*const f32; 4], operand: Operand) -> Self {
+    fn new(quarters: [*const f32; 4], operand: Combination) -> Self {
         let (first, second, kind) = match operand {
-            Operand::One(one) => (one, one, ONE),
-            Operand::Sum(one, other) => (one, other, SUM),
-            Operand::Difference(one, other) => (one, other, DIFFERENCE),
+            Combination::One(one) => (one, one, ONE),
+            Combination::Sum(one, other) => (one, other, SUM),
+            Combination::Difference(one, other) => (one, other, DIFFERENCE),
         };
         Self { first: quarters[first], second: quarters[second], kind }
     }
@@ -116,7 +117,7 @@ struct Term<'a, T> {
     rows: usize,
     b: *const f32,
     /// Values from a panel to the other.
-    apart: usize,
+    panel_stride: usize,
     /// Values of half a row.
     half: usize,
     /// The products of each block, and values from block to block.
@@ -125,7 +126,7 @@ struct Term<'a, T> {
     /// Whether products are added to those of the parts before.
     accumulate: bool,
     /// The end, after the last part.
-    end: Option<&'a End<T>>,
+    end: Option<&'a RawStore<T>>,
     beside: Prefetch,
 }
 
@@ -150,14 +151,16 @@ impl Tier {
     pub(crate) fn multiply_quarters<T: Value>(
         self,
         products: Products<f32>,
-        held: &mut [f32; HELD],
-        (ending, tile): (&Ending<T>, Tile<T>),
+        accumulators: &mut [f32; ACCUMULATORS],
+        (store, tile): (&Store<T>, Tile<T>),
     ) {
-        let beside = ending.beside(&tile);
-        let end = End::new(ending, tile);
-        let Products { terms, k, stride, apart } = products;
+        let beside = store.beside(&tile);
+        let end = RawStore::new(store, tile);
+        let Products { terms, k, stride, panel_stride } = products;
         let (rows, length) = (end.out.rows, k.min(LENGTH_MAX));
-        assert!(rows.is_multiple_of(4) && rows.div_ceil(BLOCK) * products_len(BLOCK) <= HELD);
+        assert!(
+            rows.is_multiple_of(4) && rows.div_ceil(BLOCK) * products_len(BLOCK) <= ACCUMULATORS
+        );
         assert!(end.columns == COLUMNS && length.is_multiple_of(2 * VALUES));
         assert!(!terms.is_empty() && k.is_multiple_of(length));
         products.assert_panels(2);
@@ -173,9 +176,9 @@ impl Tier {
                 stride,
                 rows,
                 b: term.b[from * PANEL..].as_ptr(),
-                apart,
+                panel_stride,
                 half: length / 2,
-                products: held.as_mut_ptr(),
+                products: accumulators.as_mut_ptr(),
                 block,
                 accumulate: part > 0,
                 end: is_last.then_some(&end),
@@ -188,7 +191,7 @@ impl Tier {
     /// One of the seven products over half a step of rows; see [`crate::strassen`].
     pub(crate) fn multiply_quarters_transposed(
         self,
-        ((a, stride), left): Quarters,
+        ((a, stride), left): QuartersOf,
         b: &[f32],
         (sums, accumulate): (&mut [f32], bool),
         next: Next,
@@ -271,9 +274,9 @@ struct Block<'a, T, const MR: usize> {
 impl<'a, T, const MR: usize> Block<'a, T, MR> {
     #[inline(always)]
     fn new(term: &'a Term<T>, row: usize) -> Self {
-        let Term { stride, half, apart, .. } = *term;
+        let Term { stride, half, panel_stride, .. } = *term;
         let a = [0, half, MR * stride, MR * stride + half];
-        let b = [0, apart, half * PANEL, apart + half * PANEL];
+        let b = [0, panel_stride, half * PANEL, panel_stride + half * PANEL];
         let a = a.map(|from| term.a.wrapping_add(row * stride + from));
         Self { term, row, a, b: b.map(|from| term.b.wrapping_add(from)) }
     }

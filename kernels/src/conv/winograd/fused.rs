@@ -5,20 +5,24 @@ use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 use super::scheme::{PRODUCTS_MAX, Transform};
 use super::staged::Map;
 use super::tiling::{Winograd, distance};
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::{PANEL, Prefetch};
 use crate::base::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, view4};
-use crate::gemm::epilogue::{Ending, Finish};
+use crate::gemm::epilogue::{Epilogue, Store};
 use crate::gemm::product::Product;
 use crate::gemm::{self, Term};
-use crate::parallel::Pool;
 
-/// Most channels of layers whose groups a thread keeps to itself, and rows of such a group.
+/// Most channels of layers whose groups a thread keeps to itself, and rows of such a group: 37 slots of 16 x 128
+/// values are 300 KiB, which leaves room in a second-level cache of 1 MiB for the panels that pass by. With 256
+/// channels the weights of all frequencies (9 MiB) would be read for each 16 rows: `cargo bench -p kernels -- cifar
+/// avx512+fast 64 1 3x3` shows which way is faster for a layer.
 const CHANNELS: usize = 128;
 const ROWS: usize = 16;
-/// Threads that have room for a group.
+/// Threads that have room for a group: more share the work of the others' tasks, so that scratch memory is bounded.
 const PARTS: usize = 64;
-/// Tasks of a thread that are enough for the threads to end at the same time.
+/// Tasks of a thread that are enough for the threads to end at the same time: the last one to end is an eighth of
+/// a share behind at most.
 const TASKS: usize = 8;
 /// Values of a tile of outputs.
 const HELD: usize = 16 * ROWS * CHANNELS;
@@ -28,13 +32,13 @@ type Put<'a, T> = dyn FnMut([usize; 2], Option<&[T]>, ArrayViewMut2<T>) + 'a;
 
 impl Winograd {
     /// Whether a thread keeps a group to itself.
-    pub(super) fn is_alone(&self) -> bool {
+    pub(super) fn is_fused(&self) -> bool {
         self.channels.iter().all(|&channels| channels <= CHANNELS)
     }
 
     /// Values of the parts of all threads.
-    pub(super) fn alone_len(&self) -> usize {
-        if self.is_alone() { PARTS * self.part_len() } else { 0 }
+    pub(super) fn fused_len(&self) -> usize {
+        if self.is_fused() { PARTS * self.part_len() } else { 0 }
     }
 
     fn part_len(&self) -> usize {
@@ -45,27 +49,27 @@ impl Winograd {
     /// Images of a tile that is finished as soon as it is computed, if `n` are cut into such.
     pub(crate) fn images(&self, n: usize) -> Option<usize> {
         let images = n.min(ROWS);
-        (self.is_alone() && n.is_multiple_of(images)).then_some(images)
+        (self.is_fused() && n.is_multiple_of(images)).then_some(images)
     }
 
     /// The most tiles of a pixel for up to `n` images.
     pub(crate) fn chunks(&self, n: usize) -> usize {
-        n.div_ceil(if self.is_alone() { ROWS } else { IMAGES })
+        n.div_ceil(if self.is_fused() { ROWS } else { IMAGES })
     }
 
     /// Group by group, all stages of one by one thread, which finishes its tiles where it can.
-    pub(super) fn convolve_alone<T: Product>(
+    pub(super) fn convolve_fused<T: Product>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         (x, weights): (Map<T>, &[f32]),
         k: usize,
         (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
-        finish: Finish<T>,
+        epilogue: Epilogue<T>,
     ) {
         let ([height, width], n, tile) = (self.size(), x.n, self.scheme.tile());
-        let finish = if self.images(n).is_some() { finish } else { Finish::Keep };
-        let ending = Ending { streamed: is_streamed(y), ..Ending::of(finish, k) };
-        let work = Work { isa, winograd: *self, x, weights, k, ending };
+        let epilogue = if self.images(n).is_some() { epilogue } else { Epilogue::Keep };
+        let store = Store { streamed: is_streamed(y), ..Store::of(epilogue, k) };
+        let work = Work { isa, winograd: *self, x, weights, k, store };
         let images = n.min(ROWS);
         // As many tiles side by side as leave tasks for all threads: they share inputs.
         let [rows, columns] = self.tiles;
@@ -119,7 +123,7 @@ struct Work<'a, T> {
     x: Map<'a, T>,
     weights: &'a [f32],
     k: usize,
-    ending: Ending<'a, T>,
+    store: Store<'a, T>,
 }
 
 impl<T: Product> Work<'_, T> {
@@ -131,8 +135,8 @@ impl<T: Product> Work<'_, T> {
     /// Ends a pixel.
     fn put(&self, source: Option<&[T]>, tile: Tile<T>) {
         match source {
-            Some(values) => self.ending.write(self.isa, (values, self.k), tile),
-            None => self.ending.write_in_place(self.isa, tile),
+            Some(values) => self.store.write(self.isa, (values, self.k), tile),
+            None => self.store.write_in_place(self.isa, tile),
         }
     }
 
@@ -196,7 +200,7 @@ impl<T: Product> Work<'_, T> {
                 let from = (frequency * k / PANEL + panel) * c * PANEL;
                 let b = &self.weights[from..][..c * PANEL];
                 let mut beside = match pixel[0] < side && tiles == 1 {
-                    true => self.ending.finish.beside(row, panel * PANEL, k),
+                    true => self.store.epilogue.beside(row, panel * PANEL, k),
                     false => Prefetch::of::<T>(k),
                 };
                 // What the next tile shares with this one is there.
@@ -225,7 +229,7 @@ impl<T: Product> Work<'_, T> {
         let mut pixels = pixels(&mut y);
         let len = pixels[0].len();
         let at = |pixel: usize| [pixel / side, column + pixel % side];
-        if !self.ending.streamed {
+        if !self.store.streamed {
             Transform::Output.apply(how, &sources, &mut pixels);
             for (pixel, values) in pixels.into_iter().take(side * side).enumerate() {
                 put(at(pixel), None, rows_of(values, k));

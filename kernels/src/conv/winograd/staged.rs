@@ -4,12 +4,12 @@ use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis, ShapeBuilder};
 
 use super::scheme::{PRODUCTS_MAX, Scheme, TAPS, Transform};
 use super::tiling::{Group, SLICE, Winograd, distance};
+use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::{Matrix, PANEL, Prefetch, PrefetchNext};
 use crate::base::tile::{IMAGES, view4};
 use crate::gemm::product::Product;
 use crate::gemm::{self, Term};
-use crate::parallel::Pool;
 
 /// An activation to read: `[height][width][n][channels]`.
 #[derive(Clone, Copy)]
@@ -52,16 +52,16 @@ impl<'a, T: Product> Map<'a, T> {
 }
 
 impl Winograd {
-    /// Panels `[k/64][9][c][64]` to `[products][k/64][c][64]`; `turned` for the gradient by input, to
+    /// Panels `[k/64][9][c][64]` to `[products][k/64][c][64]`; `transposed` for the gradient by input, to
     /// `[products][c/64][k][64]`.
     pub(super) fn transform_weights(
         &self,
-        (pool, isa): (&Pool, Isa),
-        (w, turned): (&[f32], bool),
+        Exec { pool, isa }: Exec,
+        (w, transposed): (&[f32], bool),
         weights: &mut [f32],
     ) {
         let ([c, k], products) = (self.channels, self.scheme.products());
-        let [rows, columns] = if turned { [k, c] } else { [c, k] };
+        let [rows, columns] = if transposed { [k, c] } else { [c, k] };
         let target = view4(weights, [products, columns / PANEL, rows, PANEL]);
         // Of few, tasks are smaller, though each turns whole blocks.
         let height = if c * k == PANEL * PANEL { PANEL / 2 } else { PANEL };
@@ -71,14 +71,14 @@ impl Winograd {
             let at = |panel: usize, tap: usize, row: usize| {
                 &w[((panel * TAPS + tap) * c + row) * PANEL..]
             };
-            if turned {
+            if transposed {
                 for (tap, block) in blocks.chunks_exact_mut(PANEL * PANEL).enumerate() {
-                    // The filter is turned round too.
+                    // The filter is rotated by half a turn too.
                     let source = at(row / PANEL, TAPS - 1 - tap, panel * PANEL);
                     gemm::transpose(isa, (&source[..PANEL * PANEL], &[]), block, false);
                 }
             }
-            let sources = std::array::from_fn(|tap| match (tap < TAPS, turned) {
+            let sources = std::array::from_fn(|tap| match (tap < TAPS, transposed) {
                 (false, _) => &[],
                 (true, true) => &blocks[(tap * PANEL + row % PANEL) * PANEL..],
                 (true, false) => at(panel, tap, row),
@@ -90,7 +90,7 @@ impl Winograd {
     /// Inputs of a group to `[products][tile][image][c]`.
     pub(super) fn transform_inputs<T: Product>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         x: Map<T>,
         group: Group,
         inputs: &mut [f32],
@@ -110,7 +110,7 @@ impl Winograd {
     /// Gradients by the outputs of a group to `[products][tile][image][k]`.
     pub(super) fn transform_gradients<T: Product>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         dy: Map<T>,
         group: Group,
         gradients: &mut [f32],
@@ -133,7 +133,7 @@ impl Winograd {
     /// For each frequency, rows of `c` values times panels: rows of `k` values.
     pub(super) fn multiply(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         rows: usize,
         (c, k): (usize, usize),
         (inputs, weights): (&[f32], &[f32]),
@@ -161,7 +161,7 @@ impl Winograd {
     /// `[products][tile][image][k]` to the outputs of a group.
     pub(super) fn transform_outputs<T: Product>(
         &self,
-        (pool, isa): (&Pool, Isa),
+        Exec { pool, isa }: Exec,
         group: Group,
         outputs: &[f32],
         y: ArrayViewMut4<T>,
