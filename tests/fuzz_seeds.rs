@@ -19,6 +19,8 @@ fn seeds_are_there_for_every_target() {
         "luks_binary",
         "luks_ext4",
         "luks_header",
+        "luks_integrity",
+        "luks_journal",
         "luks_json",
         "message",
         "policy",

@@ -1,5 +1,7 @@
 //! Entries for the fuzzer: one for each format that comes from a disk.
 
+use std::sync::OnceLock;
+
 use crate::Error;
 use crate::disk::Disk;
 use crate::ext4::{FileSystem, Kind, NewFile};
@@ -58,6 +60,37 @@ pub fn fuzz_ext4(data: &[u8]) {
     walk(disk);
 }
 
+/// Any bytes as the superblock and the journal of dm-integrity. The first byte says whether to make the commit ids
+/// right, so that the fuzzer gets behind them.
+pub fn fuzz_integrity(data: &[u8]) {
+    crate::data::integrity::fuzz(data);
+}
+
+/// Any bytes as the log of an ext4 file system that was not closed, from the journal's superblock on.
+pub fn fuzz_journal(data: &[u8]) {
+    let (image, log) = unclosed();
+    let mut disk = image.clone();
+    let len = data.len().min(disk.len() - log);
+    disk[*log..][..len].copy_from_slice(&data[..len]);
+    walk(disk);
+}
+
+/// A file system with a file that was not closed, and where its log is.
+fn unclosed() -> &'static (Vec<u8>, usize) {
+    const SUPERBLOCK: [u8; 8] = [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 4];
+    static IMAGE: OnceLock<(Vec<u8>, usize)> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let mut fs = FileSystem::format(vec![0; 7 << 20], "seed", 1).expect("room");
+        fs.make_directory("model", 2).expect("room");
+        let mut file = NewFile::default();
+        fs.append(&mut file, &[5; 9000]).expect("room");
+        fs.commit(vec![("model/data", file)], 3).expect("room");
+        let image = fs.into_disk();
+        let log = image.chunks(4096).position(|block| block.starts_with(&SUPERBLOCK));
+        (image, log.expect("a journal") * 4096)
+    })
+}
+
 /// Opens, reads and changes a file system that may be damaged anywhere.
 pub(crate) fn walk(disk: Vec<u8>) {
     if let Ok(fs) = FileSystem::open(disk.clone()) {
@@ -111,6 +144,8 @@ mod tests {
         replay("luks_binary", fuzz_binary);
         replay("luks_ext4", fuzz_ext4);
         replay("luks_header", fuzz_header);
+        replay("luks_integrity", fuzz_integrity);
+        replay("luks_journal", fuzz_journal);
         replay("luks_json", fuzz_json);
     }
 
@@ -150,6 +185,13 @@ mod tests {
         let mut file = NewFile::default();
         fs.append(&mut file, &[5; 9000]).expect("room");
         fs.commit(vec![("model/data", file)], 3).expect("commit");
+        // The last transaction again, as if it had not been copied to its place.
+        let (image, log) = unclosed();
+        let mut transaction = image[*log..][..16 * 4096].to_vec();
+        transaction[27] -= 1;
+        transaction[31] = 1;
+        write("luks_journal", "transaction", &transaction);
+        write("luks_integrity", "blocks", &crate::data::integrity::fuzz_seed());
         // Superblock to journal; the content behind reads as zeros.
         write("luks_ext4", "model", &fs.into_disk()[..172_032]);
     }

@@ -30,7 +30,7 @@ mod volume;
 pub use data::{cipher, encrypted, integrity};
 pub use error::Error;
 
-pub use fuzz::{fuzz_binary, fuzz_ext4, fuzz_header, fuzz_json};
+pub use fuzz::{fuzz_binary, fuzz_ext4, fuzz_header, fuzz_integrity, fuzz_journal, fuzz_json};
 pub use header::Header;
 pub use header::json::Value as Json;
 pub use header::mac::{HeaderId, ManifestKey};

@@ -23,7 +23,7 @@ use crate::Error;
 use crate::data::integrity::provided_sectors;
 use crate::disk::{Disk, FileDisk};
 use crate::header::Header;
-use crate::header::metadata::{CIPHER, Segment};
+use crate::header::metadata::CIPHER;
 use crate::keys::secret::{Passphrase, Secret};
 use crate::linux::loop_device::{LoopDevice, refuse_attached};
 use crate::linux::mapper::{Mapper, Target};
@@ -207,7 +207,7 @@ fn activate(
     let uuid = header.uuid().replace('-', "");
     let disk = FileDisk::new(file.try_clone().map_err(Error::io("duplicate"))?)?;
     let offset = segment.offset / SECTOR;
-    let sectors = sectors(&segment, disk.len())?;
+    let sectors = segment.len_on(disk.len())? / SECTOR;
     if !segment.integrity {
         return crypt(header, key, CIPHER, (below, offset), sectors, |target| {
             create_crypt(mapper, (name, &uuid), target, read_only)
@@ -282,17 +282,6 @@ fn crypt(
         params.push_str(&format!(" {} {}", options.len(), options.join(" ")));
     }
     create(&Target { sectors, kind: "crypt", params })
-}
-
-/// Sectors of the data on a device of `len` bytes.
-fn sectors(segment: &Segment, len: u64) -> Result<u64, Error> {
-    let unit = u64::from(segment.sector);
-    let available = len.saturating_sub(segment.offset) / unit * unit;
-    match segment.size.unwrap_or(available) {
-        0 => Err(Error::damaged("the segment is empty")),
-        size if size > available => Err(Error::damaged("the segment ends outside of the device")),
-        size => Ok(size / SECTOR),
-    }
 }
 
 /// The device of this name, if it is a LUKS2 mapping.

@@ -98,13 +98,26 @@ impl Source {
         }
     }
 
-    /// Reads the header and checks what is asked of it; opens nothing.
+    /// Reads the header and checks what is asked of it, also that its data fits the device; opens nothing. A header
+    /// in a file of its own is read without its device if that is not there.
     ///
     /// # Errors
     /// When there is no header, or not the expected one.
     pub fn read_header(&self) -> Result<Header, Error> {
         let path = self.header.as_ref().unwrap_or(&self.path);
-        self.checked_header(&FileDisk::new(open_file(path, false)?)?)
+        let disk = FileDisk::new(open_file(path, false)?)?;
+        let header = self.checked_header(&disk)?;
+        let segment = header.metadata().segment;
+        let device = match &self.header {
+            // A detached header alone: what can be said of it is said.
+            None => Some(disk.len()).filter(|_| segment.offset > 0),
+            Some(_) if !self.path.exists() => None,
+            Some(_) => Some(FileDisk::new(open_file(&self.path, false)?)?.len()),
+        };
+        if let Some(device) = device {
+            segment.len_on(device)?;
+        }
+        Ok(header)
     }
 
     fn checked_header(&self, disk: &dyn Disk) -> Result<Header, Error> {
@@ -183,13 +196,7 @@ impl Volume {
         writable: bool,
     ) -> Result<Self, Error> {
         let segment = header.metadata().segment;
-        let available = disk.len().saturating_sub(segment.offset);
-        let len = segment
-            .size
-            .unwrap_or(available / u64::from(segment.sector) * u64::from(segment.sector));
-        if len == 0 || len > available {
-            return Err(Error::damaged("the segment ends outside of the device"));
-        }
+        let len = segment.len_on(disk.len())?;
         let slice = Slice { disk, offset: segment.offset, len };
         let data: Box<dyn Disk> = match segment.integrity {
             false => Box::new(Encrypted::new(slice, &key, segment.sector)),

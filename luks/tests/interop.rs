@@ -289,6 +289,36 @@ fn rewritten(volume: &[u8], from: &str, to: &str) -> Vec<u8> {
 }
 
 #[test]
+fn a_segment_that_does_not_fit_its_device_is_refused_before_it_is_opened() {
+    let scratch = Scratch::new("fit");
+    let (_, key) = scratch.key("key", b"key");
+    let path = scratch.path("volume");
+    let options = Options { cost: FAST, ..Options::new(24 * MIB) };
+    create(&path, None, &options, &[Passphrase::from_bytes(b"key")], false).expect("create");
+    let source = Source::new(&path);
+    let whole = std::fs::read(&path).expect("read");
+    let longer = rewritten(&whole, "\"dynamic\"", "\"8392704\"");
+    for bytes in [&longer[..], &whole[..16 << 20], &whole[..(16 << 20) + 4095]] {
+        std::fs::write(&path, bytes).expect("write");
+        assert!(matches!(source.read_header(), Err(Error::Damaged(_))), "{} bytes", bytes.len());
+        assert!(source.open(&key, false).is_err());
+    }
+    std::fs::write(&path, rewritten(&whole, "\"dynamic\"", "\"8388608\"")).expect("write");
+    source.read_header().expect("just fits");
+
+    // A detached header: with its device, and alone.
+    let (data, header) = (scratch.path("data"), scratch.path("header"));
+    let options = Options { cost: FAST, ..Options::new(8 * MIB) };
+    let keys = [Passphrase::from_bytes(b"key")];
+    drop(create(&data, Some(&header), &options, &keys, false).expect("create"));
+    let source = Source { header: Some(header.clone()), ..Source::new(&data) };
+    source.read_header().expect("fits");
+    Source::new(&header).read_header().expect("alone");
+    std::fs::write(&data, b"").expect("truncate");
+    assert!(matches!(source.read_header(), Err(Error::Damaged(_))));
+}
+
+#[test]
 fn requirements_reencryption_flags_and_other_ciphers_are_refused_under_both_policies() {
     let scratch = Scratch::new("lists");
     let (_, key) = scratch.key("key", b"key");

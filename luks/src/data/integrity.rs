@@ -14,7 +14,7 @@ use ring::hmac;
 
 use super::cipher::Xts;
 use super::journal::{
-    After, Block, Blocks, Replay, Sequence, clearing_steps, decode, encode, sequences,
+    After, Block, Blocks, Replay, Sequence, clearing_steps, decode, encode, fix_section, sequences,
 };
 use super::layout::{Layout, SECTOR, SUPERBLOCK, TAG};
 use crate::Error;
@@ -100,20 +100,18 @@ impl<D: Disk> Authenticated<D> {
 
     /// Collects what is in the journal and may not be in its place; how it goes on.
     fn read_journal(&mut self) -> Result<After, Error> {
-        let sections = 0..self.layout.sections;
-        let found = sections.map(|section| sequences(section, &self.section(section)?));
-        let replay = Replay::plan(&found.collect::<Result<Vec<_>, _>>()?)?;
+        let mut bytes = vec![0; self.layout.section_len()];
+        let mut found = Vec::new();
+        for section in 0..self.layout.sections {
+            self.disk.read_at(&mut bytes, self.layout.section_at(section))?;
+            found.push(sequences(section, &bytes)?);
+        }
+        let replay = Replay::plan(&found)?;
         for section in replay.order {
-            let bytes = self.section(section)?;
+            self.disk.read_at(&mut bytes, self.layout.section_at(section))?;
             decode(&self.layout, &bytes, &mut self.newer)?;
         }
         Ok(replay.after)
-    }
-
-    fn section(&self, section: u64) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; self.layout.section_len()];
-        self.disk.read_at(&mut bytes, self.layout.section_at(section))?;
-        Ok(bytes)
     }
 
     /// Copies what was in the journal to its place, and makes the journal ready for more.
@@ -145,8 +143,9 @@ impl<D: Disk> Authenticated<D> {
 
     /// Writes sections without blocks, and waits for the medium.
     fn empty(&mut self, sections: &[u64], sequence: Sequence) -> Result<(), Error> {
+        let mut bytes = vec![0; self.layout.section_len()];
         for &section in sections {
-            let bytes = encode(&self.layout, section, sequence, []);
+            encode(&self.layout, section, sequence, [], &mut bytes);
             self.disk.write_at(&bytes, self.layout.section_at(section))?;
         }
         self.disk.flush()
@@ -231,9 +230,10 @@ impl<D: Disk> Authenticated<D> {
             self.disk.flush()?;
         }
         let mut blocks = self.newer.iter();
+        let mut bytes = vec![0; self.layout.section_len()];
         for _ in 0..sections {
             let part = blocks.by_ref().take(entries);
-            let bytes = encode(&self.layout, ring.section, ring.sequence, part);
+            encode(&self.layout, ring.section, ring.sequence, part, &mut bytes);
             self.disk.write_at(&bytes, self.layout.section_at(ring.section))?;
             ring.section += 1;
             if ring.section == self.layout.sections {
@@ -353,6 +353,55 @@ impl<D: Disk> Disk for Authenticated<D> {
             None => self.disk.flush(),
         }
     }
+}
+
+/// Bytes of the disk of the fuzzer, and its key.
+const FUZZ_DISK: usize = 3 << 20;
+const FUZZ_KEY: [u8; 96] = [7; 96];
+
+/// Fuzzing entry, see `fuzz_integrity`: what is written and flushed is there when the disk is opened again.
+pub(crate) fn fuzz(data: &[u8]) {
+    let Some((&flags, data)) = data.split_first() else { return };
+    for sector in [512, 4096] {
+        let mut disk = vec![0; FUZZ_DISK];
+        let len = data.len().min(disk.len());
+        disk[..len].copy_from_slice(&data[..len]);
+        if flags & 1 == 1 {
+            fix_commit_ids(&mut disk, sector);
+        }
+        if let Ok(opened) = Authenticated::open(disk.clone(), &FUZZ_KEY, sector, false) {
+            let _ = opened.read_at(&mut vec![0; sector as usize], 0);
+        }
+        let Ok(mut opened) = Authenticated::open(disk, &FUZZ_KEY, sector, true) else { continue };
+        let written = vec![9; sector as usize];
+        opened.write_at(&written, 0).and_then(|()| opened.flush()).expect("room");
+        let again = Authenticated::open(opened.disk, &FUZZ_KEY, sector, true).expect("our own");
+        let mut read = vec![0; sector as usize];
+        again.read_at(&mut read, 0).expect("our own");
+        assert_eq!(read, written);
+    }
+}
+
+/// Gives every sector of a journal a commit id; which, says the one that it has.
+fn fix_commit_ids(disk: &mut [u8], sector: u32) {
+    let Some(superblock) = disk.first_chunk() else { return };
+    let per_block = u64::from(sector) / SECTOR;
+    let sectors = disk.len() as u64 / SECTOR;
+    let Ok(layout) = Layout::parse(superblock, sectors, per_block) else { return };
+    for section in 0..layout.sections {
+        let at = layout.section_at(section) as usize;
+        fix_section(section, &mut disk[at..][..layout.section_len()]);
+    }
+}
+
+/// A seed for the fuzzer: superblock and journal of a disk with two blocks in it.
+#[cfg(test)]
+pub(crate) fn fuzz_seed() -> Vec<u8> {
+    let disk = vec![0; FUZZ_DISK];
+    let mut opened = Authenticated::format(disk, &FUZZ_KEY, 512).expect("room");
+    opened.write_at(&[3; 1024], 512 * 30).and_then(|()| opened.flush()).expect("room");
+    let end = opened.layout.section_at(opened.layout.sections) as usize;
+    [&[1], &opened.disk[..end]].concat()
 }
 
 #[cfg(test)]

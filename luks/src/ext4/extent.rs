@@ -1,5 +1,7 @@
 //! Extents: which blocks of the disk are the content of a file, as a tree in its inode.
 
+use std::collections::HashSet;
+
 use super::blocks::Blocks;
 use super::layout::{FLAG_EXTENTS, INODE_TREE, Inode, le16, le32, put16, put32};
 use crate::Error;
@@ -37,7 +39,7 @@ pub(super) fn read<D: Disk>(
     if inode.flags() & FLAG_EXTENTS == 0 {
         return Err(Error::refused("a file without extents (ext2, ext3 or inline data)"));
     }
-    let mut walk = Walk { extents: Vec::new(), nodes: Vec::new() };
+    let mut walk = Walk { extents: Vec::new(), nodes: Vec::new(), seen: HashSet::new() };
     walk.node(blocks, inode.tree(), None)?;
     Ok((walk.extents, walk.nodes))
 }
@@ -45,6 +47,8 @@ pub(super) fn read<D: Disk>(
 struct Walk {
     extents: Vec<Extent>,
     nodes: Vec<u64>,
+    /// The nodes again: a tree that contains itself would be walked for ever.
+    seen: HashSet<u64>,
 }
 
 impl Walk {
@@ -76,7 +80,7 @@ impl Walk {
             } else {
                 let child = u64::from(le16(entry, 8)) << 32 | u64::from(le32(entry, 4));
                 blocks.check(child, 1)?;
-                if logical < end || self.nodes.len() >= COUNT_MAX || self.nodes.contains(&child) {
+                if logical < end || self.nodes.len() >= COUNT_MAX || !self.seen.insert(child) {
                     return Err(damaged());
                 }
                 self.nodes.push(child);

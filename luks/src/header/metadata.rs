@@ -208,6 +208,23 @@ impl Digest {
 }
 
 impl Segment {
+    /// Bytes of the data on a device of `device` bytes.
+    ///
+    /// # Errors
+    /// `Damaged` when it does not fit.
+    pub(crate) fn len_on(self, device: u64) -> Result<u64, Error> {
+        let unit = u64::from(self.sector);
+        let available = device.saturating_sub(self.offset) / unit * unit;
+        match self.size.unwrap_or(available) {
+            0 => Err(Error::damaged("the segment is empty: the device ends where its data begins")),
+            size if size > available => Err(Error::damaged(format!(
+                "the segment ends outside of the device: {size} bytes from byte {}, {device} in all",
+                self.offset
+            ))),
+            size => Ok(size),
+        }
+    }
+
     pub(crate) fn to_json(self) -> Value {
         let size = self.size.map_or("dynamic".into(), |size| size.to_string());
         let mut members = vec![
