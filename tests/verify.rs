@@ -135,6 +135,47 @@ fn a_policy_made_from_a_quote_accepts_it_and_a_changed_one_refuses_it() {
 }
 
 #[test]
+fn a_template_takes_the_document_of_a_pod_and_policies_that_any_guest_meets_are_told() {
+    let (quote, bundle, case) = case(1, "pods");
+    let dir = Dir::new("pods");
+    let [document, policy] = ["initdata.toml", "policy.json"].map(|name| dir.path(name));
+    std::fs::write(&document, "version = \"0.1.0\"\nalgorithm = \"sha384\"\n").expect("write");
+    let [quote, path, document, file] =
+        [&quote, &bundle, &document, &policy].map(|path| path.to_str().expect("UTF-8").to_owned());
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let digest = text(&hfl(&["quote", "--init-data", &document]).stdout);
+    let digest = digest.trim().strip_prefix("mr_config_id ").expect("a value").to_owned();
+    assert_eq!(digest.len(), 96);
+
+    let made = hfl(&["quote", "--quote", &quote, "--policy-template"]);
+    let template: Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    let set = &template["tdx_mrs"][0]["mr_config_id"];
+    let is_zero = set.as_str().is_some_and(|digits| digits.bytes().all(|digit| digit == b'0'));
+    assert_eq!(template["verify_mr_config_id"], if is_zero { "off" } else { "on" });
+    assert_eq!(text(&made.stderr).contains("MRCONFIGID is zero"), is_zero);
+    let made = hfl(&["quote", "--quote", &quote, "--policy-template", "--init-data", &document]);
+    let template: Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    assert_eq!(template["verify_mr_config_id"], "on");
+    assert_eq!(template["tdx_mrs"][0]["mr_config_id"], digest.as_str());
+
+    // The quote is of a guest with another document, or none: the verdict names the register.
+    let at = case["now_unix"].to_string();
+    let words =
+        ["verify", "--quote", &quote, "--collateral", &path, "--at", &at, "--policy", &file];
+    std::fs::write(&policy, made.stdout).expect("write");
+    let refused = hfl(&words);
+    let found = text(&refused.stdout);
+    assert_eq!(refused.status.code(), Some(1), "{found}");
+    let named = found.contains("MRCONFIGID is ") && found.contains(&format!("expected {digest}"));
+    assert!(named && !found.contains("RTMR2 is"), "{found}");
+    let weak = r#"{"verify_rt_mr3":"on","tdx_mrs":[{"rt_mr3":"#;
+    std::fs::write(&policy, format!("{weak}\"{}\"}}]}}", "0".repeat(96))).expect("write");
+    let told = text(&hfl(&words).stderr);
+    assert!(told.contains("without mr_td") && told.contains("ANY guest"), "{told}");
+    std::fs::remove_file(&bundle).expect("remove");
+}
+
+#[test]
 fn a_role_refuses_peers_that_its_policy_does_not_list() {
     let dir = Dir::new("refusing");
     let report = *SimPlatform::new(1_800_000_000).report();

@@ -175,12 +175,36 @@ impl Client {
              Connection: close\r\n\r\n"
         ));
         let mut socket = connect(host, *port)?;
-        let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
+        self.converse(&mut socket, host, &request, body).map_err(in_words)
+    }
+
+    fn converse(
+        &self,
+        socket: &mut TcpStream,
+        host: &str,
+        request: &str,
+        body: &[u8],
+    ) -> io::Result<Answer> {
+        let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
         let mut tls = ClientConnection::new(Arc::clone(&self.0), name).map_err(io::Error::other)?;
-        let mut stream = Stream::new(&mut tls, &mut socket);
+        let mut stream = Stream::new(&mut tls, socket);
         stream.write_all(request.as_bytes())?;
         stream.write_all(body)?;
         receive(&mut stream, ANSWER_WAIT)
+    }
+}
+
+/// What a limit of time on a socket says, in words.
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let what = format!(
+                "it accepts connections, but did not answer within {} s",
+                READ_WAIT.as_secs()
+            );
+            io::Error::new(io::ErrorKind::TimedOut, what)
+        }
+        _ => error,
     }
 }
 
@@ -191,7 +215,8 @@ fn receive(stream: &mut impl Read, wait: Duration) -> io::Result<Answer> {
     let mut buffer = vec![0; 16 << 10];
     loop {
         if Instant::now() > end {
-            return Err(io::ErrorKind::TimedOut.into());
+            let what = format!("its answer was not complete within {} s", wait.as_secs());
+            return Err(io::Error::other(what));
         }
         let len = match stream.read(&mut buffer) {
             Ok(len) => len,
@@ -218,6 +243,11 @@ fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
                 socket.set_read_timeout(Some(READ_WAIT))?;
                 socket.set_write_timeout(Some(READ_WAIT))?;
                 return Ok(socket);
+            }
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                let what =
+                    format!("no connection to {address} within {} s", CONNECT_WAIT.as_secs());
+                last = io::Error::new(io::ErrorKind::TimedOut, what);
             }
             Err(error) => last = error,
         }

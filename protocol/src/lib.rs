@@ -65,7 +65,7 @@ pub use judge::policy::{Accepted, Measurement, Policy, PolicyError};
 pub use judge::remote::{RemoteError, RemoteVerifier};
 pub use judge::token::{Keys, Token, TokenError};
 pub use judge::verify::{Trust, Verdict, Verifier};
-pub use rejection::Rejection;
+pub use rejection::{Differing, Rejection};
 pub use role::{Role, RoleKind};
 pub use services::collateral_store::Shelf;
 pub use services::pccs::{FetchError, Pccs};

@@ -29,13 +29,8 @@ pub enum Rejection {
     Rules(Shortcoming),
     /// The bytes are no quote.
     Malformed(QuoteError),
-    /// The TD runs something else.
-    Measurement {
-        /// What it runs.
-        mr_td: [u8; 48],
-        /// What it should run, if only one thing is accepted.
-        expected: Option<[u8; 48]>,
-    },
+    /// The TD runs something else: each measurement that differs from the set of the policy that comes closest.
+    Measurement(Vec<Differing>),
     /// A virtual TPM runs something else, or its measurements are none that the policy tells.
     Pcr(Option<u8>),
     /// The evidence of a virtual TPM does not lead to its measurements.
@@ -52,6 +47,24 @@ pub enum Rejection {
     RoleOfMeasurement(Role),
 }
 
+/// A measurement that is not what a policy says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Differing {
+    /// Its name, such as RTMR2.
+    pub register: String,
+    /// What the TD has.
+    pub found: [u8; 48],
+    /// What the policy has.
+    pub expected: [u8; 48],
+}
+
+impl fmt::Display for Differing {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Self { register, found, expected } = self;
+        write!(f, "{register} is {}, expected {}", Hex(found), Hex(expected))
+    }
+}
+
 impl Rejection {
     /// A stable name of the kind, for logs and scripts.
     pub fn code(&self) -> &'static str {
@@ -65,7 +78,7 @@ impl Rejection {
             Self::Platform(_) => "platform",
             Self::Rules(why) => why.code(),
             Self::Malformed(_) => "quote-malformed",
-            Self::Measurement { .. } => "measurement",
+            Self::Measurement(_) => "measurement",
             Self::Pcr(_) => "pcr",
             Self::Vtpm(_) => "vtpm",
             Self::MissingEvidence => "evidence-missing",
@@ -91,9 +104,9 @@ impl fmt::Display for Rejection {
             Self::Platform(what) => write!(f, "the policy refuses the platform: {what}"),
             Self::Rules(why) => why.fmt(f),
             Self::Malformed(error) => error.fmt(f),
-            Self::Measurement { mr_td, expected } => {
-                write!(f, "the TD runs something else: MRTD {}", Hex(mr_td))?;
-                expected.as_ref().map_or(Ok(()), |mr| write!(f, ", accepted is {}", Hex(mr)))
+            Self::Measurement(differing) => {
+                let named: Vec<String> = differing.iter().map(ToString::to_string).collect();
+                write!(f, "the TD runs something else: {}", named.join("; "))
             }
             Self::Pcr(Some(number)) => write!(f, "the guest runs something else: PCR {number}"),
             Self::Pcr(None) => write!(

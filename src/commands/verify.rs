@@ -7,12 +7,13 @@ use argh::FromArgs;
 use base64ct::{Base64, Encoding};
 use protocol::dcap::{self, Anchor, Collateral, Fault, Rating, Shortcoming, Status, Verdict};
 use protocol::{
-    Body, CertificateEvidence, Evidence, Pccs, Pcrs, Policy, Quote, Rejection, TdReport, Vtpm,
-    is_simulated,
+    Body, CertificateEvidence, Evidence, Pccs, Pcrs, Policy, Quote, QuoteError, Rejection,
+    TdReport, Vtpm, is_simulated,
 };
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
+use crate::commands::initdata;
 use crate::failure::{Doing, Failure};
 use crate::files::renew;
 use crate::report::print;
@@ -82,10 +83,17 @@ pub struct QuoteArgs {
     /// print a policy file that accepts TDs like this one
     #[argh(switch)]
     policy_template: bool,
+    /// a pod's initdata (the document, or its annotation): print the MRCONFIGID of such a pod; the template takes it
+    #[argh(option)]
+    init_data: Option<PathBuf>,
     /// one JSON object on stdout
     #[argh(switch)]
     json: bool,
 }
+
+/// What to do about a quote whose platform has no certificate in it.
+const UNREGISTERED: &str = "register the host's platform with its PCCS (PCKIDRetrievalTool, mpa_manage), restart its \
+                            quote service (qgsd), and get a new quote";
 
 /// What comes of it.
 struct Outcome {
@@ -212,6 +220,11 @@ fn collateral_of(
 /// # Errors
 /// When the file is no quote.
 pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
+    let config_id = args.init_data.as_deref().map(config_of).transpose()?;
+    let is_asked = args.quote.is_some() || args.out.is_some() || args.policy_template;
+    if let Some(value) = config_id.filter(|_| !is_asked) {
+        return print(&format!("mr_config_id {}", hex(&value)));
+    }
     let (bytes, name) = match &args.quote {
         Some(path) => (read(path)?, path.display().to_string()),
         None => {
@@ -232,7 +245,12 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
     }
     if args.policy_template {
         let report = quote.td().doing("a policy is for TDs")?;
-        return print(&Policy::template(report, pcrs));
+        return print(&Policy::template(&configured(report, config_id), pcrs));
+    }
+    if let (Some(value), Ok(report)) = (config_id, quote.td())
+        && value != report.mr_config_id
+    {
+        log::warn!("MRCONFIGID of that document is {}, the quote has another", hex(&value));
     }
     let fields = measurements(&quote.body, pcrs);
     if args.json {
@@ -246,12 +264,40 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
     print(&fields.iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
+/// The MRCONFIGID of pods with the document in a file.
+fn config_of(path: &Path) -> Result<[u8; 48], Failure> {
+    initdata::config_id(&read(path)?).doing(path.display())
+}
+
+/// The TD that a policy is made for: with the MRCONFIGID of a document, if there is one. A policy without any is
+/// met by every container in the same guest, which is said loudly.
+fn configured(report: &TdReport, config_id: Option<[u8; 48]>) -> TdReport {
+    let mut report = *report;
+    if let Some(value) = config_id {
+        if value != report.mr_config_id {
+            log::warn!("the quote has another MRCONFIGID; the policy has that of --init-data");
+        }
+        report.mr_config_id = value;
+    }
+    if report.mr_config_id == [0; 48] {
+        log::warn!(
+            "MRCONFIGID is zero: in a confidential pod NOTHING in this policy says which image runs with which \
+             arguments. Start the pod with initdata (hfl initdata), or give it here (--init-data FILE)"
+        );
+    }
+    report
+}
+
 fn judge(quote: &[u8], collateral: &[u8], root: &Anchor, now: u64, policy: &Policy) -> Outcome {
     let damaged = "the evidence is damaged or forged: get a new quote";
     let Evidence { quote, vtpm } = match Evidence::parse(quote) {
         Ok(evidence) => evidence,
         Err(error) => {
-            let refused = Some(("quote-malformed".into(), error.to_string(), damaged));
+            let (code, advice) = match error {
+                QuoteError::NoPckCertificate { .. } => ("quote-without-pck", UNREGISTERED),
+                _ => ("quote-malformed", damaged),
+            };
+            let refused = Some((code.into(), error.to_string(), advice));
             return Outcome { verdict: None, pcrs: None, refused };
         }
     };
@@ -289,7 +335,7 @@ fn advice(why: &Rejection) -> &'static str {
         }
         Rejection::Rules(_) => "launch the TD with other attributes",
         Rejection::Vtpm(_) => "the evidence is damaged or forged: get it again",
-        Rejection::Measurement { .. } | Rejection::Pcr(_) => {
+        Rejection::Measurement(_) | Rejection::Pcr(_) => {
             "if the new image is meant to run, add it to the policy (hfl quote --policy-template)"
         }
         _ => "if that is meant to be, change the policy",
@@ -450,7 +496,7 @@ fn as_text(outcome: &Outcome, explain: bool) -> String {
         format!("FMSPC {}, PPID {}", hex(&verdict.machine.fmspc), hex(&verdict.machine.ppid)),
     );
     let shown = measurements(&verdict.body, outcome.pcrs.as_ref());
-    let count = if explain { shown.len() } else { 5.min(shown.len()) };
+    let count = if explain { shown.len() } else { 6.min(shown.len()) };
     for (name, value) in shown.into_iter().take(count) {
         line(&name, value.as_str().unwrap_or_default().to_owned());
     }

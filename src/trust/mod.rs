@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use luks::linux;
 use protocol::{
     Attester, Authority, AzureVm, Config, ConfigfsTsm, GuestComponents, Host, Pccs, Policy,
-    QuoteService, RemoteVerifier, Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier,
+    QuoteService, RemoteVerifier, Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier, dcap,
 };
 use zeroize::Zeroizing;
 
@@ -52,6 +52,9 @@ impl FromStr for Attestation {
     }
 }
 
+/// The clock was never before this program was written: 2026-11-01, in seconds since 1970.
+pub(crate) const EARLIEST: u64 = 1_793_491_200;
+
 /// The options of every command that talks to peers.
 #[derive(Clone, Debug)]
 pub struct TrustOptions {
@@ -73,10 +76,21 @@ impl TrustOptions {
     /// Our identity of this run in a role, and the judge of our peers.
     ///
     /// # Errors
-    /// When there is no evidence, no collateral, or no policy.
+    /// When there is no evidence, no collateral, or no policy; when the clock is behind.
     pub fn config(&self, role: Role) -> Result<Arc<Config>, Failure> {
+        let now = clock();
+        if now < EARLIEST {
+            let what = format!("this machine's clock is behind: it says {}", dcap::date(now));
+            return Err(Failure::new(what).hint("set the time: no certificate would be valid"));
+        }
         let attester = self.attester()?;
         let verifier = self.verifier()?;
+        if attester.name() == GuestComponents::NAME && verifier.policy.leaves_config_open() {
+            log::warn!(
+                "the policy leaves mr_config_id open: ANY image in the same guest meets it, and peers are pods as \
+                 this one (hfl initdata, hfl quote --policy-template --init-data FILE)"
+            );
+        }
         let config = Config::new(role, attester, verifier, clock);
         config.map(Arc::new).doing("evidence of this TD")
     }
@@ -109,7 +123,11 @@ impl TrustOptions {
                     "no source of TDX evidence on this machine (no configfs-tsm, no /dev/tdx_guest, no \
                      virtual TPM of Azure, no attestation agent of Confidential Containers)",
                 )
-                .hint("--attestation sim trains with simulated evidence, which protects nothing")
+                .hint(match self.policy {
+                    // Who judges peers by a policy is not led to where anybody meets one.
+                    Some(_) => "this has to run in a TD; hfl doctor says what is missing",
+                    None => "--attestation sim trains with simulated evidence, which protects nothing",
+                })
             }),
         }
     }

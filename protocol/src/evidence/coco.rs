@@ -87,6 +87,9 @@ impl Evidence {
 }
 
 impl GuestComponents {
+    /// What logs call it.
+    pub const NAME: &str = "the guest's attestation agent";
+
     /// The agent, if something listens where it should be.
     pub fn find() -> Option<Self> {
         let agent = Self(AGENT.into());
@@ -123,7 +126,7 @@ impl Attester for GuestComponents {
     }
 
     fn name(&self) -> &'static str {
-        "the guest's attestation agent"
+        Self::NAME
     }
 }
 

@@ -129,6 +129,11 @@ pub enum QuoteError {
         /// What it may say, or what follows.
         expected: usize,
     },
+    /// The host had no certificate of its platform's key to put into the quote.
+    NoPckCertificate {
+        /// What it has instead: the type of the certification data.
+        value: u16,
+    },
     /// A field has a value that is not supported.
     Unsupported {
         /// The field.
@@ -159,6 +164,10 @@ impl fmt::Display for QuoteError {
             Self::Length { field, value, expected } => {
                 write!(f, "quote field {field} says {value} bytes, expected {expected}")
             }
+            Self::NoPckCertificate { value } => write!(
+                f,
+                "the quote carries no PCK certificate (certification data of type {value}): its host has none yet"
+            ),
             Self::Unsupported { field, value } => write!(f, "quote has {field} {value:#x}"),
             Self::Trailing { len } => write!(f, "{len} bytes after the quote are not zero padding"),
             Self::TooLong { len } => write!(f, "quote of {len} bytes, at most {QUOTE_LEN_MAX}"),
@@ -245,7 +254,10 @@ impl Quote {
             return Err(QuoteError::Length { field, value: auth_len, expected: AUTH_LEN_MAX });
         }
         let auth = data.take(auth_len, "QE authentication data")?.to_vec();
-        expect(data.u16("PCK data type")?, CERT_PEM_CHAIN, "PCK data type")?;
+        match data.u16("PCK data type")? {
+            value @ 1..=4 => return Err(QuoteError::NoPckCertificate { value }),
+            value => expect(value, CERT_PEM_CHAIN, "PCK data type")?,
+        }
         let len = data.len("PCK chain length")?;
         exact(len, data.rest.len(), "PCK chain length")?;
         let chain = data.rest.to_vec();

@@ -12,7 +12,7 @@ use crate::evidence::quote::TdReport;
 use crate::evidence::tpm::Pcrs;
 use crate::hex::{self, Hex};
 use crate::judge::dcap::{self, Rules, Status};
-use crate::rejection::Rejection;
+use crate::rejection::{Differing, Rejection};
 use crate::role::{Role, RoleKind};
 
 /// Largest policy file, and most sets in it.
@@ -75,6 +75,20 @@ pub enum Measurement {
     RtMr(u8),
 }
 
+impl fmt::Display for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::MrSeam => f.write_str("MRSEAM"),
+            Self::MrSignerSeam => f.write_str("MRSIGNERSEAM"),
+            Self::MrTd => f.write_str("MRTD"),
+            Self::MrConfigId => f.write_str("MRCONFIGID"),
+            Self::MrOwner => f.write_str("MROWNER"),
+            Self::MrOwnerConfig => f.write_str("MROWNERCONFIG"),
+            Self::RtMr(index) => write!(f, "RTMR{index}"),
+        }
+    }
+}
+
 /// Why a file is no policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyError(String);
@@ -100,6 +114,15 @@ impl Measurement {
         Self::RtMr(2),
         Self::RtMr(3),
     ];
+
+    /// Whether a TD like this one is told from others by it: what the host chooses only where it chose something.
+    fn tells(self, report: &TdReport) -> bool {
+        match self {
+            Self::MrTd | Self::RtMr(_) => true,
+            Self::MrConfigId => report.mr_config_id != [0; 48],
+            _ => false,
+        }
+    }
 
     fn of(self, report: &TdReport) -> &[u8; 48] {
         match self {
@@ -280,15 +303,15 @@ impl Policy {
     }
 
     /// A policy file that accepts TDs that are measured like this one, and guests like this one where a
-    /// virtual TPM measures them; the configuration that a host chooses and the module, which is patched,
-    /// are switched off.
+    /// virtual TPM measures them. MRCONFIGID counts if it is set: in confidential pods it alone says which image
+    /// runs, with which arguments. The module, which is patched, and the owner are switched off.
     pub fn template(report: &TdReport, pcrs: Option<&Pcrs>) -> String {
         let (mut file, mut set) = (File::default(), Set::default());
         for (measurement, text) in Measurement::ALL.into_iter().zip(set.texts()) {
             *text = Hex(measurement.of(report)).to_string();
         }
         for (measurement, switch) in Measurement::ALL.into_iter().zip(file.switches()) {
-            if matches!(measurement, Measurement::MrTd | Measurement::RtMr(_)) {
+            if measurement.tells(report) {
                 *switch = Switch::On;
             }
         }
@@ -304,9 +327,7 @@ impl Policy {
     /// Accepts only TDs that run exactly what `own` runs: the default of a job whose parties all
     /// start the same image.
     pub fn same_as(own: &TdReport) -> Self {
-        let counts = Measurement::ALL
-            .into_iter()
-            .filter(|measurement| matches!(measurement, Measurement::MrTd | Measurement::RtMr(_)));
+        let counts = Measurement::ALL.into_iter().filter(|measurement| measurement.tells(own));
         let values = counts.map(|measurement| (measurement, *measurement.of(own))).collect();
         let accepted = Accepted { values, ..Accepted::default() };
         Self { accepted: vec![accepted], ..Self::default() }
@@ -331,11 +352,9 @@ impl Policy {
         let judged: Vec<_> =
             matching.map(|accepted| (accepted, accepted.check_pcrs(pcrs))).collect();
         let Some((_, first)) = judged.first() else {
-            let wanted = self.accepted.first().and_then(|accepted| {
-                let mr_td = accepted.values.iter().find(|(m, _)| *m == Measurement::MrTd);
-                mr_td.map(|(_, value)| *value)
-            });
-            return Err(Rejection::Measurement { mr_td: report.mr_td, expected: wanted });
+            // Of several sets the one that comes closest says most.
+            let differing = self.accepted.iter().map(|accepted| accepted.differing(report));
+            return Err(Rejection::Measurement(differing.min_by_key(Vec::len).unwrap_or_default()));
         };
         let mut matching = judged.iter().filter(|(_, judged)| judged.is_ok()).peekable();
         if matching.peek().is_none() {
@@ -382,6 +401,12 @@ impl Policy {
         Ok(())
     }
 
+    /// Whether a verdict is by older collateral than the policy takes: newer is worth a question.
+    pub fn wants_newer(&self, verdict: &dcap::Verdict, now: u64) -> bool {
+        verdict.evaluation_number < self.min_evaluation_number
+            || self.max_age.is_some_and(|age| now.saturating_sub(verdict.issued) > age)
+    }
+
     /// The first rule about platforms that only collateral can tell, and no remote verifier does.
     pub fn needs_collateral(&self) -> Option<&'static str> {
         let rules = [
@@ -397,6 +422,20 @@ impl Policy {
     /// Whether any code may run in the peer's TD.
     pub fn accepts_anything(&self) -> bool {
         self.accepted.is_empty()
+    }
+
+    /// Why any guest could meet this policy, if it could.
+    pub fn weakness(&self) -> Option<&'static str> {
+        match self.accepted.is_empty() {
+            true => Some("every measurement is off: ANY code is accepted"),
+            false => self.accepted.iter().find_map(Accepted::weakness),
+        }
+    }
+
+    /// Whether a set leaves MRCONFIGID open, which in confidential pods alone says what runs.
+    pub fn leaves_config_open(&self) -> bool {
+        let pins = |set: &Accepted| set.values.iter().any(|(m, _)| *m == Measurement::MrConfigId);
+        !self.accepted.iter().all(pins)
     }
 }
 
@@ -453,6 +492,37 @@ impl Accepted {
     fn matches(&self, report: &TdReport) -> bool {
         self.values.iter().all(|(measurement, value)| measurement.of(report) == value)
     }
+
+    /// What is not as this set has it.
+    fn differing(&self, report: &TdReport) -> Vec<Differing> {
+        let differ = self.values.iter().filter(|(register, value)| register.of(report) != value);
+        let named = differ.map(|&(register, expected)| Differing {
+            register: register.to_string(),
+            found: *register.of(report),
+            expected,
+        });
+        named.collect()
+    }
+
+    /// Why any guest could meet this set. All but MRTD the host chooses (MRCONFIGID, MROWNER), every host has
+    /// alike (the module), or firmware of the host's own extends as it likes (RTMRs); and genuine firmware boots
+    /// whatever it is given, which RTMR1 and RTMR2 tell, or a virtual TPM.
+    fn weakness(&self) -> Option<&'static str> {
+        let counts = |wanted| self.values.iter().any(|(register, _)| *register == wanted);
+        let has_pcr = |number| self.pcrs.iter().any(|(pcr, _)| *pcr == number);
+        if !counts(Measurement::MrTd) {
+            return Some("a set without mr_td: firmware of the host's own meets it with ANY guest");
+        }
+        let by_td =
+            self.pcrs.is_empty() && !(counts(Measurement::RtMr(1)) && counts(Measurement::RtMr(2)));
+        if by_td {
+            return Some(
+                "a set without rt_mr1 or rt_mr2: ANY kernel, initrd or command line meets it",
+            );
+        }
+        let by_tpm = !self.pcrs.is_empty() && !has_pcr(11) && !(has_pcr(4) && has_pcr(9));
+        by_tpm.then_some("a set without pcrs 4 and 9, or 11: ANY kernel or initrd meets it")
+    }
 }
 
 fn array<const N: usize>(text: &str) -> Option<[u8; N]> {
@@ -460,70 +530,4 @@ fn array<const N: usize>(text: &str) -> Option<[u8; N]> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::SimPlatform;
-
-    fn report() -> TdReport {
-        *SimPlatform::new(1_800_000_000).report()
-    }
-
-    #[test]
-    fn a_template_accepts_its_td_and_no_other() {
-        let own = report();
-        let text = Policy::template(&own, None);
-        let policy = Policy::parse(text.as_bytes()).expect("our own file");
-        assert_eq!(policy, Policy::same_as(&own));
-        policy.check(&own, None, Some(Role::Worker(0))).expect("the same TD");
-        for index in 0..4 {
-            let mut other = own;
-            other.rt_mr[index][47] ^= 1;
-            let refused = policy.check(&other, None, None);
-            assert!(matches!(refused, Err(Rejection::Measurement { .. })), "{index}");
-        }
-        let mut other = own;
-        other.mr_owner[0] ^= 1;
-        policy.check(&other, None, None).expect("switched off");
-        other.td_attributes[0] |= 1;
-        assert!(matches!(policy.check(&other, None, None), Err(Rejection::Rules(_))));
-    }
-
-    #[test]
-    fn one_of_several_sets_must_match_and_may_take_its_roles_only() {
-        let (a, mut b) = (report(), report());
-        b.mr_td[3] ^= 8;
-        let text = format!(
-            r#"{{"verify_mr_td":"on","tdx_mrs":[{{"mr_td":"{}","roles":["ps"]}},
-                {{"mr_td":"{}","roles":["worker"]}}]}}"#,
-            Hex(&a.mr_td),
-            Hex(&b.mr_td)
-        );
-        let policy = Policy::parse(text.as_bytes()).expect("valid");
-        policy.check(&a, None, Some(Role::ParameterServer(0))).expect("its role");
-        policy.check(&b, None, Some(Role::Worker(1))).expect("its role");
-        policy.check(&a, None, None).expect("no role yet");
-        let swapped = policy.check(&a, None, Some(Role::Worker(0)));
-        assert_eq!(swapped, Err(Rejection::RoleOfMeasurement(Role::Worker(0))));
-    }
-
-    #[test]
-    fn what_is_not_understood_is_an_error() {
-        assert!(Policy::parse(b"{}").expect("everything off").accepts_anything());
-        for text in [
-            "",
-            "[]",
-            r#"{"verify_mrtd":"on"}"#,
-            r#"{"verify_mr_td":true}"#,
-            r#"{"verify_mr_td":"on"}"#,
-            r#"{"verify_mr_td":"on","tdx_mrs":[{}]}"#,
-            r#"{"verify_mr_td":"on","tdx_mrs":[{"mr_td":"00"}]}"#,
-            r#"{"tdx_mrs":[{"mr_td":"00"}]}"#,
-            r#"{"tcb_statuses":["Fine"]}"#,
-            r#"{"tcb_date_min":"yesterday"}"#,
-            r#"{"platforms":["12"]}"#,
-            r#"{"allow_debug":true,"allow_debug":false}"#,
-        ] {
-            assert!(Policy::parse(text.as_bytes()).is_err(), "{text}");
-        }
-    }
-}
+mod tests;

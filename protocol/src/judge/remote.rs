@@ -22,9 +22,11 @@ const FILE_LEN_MAX: usize = 64 << 10;
 /// Pauses before a request is repeated, where a service is busy or out of order.
 const PAUSES: [Duration; 3] =
     [Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)];
-/// Where Intel's service has its keys, and what its tokens name it.
-const INTEL_HOST: &str = "api.trustauthority.intel.com";
-const INTEL_KEYS: &str = "https://portal.trustauthority.intel.com";
+/// Where Intel's service has its keys in each region, and what its tokens name it.
+const INTEL_KEYS: [(&str, &str); 2] = [
+    ("api.trustauthority.intel.com", "https://portal.trustauthority.intel.com"),
+    ("api.eu.trustauthority.intel.com", "https://portal.eu.trustauthority.intel.com"),
+];
 const INTEL_ISSUERS: [&str; 2] = ["Intel Trust Authority", "AS Attestation Token Issuer"];
 /// Paths where the address has none.
 const INTEL_PATH: &str = "/appraisal/v2/attest";
@@ -139,9 +141,9 @@ impl RemoteVerifier {
         let url = Url::parse(&written.attestation_url)?;
         let default = if provider == Provider::Intel { INTEL_PATH } else { AZURE_PATH };
         let url = url.or_path(default);
-        let keys = match url.host() == INTEL_HOST {
-            true => Url::parse(INTEL_KEYS)?.or_path(KEYS_PATH),
-            false => url.with_path(KEYS_PATH),
+        let keys = match INTEL_KEYS.iter().find(|(host, _)| *host == url.host()) {
+            Some((_, keys)) => Url::parse(keys)?.or_path(KEYS_PATH),
+            None => url.with_path(KEYS_PATH),
         };
         let hash = |name: &str, text: Option<String>| {
             let bytes = text.map(|text| hex::unhex(&text).and_then(|bytes| bytes.try_into().ok()));

@@ -140,17 +140,20 @@ impl Verifier {
                 None
             }
             Trust::Hardware(shelf) => {
-                let judged = shelf.judge(quote, now);
-                let lack = shelf.lacks(&judged, now).filter(|_| answer.is_none());
+                let judged = shelf.judge(quote, None, now);
+                let stale = |verdict| self.policy.wants_newer(verdict, now).then_some(Lack::Now);
+                let lack = judged.as_ref().ok().and_then(stale).or(shelf.lacks(&judged, now));
+                let lack = lack.filter(|_| answer.is_none());
                 let origin = lack.map_or(Ok(None), |_| shelf.may_ask(quote, now))?;
                 let question = origin.map(|at| Question::Collateral(Arc::clone(shelf), at));
                 match (lack, question) {
                     (Some(Lack::Now), Some(question)) => return Ok(Judged::Asks(question)),
                     (_, question) => refresh = question,
                 }
+                // A peer would choose what it is judged by: what it brings counts where nothing else is to be had.
                 let verdict = match (judged, shown.collateral) {
                     (Err(fault), Some(theirs)) if is_lack(&fault) => {
-                        shelf.judge_by(theirs, quote, now)?
+                        shelf.judge(quote, Some(theirs), now)?
                     }
                     (judged, _) => judged?,
                 };
@@ -215,7 +218,7 @@ impl Verifier {
             Trust::Remote(_) => {
                 Ok(dcap::origin(&evidence.quote, &Anchor::default(), now).map(drop)?)
             }
-            Trust::Hardware(shelf) => match shelf.judge(&evidence.quote, now) {
+            Trust::Hardware(shelf) => match shelf.judge(&evidence.quote, None, now) {
                 Ok(verdict) => self.policy.check_platform(&verdict, now),
                 Err(fault) if is_lack(&fault) => Ok(shelf.check_genuine(&evidence.quote, now)?),
                 Err(fault) => Err(fault.into()),

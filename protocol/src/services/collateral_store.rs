@@ -6,15 +6,18 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::evidence::quote::Quote;
+use crate::evidence::quote::{Body, Quote};
 use crate::hex::Hex;
 use crate::judge::dcap::{self, Anchor, Collateral, Fault, Item, Origin, Problem, Verdict};
 use crate::services::pccs::Pccs;
+use crate::services::seen::Seen;
 
 /// Most kinds of platforms that a service is asked about: more take no part in a job.
 const ORIGINS_MAX: usize = 64;
 /// Pause between two requests about one kind of platform.
 const PAUSE: Duration = Duration::from_secs(60);
+/// Bundles of one kind of platform that are kept of those that a service gave.
+const FETCHED_MAX: usize = 2;
 /// Largest file of the cache.
 const FILE_LEN_MAX: u64 = 8 << 20;
 /// Largest bundle that a peer is shown.
@@ -26,10 +29,32 @@ const ENDS_SOON: u64 = 2 * 86400;
 #[derive(Debug, Default)]
 pub struct Shelf {
     root: Anchor,
-    bundles: Mutex<Vec<Arc<Collateral>>>,
+    bundles: Mutex<Bundles>,
+    seen: Seen,
     service: Option<Pccs>,
     cache: Option<PathBuf>,
     asked: Mutex<BTreeMap<Origin, Asked>>,
+}
+
+/// What is at hand.
+#[derive(Debug, Default)]
+struct Bundles {
+    /// Files of the options, and those of before.
+    given: Vec<Arc<Collateral>>,
+    /// Of the service: the last two for each kind of platform, in case that it goes back.
+    fetched: BTreeMap<Origin, Vec<Arc<Collateral>>>,
+}
+
+impl Bundles {
+    fn fetched(&mut self, origin: Origin, bundle: Collateral) {
+        let of_origin = self.fetched.entry(origin).or_default();
+        of_origin.push(Arc::new(bundle));
+        of_origin.drain(..of_origin.len().saturating_sub(FETCHED_MAX));
+    }
+
+    fn all(&self) -> Vec<Arc<Collateral>> {
+        self.given.iter().chain(self.fetched.values().flatten()).cloned().collect()
+    }
 }
 
 /// When a service was asked about a kind of platform.
@@ -52,7 +77,8 @@ pub(crate) enum Lack {
 impl Shelf {
     /// Only what is there, and no network.
     pub fn new(bundles: Vec<Collateral>) -> Self {
-        let bundles = bundles.into_iter().map(Arc::new).collect();
+        let given = bundles.into_iter().map(Arc::new).collect();
+        let bundles = Bundles { given, fetched: BTreeMap::new() };
         Self { bundles: Mutex::new(bundles), ..Self::default() }
     }
 
@@ -68,24 +94,12 @@ impl Shelf {
             let texts = files.filter(fits).filter_map(|file| fs::read(file.path()).ok());
             // A file that is none is fetched again.
             let found = texts.filter_map(|text| Collateral::parse(&text).ok());
-            self.bundles().extend(found.map(Arc::new));
+            self.bundles().given.extend(found.map(Arc::new));
+            self.seen = Seen::kept_in(folder);
         }
         self.service = Some(service);
         self.cache = cache;
         self
-    }
-
-    /// The verdict on a quote with collateral that its peer brought, for platforms of which nothing else is there.
-    ///
-    /// # Errors
-    /// The first thing that is wrong.
-    pub(crate) fn judge_by(
-        &self,
-        shown: &Collateral,
-        quote: &Quote,
-        now: u64,
-    ) -> Result<Verdict, Fault> {
-        dcap::verify(quote, shown, &self.root, now)
     }
 
     /// Whether a verdict by what is at hand would be better after [`Shelf::refresh`].
@@ -120,43 +134,51 @@ impl Shelf {
 
     /// Our own platform's collateral, to be shown to peers; `None` where there is none. Blocks.
     pub(crate) fn of_platform(&self, quote: &Quote, now: u64) -> Option<Vec<u8>> {
-        let judged = self.judge(quote, now);
+        let judged = self.judge(quote, None, now);
         if self.lacks(&judged, now).is_some()
             && let Some(origin) = self.may_ask(quote, now).ok()?
         {
             self.refresh(origin);
         }
-        let bundles = self.bundles().clone();
-        let serves =
-            |bundle: &&Arc<Collateral>| dcap::verify(quote, bundle, &self.root, now).is_ok();
-        let bytes = bundles.iter().rev().find(serves)?.encode().into_bytes();
+        let kept = self.bundles().all();
+        let all: Vec<&Collateral> = kept.iter().map(|bundle| &**bundle).collect();
+        let newest = dcap::newest(quote, &all, &self.root, now).ok()??;
+        dcap::verify(quote, &newest, &self.root, now).ok()?;
+        let bytes = newest.encode().into_bytes();
         (bytes.len() <= SHOWN_LEN_MAX).then_some(bytes)
     }
 
-    /// The verdict on a quote with the collateral of its platform that is at hand.
+    /// The verdict on a quote with the newest documents of its platform, of those that are at hand and those that
+    /// its peer brought; never by an evaluation number below one that was seen.
     ///
     /// # Errors
-    /// The fault that says most.
-    pub(crate) fn judge(&self, quote: &Quote, now: u64) -> Result<Verdict, Fault> {
-        let of_another = |fault: &Fault| {
-            matches!(fault, Fault { item: Item::TcbInfo, problem: Problem::Mismatch(_) })
-        };
-        let mut accepted = None;
-        let mut refused = None;
-        let bundles = self.bundles().clone();
-        for bundle in bundles.iter().rev() {
-            match dcap::verify(quote, bundle, &self.root, now) {
-                Ok(verdict) if accepted.is_none() => accepted = Some(verdict),
-                Ok(_) => {}
-                // An older list that does not know of it yet does not heal a revocation.
-                Err(fault) if is_revocation(&fault) => return Err(fault),
-                // A fault of this platform's own collateral says more than that of another's.
-                Err(fault) if refused.as_ref().is_none_or(of_another) => refused = Some(fault),
-                Err(_) => {}
+    /// What is wrong with the quote or these documents; [`Problem::Older`].
+    pub(crate) fn judge(
+        &self,
+        quote: &Quote,
+        shown: Option<&Collateral>,
+        now: u64,
+    ) -> Result<Verdict, Fault> {
+        let kept = self.bundles().all();
+        let all: Vec<&Collateral> = shown.into_iter().chain(kept.iter().map(|b| &**b)).collect();
+        let missing =
+            || Fault { item: Item::Collateral, problem: Problem::Missing("any platform") };
+        let verdict = match all[..] {
+            [] => return Err(missing()),
+            // What there is one of is the newest.
+            [only] => dcap::verify(quote, only, &self.root, now)?,
+            _ => {
+                let newest = dcap::newest(quote, &all, &self.root, now)?.ok_or_else(missing)?;
+                dcap::verify(quote, &newest, &self.root, now)?
             }
+        };
+        let kind = (verdict.machine.fmspc, matches!(quote.body, Body::Td(_)));
+        match self.seen.raise(kind, verdict.evaluation_number) {
+            seen if seen > verdict.evaluation_number => {
+                Err(Fault { item: Item::Collateral, problem: Problem::Older(seen) })
+            }
+            _ => Ok(verdict),
         }
-        let missing = Fault { item: Item::Collateral, problem: Problem::Missing("any platform") };
-        accepted.ok_or(refused.unwrap_or(missing))
     }
 
     /// Fetches the collateral of a kind of platform; a failure is logged, and leaves what is at hand. Blocks.
@@ -179,14 +201,14 @@ impl Shelf {
                 log::warn!("{}: {error}", path.display());
             }
         }
-        self.bundles().push(Arc::new(fetched));
+        self.bundles().fetched(*origin, fetched);
     }
 
     fn asked(&self) -> MutexGuard<'_, BTreeMap<Origin, Asked>> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn bundles(&self) -> MutexGuard<'_, Vec<Arc<Collateral>>> {
+    fn bundles(&self) -> MutexGuard<'_, Bundles> {
         self.bundles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -195,7 +217,7 @@ impl Shelf {
 pub(crate) fn is_lack(fault: &Fault) -> bool {
     matches!(
         (fault.item, &fault.problem),
-        (Item::Collateral, Problem::Missing(_))
+        (Item::Collateral, Problem::Missing(_) | Problem::Older(_))
             | (Item::TcbInfo, Problem::Mismatch(_))
             | (
                 Item::TcbInfo | Item::QeIdentity | Item::PckCrl | Item::RootCrl | Item::TcbSigner,
@@ -204,20 +226,81 @@ pub(crate) fn is_lack(fault: &Fault) -> bool {
     )
 }
 
-/// Whether an authentic list takes back the platform or its authority: a signer has successors.
-fn is_revocation(fault: &Fault) -> bool {
-    matches!(fault, Fault { item: Item::Pck | Item::Intermediate, problem: Problem::Revoked })
-}
-
 #[cfg(test)]
 mod tests {
     use ring::digest::{SHA256, digest};
 
     use super::*;
-    use crate::judge::dcap::tests::generated;
+    use std::path::Path;
+
+    use crate::judge::dcap::tests::{generated, real};
 
     /// When the generated cases are judged: 2026-09-01.
     const NOW: u64 = 1_788_220_800;
+
+    /// A real platform whose documents exist under two evaluation numbers that were valid at a time: the quote, the
+    /// newer, the older, and the time.
+    fn two_numbers() -> (Vec<u8>, Collateral, Collateral, u64) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/judge/dcap/vectors");
+        let cases = fs::read_to_string(folder.join("cases.jsonl")).expect("cases");
+        let cases = cases.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+        let cases: Vec<serde_json::Value> = cases.collect();
+        let case = |name: &str| {
+            let case = cases.iter().find(|case| case["case"] == name).expect(name);
+            real(&folder, case)
+        };
+        let (quote, newer) = case("85ef3b3f-2026-06-12-21");
+        let (_, older) = case("85ef3b3f-2026-06-30-19");
+        // 2026-07-02.
+        (quote, newer, older, 1_782_950_400)
+    }
+
+    #[test]
+    fn the_newest_document_of_each_kind_decides_whatever_brought_it_and_is_never_undercut() {
+        let (bytes, newer, older, now) = two_numbers();
+        let quote = Quote::parse(&bytes).expect("a quote");
+        let number = |shelf: &Shelf, shown| {
+            shelf.judge(&quote, shown, now).map(|verdict| verdict.evaluation_number)
+        };
+        let alone = |bundle: &Collateral| number(&Shelf::new(vec![bundle.clone()]), None);
+        let [low, high] = [alone(&older).expect("genuine"), alone(&newer).expect("genuine")];
+        assert!(low < high, "{low} {high}");
+        // Whatever comes first, last or from the peer.
+        for bundles in [[&older, &newer], [&newer, &older]] {
+            let shelf = Shelf::new(bundles.map(Clone::clone).into());
+            assert_eq!(number(&shelf, None), Ok(high));
+        }
+        assert_eq!(number(&Shelf::new(vec![newer.clone()]), Some(&older)), Ok(high));
+        assert_eq!(number(&Shelf::new(vec![older.clone()]), Some(&newer)), Ok(high));
+        // One document of each: the lower number of what is the newest there is.
+        let mixed = Collateral { tcb_info: older.tcb_info.clone(), ..newer.clone() };
+        assert_eq!(number(&Shelf::new(vec![older.clone(), mixed]), None), Ok(low));
+        // What was seen once is not forgotten when only older documents are there.
+        let shelf = Shelf::default();
+        assert_eq!(number(&shelf, Some(&newer)), Ok(high));
+        let fault = number(&shelf, Some(&older)).expect_err("undercut");
+        assert_eq!(fault.problem, Problem::Older(high));
+        assert!(is_lack(&fault), "a service may have newer ones");
+        // Nor does a forged document of a high number stand in the way.
+        let text = String::from_utf8(newer.tcb_info.clone()).expect("JSON");
+        let forged = text.replace("EvaluationDataNumber\":", "EvaluationDataNumber\":9");
+        assert_ne!(forged, text);
+        let forged = Collateral { tcb_info: forged.into_bytes(), ..newer.clone() };
+        assert_eq!(number(&Shelf::new(vec![newer.clone(), forged]), None), Ok(high));
+    }
+
+    #[test]
+    fn fetched_bundles_do_not_pile_up() {
+        let (_, bundle, ..) = two_numbers();
+        let mut bundles = Bundles::default();
+        for fmspc in [[1; 6], [2; 6]] {
+            for _ in 0..100 {
+                let origin = Origin { fmspc, is_platform_ca: true, is_tdx: true };
+                bundles.fetched(origin, bundle.clone());
+            }
+        }
+        assert_eq!(bundles.all().len(), 2 * FETCHED_MAX);
+    }
 
     #[test]
     fn a_platform_revoked_in_one_list_is_not_accepted_by_another() {
@@ -233,7 +316,9 @@ mod tests {
         fs::remove_dir_all(&folder).expect("remove");
         let judge = |bundles: Vec<Collateral>| {
             let root = Anchor::new(root.as_ref().try_into().expect("32 bytes"));
-            Shelf { root, ..Shelf::new(bundles) }.judge(&quote, NOW).map(|verdict| verdict.status)
+            Shelf { root, ..Shelf::new(bundles) }
+                .judge(&quote, None, NOW)
+                .map(|verdict| verdict.status)
         };
 
         judge(vec![older.clone()]).expect("the older list alone does not know it");

@@ -2,3 +2,4 @@
 
 pub(crate) mod collateral_store;
 pub(crate) mod pccs;
+mod seen;

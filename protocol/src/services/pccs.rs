@@ -4,6 +4,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use rustls::pki_types::CertificateRevocationListDer;
 use rustls::pki_types::pem::PemObject;
@@ -19,6 +20,9 @@ const INTEL: &str = "api.trustedservices.intel.com";
 const INTEL_CERTIFICATES: &str = "https://certificates.trustedservices.intel.com";
 /// What users write at the end of an address, as in `sgx_default_qcnl.conf`.
 const SUFFIX: &str = "/sgx/certification/v4";
+
+/// Pauses before a request is repeated, where the service is busy.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 
 /// A service.
 #[derive(Clone, Debug)]
@@ -63,7 +67,15 @@ impl FetchError {
 impl fmt::Display for FetchError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Unreachable { service, error } => write!(f, "{service}: {error}"),
+            Self::Unreachable { service, error } => {
+                write!(f, "{service}: {error}")?;
+                match error.to_string().contains("UnknownIssuer") {
+                    true => f.write_str(
+                        "; a certificate of the service's own is named by its SHA-256: https://HOST:PORT#SHA256",
+                    ),
+                    false => Ok(()),
+                }
+            }
             Self::Status { what, status } => {
                 write!(f, "no {what}: {status}, {}", meaning(*status))
             }
@@ -159,14 +171,19 @@ impl Pccs {
         der(&answer.body).ok_or(FetchError::Malformed(WHAT))
     }
 
+    /// Asks, and again after a while where the service is busy.
     fn get(&self, url: &Url, path: &str, what: &'static str) -> Result<Answer, FetchError> {
-        let answer = self
-            .client
-            .get(url, path)
-            .map_err(|error| FetchError::Unreachable { service: url.to_string(), error })?;
-        match answer.status {
-            200 => Ok(answer),
-            status => Err(FetchError::Status { what, status }),
+        let mut pauses = PAUSES.iter();
+        loop {
+            let answer = self
+                .client
+                .get(url, path)
+                .map_err(|error| FetchError::Unreachable { service: url.to_string(), error })?;
+            match (answer.status, pauses.next()) {
+                (200, _) => return Ok(answer),
+                (429 | 503, Some(pause)) => std::thread::sleep(*pause),
+                (status, _) => return Err(FetchError::Status { what, status }),
+            }
         }
     }
 }

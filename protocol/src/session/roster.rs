@@ -217,7 +217,7 @@ mod tests {
         let genuine = admission(Role::Worker(1), "hfl");
         genuine.verify(&verifier, NOW).expect("a fellow");
         let other_image = admission(Role::Worker(1), "evil").verify(&verifier, NOW);
-        assert!(matches!(other_image, Err(Rejection::Measurement { .. })));
+        assert!(matches!(other_image, Err(Rejection::Measurement(_))));
         let changes: [fn(&mut Admission); 6] = [
             |admission| admission.role = Role::Worker(2),
             |admission| admission.server = Role::ParameterServer(1),

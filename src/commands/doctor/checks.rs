@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use kernels::Isa;
 use luks::Source as Volume;
 use protocol::dcap::{self, Anchor, Collateral, date};
-use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, Role};
+use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, RemoteVerifier, Role};
+use zeroize::Zeroizing;
 
 use super::args::DoctorArgs;
 use super::finding::Finding;
@@ -23,14 +24,12 @@ use crate::memory;
 use crate::model::network::Network;
 use crate::training::room;
 use crate::trust::policy;
-use crate::trust::{Attestation, Source, clock};
+use crate::trust::{Attestation, EARLIEST, Source, clock};
 use protocol::hex;
 
 /// Longest wait for a connection, and for its attestation.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
 const ATTEST_WAIT: Duration = Duration::from_secs(35);
-/// The clock was never before this program was written: 2026-11-01.
-const EARLIEST: u64 = 1_793_491_200;
 /// Workers of a job, where nothing says how many: the default.
 const WORKERS: u16 = 2;
 /// Images of the step that is timed.
@@ -201,12 +200,12 @@ fn policy(args: &DoctorArgs) -> Finding {
         };
     };
     match policy::read_policy(path) {
-        Ok(policy) if policy.accepts_anything() => Finding::warning(
-            "policy",
-            format!("{}: accepts ANY code", path.display()),
-            "switch measurements on (verify_mr_td, verify_rt_mr0, ...)",
-        ),
         Ok(policy) => {
+            if let Some(weakness) = policy.weakness() {
+                let found = format!("{}: {weakness}", path.display());
+                let advice = "switch measurements on, as hfl quote --policy-template does";
+                return Finding::warning("policy", found, advice);
+            }
             let sets = policy.accepted.len();
             Finding::ok("policy", format!("{}: {sets} sets of measurements", path.display()))
         }
@@ -234,7 +233,12 @@ fn collateral(args: &DoctorArgs, quote: Option<&Quote>) -> Vec<Finding> {
                     }
                 };
             }
-            Source::File(path) => (path.display().to_string(), policy::read_collateral(path)),
+            Source::File(path) => {
+                if let Some(finding) = remote(path) {
+                    return finding;
+                }
+                (path.display().to_string(), policy::read_collateral(path))
+            }
             Source::Service(address, authority) => {
                 (address.clone(), fetched(address, authority, quote))
             }
@@ -264,6 +268,21 @@ fn collateral(args: &DoctorArgs, quote: Option<&Quote>) -> Vec<Finding> {
         }
     };
     args.collateral.iter().map(check).collect()
+}
+
+/// What there is to say about the configuration of a remote verifier, if a file is that.
+fn remote(path: &Path) -> Option<Finding> {
+    let bytes = Zeroizing::new(policy::read(path).ok()?);
+    if !RemoteVerifier::is_configuration(&bytes) {
+        return None;
+    }
+    let name = path.display();
+    Some(match RemoteVerifier::parse(&bytes) {
+        Ok(verifier) => Finding::ok("collateral", format!("{name}: judged by {verifier:?}")),
+        Err(error) => {
+            Finding::failed("collateral", format!("{name}: {error}"), "mend the configuration")
+        }
+    })
 }
 
 /// Whether files can be made in a folder.

@@ -5,6 +5,8 @@
 //! that pins MRCONFIGID pins what the host may start in the guest. Format: version 0.1.0 of Trustee's
 //! `kbs/docs/initdata.md`.
 
+mod digest;
+mod inflate;
 mod manifests;
 
 use std::io::Read;
@@ -13,11 +15,12 @@ use std::path::{Path, PathBuf};
 use argh::FromArgs;
 use base64ct::{Base64, Encoding};
 use protocol::hex;
-use ring::digest::{SHA384, digest};
 
 use crate::failure::{Doing, Failure};
 use crate::files::{read_bounded, renew};
 use crate::report::print;
+pub(crate) use digest::config_id;
+use inflate::crc32;
 use manifests::{INDEX, MANIFESTS_LEN_MAX, Workload};
 
 /// Tie image, command lines and the agent's policy of confidential pods to their quotes.
@@ -70,7 +73,7 @@ pub fn run(args: &InitdataArgs) -> Result<(), Failure> {
         }
     }
     let document = document(&files)?;
-    let value = hex(digest(&SHA384, document.as_bytes()).as_ref());
+    let value = hex(&digest::of(document.as_bytes()).doing("the document")?);
     let annotation = Base64::encode_string(&gzip(document.as_bytes()));
     let has =
         |mark: &'static str| move |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(mark);
@@ -196,15 +199,6 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     out.extend(crc32(bytes).to_le_bytes());
     out.extend((bytes.len() as u32).to_le_bytes());
     out
-}
-
-/// CRC-32 as gzip wants it (reflected polynomial 0xedb88320).
-fn crc32(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
-            (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg())
-        })
-    })
 }
 
 #[cfg(test)]

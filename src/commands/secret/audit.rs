@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use ring::digest::{SHA256, digest};
@@ -84,7 +85,7 @@ impl Audit {
     /// When it cannot be read or written, or its lines do not follow from one another.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
-        let file = options.read(true).append(true).create(true).open(path)?;
+        let file = options.read(true).append(true).create(true).mode(0o600).open(path)?;
         // Two services would not know what the other gave out.
         file.try_lock().map_err(|_| io::Error::other("another service writes it"))?;
         let (audit, complete) = Self::check(file)?;

@@ -88,6 +88,11 @@ impl Secrets {
         open.map(|(name, _)| name.as_str()).collect()
     }
 
+    /// Whether any secret may be given out so often only, which the audit log counts.
+    pub(super) fn counts_uses(&self) -> bool {
+        self.0.values().any(|entry| entry.uses.is_some())
+    }
+
     /// The secret of `app_id` for a verified peer; `released` says how often it was given out.
     ///
     /// # Errors

@@ -72,6 +72,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let secrets = Some(source.read()?);
     let mut serving =
         Serving { trust, source, stamps, secrets, audit, net, watch, opened: BTreeMap::new() };
+    if serving.audit.len() == 0 && serving.secrets.as_ref().is_some_and(Secrets::counts_uses) {
+        log::warn!("{}: a new log, so the uses of secrets count from zero", args.audit.display());
+    }
     serving.note_loaded()?;
     let local = addresses.listen(&mut serving.net)?;
     log::info!("listening on {local}");

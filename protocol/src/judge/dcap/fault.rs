@@ -48,6 +48,8 @@ pub enum Problem {
     Missing(&'static str),
     /// Before its beginning: the beginning, in seconds since 1970.
     NotYetValid(u64),
+    /// Of a lower evaluation number than was seen for the same kind of platform: that number.
+    Older(u32),
     /// Its issuer took it back.
     Revoked,
     /// The signature is not of whom it should be.
@@ -86,6 +88,7 @@ impl Fault {
             Problem::Mismatch(_) => "mismatch",
             Problem::Missing(_) => "missing",
             Problem::NotYetValid(_) => "not-yet-valid",
+            Problem::Older(_) => "older",
             Problem::Revoked => "revoked",
             Problem::Signature => "signature",
             Problem::Unbound => "unbound",
@@ -98,14 +101,14 @@ impl Fault {
     /// What the reader can do about it.
     pub fn advice(&self) -> &'static str {
         match (self.item, &self.problem) {
-            (_, Problem::NotYetValid(_)) => "check this machine's clock",
+            (_, Problem::NotYetValid(_)) => "set this machine's clock",
             (Item::Pck, Problem::Revoked) => {
                 "this machine's key is known to attackers: use another one"
             }
             (Item::Pck | Item::Intermediate | Item::Root, Problem::Expired(_)) => {
                 "check this machine's clock; else the peer's platform needs new certificates"
             }
-            (_, Problem::Expired(_)) => "fetch fresh collateral",
+            (_, Problem::Expired(_) | Problem::Older(_)) => "fetch fresh collateral",
             (Item::TcbInfo, Problem::Mismatch(_)) => {
                 "fetch the collateral of this platform (its FMSPC is in the quote)"
             }
@@ -172,9 +175,15 @@ impl fmt::Display for Fault {
             Problem::Malformed(what) => write!(f, "{item} is malformed: {what}"),
             Problem::Mismatch(field) => write!(f, "{item} is of something else: {field} differs"),
             Problem::Missing(what) => write!(f, "{item} lacks {what}"),
-            Problem::NotYetValid(start) => {
-                write!(f, "{item} is valid only from {}", super::date::date(*start))
-            }
+            Problem::NotYetValid(start) => write!(
+                f,
+                "{item} is valid only from {}: this machine's clock is behind",
+                super::date::date(*start)
+            ),
+            Problem::Older(seen) => write!(
+                f,
+                "{item} is older than what was seen for this kind of platform, evaluation number {seen}"
+            ),
             Problem::Revoked => write!(f, "{item} is revoked"),
             Problem::Signature => write!(f, "{item} has a wrong signature"),
             Problem::Unbound => write!(f, "nothing vouches for {item}"),
