@@ -4,6 +4,7 @@ mod args;
 mod choice;
 pub mod help;
 mod local;
+mod predict;
 mod role;
 
 use crate::commands::{doctor, initdata, roster, secret, transfer, verify, volumes};
@@ -38,6 +39,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Initdata(args)), _) => initdata::run(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
         (Some(Command::Model(args)), _) => transfer::run(args),
+        (Some(Command::Predict(args)), _) => predict::run(&args),
         (Some(Command::Quote(args)), _) => verify::show(&args),
         (Some(Command::Roster(args)), _) => roster::run(args),
         (Some(Command::Secret(args)), _) => secret::run(args),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hfl::job::classes::ClassNames;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::shape::Shape;
@@ -127,6 +128,7 @@ fn job() -> Job {
         weighting: Weighting::Data,
         model: Arch::Resnet50,
         shape: Shape::CIFAR,
+        classes: ClassNames::default(),
         normalisation: Normalisation::Cifar,
     }
 }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use hfl::data::batch::Batch;
 use hfl::data::cifar;
 use hfl::data::dataset::Dataset;
+use hfl::job::classes::ClassNames;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::shape::Shape;
@@ -115,6 +116,7 @@ fn export_inputs() {
             weighting: Weighting::Data,
             model: Arch::Resnet50,
             shape: Shape::CIFAR,
+            classes: ClassNames::default(),
             normalisation: Normalisation::Cifar,
         };
         let state = State::new(params, network.layout.trained, 1);

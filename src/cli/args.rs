@@ -6,8 +6,9 @@ use argh::FromArgs;
 use kernels::Isa;
 use protocol::Role;
 
-use super::choice::{IsaChoice, ScheduleKind};
+use super::choice::{ClassSource, IsaChoice, ScheduleKind};
 use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
+use super::predict::PredictArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::initdata::InitdataArgs;
 use crate::commands::roster::RosterArgs;
@@ -17,7 +18,8 @@ use crate::commands::verify::{QuoteArgs, VerifyArgs};
 use crate::commands::volumes::{LuksArgs, Size};
 use crate::data::dataset::Shard;
 use crate::hosts::HostList;
-use crate::job::{Algorithm, Augment, Order, Precision, Stem, Weighting};
+use crate::job::shape::Shape;
+use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem, Weighting};
 use crate::trust::fetch::Service;
 use crate::trust::{Attestation, Source, TrustOptions};
 
@@ -30,7 +32,7 @@ pub(super) const DEFAULT_RATE: f32 = 0.03;
 #[derive(FromArgs, Debug)]
 #[argh(
     example = "hfl demo\nhfl --role ps0 --attestation sim\nhfl --role worker0 --data cifar-10 --attestation sim",
-    note = "A worker takes what defines the job (from --stem to --order) from ps0.",
+    note = "A worker takes what defines the job (from --epochs to --order) from ps0.",
     error_code(0, "done"),
     error_code(1, "failed"),
     error_code(2, "usage")
@@ -54,7 +56,7 @@ pub struct Args {
     /// number of workers, instead of a list of hosts that nobody dials
     #[argh(option)]
     pub(super) workers: Option<usize>,
-    /// directory with CIFAR-10 binary files [data]
+    /// CIFAR's binary files, train/CLASS/PICTURE (PNG, JPEG), or an .npz file [data]
     #[argh(option, default = "PathBuf::from(\"data\")")]
     pub(super) data: PathBuf,
     /// part I of N of the data, from 0, such as 0/2 [all]
@@ -117,6 +119,18 @@ pub struct Args {
     /// seed of initialisation, order and augmentation [1]
     #[argh(option, default = "1")]
     pub(super) seed: u64,
+    /// network: resnet50, resnet101 or resnet152 [resnet50]
+    #[argh(option, default = "Arch::default()")]
+    pub(super) model: Arch,
+    /// classes of the job: cifar-10, cifar-100, their number, or a file with a name a line [cifar-10]
+    #[argh(option, default = "ClassSource::Cifar10")]
+    pub(super) classes: ClassSource,
+    /// height and width of an image in the network: 32 to 256 in steps of 32 [32]
+    #[argh(option, default = "Shape::CIFAR.side")]
+    pub(super) image_size: usize,
+    /// constants of the pixels: cifar, or imagenet for pretrained weights [cifar]
+    #[argh(option, default = "Normalisation::Cifar")]
+    pub(super) normalisation: Normalisation,
     /// first layers: imagenet (fast) or cifar (accurate) [imagenet]
     #[argh(option, default = "Stem::Imagenet")]
     pub(super) stem: Stem,
@@ -192,6 +206,7 @@ pub(super) enum Command {
     Initdata(InitdataArgs),
     Luks(LuksArgs),
     Model(ModelArgs),
+    Predict(PredictArgs),
     Quote(QuoteArgs),
     Roster(RosterArgs),
     Secret(SecretArgs),

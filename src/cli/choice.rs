@@ -1,14 +1,29 @@
 //! Choices among a few words.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use kernels::Isa;
+
+use crate::failure::{Doing, Failure};
+use crate::files::read_bounded;
+use crate::job::classes::ClassNames;
 
 /// The shape of a schedule, before its rate is known.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum ScheduleKind {
     Constant,
     Cosine,
+}
+
+/// Where the names of a job's classes come from.
+#[derive(Clone, Debug)]
+pub(super) enum ClassSource {
+    Cifar10,
+    Cifar100,
+    File(PathBuf),
+    /// Classes of which only the number is known.
+    Number(usize),
 }
 
 /// An instruction-set tier that this CPU has.
@@ -23,6 +38,37 @@ impl FromStr for ScheduleKind {
             "constant" => Ok(Self::Constant),
             "cosine" => Ok(Self::Cosine),
             _ => Err("expected cosine or constant".into()),
+        }
+    }
+}
+
+impl FromStr for ClassSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "cifar-10" => Self::Cifar10,
+            "cifar-100" => Self::Cifar100,
+            text => text.parse().map_or_else(|_| Self::File(text.into()), Self::Number),
+        })
+    }
+}
+
+impl ClassSource {
+    /// The names.
+    pub(super) fn names(&self) -> Result<ClassNames, Failure> {
+        match self {
+            Self::Cifar10 => Ok(ClassNames::default()),
+            Self::Cifar100 => Ok(ClassNames::cifar100()),
+            Self::Number(count) => ClassNames::numbered(*count)
+                .map_err(|why| Failure::usage(format!("--classes: {why}"))),
+            Self::File(path) => {
+                let what = || format!("--classes {}", path.display());
+                let missing = || Failure::new(format!("{}: no such file", what()));
+                let bytes = read_bounded(path).doing(what())?.ok_or_else(missing)?;
+                let text = String::from_utf8(bytes).doing(what())?;
+                ClassNames::new(text.lines().map(str::to_owned).collect()).doing(what())
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct DemoArgs {
     stem: Stem,
 }
 
-/// Evaluate a saved model: accuracy, per-class table, confusion matrix.
+/// Evaluate a saved model: accuracy, precision and recall of each class, confusion matrix.
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "eval", example = "{command_name} --model-dir model --data cifar-10")]
 pub(super) struct EvalArgs {
@@ -61,9 +61,12 @@ pub(super) struct EvalArgs {
     /// refuse a model of an earlier step: the place was set back [0]
     #[argh(option, default = "0")]
     min_step: u64,
-    /// directory with CIFAR-10 binary files [data]
+    /// CIFAR's binary files, test/CLASS/PICTURE (PNG, JPEG), or an .npz file [data]
     #[argh(option, default = "PathBuf::from(\"data\")")]
     data: PathBuf,
+    /// CSV file for each image's class, the one found, and all probabilities
+    #[argh(option)]
+    predictions: Option<PathBuf>,
     /// images to use: test or train [test]
     #[argh(option, default = "Split::Test", from_str_fn(split))]
     split: Split,
@@ -137,7 +140,8 @@ pub(super) fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
         key: KeySource { file: args.key_file.clone(), descriptor: args.key_fd },
         min_step: args.min_step,
     };
-    let evaluation = eval::run(&place, source, args.threads, args.isa.0)?;
+    let exec = (args.threads, args.isa.0);
+    let evaluation = eval::run(&place, source, exec, args.predictions.as_deref())?;
     if args.json {
         return print(&serde_json::to_string(&evaluation).doing("report")?);
     }

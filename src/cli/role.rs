@@ -10,8 +10,8 @@ use super::choice::ScheduleKind;
 use super::local::THREADS_MAX;
 use crate::failure::{Doing, Failure};
 use crate::job::schedule::Schedule;
-use crate::job::shape::Shape;
-use crate::job::{Arch, BATCH_MAX, Job, Normalisation, Stem, WORKERS_MAX};
+use crate::job::shape::{CHANNELS, SIDE_MAX, SIDE_STEP, Shape};
+use crate::job::{BATCH_MAX, Job, Stem, WORKERS_MAX};
 use crate::termination;
 use crate::training::roles;
 use crate::training::store::Place;
@@ -108,7 +108,13 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
             )));
         }
     }
-    let single = args.batch_size == 1 && args.stem == Stem::Imagenet;
+    let size = args.image_size;
+    if !(SIDE_STEP..=SIDE_MAX).contains(&size) || size % SIDE_STEP != 0 {
+        return Err(Failure::usage(format!(
+            "--image-size is {size}, expected {SIDE_STEP} to {SIDE_MAX} in steps of {SIDE_STEP}"
+        )));
+    }
+    let single = args.batch_size == 1 && args.stem == Stem::Imagenet && size == SIDE_STEP;
     match single {
         true => Err(Failure::usage(
             "--batch-size 1: the last maps of the imagenet stem have one pixel, and the mean over one \
@@ -121,6 +127,7 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
 
 fn job(args: &Args) -> Result<Job, Failure> {
     let (rate, warm_up) = (args.lr, args.warm_up);
+    let classes = args.classes.names()?;
     Ok(Job {
         stem: args.stem,
         precision: args.precision,
@@ -140,9 +147,10 @@ fn job(args: &Args) -> Result<Job, Failure> {
         order: args.order,
         init: None,
         weighting: args.weighting,
-        model: Arch::default(),
-        shape: Shape::default(),
-        normalisation: Normalisation::default(),
+        model: args.model,
+        shape: Shape { side: args.image_size, channels: CHANNELS, classes: classes.len() },
+        classes,
+        normalisation: args.normalisation,
     })
 }
 
@@ -172,8 +180,12 @@ fn say_the_rule_of_the_rate(args: &Args) {
 }
 
 /// The options that define a job, and what they are.
-fn job_flags(args: &Args) -> [(&'static str, String); 17] {
+fn job_flags(args: &Args) -> [(&'static str, String); 21] {
     [
+        ("--model", args.model.to_string()),
+        ("--classes", format!("{:?}", args.classes)),
+        ("--image-size", args.image_size.to_string()),
+        ("--normalisation", args.normalisation.to_string()),
         ("--stem", args.stem.to_string()),
         ("--precision", args.precision.to_string()),
         ("--conv", args.conv.to_string()),

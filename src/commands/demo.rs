@@ -94,7 +94,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         data.display()
     ));
     let outcome = train(options, &data, &place, &course)?;
-    let evaluation = eval::run(&place, (&data, Split::Test), options.threads, Isa::detect())?;
+    let exec = (options.threads, Isa::detect());
+    let evaluation = eval::run(&place, (&data, Split::Test), exec, None)?;
     say(&format!("{evaluation}\n"));
     say(&summary(&outcome, evaluation.accuracy, &place));
     Ok(())

@@ -1,18 +1,17 @@
 //! `hfl eval`: accuracy, per-class table and confusion matrix of a saved model.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::path::Path;
 use std::time::Instant;
 
-use kernels::{Isa, Pool};
+use kernels::Isa;
 use serde::Serialize;
 
 use crate::data::batch::Batch;
-use crate::data::cifar::{self, CLASS_NAMES};
 use crate::data::dataset::Split;
+use crate::data::source::Source;
 use crate::failure::{Doing, Failure};
-use crate::model::inference::Inference;
-use crate::training::checkpoint;
+use crate::training::classifier::{Classifier, ranked};
 use crate::training::store::Place;
 use protocol::hex;
 
@@ -31,71 +30,131 @@ pub struct Evaluation {
     pub images: usize,
     /// Share of images whose class was found.
     pub accuracy: f64,
+    /// Share of images whose class is one of the five likeliest; `None` where there are no more than five.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top5: Option<f64>,
+    /// Each class of the job.
+    pub classes: Vec<Class>,
     /// `confusion[class][found]` counts images.
     pub confusion: Vec<Vec<u64>>,
     /// Images a second.
     pub images_per_s: f64,
 }
 
+/// How well a class is known.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Class {
+    /// Its name.
+    pub name: String,
+    /// Images of it.
+    pub images: u64,
+    /// Share of what was taken for it that is of it; `None` where nothing was.
+    pub precision: Option<f64>,
+    /// Share of its images that was found; `None` where there are none.
+    pub recall: Option<f64>,
+}
+
 /// Images of a batch.
 const BATCH: usize = 256;
+/// How many classes count for the second accuracy.
+const TOP: usize = 5;
 
-/// Evaluates the checkpoint at `place` on a split of `data`.
+/// Evaluates the checkpoint at `place` on a split of `data`; each image's outcome goes to a CSV file, if one is named.
 ///
 /// # Errors
-/// When model or data cannot be used.
+/// When model or data cannot be used, or the file cannot be written.
 pub fn run(
     place: &Place,
     (data, split): (&Path, Split),
-    threads: usize,
-    isa: Isa,
+    (threads, isa): (usize, Isa),
+    predictions: Option<&Path>,
 ) -> Result<Evaluation, Failure> {
-    let (network, checkpoint) = place.read(|store| {
-        let found = checkpoint::load(store).doing(store.name_of(checkpoint::DATA_FILE))?;
-        found.ok_or_else(|| {
-            Failure::new(format!("{}: no such file", store.name_of(checkpoint::DATA_FILE)))
-                .hint("--model-dir with the directory that ps0 wrote")
-        })
+    let source = Source::open(data, split, None).map_err(|error| {
+        let hint = "--data with CIFAR's binary files, test/CLASS/PICTURE or an .npz file";
+        Failure::new(error).hint(hint)
     })?;
-    place.check_step(checkpoint.state.step)?;
-    let set = cifar::read(data, split, None).map_err(|error| {
-        Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
-    })?;
-    let (conv, job) = (checkpoint.job.conv, hex(&checkpoint.job.digest()));
-    let steps = checkpoint.state.steps;
-    let params = checkpoint.state.params;
-    let parameters = hex(&crate::model::params::hash(&params));
-    let exec = (Pool::new(threads), isa);
-    let mut model = Inference::new(network.computed(conv), params, BATCH.min(set.len()), exec)
-        .doing("memory for a batch")?;
-    let classes = set.shape().classes;
-    let mut confusion = vec![vec![0; classes]; classes];
+    let titles = source.titles();
+    let mut model = Classifier::open(place, BATCH.min(source.len()), (threads, isa))?;
+    let set = source.load(&model.job, threads).map_err(Failure::new)?;
+    let names = model.job.classes.names().to_vec();
+    let mut confusion = vec![vec![0; names.len()]; names.len()];
+    let mut among_top = 0;
+    let mut table = heading(&names);
     let mut batch = Batch::default();
     let start = Instant::now();
     for first in (0..set.len()).step_by(BATCH) {
         set.batch(first, BATCH.min(set.len() - first), &mut batch);
-        let logits = model.run(&batch);
-        for (row, &label) in logits.chunks_exact(classes).zip(&batch.labels) {
-            confusion[usize::from(label)][largest(row)] += 1;
+        for (index, probabilities) in model.classify(&batch).iter().enumerate() {
+            let (order, label) = (ranked(probabilities), usize::from(batch.labels[index]));
+            confusion[label][order[0]] += 1;
+            among_top += u64::from(order.iter().take(TOP).any(|&class| class == label));
+            if predictions.is_some() {
+                let title = &titles[first + index];
+                line(&mut table, title, [&names[label], &names[order[0]]], probabilities);
+            }
         }
     }
-    let found: u64 = (0..classes).map(|class| confusion[class][class]).sum();
+    let seconds = start.elapsed().as_secs_f64();
+    if let Some(path) = predictions {
+        std::fs::write(path, table).doing(path.display())?;
+    }
+    let right: u64 = (0..names.len()).map(|class| confusion[class][class]).sum();
+    let share = |count: u64| count as f64 / set.len() as f64;
     Ok(Evaluation {
-        step: checkpoint.state.step,
-        steps,
-        job,
-        parameters,
+        step: model.step,
+        steps: model.steps,
+        job: hex(&model.job.digest()),
+        parameters: hex(&model.parameters),
         images: set.len(),
-        accuracy: found as f64 / set.len() as f64,
+        accuracy: share(right),
+        top5: (names.len() > TOP).then(|| share(among_top)),
+        classes: classes(names, &confusion),
         confusion,
-        images_per_s: set.len() as f64 / start.elapsed().as_secs_f64(),
+        images_per_s: set.len() as f64 / seconds,
     })
 }
 
-/// Index of the largest value, the first of equals.
-fn largest(row: &[f32]) -> usize {
-    (1..row.len()).fold(0, |best, index| if row[index] > row[best] { index } else { best })
+fn classes(names: Vec<String>, confusion: &[Vec<u64>]) -> Vec<Class> {
+    let class = |(index, name): (usize, String)| {
+        let right = confusion[index][index];
+        let images = confusion[index].iter().sum();
+        let taken: u64 = confusion.iter().map(|row| row[index]).sum();
+        let share = |of: u64| (of > 0).then(|| right as f64 / of as f64);
+        Class { name, images, precision: share(taken), recall: share(images) }
+    };
+    names.into_iter().enumerate().map(class).collect()
 }
+
+/// The CSV's first line (RFC 4180).
+fn heading(names: &[String]) -> String {
+    let mut line = "image,class,found".to_owned();
+    for name in names {
+        line.push(',');
+        line.push_str(&field(name));
+    }
+    line + "\r\n"
+}
+
+fn line(table: &mut String, image: &str, classes: [&String; 2], probabilities: &[f64]) {
+    let [class, found] = classes.map(|name| field(name));
+    table.push_str(&format!("{},{class},{found}", field(image)));
+    for probability in probabilities {
+        // Writing to a string does not fail.
+        let _ = write!(table, ",{probability:.6}");
+    }
+    table.push_str("\r\n");
+}
+
+/// A field of a CSV, in quotes where it has to be.
+fn field(text: &str) -> String {
+    match text.contains([',', '"', '\r', '\n']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.into(),
+    }
+}
+
+/// Widest matrix that is shown: a line of a terminal.
+const SHOWN_MAX: usize = 20;
 
 impl fmt::Display for Evaluation {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -107,19 +166,57 @@ impl fmt::Display for Evaluation {
         writeln!(f, "model       step {} {of}", self.step)?;
         writeln!(f, "parameters  sha256:{}", self.parameters)?;
         writeln!(f, "images      {} at {:.0} images/s", self.images, self.images_per_s)?;
-        writeln!(f, "accuracy    {:.2} %\n", 100.0 * self.accuracy)?;
-        write!(f, "{:10} {:>7} {:>8}   found as", "class", "images", "correct")?;
-        for name in CLASS_NAMES {
-            write!(f, " {:>5}", &name[..name.len().min(5)])?;
+        writeln!(f, "accuracy    {:.2} %", 100.0 * self.accuracy)?;
+        if let Some(top5) = self.top5 {
+            writeln!(f, "top 5       {:.2} %", 100.0 * top5)?;
         }
-        for (class, row) in self.confusion.iter().enumerate() {
-            let total: u64 = row.iter().sum();
-            let share = 100.0 * row[class] as f64 / total.max(1) as f64;
-            write!(f, "\n{:10} {total:>7} {share:>6.1} %           ", CLASS_NAMES[class])?;
-            for count in row {
-                write!(f, " {count:>5}")?;
+        let width = self.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0);
+        let width = width.clamp(10, 30);
+        write!(f, "\n{:width$} {:>7} {:>9} {:>8}", "class", "images", "precision", "recall")?;
+        let shows_matrix = self.classes.len() <= SHOWN_MAX;
+        if shows_matrix {
+            write!(f, "   found as")?;
+            for class in &self.classes {
+                write!(f, " {:>5}", class.name.chars().take(5).collect::<String>())?;
+            }
+        }
+        let percent = |share: Option<f64>| {
+            share.map_or("-".into(), |share| format!("{:.1} %", 100.0 * share))
+        };
+        for (class, row) in self.classes.iter().zip(&self.confusion) {
+            let (precision, recall) = (percent(class.precision), percent(class.recall));
+            let Class { name, images, .. } = class;
+            write!(f, "\n{name:width$} {images:>7} {precision:>9} {recall:>8}")?;
+            if shows_matrix {
+                write!(f, "           ")?;
+                row.iter().try_for_each(|count| write!(f, " {count:>5}"))?;
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn precision_and_recall_are_of_columns_and_rows() {
+        let names = ["a", "b", "c"].map(String::from).to_vec();
+        let found = classes(names, &[vec![3, 1, 0], vec![1, 1, 0], vec![0, 0, 0]]);
+        let of = |index: usize| (found[index].images, found[index].precision, found[index].recall);
+        assert_eq!(of(0), (4, Some(0.75), Some(0.75)));
+        assert_eq!(of(1), (2, Some(0.5), Some(0.5)));
+        assert_eq!(of(2), (0, None, None));
+    }
+
+    #[test]
+    fn fields_of_a_csv_are_quoted_where_they_have_to_be() {
+        let mut table = heading(&["cat".into(), "a,b".into()]);
+        line(&mut table, "x \"1\".png", [&"cat".into(), &"a,b".into()], &[0.25, 0.75]);
+        assert_eq!(
+            table,
+            "image,class,found,cat,\"a,b\"\r\n\"x \"\"1\"\".png\",cat,\"a,b\",0.250000,0.750000\r\n"
+        );
     }
 }

@@ -6,6 +6,7 @@ pub mod demo;
 pub mod doctor;
 pub mod eval;
 pub mod initdata;
+pub mod predict;
 pub mod roster;
 pub mod secret;
 pub mod transfer;

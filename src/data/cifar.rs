@@ -1,109 +1,74 @@
-//! CIFAR-10's binary files.
+//! CIFAR-10's and CIFAR-100's binary files.
 //!
-//! A record is one label byte and 3,072 pixel bytes: 32x32 red, then green, then blue, row by row.
+//! A record is one label byte (CIFAR-100: two, the coarse one first) and 3,072 pixel bytes: 32x32 red, then green,
+//! then blue, row by row.
 
-use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use crate::data::dataset::{Dataset, Shard, Split};
+use crate::data::dataset::{Dataset, Split};
+use crate::data::error::DataError;
+use crate::data::file;
 use crate::job::Normalisation;
+use crate::job::classes::ClassNames;
 use crate::job::shape::Shape;
 
-/// Bytes of a record.
-pub const RECORD_LEN: usize = 1 + Shape::CIFAR.channels * Shape::CIFAR.side * Shape::CIFAR.side;
-/// Names of the classes.
-pub const CLASS_NAMES: [&str; Shape::CIFAR.classes] =
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+/// Bytes of a picture.
+const PIXELS_LEN: usize = Shape::CIFAR.channels * Shape::CIFAR.side * Shape::CIFAR.side;
+/// Bytes of a record of CIFAR-10.
+pub const RECORD_LEN: usize = 1 + PIXELS_LEN;
+/// Bytes of a record of CIFAR-100.
+const RECORD100_LEN: usize = 2 + PIXELS_LEN;
 
 /// Largest file that is read.
 const FILE_LEN_MAX: u64 = 4 << 30;
 
-/// Why data cannot be used.
-#[derive(Debug)]
-pub enum DataError {
-    /// The directory has none of the files, or they hold no record (of the shard).
-    Empty(PathBuf, String),
-    /// A label that is no class.
-    Label(PathBuf, u64, u8),
-    /// The system refused to read.
-    Read(PathBuf, std::io::Error),
-    /// The file is larger than any CIFAR-10 file.
-    TooLarge(PathBuf, u64),
-    /// The file ends inside a record.
-    Truncated(PathBuf, u64, usize),
+/// What the files hold, labels and pixels apart.
+pub(super) struct Records {
+    pub(super) classes: ClassNames,
+    pub(super) labels: Vec<u8>,
+    /// `[N][3][32][32]`.
+    pub(super) planes: Vec<u8>,
 }
 
-impl fmt::Display for DataError {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Empty(path, what) => write!(f, "{}: no {what} here", path.display()),
-            Self::Label(path, offset, label) => write!(
-                f,
-                "{}: label {label} at offset {offset}, expected 0 to {}",
-                path.display(),
-                Shape::CIFAR.classes - 1
-            ),
-            Self::Read(path, error) => write!(f, "{}: {error}", path.display()),
-            Self::TooLarge(path, len) => {
-                write!(f, "{}: {len} bytes, more than {FILE_LEN_MAX}", path.display())
-            }
-            Self::Truncated(path, offset, len) => write!(
-                f,
-                "{}: truncated record at offset {offset}: {len} of {RECORD_LEN} bytes",
-                path.display()
-            ),
-        }
-    }
-}
-
-impl std::error::Error for DataError {}
-
-/// Reads the files of a split, `test_batch.bin` or `data_batch_*.bin` in name order, and keeps the shard's records.
+/// Reads the files of a split: `test_batch.bin` or `data_batch_*.bin` in name order; or CIFAR-100's `test.bin` or
+/// `train.bin`.
 ///
 /// # Errors
 /// When a file is missing, truncated or holds a wrong label; the error names file and offset.
-pub fn read(directory: &Path, split: Split, shard: Option<Shard>) -> Result<Dataset, DataError> {
-    let files = match split {
-        Split::Test => vec![directory.join("test_batch.bin")],
-        Split::Train => training_files(directory)?,
+pub(super) fn read(directory: &Path, split: Split) -> Result<Records, DataError> {
+    let hundred = directory.join(match split {
+        Split::Test => "test.bin",
+        Split::Train => "train.bin",
+    });
+    let (files, classes) = match split {
+        _ if hundred.is_file() => (vec![hundred], ClassNames::cifar100()),
+        Split::Test => (vec![directory.join("test_batch.bin")], ClassNames::default()),
+        Split::Train => (training_files(directory)?, ClassNames::default()),
     };
-    let mut records = Vec::new();
+    let mut all = Records { classes, labels: Vec::new(), planes: Vec::new() };
     for path in files {
-        let mut bytes = Vec::new();
-        let unreadable = |error| DataError::Read(path.clone(), error);
-        let file = File::open(&path).map_err(unreadable)?;
-        let len = file.metadata().map_err(unreadable)?.len();
-        if len > FILE_LEN_MAX {
-            return Err(DataError::TooLarge(path, len));
+        let bytes = file::read(&path, FILE_LEN_MAX)?;
+        let record_len = if all.classes.len() > 10 { RECORD100_LEN } else { RECORD_LEN };
+        check(&path, &bytes, record_len, all.classes.len())?;
+        for record in bytes.chunks_exact(record_len) {
+            let (labels, pixels) = record.split_at(record_len - PIXELS_LEN);
+            all.labels.extend(labels.last());
+            all.planes.extend(pixels);
         }
-        file.take(FILE_LEN_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
-        check(&path, &bytes)?;
-        records.extend(bytes);
     }
-    let all = of_whole(records);
-    let kept = shard.map_or_else(|| all.clone(), |shard| all.shard(shard));
-    if kept.is_empty() {
-        let what = shard.map_or("record".into(), |Shard { index, of }| {
-            format!("record for shard {index}/{of}")
-        });
-        return Err(DataError::Empty(directory.into(), what));
+    match all.labels.is_empty() {
+        true => Err(DataError::Empty(directory.into(), "record".into())),
+        false => Ok(all),
     }
-    Ok(kept)
 }
 
-/// Makes a data set of records.
+/// Makes a data set of records of CIFAR-10.
 ///
 /// # Errors
 /// When one is not whole, or its label is no class.
 pub fn from_records(records: Vec<u8>) -> Result<Dataset, DataError> {
-    check(Path::new("records"), &records)?;
-    Ok(of_whole(records))
-}
-
-fn of_whole(records: Vec<u8>) -> Dataset {
-    Dataset::new(Shape::CIFAR, Normalisation::Cifar, records)
+    check(Path::new("records"), &records, RECORD_LEN, Shape::CIFAR.classes)?;
+    Ok(Dataset::new(Shape::CIFAR, Normalisation::Cifar, records))
 }
 
 fn training_files(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
@@ -118,23 +83,26 @@ fn training_files(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
         }
     }
     if files.is_empty() {
-        return Err(DataError::Empty(directory.into(), "data_batch_*.bin file".into()));
+        let what = "data_batch_*.bin file, train.bin, train/CLASS/ or .npz";
+        return Err(DataError::Empty(directory.into(), what.into()));
     }
     files.sort();
     Ok(files)
 }
 
-fn check(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    let (records, rest) = bytes.as_chunks::<RECORD_LEN>();
-    for (index, record) in records.iter().enumerate() {
-        if usize::from(record[0]) >= Shape::CIFAR.classes {
-            let offset = (index * RECORD_LEN) as u64;
-            return Err(DataError::Label(path.into(), offset, record[0]));
+fn check(path: &Path, bytes: &[u8], record_len: usize, classes: usize) -> Result<(), DataError> {
+    let records = bytes.chunks_exact(record_len);
+    let rest = records.remainder();
+    for (index, record) in records.enumerate() {
+        let at = record_len - PIXELS_LEN - 1;
+        if usize::from(record[at]) >= classes {
+            let offset = (index * record_len + at) as u64;
+            return Err(DataError::Label(path.into(), offset, record[at].into(), classes));
         }
     }
     if !rest.is_empty() {
         let offset = (bytes.len() - rest.len()) as u64;
-        return Err(DataError::Truncated(path.into(), offset, rest.len()));
+        return Err(DataError::Truncated(path.into(), offset, [rest.len(), record_len]));
     }
     Ok(())
 }
@@ -158,11 +126,12 @@ pub fn fuzz(data: &[u8]) {
             assert!(batch.labels.iter().all(|&label| usize::from(label) < Shape::CIFAR.classes));
             assert!(batch.images.iter().all(|value| value.abs() < 3.0));
         }
-        Err(DataError::Label(_, offset, label)) => {
-            assert_eq!(data[usize::try_from(offset).expect("an offset in memory")], label);
-            assert!(usize::from(label) >= Shape::CIFAR.classes);
+        Err(DataError::Label(_, offset, label, _)) => {
+            let found = data[usize::try_from(offset).expect("an offset in memory")];
+            assert_eq!(u64::from(found), label);
+            assert!(usize::from(found) >= Shape::CIFAR.classes);
         }
-        Err(DataError::Truncated(_, offset, len)) => {
+        Err(DataError::Truncated(_, offset, [len, _])) => {
             assert_eq!(offset + len as u64, data.len() as u64);
         }
         Err(other) => panic!("no file is read here: {other}"),

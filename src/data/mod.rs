@@ -1,8 +1,15 @@
-//! What a worker learns from: pictures, their order and their augmentation.
+//! What a worker learns from: pictures of several kinds of files, their order and their augmentation.
 
 pub mod batch;
 pub mod cifar;
 pub mod dataset;
+pub mod error;
+mod file;
+mod folder;
 pub mod merkle;
+pub mod npz;
+pub mod picture;
+pub mod resize;
 pub mod sampler;
+pub mod source;
 pub mod synthetic;

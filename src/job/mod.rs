@@ -1,5 +1,6 @@
 //! `Job`: everything that defines a training, decided by ps0 and shown to every worker as a digest.
 
+pub mod classes;
 pub mod rng;
 pub mod schedule;
 pub mod shape;
@@ -8,6 +9,7 @@ pub mod state;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
+use crate::job::classes::ClassNames;
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_STEP, Shape};
 
@@ -52,6 +54,9 @@ pub struct Job {
     /// Size of the images, and number of classes.
     #[serde(default, skip_serializing_if = "is_default")]
     pub shape: Shape,
+    /// What the classes are called.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub classes: ClassNames,
     /// What is taken off pixels, and what they are divided by.
     #[serde(default, skip_serializing_if = "is_default")]
     pub normalisation: Normalisation,
@@ -206,6 +211,9 @@ impl Job {
         }
         if !(1..=WORKERS_MAX).contains(&job.workers) {
             return Err(JobError::OutOfRange("workers", job.workers.into()));
+        }
+        if job.classes.len() != job.shape.classes {
+            return Err(JobError::OutOfRange("names of classes", job.classes.len() as u64));
         }
         if let Some((name, value)) = job.shape.out_of_range() {
             return Err(JobError::OutOfRange(name, value));

@@ -61,16 +61,7 @@ impl fmt::Display for CheckpointError {
             Self::Tensor(name, why) => write!(f, "tensor '{}' {why}", name.escape_default()),
             Self::Shape { name, found, expected } => {
                 let name = name.escape_default();
-                write!(f, "tensor '{name}' has shape {found:?}, the network's is {expected:?}")?;
-                match found.first() {
-                    Some(1000) if expected.first() != Some(&1000) => write!(
-                        f,
-                        " (torchvision's 1000 classes; in Python, before saving: \
-                         model.fc = torch.nn.Linear(2048, {}))",
-                        expected[0]
-                    ),
-                    _ => Ok(()),
-                }
+                write!(f, "tensor '{name}' has shape {found:?}, the network's is {expected:?}")
             }
             Self::Metadata(key) => write!(f, "metadata entry '{key}' is missing or malformed"),
             Self::Hash(what) => write!(f, "the {what} are not what the file was written with"),
@@ -107,11 +98,24 @@ pub fn load(store: &Store) -> Result<Option<(Network, Checkpoint)>, CheckpointEr
     parse(&bytes).map(Some)
 }
 
-/// Reads initial parameters: any safetensors file with torchvision's names, also without metadata.
+/// Parameters to start from, and what of them is not the file's.
+pub struct Initial {
+    /// The flat buffer.
+    pub params: Vec<f32>,
+    /// Classes of the file's classifier, if they are not as many as the network's: ours starts anew then.
+    pub other_classes: Option<usize>,
+}
+
+/// Reads initial parameters: any safetensors file with torchvision's names, also without metadata. A classifier of
+/// another number of classes is left as `fresh` begins it.
 ///
 /// # Errors
-/// When a tensor is missing or has another shape.
-pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointError> {
+/// When a tensor is missing, has another shape or values that are not finite; each by its name.
+pub fn load_params(
+    path: &Path,
+    layout: &Layout,
+    fresh: impl FnOnce(&mut [f32]),
+) -> Result<Initial, CheckpointError> {
     let missing = || CheckpointError::Format("there is no such file".into());
     let bytes = read_bounded(path).map_err(CheckpointError::Io)?.ok_or_else(missing)?;
     // What torch.save writes: a ZIP archive, or a bare pickle of before 2020.
@@ -121,11 +125,30 @@ pub fn load_params(path: &Path, layout: &Layout) -> Result<Vec<f32>, CheckpointE
         return Err(CheckpointError::Format(what.into()));
     }
     let tensors = deserialize(&bytes)?;
-    let mut values = vec![0.0; layout.len];
-    for tensor in &layout.tensors {
-        import(&tensors, tensor, "", &mut values)?;
+    let mut params = vec![0.0; layout.len];
+    let other_classes = other_classes(&tensors, layout);
+    if other_classes.is_some() {
+        fresh(&mut params);
     }
-    Ok(values)
+    for tensor in &layout.tensors {
+        if other_classes.is_none() || !CLASSIFIER.contains(&&*tensor.name) {
+            import(&tensors, tensor, "", &mut params)?;
+        }
+    }
+    Ok(Initial { params, other_classes })
+}
+
+/// The classifier's tensors.
+const CLASSIFIER: [&str; 2] = ["fc.weight", "fc.bias"];
+
+/// The number of classes of a file's classifier, if it is whole and fits the network but for that.
+fn other_classes(tensors: &SafeTensors, layout: &Layout) -> Option<usize> {
+    let [weight, bias] = CLASSIFIER.map(|name| tensors.tensor(name).ok());
+    let (weight, bias) = (weight?, bias?);
+    let &[classes, inputs] = weight.shape() else { return None };
+    let &[ours, our_inputs] = layout.tensor(CLASSIFIER[0])?.shape.as_slice() else { return None };
+    let fits = inputs == our_inputs && bias.shape() == [classes];
+    (fits && classes != ours).then_some(classes)
 }
 
 /// Writes `model.ckpt-meta`: the graph, layer by layer, and every hyper-parameter, as JSON.
@@ -320,6 +343,7 @@ impl Entry<'_> {
 struct Meta<'a> {
     model: String,
     stem: Stem,
+    classes: &'a [String],
     parameters: usize,
     job_digest: String,
     job: &'a Job,
@@ -377,6 +401,7 @@ impl<'a> Meta<'a> {
         Self {
             model: title(job.model),
             stem: job.stem,
+            classes: job.classes.names(),
             parameters: network.layout.trained,
             job_digest: hex(&job.digest()),
             job,
@@ -410,6 +435,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::job::classes::ClassNames;
     use crate::job::schedule::Schedule;
     use crate::job::shape::Shape;
     use crate::job::state::Member;
@@ -435,6 +461,7 @@ mod tests {
             weighting: Weighting::Data,
             model: Arch::Resnet50,
             shape: Shape::CIFAR,
+            classes: ClassNames::default(),
             normalisation: Normalisation::Cifar,
         };
         let layout = &network.layout;
@@ -455,9 +482,26 @@ mod tests {
         let bytes = store.read(DATA_FILE).expect("read").expect("a file");
         let (len, most) = (bytes.len() as u64, len_max(&network.layout));
         assert!(len <= most && most < len + (1 << 20), "{len} bytes, {most} at most");
-        let params = load_params(&directory.join(DATA_FILE), &network.layout).expect("params");
+        let path = directory.join(DATA_FILE);
+        let read = |layout: &Layout| load_params(&path, layout, |values| values.fill(-3.0));
+        let initial = read(&network.layout).expect("params");
+        assert!(initial.params == checkpoint.state.params && initial.other_classes.is_none());
+        for classes in [7, 100] {
+            let shape = Shape { classes, ..Shape::CIFAR };
+            let other = Network::new(Arch::Resnet50, Stem::Cifar, shape).expect("shapes").layout;
+            let initial = read(&other).expect("all but the classifier");
+            assert_eq!(initial.other_classes, Some(10));
+            for tensor in &other.tensors {
+                let expected = match network.layout.tensor(&tensor.name) {
+                    Some(own) if !CLASSIFIER.contains(&&*tensor.name) => {
+                        own.export(&checkpoint.state.params)
+                    }
+                    _ => vec![-3.0; tensor.range.len()],
+                };
+                assert!(tensor.export(&initial.params) == expected, "{}", tensor.name);
+            }
+        }
         fs::remove_dir_all(&directory).expect("remove");
-        assert_eq!(params, checkpoint.state.params);
         assert!(parse(&bytes).expect("valid").1 == checkpoint);
         for at in [bytes.len() - 1, bytes.len() / 2, bytes.len() / 4] {
             let mut damaged = bytes.clone();
@@ -474,8 +518,10 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("hfl-init-{}", std::process::id()));
         let mut store = Store::directory(&folder).expect("create");
         let path = folder.join(DATA_FILE);
-        let refused =
-            |path: &Path| load_params(path, &network.layout).expect_err("refused").to_string();
+        let refused = |path: &Path| match load_params(path, &network.layout, |_| {}) {
+            Ok(_) => panic!("not refused"),
+            Err(error) => error.to_string(),
+        };
         assert!(refused(&path).contains("no such file"));
         for pickle in [&b"PK\x03\x04rest"[..], &[0x80, 2, 0x8a]] {
             fs::write(&path, pickle).expect("write");
@@ -489,13 +535,6 @@ mod tests {
         assert!(why.contains(&spoiled.name) && why.contains("infinite or no numbers"), "{why}");
         assert!(load(&store).is_err(), "a checkpoint neither");
         fs::remove_dir_all(&folder).expect("remove");
-        let shape = CheckpointError::Shape {
-            name: "fc.weight".into(),
-            found: vec![1000, 2048],
-            expected: vec![10, 2048],
-        };
-        let shown = shape.to_string();
-        assert!(shown.contains("[1000, 2048]") && shown.contains("Linear(2048, 10)"), "{shown}");
     }
 
     #[test]

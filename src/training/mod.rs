@@ -1,6 +1,7 @@
 //! A job under way: server and worker as pure values, the files they keep, and the roles that drive them.
 
 pub mod checkpoint;
+pub mod classifier;
 pub mod roles;
 pub mod room;
 pub mod roster;

@@ -529,6 +529,7 @@ fn named(data: Option<[u8; 32]>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::classes::ClassNames;
     use crate::job::schedule::Schedule;
     use crate::job::shape::Shape;
     use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem};
@@ -552,6 +553,7 @@ mod tests {
             weighting,
             model: Arch::Resnet50,
             shape: Shape::CIFAR,
+            classes: ClassNames::default(),
             normalisation: Normalisation::Cifar,
         };
         let layout = Layout::new([("weight".into(), vec![4], Kind::Weight)]);

@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 use super::args::DoctorArgs;
 use super::finding::Finding;
 use crate::commands::bench;
-use crate::data::cifar::{self, CLASS_NAMES};
 use crate::data::dataset::Split;
+use crate::data::source::Source as Pictures;
 use crate::failure::{Doing, Failure};
 use crate::hosts::listen_addresses;
 use crate::job::shape::Shape;
@@ -330,21 +330,19 @@ fn volume(path: &Path) -> Finding {
 
 fn data(args: &DoctorArgs) -> Finding {
     const ITEM: &str = "data";
-    let set = match cifar::read(&args.data, Split::Train, args.shard) {
-        Ok(set) => set,
+    let source = match Pictures::open(&args.data, Split::Train, args.shard) {
+        Ok(source) => source,
         Err(error) => {
-            let advice = "--data with a directory of CIFAR-10 binary files";
+            let advice = "--data with CIFAR's binary files, train/CLASS/PICTURE or an .npz file";
             return Finding::failed(ITEM, error.to_string(), advice);
         }
     };
-    let mut counts = vec![0_usize; set.shape().classes];
-    (0..set.len()).for_each(|index| counts[usize::from(set.label(index))] += 1);
-    let named = CLASS_NAMES.iter().zip(&counts);
-    let missing: Vec<&str> =
-        named.filter(|(_, count)| **count == 0).map(|(name, _)| *name).collect();
-    let found = format!("{}: {} images", args.data.display(), set.len());
+    let classes = source.classes();
+    let missing = classes.iter().filter(|(_, count)| *count == 0).map(|(name, _)| &**name);
+    let missing: Vec<&str> = missing.collect();
+    let found = format!("{}: {} images, {}", args.data.display(), source.len(), source.format());
     match missing.is_empty() {
-        true => Finding::ok(ITEM, format!("{found} of all {} classes", counts.len())),
+        true => Finding::ok(ITEM, format!("{found} of all {} classes", classes.len())),
         false => Finding::warning(
             ITEM,
             format!("{found}, none of {}", missing.join(", ")),

@@ -452,10 +452,21 @@ fn state(options: &Options, store: &Store) -> Result<(Network, Job, State), Fail
     let initial = match &options.init {
         None => None,
         Some(path) => {
-            let loaded = checkpoint::load_params(path, &network.layout);
-            let params = loaded.doing(format!("--init {}", path.display()))?;
-            job.init = Some(params::hash(&params));
-            Some(params)
+            let fresh = |values: &mut [f32]| {
+                init::initialise_in(&network.layout, job.seed, init::IDENTITY_BLOCKS, values);
+            };
+            let loaded = checkpoint::load_params(path, &network.layout, fresh);
+            let initial = loaded.doing(format!("--init {}", path.display()))?;
+            if let Some(others) = initial.other_classes {
+                log::warn!(
+                    "--init {}: its classifier has {others} classes, this job {}: fc starts anew from seed {}",
+                    path.display(),
+                    job.shape.classes,
+                    job.seed
+                );
+            }
+            job.init = Some(params::hash(&initial.params));
+            Some(initial.params)
         }
     };
     let found = checkpoint::load(store).doing(store.name_of(checkpoint::DATA_FILE))?;

@@ -8,9 +8,10 @@ use protocol::{Config, Ended, LinkId, Net, Refusal, hex};
 
 use super::options::{CELL, Options};
 use crate::data::batch::Batch;
-use crate::data::cifar;
 use crate::data::dataset::{Dataset, Split};
+use crate::data::error::DataError;
 use crate::data::sampler::Sampler;
+use crate::data::source::Source;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
 use crate::job::state::Member;
@@ -34,9 +35,8 @@ struct Running<'a> {
     /// Of the first worker, and of every worker that has a volume.
     store: Option<Store>,
     worker: Worker,
-    data: Dataset,
-    /// What the data is.
-    digest: [u8; 32],
+    /// Until the job is known, which says what becomes of the pictures.
+    source: Option<Source>,
     report: Report,
     metrics: Arc<Metrics>,
     /// Present once the job is known.
@@ -48,6 +48,9 @@ struct Running<'a> {
 /// What a job needs to compute steps.
 struct Training {
     network: Model,
+    data: Dataset,
+    /// What the data is.
+    digest: [u8; 32],
     sampler: Sampler,
     batch: Batch,
     gradients: Arena,
@@ -59,10 +62,10 @@ pub(super) fn run(
     config: Arc<Config>,
     metrics: Arc<Metrics>,
 ) -> Result<(), Failure> {
-    let data = cifar::read(&options.data, Split::Train, options.shard).map_err(|error| {
-        Failure::new(error).hint("--data with a directory of CIFAR-10 binary files")
-    })?;
-    log::info!("{} samples in {}", data.len(), options.data.display());
+    let source = Source::open(&options.data, Split::Train, options.shard)
+        .map_err(|error| Failure::new(error).hint(DATA_HINT))?;
+    let shown = options.data.display();
+    log::info!("{} samples in {shown}: {}", source.len(), source.format());
     let keeps = index == 0 || options.place.volume.is_some();
     let store = keeps.then(|| options.open_store(&config)).transpose()?;
     let mut running = Running {
@@ -70,8 +73,7 @@ pub(super) fn run(
         index,
         store,
         worker: Worker::new(CELL),
-        digest: data.digest(),
-        data,
+        source: Some(source),
         report: Report::new(options.json, Arc::clone(&metrics)),
         metrics,
         training: None,
@@ -167,13 +169,14 @@ impl Running<'_> {
     fn prepare(&mut self, net: &mut Net, id: LinkId, job: &Job) -> Result<(), Failure> {
         if self.training.is_none() {
             log::info!("job {}", hex(&job.digest()));
-            self.training = Some(self.prepared(job)?);
+            let Some(source) = self.source.take() else { return Ok(()) };
+            self.training = Some(self.prepared(job, source)?);
         }
         let Some(model) = &self.training else { return Ok(()) };
         let member = Member {
-            samples: self.data.len() as u64,
-            batches: model.sampler.batches(self.data.len()),
-            data: Some(self.digest),
+            samples: model.data.len() as u64,
+            batches: model.sampler.batches(model.data.len()),
+            data: Some(model.digest),
         };
         let mut member = Some(member);
         net.drive(id, |session| {
@@ -182,27 +185,31 @@ impl Running<'_> {
         Ok(())
     }
 
-    fn prepared(&mut self, job: &Job) -> Result<Training, Failure> {
-        if self.data.len() == 1 && job.needs_two() {
+    fn prepared(&mut self, job: &Job, source: Source) -> Result<Training, Failure> {
+        let samples = source.len();
+        if samples == 1 && job.needs_two() {
             return Err(Failure::new(format!(
                 "{}: one image, which cannot be normalised over the one pixel of the last maps",
                 self.options.data.display()
             ))
             .hint("more data, another --shard, or a job with --stem cifar"));
         }
-        let batch_max = (job.batch_max() as usize).min(self.data.len());
+        let batch_max = (job.batch_max() as usize).min(samples);
         let network = Network::of(job).doing("network")?.computed(job.conv);
-        room::check_worker(job, &network, self.data.len())?;
+        room::check_worker(job, &network, samples)?;
         if let Some(store) = &mut self.store {
             checkpoint::save_meta(store, job, &network, 0).map_err(|error| {
                 store.not_written(checkpoint::META_FILE, &error, "ps0 keeps the model")
             })?;
         }
+        let data = source.load(job, self.options.threads).map_err(refused)?;
         let len = network.layout.len;
         self.params = Arena::new(len).doing("memory for the parameters")?;
         Ok(Training {
             network: Model::new(network, (job.precision, job.conv), batch_max, self.options.pool())
                 .doing("memory for a step")?,
+            digest: data.digest(),
+            data,
             sampler: Sampler::of(job, self.index),
             batch: Batch::default(),
             gradients: Arena::new(len).doing("memory for the gradients")?,
@@ -214,7 +221,7 @@ impl Running<'_> {
         let Some(model) = &mut self.training else { return };
         std::thread::sleep(self.options.pause);
         let start = Instant::now();
-        model.sampler.fill(&self.data, step, &mut model.batch);
+        model.sampler.fill(&model.data, step, &mut model.batch);
         let samples = model.batch.len() as u32;
         let mut push = Push::new(&self.worker, step, self.params.as_slice().len());
         let loss = model.network.step(
@@ -229,6 +236,18 @@ impl Running<'_> {
         let seconds = since.elapsed().as_secs_f64();
         self.report.step((step, steps), loss, seconds, u64::from(samples));
     }
+}
+
+/// What to try where there is no data that could be read.
+const DATA_HINT: &str = "--data with CIFAR's binary files, train/CLASS/PICTURE or an .npz file";
+
+/// Data that the job cannot have.
+fn refused(error: DataError) -> Failure {
+    let hint = match error {
+        DataError::Classes { .. } => "--classes at ps0, or another --data here",
+        _ => "mend or remove it, then the same command",
+    };
+    Failure::new(error).hint(hint)
 }
 
 /// What to try after a server could not be reached or did not want us.

@@ -1,0 +1,74 @@
+//! A folder of class folders with pictures: `train/CLASS/*` to learn from, `test/CLASS/*` to test with.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::data::dataset::Split;
+use crate::data::error::DataError;
+
+/// Pictures by their class, in the order of class names and then of file names.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Folder {
+    /// Names of the class folders, in order, also of those that are empty.
+    pub(super) names: Vec<String>,
+    /// Each picture with its class's place in `names`.
+    pub(super) files: Vec<(PathBuf, usize)>,
+}
+
+/// Most pictures of a folder: their paths are kept in memory.
+const FILES_MAX: usize = 10_000_000;
+
+/// The folder of a split.
+pub(super) fn place(directory: &Path, split: Split) -> PathBuf {
+    directory.join(match split {
+        Split::Test => "test",
+        Split::Train => "train",
+    })
+}
+
+/// Lists a split's pictures. Names that begin with a dot are passed over, as file managers leave some.
+///
+/// # Errors
+/// When something else than a class folder is among them, or something else than a file in one of them.
+pub(super) fn scan(directory: &Path, split: Split) -> Result<Folder, DataError> {
+    let top = place(directory, split);
+    let mut folder = Folder { names: Vec::new(), files: Vec::new() };
+    for path in entries(&top)? {
+        let wrong = |why: &str| DataError::Format(path.clone(), why.into());
+        if !path.is_dir() {
+            return Err(wrong("a file beside the class folders, expected CLASS/PICTURE"));
+        }
+        let name = path.file_name().and_then(OsStr::to_str);
+        let name = name.ok_or_else(|| wrong("the name of a class has to be UTF-8"))?.to_owned();
+        for file in entries(&path)? {
+            if file.is_dir() {
+                let why = "a folder inside a class folder, expected pictures only".into();
+                return Err(DataError::Format(file, why));
+            }
+            if folder.files.len() == FILES_MAX {
+                return Err(DataError::Format(top, format!("more than {FILES_MAX} pictures")));
+            }
+            folder.files.push((file, folder.names.len()));
+        }
+        folder.names.push(name);
+    }
+    if folder.files.is_empty() {
+        return Err(DataError::Empty(top, "CLASS/PICTURE".into()));
+    }
+    Ok(folder)
+}
+
+/// What is in a folder, in the order of names' bytes: the same on every machine and file system.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let unreadable = |error| DataError::Read(folder.into(), error);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(unreadable)? {
+        let entry = entry.map_err(unreadable)?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,296 @@
+//! `Source`: labelled pictures of whatever files there are, before they are what a job wants.
+
+use std::path::{Path, PathBuf};
+
+use crate::data::dataset::{Dataset, Shard, Split};
+use crate::data::error::DataError;
+use crate::data::picture::{self, Picture};
+use crate::data::{cifar, file, folder, npz, resize};
+use crate::job::classes::ClassNames;
+use crate::job::shape::{CLASSES_MAX, Shape};
+use crate::job::{Job, Normalisation};
+
+/// The pictures of a directory or file, and what their classes are called there.
+#[derive(Debug)]
+pub struct Source {
+    origin: PathBuf,
+    format: &'static str,
+    names: Names,
+    /// One class a picture, as numbers of `names`.
+    labels: Vec<u8>,
+    pixels: Pixels,
+}
+
+/// How data calls its classes.
+#[derive(Debug)]
+enum Names {
+    Known(Vec<String>),
+    /// By numbers; a job's names are as many as these at least.
+    Numbered,
+}
+
+#[derive(Debug)]
+enum Pixels {
+    /// CIFAR's: `[N][3][32][32]`.
+    Planes(Vec<u8>),
+    /// NumPy's: `[N][rows][columns][channels]`.
+    Arrays([usize; 3], Vec<u8>),
+    Files(Vec<PathBuf>),
+}
+
+/// Largest picture file.
+const FILE_LEN_MAX: u64 = 256 << 20;
+
+impl Source {
+    /// Recognises what is at `path` and lists it: CIFAR-10's or CIFAR-100's binary files, a folder of class
+    /// folders, or an `.npz` file, named itself or the only one of the directory.
+    ///
+    /// # Errors
+    /// When it is none of them, or damaged; the error names the file.
+    pub fn open(path: &Path, split: Split, shard: Option<Shard>) -> Result<Self, DataError> {
+        let all = if let Some(npz) = npz_file(path)? {
+            of_arrays(path, npz::parse(&npz, &file::read(&npz, npz::LEN_MAX)?, split)?)
+        } else if [Split::Train, Split::Test]
+            .iter()
+            .any(|split| folder::place(path, *split).is_dir())
+        {
+            of_folder(path, folder::scan(path, split)?)?
+        } else {
+            of_cifar(path, cifar::read(path, split)?)
+        };
+        match shard {
+            None => Ok(all),
+            Some(shard) => all.part(shard),
+        }
+    }
+
+    /// Picture files whose classes nobody knows.
+    pub fn pictures(files: Vec<PathBuf>) -> Self {
+        Self {
+            origin: PathBuf::new(),
+            format: "pictures",
+            names: Names::Numbered,
+            labels: vec![0; files.len()],
+            pixels: Pixels::Files(files),
+        }
+    }
+
+    /// What each picture is called: its file, or its number.
+    pub fn titles(&self) -> Vec<String> {
+        match &self.pixels {
+            Pixels::Files(files) => files.iter().map(|file| file.display().to_string()).collect(),
+            Pixels::Planes(_) | Pixels::Arrays(..) => {
+                (0..self.len()).map(|index| index.to_string()).collect()
+            }
+        }
+    }
+
+    /// Number of pictures.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Never: that is an error.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// What kind of files these are.
+    pub fn format(&self) -> &'static str {
+        self.format
+    }
+
+    /// Names of the classes here, and how many pictures each has.
+    pub fn classes(&self) -> Vec<(String, usize)> {
+        let mut counts = [0; CLASSES_MAX];
+        self.labels.iter().for_each(|&label| counts[usize::from(label)] += 1);
+        let most = self.labels.iter().max().map_or(0, |&label| usize::from(label) + 1);
+        let names = match &self.names {
+            Names::Known(names) => names.clone(),
+            Names::Numbered => (0..most).map(|class| class.to_string()).collect(),
+        };
+        names.into_iter().zip(counts).collect()
+    }
+
+    /// The pictures as a job wants them, decoded and resized on so many threads, in the order of the files.
+    ///
+    /// # Errors
+    /// When the job has not all classes of these, or a picture is broken.
+    pub fn load(self, job: &Job, threads: usize) -> Result<Dataset, DataError> {
+        self.shaped(job.shape, &job.classes, job.normalisation, threads)
+    }
+
+    fn shaped(
+        self,
+        shape: Shape,
+        classes: &ClassNames,
+        normalisation: Normalisation,
+        threads: usize,
+    ) -> Result<Dataset, DataError> {
+        let numbers = self.numbers_in(classes)?;
+        let record_len = 1 + shape.image_len();
+        let mut records = vec![0; self.len() * record_len];
+        let part = self.len().div_ceil(threads.max(1)).max(1);
+        let fill = |first: usize, part: &mut [u8]| {
+            for (index, record) in part.chunks_exact_mut(record_len).enumerate() {
+                record[0] = numbers[usize::from(self.labels[first + index])];
+                self.pixels.write(first + index, shape.side, &mut record[1..])?;
+            }
+            Ok(())
+        };
+        let outcomes: Vec<Result<(), DataError>> = std::thread::scope(|scope| {
+            let parts = records.chunks_mut(part * record_len).enumerate();
+            let fill = &fill;
+            let running: Vec<_> =
+                parts.map(|(at, records)| scope.spawn(move || fill(at * part, records))).collect();
+            running
+                .into_iter()
+                .map(|thread| thread.join().expect("a decoder that returns"))
+                .collect()
+        });
+        // The first of the files, whichever thread was first.
+        outcomes.into_iter().collect::<Result<(), DataError>>()?;
+        Ok(Dataset::new(shape, normalisation, records))
+    }
+
+    /// The job's number of each class here.
+    fn numbers_in(&self, job: &ClassNames) -> Result<Vec<u8>, DataError> {
+        let refuse = |unknown: Vec<String>| DataError::Classes {
+            data: self.origin.clone(),
+            unknown,
+            job: job.names().into(),
+        };
+        let here: Vec<String> = self.classes().into_iter().map(|(name, _)| name).collect();
+        if let Names::Numbered = self.names {
+            return match here.len() <= job.len() {
+                true => Ok((0..=u8::MAX).take(here.len()).collect()),
+                false => Err(refuse(here[job.len()..].to_vec())),
+            };
+        }
+        let number = |name: &String| job.index(name).and_then(|index| u8::try_from(index).ok());
+        let unknown: Vec<String> =
+            here.iter().filter(|name| number(name).is_none()).cloned().collect();
+        if !unknown.is_empty() {
+            return Err(refuse(unknown));
+        }
+        Ok(here.iter().filter_map(number).collect())
+    }
+
+    /// Every `of`-th picture, from `index` on.
+    fn part(self, shard: Shard) -> Result<Self, DataError> {
+        let Shard { index, of } = shard;
+        let kept = (index..self.len()).step_by(of);
+        if kept.len() == 0 {
+            return Err(DataError::Empty(self.origin, format!("record for shard {index}/{of}")));
+        }
+        let of_bytes = |bytes: &[u8], len: usize| {
+            kept.clone().flat_map(|at| &bytes[at * len..][..len]).copied().collect()
+        };
+        let pixels = match &self.pixels {
+            Pixels::Planes(planes) => Pixels::Planes(of_bytes(planes, Shape::CIFAR.image_len())),
+            Pixels::Arrays(size, bytes) => {
+                Pixels::Arrays(*size, of_bytes(bytes, size.iter().product()))
+            }
+            Pixels::Files(files) => {
+                Pixels::Files(kept.clone().map(|at| files[at].clone()).collect())
+            }
+        };
+        Ok(Self { labels: of_bytes(&self.labels, 1), pixels, ..self })
+    }
+}
+
+impl Pixels {
+    /// Writes a picture as `[3][side][side]`.
+    fn write(&self, index: usize, side: usize, target: &mut [u8]) -> Result<(), DataError> {
+        let picture = match self {
+            Self::Planes(planes) => {
+                let (own, len) = (Shape::CIFAR.side, Shape::CIFAR.image_len());
+                let planes = &planes[index * len..][..len];
+                if side == own {
+                    target.copy_from_slice(planes);
+                    return Ok(());
+                }
+                let colours = |at| [0, 1, 2].map(|channel| planes[channel * own * own + at]);
+                let rgb = (0..own * own).flat_map(colours).collect();
+                Picture { width: own, height: own, rgb }
+            }
+            Self::Arrays([height, width, channels], bytes) => {
+                let len = height * width * channels;
+                let bytes = &bytes[index * len..][..len];
+                let rgb = match channels {
+                    1 => bytes.iter().flat_map(|&grey| [grey; 3]).collect(),
+                    _ => bytes.to_vec(),
+                };
+                Picture { width: *width, height: *height, rgb }
+            }
+            Self::Files(files) => decode(&files[index])?,
+        };
+        target.copy_from_slice(&resize::square(&picture, side));
+        Ok(())
+    }
+}
+
+/// Reads and decodes a picture file.
+fn decode(path: &Path) -> Result<Picture, DataError> {
+    let bytes = file::read(path, FILE_LEN_MAX)?;
+    picture::decode(&bytes).map_err(|why| DataError::Picture(path.into(), why))
+}
+
+/// The `.npz` that a path names, or the only one of a directory.
+fn npz_file(path: &Path) -> Result<Option<PathBuf>, DataError> {
+    let is_npz = |path: &Path| path.extension().is_some_and(|extension| extension == "npz");
+    if path.is_file() {
+        return match is_npz(path) {
+            true => Ok(Some(path.into())),
+            false => {
+                Err(DataError::Format(path.into(), "a file, expected a directory or .npz".into()))
+            }
+        };
+    }
+    let entries = std::fs::read_dir(path).map_err(|error| DataError::Read(path.into(), error))?;
+    let mut found: Vec<PathBuf> =
+        entries.flatten().map(|entry| entry.path()).filter(|path| is_npz(path)).collect();
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        many => Err(DataError::Format(path.into(), format!("{many} .npz files; --data with one"))),
+    }
+}
+
+fn of_arrays(path: &Path, arrays: npz::Arrays) -> Source {
+    let npz::Arrays { size, images, labels } = arrays;
+    Source {
+        origin: path.into(),
+        format: ".npz arrays",
+        names: Names::Numbered,
+        labels,
+        pixels: Pixels::Arrays(size, images),
+    }
+}
+
+fn of_folder(path: &Path, folder: folder::Folder) -> Result<Source, DataError> {
+    let folder::Folder { names, files } = folder;
+    let names = ClassNames::new(names).map_err(|why| DataError::Format(path.into(), why))?;
+    let labels = files.iter().map(|(_, class)| *class as u8).collect();
+    Ok(Source {
+        origin: path.into(),
+        format: "pictures in class folders",
+        names: Names::Known(names.into()),
+        labels,
+        pixels: Pixels::Files(files.into_iter().map(|(file, _)| file).collect()),
+    })
+}
+
+fn of_cifar(path: &Path, records: cifar::Records) -> Source {
+    let cifar::Records { classes, labels, planes } = records;
+    Source {
+        origin: path.into(),
+        format: if classes.len() == 10 { "CIFAR-10 records" } else { "CIFAR-100 records" },
+        names: Names::Known(classes.into()),
+        labels,
+        pixels: Pixels::Planes(planes),
+    }
+}
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

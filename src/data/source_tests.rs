@@ -1,0 +1,208 @@
+//! Each kind of data on a disk, as a job gets it.
+
+use std::fs;
+
+use super::*;
+use crate::data::synthetic;
+
+fn recorded(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures").join(name)
+}
+
+/// A directory that goes away with the test.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("hfl-source-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("create");
+        Self(path)
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) {
+        let path = self.0.join(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("create");
+        fs::write(path, bytes).expect("write");
+    }
+
+    /// A recorded picture under a name of its own.
+    fn copy(&self, from: &str, to: &str) {
+        self.put(to, &fs::read(recorded(from)).expect("recorded"));
+    }
+
+    fn open(&self, split: Split) -> Result<Source, DataError> {
+        Source::open(&self.0, split, None)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        // A left-over in the temporary directory harms nobody.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn names(names: &[&str]) -> ClassNames {
+    ClassNames::new(names.iter().map(|name| (*name).to_owned()).collect()).expect("names")
+}
+
+fn load(source: Source, side: usize, classes: &ClassNames) -> Result<Dataset, DataError> {
+    let shape = Shape { side, classes: classes.len(), ..Shape::CIFAR };
+    source.shaped(shape, classes, Normalisation::Cifar, 2)
+}
+
+fn labels(set: &Dataset) -> Vec<u8> {
+    (0..set.len()).map(|index| set.label(index)).collect()
+}
+
+#[test]
+fn cifar_10_is_what_it_was_byte_for_byte() {
+    let dir = Dir::new("ten");
+    let records = synthetic::records(1, 12);
+    dir.put("data_batch_1.bin", &records);
+    let source = dir.open(Split::Train).expect("CIFAR-10");
+    assert_eq!((source.len(), source.format()), (12, "CIFAR-10 records"));
+    let set = load(source, 32, &ClassNames::default()).expect("its own classes");
+    assert_eq!(set.records(), records);
+    let same = cifar::from_records(records.clone()).expect("records");
+    assert_eq!(set.digest(), same.digest());
+    let shard = Source::open(&dir.0, Split::Train, Some(Shard { index: 1, of: 3 })).expect("shard");
+    let shard = load(shard, 32, &ClassNames::default()).expect("its own classes");
+    assert_eq!(shard.records(), same.shard(Shard { index: 1, of: 3 }).records());
+    let none = Source::open(&dir.0, Split::Train, Some(Shard { index: 12, of: 13 }));
+    assert!(none.expect_err("no record").to_string().contains("shard 12/13"));
+    let larger = load(dir.open(Split::Train).expect("again"), 64, &ClassNames::default());
+    assert_eq!(larger.expect("enlarged").records().len(), 12 * (1 + 3 * 64 * 64));
+}
+
+#[test]
+fn cifar_100_has_its_fine_labels() {
+    let dir = Dir::new("hundred");
+    let record = |fine: u8| [vec![19, fine], vec![fine; 3072]].concat();
+    dir.put("train.bin", &[record(11), record(99)].concat());
+    let set = load(dir.open(Split::Train).expect("CIFAR-100"), 32, &ClassNames::cifar100());
+    let set = set.expect("its own classes");
+    assert_eq!((labels(&set), set.records()[1]), (vec![11, 99], 11));
+    dir.put("train.bin", &record(100));
+    let why = dir.open(Split::Train).expect_err("no class").to_string();
+    assert!(why.ends_with("label 100 at offset 1, expected 0 to 99"), "{why}");
+    dir.put("train.bin", &record(1)[..3000]);
+    assert!(dir.open(Split::Train).expect_err("cut off").to_string().contains("3000 of 3074"));
+}
+
+#[test]
+fn a_folder_of_class_folders_has_the_jobs_numbers() {
+    let dir = Dir::new("folder");
+    for (from, to) in [
+        ("colour.png", "train/dog/b.png"),
+        ("grey.jpg", "train/dog/a.JPG"),
+        ("turned.jpg", "train/cat/x"),
+        ("grey.png", "test/dog/t.png"),
+    ] {
+        dir.copy(from, to);
+    }
+    dir.put("train/dog/.hidden", b"passed over");
+    let open = |split| dir.open(split).expect("a folder");
+    let source = open(Split::Train);
+    assert_eq!(source.classes(), [("cat".to_owned(), 1), ("dog".to_owned(), 2)]);
+    let ends: Vec<bool> = source
+        .titles()
+        .iter()
+        .zip(["cat/x", "dog/a.JPG", "dog/b.png"])
+        .map(|(title, end)| title.ends_with(end))
+        .collect();
+    assert_eq!(ends, [true; 3]);
+    // The job's order, and a class that this worker lacks.
+    let job = names(&["zebra", "dog", "cat"]);
+    let set = load(source, 32, &job).expect("the job's classes");
+    assert_eq!(labels(&set), [2, 1, 1]);
+    let alone = |threads| {
+        let shape = Shape { classes: 3, ..Shape::CIFAR };
+        open(Split::Train).shaped(shape, &job, Normalisation::Cifar, threads).expect("decoded")
+    };
+    assert!(alone(1).records() == set.records() && alone(9).records() == set.records());
+    assert_eq!(labels(&load(open(Split::Test), 32, &job).expect("the test's")), [1]);
+    let why = load(open(Split::Train), 32, &names(&["dog", "bird"])).expect_err("another job");
+    let why = why.to_string();
+    assert!(why.ends_with("classes that the job has not: cat; the job's are dog, bird"), "{why}");
+}
+
+#[test]
+fn what_does_not_belong_into_a_folder_is_named() {
+    let job = names(&["a"]);
+    let check = |what: &str, file: &str, bytes: &[u8], part: &str| {
+        let dir = Dir::new(what);
+        dir.copy("colour.png", "train/a/0.png");
+        dir.put(file, bytes);
+        let outcome = dir.open(Split::Train).and_then(|source| load(source, 32, &job));
+        let why = outcome.map(|_| ()).expect_err(what).to_string();
+        let name = dir.0.join(file).display().to_string();
+        assert!(why.contains(part), "{what}: {why}");
+        assert!(what == "nested" || why.starts_with(&name), "{what}: {why}");
+    };
+    check("empty", "train/a/1.png", b"", "empty");
+    check("text", "train/a/notes.txt", b"notes", "expected PNG or JPEG");
+    check("beside", "train/labels.csv", b"a,b", "beside the class folders");
+    check("nested", "train/a/b/1.png", b"x", "a folder inside a class folder");
+    let dir = Dir::new("lacks-test");
+    dir.copy("colour.png", "train/a/0.png");
+    assert!(dir.open(Split::Test).expect_err("no test/").to_string().contains("/test"));
+    fs::create_dir_all(dir.0.join("test/a")).expect("create");
+    assert!(dir.open(Split::Test).expect_err("none").to_string().contains("no CLASS/PICTURE"));
+    let bare = Dir::new("bare");
+    let why = bare.open(Split::Train).expect_err("nothing there").to_string();
+    assert!(why.contains("data_batch_*.bin") && why.contains("train/CLASS/"), "{why}");
+    let why =
+        Source::open(&bare.0.join("gone"), Split::Train, None).expect_err("nothing").to_string();
+    assert!(why.contains("gone"), "{why}");
+}
+
+#[test]
+fn arrays_of_numpy_are_read_stored_and_deflated() {
+    let open = |name: &str, split| Source::open(&recorded(name), split, None);
+    let job = names(&["x", "y", "z"]);
+    for name in ["grey.npz", "deflated.npz"] {
+        let source = open(name, Split::Train).expect(name);
+        assert_eq!((source.len(), source.classes().len()), (6, 3));
+        let set = load(source, 32, &job).expect(name);
+        assert_eq!(labels(&set), [0, 1, 2, 0, 1, 2]);
+        let planes = &set.records()[1..3073];
+        assert!(planes[..1024] == planes[1024..2048] && planes[..1024] == planes[2048..]);
+        assert_eq!(open(name, Split::Test).expect(name).len(), 3);
+    }
+    let colour = load(open("colour.npz", Split::Train).expect("colour"), 32, &job).expect("colour");
+    // The last pixel of the first image: 783 of 0, 1, 2, ... as a byte, its half and its quarter.
+    let at = |channel: usize| colour.records()[1 + channel * 1024 + 1023];
+    assert_eq!([at(0), at(1), at(2)], [15, 7, 3]);
+    let few = load(open("grey.npz", Split::Train).expect("grey"), 32, &names(&["x", "y"]));
+    let why = few.map(|_| ()).expect_err("three classes").to_string();
+    assert!(why.contains("classes that the job has not: 2"), "{why}");
+}
+
+#[test]
+fn arrays_that_do_not_fit_are_refused_by_reason() {
+    for (name, part) in [
+        ("fortran.npz", "Fortran"),
+        ("floats.npz", "type <f4"),
+        ("negative.npz", "label 1 is not a number from 0 to 255"),
+        ("many.npz", "labels of shape [2, 2] for 2 images"),
+    ] {
+        let why = Source::open(&recorded(name), Split::Train, None).expect_err(name).to_string();
+        assert!(why.contains(part), "{name}: {why}");
+    }
+    let why = Source::open(&recorded("colour.npz"), Split::Test, None).expect_err("no test");
+    assert!(why.to_string().contains("no array test_images"), "{why}");
+    let whole = fs::read(recorded("deflated.npz")).expect("recorded");
+    for at in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0x11;
+        npz::fuzz(&damaged);
+        npz::fuzz(&whole[..at]);
+    }
+    // A length that no memory has.
+    let mut giant = whole.clone();
+    let entry = giant.windows(4).position(|four| four == b"PK\x01\x02").expect("an entry");
+    giant[entry + 24..entry + 28].copy_from_slice(&u32::MAX.to_le_bytes());
+    let why = npz::parse(Path::new("giant.npz"), &giant, Split::Train).expect_err("refused");
+    assert!(why.to_string().starts_with("giant.npz: "), "{why}");
+}
