@@ -245,11 +245,8 @@ impl<T: Product> Layer<T> {
         let shape = conv.input_tiles(n);
         let scratch =
             Scratch { panels: self.panels.as_mut_slice(), parts: self.scratch.as_mut_slice() };
-        let results = Results {
-            values: self.dx.as_mut_slice(),
-            sums: self.sums.tiles(shape),
-            scratch: scratch,
-        };
+        let results =
+            Results { values: self.dx.as_mut_slice(), sums: self.sums.tiles(shape), scratch };
         let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };
         let operands = (self.dy.as_slice(), self.w.as_slice());
         let epilogue = Epilogue::Mask(Mask::Output(self.other.as_slice()), of, None);

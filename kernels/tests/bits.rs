@@ -45,7 +45,7 @@ fn bits_agree(conv: &Conv, n: usize) -> Vec<u32> {
         let epilogue = Epilogue::Measure(&[0.0; 128]);
         let tiles = sums.tiles(conv.output_tiles(n));
         let results =
-            Results { values: &mut *all, sums: tiles, scratch: with(&mut panels, &mut scratch) };
+            Results { values: &mut all, sums: tiles, scratch: with(&mut panels, &mut scratch) };
         conv.forward(exec, n, (&*x, &w), results, epilogue);
         sums.add_up(exec);
         let mut statistics = Statistics::new(128);
@@ -53,7 +53,7 @@ fn bits_agree(conv: &Conv, n: usize) -> Vec<u32> {
         let mut dx = vec![0.0; x.len()];
         let tiles = sums.tiles(conv.input_tiles(n));
         let results =
-            Results { values: &mut *dx, sums: tiles, scratch: with(&mut panels, &mut scratch) };
+            Results { values: &mut dx, sums: tiles, scratch: with(&mut panels, &mut scratch) };
         conv.backward_input(exec, n, (&*dy, &w), results, (false, Epilogue::Keep));
         let mut dw = vec![0.0; w.len()];
         conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
@@ -105,10 +105,10 @@ fn streamed_case<T: Product>(isa: Isa, conv: &Conv) {
         let epilogue = Epilogue::Mask(Mask::Output(&before), of, None);
         let mut panels = vec![T::default(); conv.weights()];
         let results =
-            Results { values: &mut *y, sums: &mut *sums, scratch: with(&mut panels, &mut []) };
+            Results { values: &mut *y, sums: &mut sums, scratch: with(&mut panels, &mut []) };
         conv.forward(exec, n, (&*x, &weights), results, epilogue);
         let results =
-            Results { values: &mut *dx, sums: &mut *sums, scratch: with(&mut panels, &mut []) };
+            Results { values: &mut *dx, sums: &mut sums, scratch: with(&mut panels, &mut []) };
         turned.backward_input(exec, n, (&*x, &other), results, (true, epilogue));
         [&*y, &*dx].concat()
     };

@@ -158,8 +158,8 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
             conv.backward_weight_images(exec, n, (&x_plain, &dy), results);
         } else {
             let results = Results {
-                values: &mut *y,
-                sums: &mut *sums,
+                values: &mut y,
+                sums: &mut sums,
                 scratch: with(&mut panels, &mut scratch),
             };
             conv.forward(exec, n, (&*x, &weights), results, Epilogue::Keep);
@@ -180,8 +180,8 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
         let dx_bound = bound(kernel * kernel * channels[1]) + rounding[0];
         for (add, times) in [(false, 1.0), (true, 2.0)] {
             let results = Results {
-                values: &mut *dx,
-                sums: &mut *sums,
+                values: &mut dx,
+                sums: &mut sums,
                 scratch: with(&mut panels, &mut scratch),
             };
             conv.backward_input(exec, n, (&*dy, &weights), results, (add, Epilogue::Keep));

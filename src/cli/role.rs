@@ -109,7 +109,7 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
         }
     }
     let size = args.image_size;
-    if !(SIDE_STEP..=SIDE_MAX).contains(&size) || size % SIDE_STEP != 0 {
+    if !(SIDE_STEP..=SIDE_MAX).contains(&size) || !size.is_multiple_of(SIDE_STEP) {
         return Err(Failure::usage(format!(
             "--image-size is {size}, expected {SIDE_STEP} to {SIDE_MAX} in steps of {SIDE_STEP}"
         )));

@@ -137,7 +137,7 @@ impl Inference {
             let finish = Epilogue::Fold(fold, add, relu);
             // Weights are read as they are.
             let scratch = Scratch { panels: &mut [], parts: self.scratch.as_mut_slice() };
-            let results = Results { values: y, sums: &mut *self.sums, scratch: scratch };
+            let results = Results { values: y, sums: &mut self.sums, scratch };
             unit.conv.forward(exec, n, operands, results, finish);
         };
         convolve(u1, x, a1, None, true);

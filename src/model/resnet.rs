@@ -211,7 +211,7 @@ impl<T: Product> ResNet<T> {
                 let (z, rest) = around(&mut self.arena, z);
                 let results = Results {
                     values: z,
-                    sums: sums,
+                    sums,
                     scratch: scratch(&mut self.panels, &mut self.scratch),
                 };
                 unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
@@ -221,7 +221,7 @@ impl<T: Product> ResNet<T> {
                 let x = Operand::Recompute(x, view.rows(of, &rest));
                 let results = Results {
                     values: z,
-                    sums: sums,
+                    sums,
                     scratch: scratch(&mut self.panels, &mut self.scratch),
                 };
                 unit.conv.forward(exec, n, (x, weight), results, measure);
@@ -423,11 +423,8 @@ impl<T: Product> ResNet<T> {
             Some(of) => Operand::Recompute(dz, view.rows(of, &rest)),
         };
         let sums = self.sums.tiles(conv.input_tiles(n));
-        let results = Results {
-            values: dx,
-            sums: sums,
-            scratch: scratch(&mut self.panels, &mut self.scratch),
-        };
+        let results =
+            Results { values: dx, sums, scratch: scratch(&mut self.panels, &mut self.scratch) };
         conv.backward_input(exec, n, (dz, weight), results, (add, finish));
         if !matches!(finish, Epilogue::Keep) {
             self.sums.add_up(exec);

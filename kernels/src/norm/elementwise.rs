@@ -246,7 +246,7 @@ mod tests {
                 let mut parts = vec![f32::NAN; conv.scratch_len(n)];
                 let mut sums = vec![0.0; conv.sums_len(n)];
                 let scratch = Scratch { panels: &mut panels, parts: &mut parts };
-                let results = Results { values: &mut *result, sums: &mut *sums, scratch: scratch };
+                let results = Results { values: &mut result, sums: &mut sums, scratch };
                 if is_forward {
                     conv.forward(exec, n, (source, &w), results, Epilogue::Measure(&pivot[..k]));
                 } else {

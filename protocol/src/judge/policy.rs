@@ -520,7 +520,8 @@ impl Accepted {
                 "a set without rt_mr1 or rt_mr2: ANY kernel, initrd or command line meets it",
             );
         }
-        let by_tpm = !self.pcrs.is_empty() && !has_pcr(11) && !(has_pcr(4) && has_pcr(9));
+        let says_kernel = has_pcr(11) || has_pcr(4) && has_pcr(9);
+        let by_tpm = !self.pcrs.is_empty() && !says_kernel;
         by_tpm.then_some("a set without pcrs 4 and 9, or 11: ANY kernel or initrd meets it")
     }
 }
