@@ -14,6 +14,7 @@ mod layout;
 mod write;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 pub use write::NewFile;
 
@@ -212,6 +213,17 @@ impl<D: Disk> FileSystem<D> {
             }
         }
         Ok(())
+    }
+
+    /// The byte ranges of a file that are no holes, in their order.
+    pub fn content(&self, file: &File) -> Vec<Range<u64>> {
+        let block = self.geometry.block as u64;
+        let written = file.extents.iter().filter(|extent| extent.written);
+        let range = |extent: &Extent| {
+            let start = extent.logical * block;
+            start..(start + extent.len * block).min(file.len)
+        };
+        written.map(range).filter(|range| !range.is_empty()).collect()
     }
 
     /// Reads from the disk what may also be in replayed blocks.

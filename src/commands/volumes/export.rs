@@ -1,13 +1,14 @@
 //! Plaintext out of a volume: all of it, or the files of the file system inside.
 
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use luks::Volume;
 use luks::disk::Disk;
-use luks::ext4::{FileSystem, Kind};
+use luks::ext4::{File as Inside, FileSystem, Kind};
 
 use crate::failure::{Doing, Failure};
 
@@ -28,61 +29,101 @@ pub(super) fn copy(volume: &Volume, out: &mut dyn io::Write) -> io::Result<()> {
 /// Most files and directories that are copied: a damaged directory may contain itself.
 const ENTRIES_MAX: usize = 100_000;
 
-/// Copies the files inside to a directory; how many.
-pub(super) fn export_files(files: &FileSystem<Volume>, target: &Path) -> Result<usize, Failure> {
-    let mut seen = 0;
-    export_directory(files, "", target, &mut seen)
+/// What became of the files inside.
+#[derive(Debug, Default)]
+pub(super) struct Exported {
+    /// Files that were copied.
+    pub(super) count: usize,
+    /// What was not, each with why.
+    pub(super) left_out: Vec<String>,
+    seen: usize,
+}
+
+impl Exported {
+    /// Remembers what stays behind, and says so at once.
+    fn leave_out(&mut self, name: &[u8], why: impl Display) {
+        let line = format!("{}: {why}", name.escape_ascii());
+        log::warn!("left out: {line}");
+        self.left_out.push(line);
+    }
+}
+
+/// Copies the files inside to a directory. What cannot be copied is told, and the rest goes on.
+pub(super) fn export_files<D: Disk>(
+    files: &FileSystem<D>,
+    target: &Path,
+) -> Result<Exported, Failure> {
+    fs::create_dir_all(target).doing(target.display())?;
+    let mut exported = Exported::default();
+    export_directory(files, "", target, &mut exported);
+    Ok(exported)
 }
 
 /// Copies a directory; names that could leave `target` do not exist in ext4 as it is read.
-fn export_directory(
-    files: &FileSystem<Volume>,
+fn export_directory<D: Disk>(
+    files: &FileSystem<D>,
     path: &str,
     target: &Path,
-    seen: &mut usize,
-) -> Result<usize, Failure> {
-    fs::create_dir_all(target).doing(target.display())?;
-    let mut count = 0;
-    for entry in files.list(path).doing(format!("read /{path}"))? {
-        *seen += 1;
-        if *seen > ENTRIES_MAX {
-            return Err(Failure::new(format!("more than {ENTRIES_MAX} entries in the volume")));
+    exported: &mut Exported,
+) {
+    let entries = match files.list(path) {
+        Ok(entries) => entries,
+        Err(error) => return exported.leave_out(format!("{path}/").as_bytes(), error),
+    };
+    for entry in entries {
+        let whole = [path.as_bytes(), &entry.name].join(&b'/');
+        let whole = whole.strip_prefix(b"/").unwrap_or(&whole);
+        exported.seen += 1;
+        if exported.seen > ENTRIES_MAX {
+            return exported.leave_out(whole, format!("more than {ENTRIES_MAX} entries"));
         }
-        let name = String::from_utf8_lossy(&entry.name).into_owned();
-        let unsafe_name =
-            name.contains(['/', '\0']) || name.is_empty() || name.as_bytes() != entry.name;
-        if unsafe_name || entry.kind == Kind::Other {
-            log::warn!("left out: {}", entry.name.escape_ascii());
-            continue;
-        }
-        let inside = format!("{path}/{name}").trim_start_matches('/').to_owned();
-        let outside = target.join(&name);
-        match entry.kind {
-            Kind::Directory if inside == "lost+found" => {}
-            Kind::Directory => count += export_directory(files, &inside, &outside, seen)?,
-            _ => {
-                export_file(files, &inside, &outside).doing(outside.display())?;
-                count += 1;
+        let inside = match std::str::from_utf8(whole) {
+            Ok(_) if entry.name.is_empty() || entry.name.iter().any(|b| b"/\0".contains(b)) => {
+                exported.leave_out(whole, "no name for a file");
+                continue;
             }
+            Ok(inside) => inside,
+            Err(_) => {
+                exported.leave_out(whole, "a name that is not UTF-8");
+                continue;
+            }
+        };
+        let outside = target.join(inside.rsplit('/').next().unwrap_or(inside));
+        let copied = match entry.kind {
+            Kind::Directory if inside == "lost+found" => continue,
+            Kind::Directory => fs::create_dir_all(&outside)
+                .map(|()| export_directory(files, inside, &outside, exported)),
+            Kind::File => export_file(files, inside, &outside).map(|()| exported.count += 1),
+            Kind::Other => Err(io::Error::other("a link, a device or a socket")),
+        };
+        if let Err(error) = copied {
+            exported.leave_out(whole, error);
         }
     }
-    Ok(count)
 }
 
-fn export_file(files: &FileSystem<Volume>, inside: &str, outside: &Path) -> io::Result<()> {
+/// Copies a file with its holes; nothing stays of one that cannot be read to its end.
+fn export_file<D: Disk>(files: &FileSystem<D>, inside: &str, outside: &Path) -> io::Result<()> {
     let file = files.file(inside).map_err(io::Error::other)?;
-    // A damaged length would fill the disk with zeros.
-    if file.len() > files.len() {
-        return Err(io::Error::other("a file that is longer than its volume"));
+    let out = new_file(outside)?;
+    let copied = copy_content(files, &file, &out);
+    if copied.is_err() {
+        let _ = fs::remove_file(outside);
     }
-    let mut out = new_file(outside)?;
+    copied
+}
+
+fn copy_content<D: Disk>(files: &FileSystem<D>, file: &Inside, out: &File) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK.min(file.len() as usize)];
-    for at in (0..file.len()).step_by(CHUNK) {
-        let len = CHUNK.min((file.len() - at) as usize);
-        files.read_at(&file, &mut buffer[..len], at).map_err(io::Error::other)?;
-        out.write_all(&buffer[..len])?;
+    for range in files.content(file) {
+        for at in range.clone().step_by(CHUNK) {
+            let len = CHUNK.min((range.end - at) as usize);
+            files.read_at(file, &mut buffer[..len], at).map_err(io::Error::other)?;
+            out.write_all_at(&buffer[..len], at)?;
+        }
     }
-    Ok(())
+    // The last hole; a length that the system cannot have is refused by it.
+    out.set_len(file.len())
 }
 
 /// A file that only its owner reads and that is not written through a link.
@@ -95,4 +136,52 @@ pub(super) fn new_file(path: &Path) -> io::Result<File> {
         file.set_permissions(fs::Permissions::from_mode(0o600))?;
     }
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn odd_files_are_told_and_the_rest_is_there() {
+        let scratch = std::env::temp_dir().join(format!("hfl-export-{}", std::process::id()));
+        let [source, image, target] = ["source", "image", "target"].map(|name| scratch.join(name));
+        fs::create_dir_all(source.join("model")).expect("create");
+        fs::write(source.join("a"), b"first").expect("write");
+        symlink("/etc/passwd", source.join("b-link")).expect("link");
+        fs::write(source.join(OsStr::from_bytes(b"c-\xff")), b"no text").expect("write");
+        let sparse = File::create(source.join("d-sparse")).expect("create");
+        sparse.write_all_at(b"far", 1 << 30).and_then(|()| sparse.set_len(2 << 30)).expect("write");
+        fs::write(source.join("model/z"), vec![7; 3 << 20]).expect("write");
+        let made = Command::new("/sbin/mke2fs")
+            .args(["-q", "-F", "-t", "ext4", "-d"])
+            .args([&source, &image])
+            .arg("16M")
+            .status();
+        assert!(made.expect("mke2fs; apt-get install e2fsprogs").success());
+
+        let files = FileSystem::open(fs::read(&image).expect("read")).expect("ext4");
+        let exported = export_files(&files, &target).expect("a directory");
+        assert_eq!(exported.count, 3);
+        let expected =
+            ["b-link: a link, a device or a socket", "c-\\xff: a name that is not UTF-8"];
+        let mut left_out = exported.left_out;
+        left_out.sort();
+        assert_eq!(left_out, expected);
+        assert_eq!(fs::read(target.join("a")).expect("read"), b"first");
+        assert_eq!(fs::read(target.join("model/z")).expect("read"), vec![7; 3 << 20]);
+        let sparse = File::open(target.join("d-sparse")).expect("open");
+        let mut far = [0; 4];
+        sparse.read_exact_at(&mut far, 1 << 30).expect("read");
+        assert_eq!(&far, b"far\0");
+        let metadata = sparse.metadata().expect("metadata");
+        assert_eq!(metadata.len(), 2 << 30);
+        assert!(metadata.blocks() < 1 << 11, "holes are kept: {} sectors", metadata.blocks());
+        fs::remove_dir_all(&scratch).expect("remove");
+    }
 }

@@ -184,8 +184,12 @@ fn export_volume(args: &ExportArgs) -> Result<(), Failure> {
             let directory = directory.as_ref().expect("one of the two");
             let files =
                 FileSystem::open(volume).map_err(|error| explained(&args.volume, &error))?;
-            let count = export_files(&files, directory)?;
-            print(&format!("{count} files in {}", directory.display()))
+            let exported = export_files(&files, directory)?;
+            print(&format!("{} files in {}", exported.count, directory.display()))?;
+            match exported.left_out.as_slice() {
+                [] => Ok(()),
+                left => Err(Failure::new(format!("left out:\n  {}", left.join("\n  ")))),
+            }
         }
     }
 }
