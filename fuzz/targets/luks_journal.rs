@@ -1,4 +1,4 @@
-//! Any bytes as the log of an ext4 file system that was not closed; what is asserted stands beside the code that reads it.
+//! Any bytes as the log of an ext4 file system that was not closed; asserted is what stands beside its reader.
 
 #![no_main]
 
