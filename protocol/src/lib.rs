@@ -21,15 +21,34 @@
 //!    ([`Binding`]): roles, both keys, both nonces, the TLS exporter and the job.
 //! 4. Only when both quotes satisfy the [`Policy`] is any other message accepted.
 //!
-//! What strangers can do (tests are in `session::net`, `session::places`, `services::pccs` unless they are named):
+//! What strangers and hosts try, what stands against it, and the test that holds it:
 //!
-//! | attack | defence | test |
-//! |---|---|---|
-//! | a stolen or public quote makes the verifier fetch or ask | binding and measurements are checked first; a certificate never makes anybody ask | `only_accepted_code_over_this_very_connection_makes_anybody_ask` |
-//! | a service that does not answer stalls everybody | it is asked on a thread, once for one kind of platform, at most four at a time; the session waits, the loop does not | `a_service_that_does_not_answer_is_asked_once_and_holds_up_nobody_else` |
-//! | a name server that does not answer stalls everybody | as above | `a_name_is_looked_up_meanwhile_and_one_that_nobody_has_ends_the_connection` |
-//! | idle, dripping, garbage and thieving connections take every place | verified peers have places of their own; of the others the network that has most loses its oldest | `strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out` |
-//! | connections of one address use up its rate, which is a proxy's | beyond the rate they share few places, nobody is refused; who attests does not count | `secrets` one_shot_secrets_reloading_and_a_restart |
+//! * A stolen or public quote makes the verifier fetch or ask: binding and measurements are checked
+//!   first, and a certificate never makes anybody ask.
+//!   `services::pccs`:
+//!   `only_accepted_code_over_this_very_connection_makes_anybody_ask`
+//! * A service that does not answer stalls everybody: it is asked on a thread, once for one kind of
+//!   platform, at most four at a time; the session waits, the loop does not.
+//!   `session::net`:
+//!   `a_service_that_does_not_answer_is_asked_once_and_holds_up_nobody_else`
+//! * A name server that does not answer stalls everybody: as above.
+//!   `session::net`:
+//!   `a_name_is_looked_up_meanwhile_and_one_that_nobody_has_ends_the_connection`
+//! * Idle, dripping, garbage and thieving connections take every place: verified peers have places of
+//!   their own; of the others the network that has most loses its oldest.
+//!   `session::net`:
+//!   `strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out`
+//! * Strangers use up the rate of an address, which is a proxy's: beyond the rate they share few
+//!   places, nobody is refused; who attests does not count.
+//!   `secrets`:
+//!   `one_shot_secrets_reloading_and_a_restart`
+//! * A peer, or a file named last, has documents of a lower evaluation number: per platform the newest
+//!   authentic document of each kind decides, and the highest number is remembered.
+//!   `services::collateral_store`:
+//!   `the_newest_document_of_each_kind_decides_whatever_brought_it_and_is_never_undercut`
+//! * The same guest starts another container: MRCONFIGID counts where it is set.
+//!   `judge::policy`:
+//!   `the_configuration_counts_where_there_is_one_and_each_register_that_differs_is_named`
 //!
 //! Invariants: a peer's fault ends that peer's session only; nothing is allocated from a number that a
 //! peer sent; this crate knows steps and byte ranges, not tensors.

@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use ring::digest::{SHA256, digest};
+
 use crate::evidence::quote::TdReport;
 use crate::judge::dcap::{Origin, Status};
 use crate::judge::remote::{RemoteError, RemoteVerifier};
@@ -31,8 +33,22 @@ pub(crate) struct Appraisal {
 pub(crate) enum Answer {
     /// The shelf has what there is.
     Collateral,
-    /// What the remote verifier says.
-    Appraisal(Result<Status, RemoteError>),
+    /// What the remote verifier says of the quote with this SHA-256, and of no other.
+    Appraisal([u8; 32], Result<Status, RemoteError>),
+}
+
+impl Answer {
+    /// What the remote verifier says of a quote, if this is about that.
+    pub(crate) fn of_quote(self, quote: &[u8]) -> Option<Result<Status, RemoteError>> {
+        match self {
+            Self::Appraisal(of, status) if of == sha256(quote) => Some(status),
+            _ => None,
+        }
+    }
+}
+
+fn sha256(quote: &[u8]) -> [u8; 32] {
+    digest(&SHA256, quote).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 impl Question {
@@ -45,7 +61,7 @@ impl Question {
             }
             Self::Appraisal(asked) => {
                 let Appraisal { service, quote, report, now } = &**asked;
-                Answer::Appraisal(service.appraise(quote, report, *now))
+                Answer::Appraisal(sha256(quote), service.appraise(quote, report, *now))
             }
         }
     }
@@ -54,7 +70,10 @@ impl Question {
     pub(crate) fn unasked(&self, why: &str) -> Answer {
         match self {
             Self::Collateral(..) => Answer::Collateral,
-            Self::Appraisal(_) => Answer::Appraisal(Err(RemoteError::Service(why.to_owned()))),
+            Self::Appraisal(asked) => {
+                let failed = Err(RemoteError::Service(why.to_owned()));
+                Answer::Appraisal(sha256(&asked.quote), failed)
+            }
         }
     }
 

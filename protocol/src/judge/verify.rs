@@ -162,9 +162,10 @@ impl Verifier {
             }
             Trust::Remote(service) => {
                 dcap::origin(quote, &Anchor::default(), now)?;
-                let Some(Answer::Appraisal(status)) = answer else {
+                let quote = Evidence::quote_bytes(shown.bytes);
+                let Some(status) = answer.and_then(|answer| answer.of_quote(quote)) else {
                     let service = Arc::clone(service);
-                    let quote = Evidence::quote_bytes(shown.bytes).to_vec();
+                    let quote = quote.to_vec();
                     let asked = Box::new(Appraisal { service, quote, report, now });
                     return Ok(Judged::Asks(Question::Appraisal(asked)));
                 };

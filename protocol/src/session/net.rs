@@ -243,7 +243,7 @@ impl Net {
         let Some(accept) = self.wait(timeout)? else { return Ok(()) };
         if accept || self.unaccepted {
             (self.unaccepted, self.accepts_on) = (false, false);
-            self.accept_all(job)?;
+            self.accept_all(job);
         }
         self.take_replies();
         let now = self.started.elapsed();
@@ -347,42 +347,36 @@ impl Net {
         next.min().map(|at| at.saturating_sub(self.started.elapsed()))
     }
 
-    fn accept_all(&mut self, job: &[u8; 32]) -> io::Result<()> {
-        (0..self.listeners.len()).try_for_each(|listener| self.accept(listener, job))
+    fn accept_all(&mut self, job: &[u8; 32]) {
+        (0..self.listeners.len()).for_each(|listener| self.accept(listener, job));
     }
 
-    fn accept(&mut self, listener: usize, job: &[u8; 32]) -> io::Result<()> {
+    fn accept(&mut self, listener: usize, job: &[u8; 32]) {
         for _ in 0..ACCEPTS_MAX {
             let (socket, address) = match self.listeners[listener].accept() {
                 Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 // The one who came left again; who came after is still there, and brings no event of its own.
                 Err(error) if is_of_one(&error) => continue,
                 Err(error) => {
                     log::warn!("accept: {error}");
                     self.unaccepted = true;
-                    return Ok(());
+                    return;
                 }
             };
-            self.receive(socket, address, job)?;
+            self.receive(socket, address, job);
         }
         (self.unaccepted, self.accepts_on) = (true, true);
-        Ok(())
     }
 
     /// Takes a guest in, if there is a place.
-    fn receive(
-        &mut self,
-        socket: TcpStream,
-        address: SocketAddr,
-        job: &[u8; 32],
-    ) -> io::Result<()> {
+    fn receive(&mut self, socket: TcpStream, address: SocketAddr, job: &[u8; 32]) {
         let now = self.started.elapsed();
         let is_over_rate =
             self.limit.as_mut().is_some_and(|limit| !limit.allows(address.ip(), now));
         if self.links.len() - self.half_open().len() >= VERIFIED_MAX {
             log::warn!("{address}: refused, {VERIFIED_MAX} verified peers are connected");
-            return Ok(());
+            return;
         }
         let share = if is_over_rate { SHARE_OVER_RATE } else { SHARE_MAX };
         if let Some(id) = displaced(&self.half_open(), address.ip(), share) {
@@ -393,16 +387,21 @@ impl Net {
             Ok(session) => session,
             Err(why) => {
                 log::warn!("{address}: {why}");
-                return Ok(());
+                return;
             }
         };
-        sockopt::set_tcp_user_timeout(&socket, UNSENT_MAX.as_millis() as u32)?;
         let id = self.insert(Socket::default(), address, session);
         if let Some(connection) = self.links.get_mut(&id) {
             connection.is_guest = true;
             connection.is_counted = self.limit.is_some() && !is_over_rate;
         }
-        self.register(id, socket)
+        // What is wrong with one guest's socket ends nobody else's.
+        let taken = sockopt::set_tcp_user_timeout(&socket, UNSENT_MAX.as_millis() as u32)
+            .map_err(io::Error::from)
+            .and_then(|()| self.register(id, socket));
+        if let Err(error) = taken {
+            self.fail(id, error);
+        }
     }
 
     /// Guests that have not attested yet.

@@ -56,7 +56,8 @@ pub struct Roster {
 }
 
 impl Admission {
-    /// Judges the evidence as if it had been shown to us, at `now` in seconds since 1970. Blocks while a service is asked.
+    /// Judges the evidence as if it had been shown to us, at `now` in seconds since 1970. Blocks while a service is
+    /// asked.
     ///
     /// # Errors
     /// The first reason to refuse it.

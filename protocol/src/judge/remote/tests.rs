@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use super::*;
 use crate::http::standin::{Reply, Request, Service, serve};
+use crate::judge::question::Answer;
 use crate::judge::token::tests::{claims, published, signed};
+use crate::judge::verify::{Judged, Shown};
 use crate::services::pccs::tests::real_td;
 use crate::{Attester, Policy, Quote, Rejection, SimPlatform, Trust, Verifier};
 
@@ -107,6 +109,23 @@ fn quotes_are_judged_by_either_service_and_by_the_policy() {
     assert!(late.starts_with("token-time"), "{late}");
     let foreign = refused("maa", |claims| claims["iss"] = "https://other.example".into());
     assert!(foreign.starts_with("token-issuer"), "{foreign}");
+}
+
+#[test]
+fn an_answer_about_one_quote_says_nothing_about_another() {
+    let (quote, _, now) = real_td();
+    let report = *Quote::parse(&quote).expect("a quote").td().expect("a TD");
+    let honest = service("ita", 0, |_| ());
+    let remote = RemoteVerifier::parse(configuration(&honest, "ita").as_bytes());
+    let trust = Trust::Remote(Arc::new(remote.expect("a configuration")));
+    let verifier = Verifier { trust, policy: Policy::same_as(&report) };
+    let report_data = &report.report_data;
+    let shown = Shown { bytes: &quote, report_data, role: None, collateral: None };
+    let judge = |answer| verifier.judge(&shown, answer, now).expect("not refused");
+    let of_another = Answer::Appraisal([0; 32], Ok(Status::UpToDate));
+    let Judged::Asks(question) = judge(Some(of_another)) else { panic!("believed") };
+    assert_eq!(honest.requests.load(Ordering::Relaxed), 0);
+    assert!(matches!(judge(Some(question.ask())), Judged::Accepted(_, None)));
 }
 
 #[test]
