@@ -10,6 +10,7 @@ mod layers;
 mod licences;
 mod metrics;
 mod network;
+mod own_data;
 mod parity;
 mod processes;
 mod room;

@@ -11,7 +11,7 @@ use crate::data::batch::Batch;
 use crate::data::dataset::Split;
 use crate::data::source::Source;
 use crate::failure::{Doing, Failure};
-use crate::training::classifier::{Classifier, ranked};
+use crate::training::classifier::{Saved, ranked};
 use crate::training::store::Place;
 use protocol::hex;
 
@@ -69,12 +69,13 @@ pub fn run(
     (threads, isa): (usize, Isa),
     predictions: Option<&Path>,
 ) -> Result<Evaluation, Failure> {
+    let saved = Saved::open(place)?;
     let source = Source::open(data, split, None).map_err(|error| {
         let hint = "--data with CIFAR's binary files, test/CLASS/PICTURE or an .npz file";
         Failure::new(error).hint(hint)
     })?;
     let titles = source.titles();
-    let mut model = Classifier::open(place, BATCH.min(source.len()), (threads, isa))?;
+    let mut model = saved.ready(BATCH.min(source.len()), (threads, isa))?;
     let set = source.load(&model.job, threads).map_err(Failure::new)?;
     let names = model.job.classes.names().to_vec();
     let mut confusion = vec![vec![0; names.len()]; names.len()];

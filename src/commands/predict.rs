@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::data::batch::Batch;
 use crate::data::source::Source;
 use crate::failure::Failure;
-use crate::training::classifier::{Classifier, ranked};
+use crate::training::classifier::{Saved, ranked};
 use crate::training::store::Place;
 
 /// What a picture shows, by a model.
@@ -45,7 +45,7 @@ pub fn run(
 ) -> Result<Vec<Prediction>, Failure> {
     let source = Source::pictures(images);
     let titles = source.titles();
-    let mut model = Classifier::open(place, BATCH.min(source.len()), (threads, isa))?;
+    let mut model = Saved::open(place)?.ready(BATCH.min(source.len()), (threads, isa))?;
     let set = source.load(&model.job, threads).map_err(Failure::new)?;
     let mut batch = Batch::default();
     let mut predictions = Vec::with_capacity(titles.len());

@@ -6,9 +6,16 @@ use crate::data::batch::Batch;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
 use crate::model::inference::Inference;
+use crate::model::network::Network;
 use crate::model::params;
-use crate::training::checkpoint;
+use crate::training::checkpoint::{self, Checkpoint};
 use crate::training::store::Place;
+
+/// A saved model as it was read.
+pub struct Saved {
+    network: Network,
+    checkpoint: Checkpoint,
+}
 
 /// A saved model and what it is of.
 pub struct Classifier {
@@ -23,12 +30,12 @@ pub struct Classifier {
     model: Inference,
 }
 
-impl Classifier {
-    /// Loads the checkpoint of a place, with memory for batches of so many images.
+impl Saved {
+    /// Reads the checkpoint of a place.
     ///
     /// # Errors
-    /// When there is none, it is damaged, or memory is short.
-    pub fn open(place: &Place, batch: usize, exec: (usize, Isa)) -> Result<Self, Failure> {
+    /// When there is none, it is damaged, or of an earlier step than it must be.
+    pub fn open(place: &Place) -> Result<Self, Failure> {
         let (network, checkpoint) = place.read(|store| {
             let found = checkpoint::load(store).doing(store.name_of(checkpoint::DATA_FILE))?;
             found.ok_or_else(|| {
@@ -37,15 +44,24 @@ impl Classifier {
             })
         })?;
         place.check_step(checkpoint.state.step)?;
-        let checkpoint::Checkpoint { job, state } = checkpoint;
-        let (threads, isa) = exec;
-        let parameters = params::hash(&state.params);
-        let network = network.computed(job.conv);
-        let model = Inference::new(network, state.params, batch, (Pool::new(threads), isa))
-            .doing("memory for a batch")?;
-        Ok(Self { job, step: state.step, steps: state.steps, parameters, model })
+        Ok(Self { network, checkpoint })
     }
 
+    /// Gets it ready for batches of so many images.
+    ///
+    /// # Errors
+    /// When memory is short.
+    pub fn ready(self, batch: usize, (threads, isa): (usize, Isa)) -> Result<Classifier, Failure> {
+        let Checkpoint { job, state } = self.checkpoint;
+        let parameters = params::hash(&state.params);
+        let network = self.network.computed(job.conv);
+        let model = Inference::new(network, state.params, batch, (Pool::new(threads), isa))
+            .doing("memory for a batch")?;
+        Ok(Classifier { job, step: state.step, steps: state.steps, parameters, model })
+    }
+}
+
+impl Classifier {
     /// Probabilities of each image's classes, in the order of the job's names.
     pub fn classify(&mut self, batch: &Batch) -> Vec<Vec<f64>> {
         let classes = self.job.shape.classes;
