@@ -30,7 +30,7 @@ const MODULES: [&str; 17] = [
 const FOREIGN: [&str; 3] = ["cryptsetup", "mke2fs", "e2fsck"];
 /// Checks that the guest makes; fewer means that it died.
 const CHECKS_MIN: usize = 114;
-const MINUTES_MAX: u32 = 15;
+const MINUTES_MAX: u32 = 30;
 
 /// A file tree in the format of an initramfs (kernel `buffer-format.rst`, newc).
 #[derive(Default)]
