@@ -240,7 +240,7 @@ impl Pass<'_> {
         }
         let multiply = |accumulators: &mut [f32], tile: Tile<T>| {
             self.sum(operands, (pixel, n, image, tile.channel), |products| {
-                T::multiply(isa, products, accumulators, (store, tile));
+                T::multiply(isa, products, accumulators, store, tile);
             });
         };
         if !is_pair {
@@ -252,7 +252,7 @@ impl Pass<'_> {
         {
             let panels = Panels { all: w, first: operands.1.first };
             return self.sum((x, panels), (pixel, n, image, tile.channel), |products| {
-                strassen::multiply_to(isa, products, accumulators, (store, tile));
+                strassen::multiply_to(isa, products, accumulators, store, tile);
             });
         }
         tile.panels().for_each(|tile| multiply(accumulators, tile));
@@ -355,7 +355,7 @@ impl Pass<'_> {
             accumulators,
             |accumulators, (pixel, image), tile| {
                 self.sum(operands, (pixel, shape.n, image, tile.channel), |products| {
-                    gemm::multiply_to(isa, products, accumulators, (&store, tile));
+                    gemm::multiply_to(isa, products, accumulators, &store, tile);
                 });
             },
         );

@@ -48,16 +48,15 @@ pub(crate) struct Term<'a, T> {
 /// `c[n][64] = sum a.b` over the terms. Each `a` has `c.nrows()` rows of `k` values, `stride` apart.
 pub(crate) fn multiply(
     isa: Isa,
-    terms: &[Term<f32>],
-    (k, stride): (usize, usize),
+    products: Products<f32>,
     mut c: ArrayViewMut2<f32>,
     beside: Prefetch,
 ) {
     assert_eq!(c.ncols(), PANEL);
     match isa {
-        Isa::Portable => multiply_plainly(terms, (k, stride), &mut c),
+        Isa::Portable => multiply_plainly(products, &mut c),
         #[cfg(target_arch = "x86_64")]
-        Isa::Vector(tier) => tier.multiply(terms, (k, stride), c, beside),
+        Isa::Vector(tier) => tier.multiply(products, c, beside),
     }
 }
 
@@ -87,24 +86,26 @@ pub(crate) fn multiply_to<T: Value>(
     isa: Isa,
     products: Products<f32>,
     accumulators: &mut [f32],
-    (store, mut tile): (&Store<T>, Tile<T>),
+    store: &Store<T>,
+    mut tile: Tile<T>,
 ) {
     match isa {
         Isa::Portable => {
             let accumulators = &mut accumulators[..tile.values.nrows() * PANEL];
             for (panel, tile) in tile.panels().enumerate() {
                 let terms: Vec<_> = products.panel(panel).collect();
-                let k = (products.k, products.stride);
-                multiply_plainly(&terms, k, &mut rows_of(accumulators, PANEL));
+                let products = Products { terms: &terms, ..products };
+                multiply_plainly(products, &mut rows_of(accumulators, PANEL));
                 store.plainly(accumulators, tile);
             }
         }
         #[cfg(target_arch = "x86_64")]
-        Isa::Vector(tier) => tier.multiply_to(products, accumulators, (store, tile)),
+        Isa::Vector(tier) => tier.multiply_to(products, accumulators, store, tile),
     }
 }
 
-fn multiply_plainly(terms: &[Term<f32>], (k, stride): (usize, usize), c: &mut ArrayViewMut2<f32>) {
+fn multiply_plainly(products: Products<f32>, c: &mut ArrayViewMut2<f32>) {
+    let Products { terms, k, stride, .. } = products;
     if terms.is_empty() {
         c.fill(0.0);
     }
@@ -120,13 +121,14 @@ pub(crate) fn multiply_bf16(
     isa: Isa,
     products: Products<Bf16>,
     accumulators: &mut [f32],
-    (store, mut tile): (&Store<Bf16>, Tile<Bf16>),
+    store: &Store<Bf16>,
+    mut tile: Tile<Bf16>,
 ) {
     let Products { k, stride, .. } = products;
     assert_eq!((k % 2, stride % 2), (0, 0));
     #[cfg(target_arch = "x86_64")]
     if let Some(token) = isa.bf16() {
-        return token.multiply_to(products, (store, tile));
+        return token.multiply_to(products, store, tile);
     }
     let accumulators = &mut accumulators[..tile.values.nrows() * PANEL];
     for (panel, tile) in tile.panels().enumerate() {
@@ -353,7 +355,8 @@ mod tests {
                         .map(|t| Term { a: &a[t * n * stride..], b: &b[t * k * PANEL..] })
                         .collect();
                     let mut c = Array2::from_elem((n, PANEL), f32::NAN);
-                    multiply(isa, &terms, (k, stride), c.view_mut(), Prefetch::NOTHING);
+                    let products = Products { terms: &terms, k, stride, panel_stride: 0 };
+                    multiply(isa, products, c.view_mut(), Prefetch::NOTHING);
                     let want = Array2::from_shape_fn((n, PANEL), |(row, col)| {
                         let mut sum = 0.0_f64;
                         for term in &terms {
@@ -412,7 +415,8 @@ mod tests {
             .iter()
             .map(|&isa| {
                 let mut c = Array2::zeros((n, PANEL));
-                multiply(isa, &terms, (k, k), c.view_mut(), Prefetch::NOTHING);
+                let products = Products { terms: &terms, k, stride: k, panel_stride: 0 };
+                multiply(isa, products, c.view_mut(), Prefetch::NOTHING);
                 c
             })
             .collect();

@@ -34,7 +34,8 @@ pub trait Product: Value {
         isa: Isa,
         products: Products<Self>,
         accumulators: &mut [f32],
-        end: (&Store<Self>, Tile<Self>),
+        store: &Store<Self>,
+        tile: Tile<Self>,
     );
 
     /// See [`super::multiply_transposed`].
@@ -86,9 +87,10 @@ impl Product for f32 {
         isa: Isa,
         products: Products<f32>,
         accumulators: &mut [f32],
-        end: (&Store<f32>, Tile<f32>),
+        store: &Store<f32>,
+        tile: Tile<f32>,
     ) {
-        super::multiply_to(isa, products, accumulators, end);
+        super::multiply_to(isa, products, accumulators, store, tile);
     }
 
     fn multiply_transposed(
@@ -135,9 +137,10 @@ impl Product for Bf16 {
         isa: Isa,
         products: Products<Bf16>,
         accumulators: &mut [f32],
-        end: (&Store<Bf16>, Tile<Bf16>),
+        store: &Store<Bf16>,
+        tile: Tile<Bf16>,
     ) {
-        super::multiply_bf16(isa, products, accumulators, end);
+        super::multiply_bf16(isa, products, accumulators, store, tile);
     }
 
     fn multiply_transposed(

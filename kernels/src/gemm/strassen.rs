@@ -104,14 +104,15 @@ pub(crate) fn multiply_to<T: Value>(
     isa: Isa,
     products: Products<f32>,
     accumulators: &mut [f32; ACCUMULATORS],
-    (store, tile): (&Store<T>, Tile<T>),
+    store: &Store<T>,
+    tile: Tile<T>,
 ) {
     // A part of a tile may be shorter than what is worth it, not less than whole quarters.
     assert!(tile.values.nrows().is_multiple_of(4) && is_worth(products.k));
     match isa {
         Isa::Portable => unreachable!("only vector tiers choose this product"),
         #[cfg(target_arch = "x86_64")]
-        Isa::Vector(tier) => tier.multiply_quarters(products, accumulators, (store, tile)),
+        Isa::Vector(tier) => tier.multiply_quarters(products, accumulators, store, tile),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::base::panel::{Matrix, PANEL, Prefetch};
 use crate::base::tile::Tile;
 use crate::base::value::{Bf16, Value};
 use crate::gemm::epilogue::Store;
-use crate::gemm::{DEPTH, Products, Term};
+use crate::gemm::{DEPTH, Products};
 
 /// Most pieces of one sum: the 49 taps of a 7x7 filter.
 const PIECES_MAX: usize = 64;
@@ -20,16 +20,15 @@ impl Tier {
     /// See [`crate::gemm::multiply`].
     pub(crate) fn multiply(
         self,
-        terms: &[Term<f32>],
-        (k, stride): (usize, usize),
+        products: Products<f32>,
         mut c: ArrayViewMut2<f32>,
         beside: Prefetch,
     ) {
         let end = RawStore::keep(&mut c);
         // One group: the sums of several would need a place.
-        assert!(terms.len() <= PIECES_MAX);
-        let rows = end.out.rows;
-        for_each_group(terms, (rows, k, stride), usize::MAX, |pieces, _, _| {
+        assert!(products.terms.len() <= PIECES_MAX);
+        let (rows, stride) = (end.out.rows, products.stride);
+        for_each_group(products, rows, usize::MAX, |pieces, _, _| {
             let group = Group { end: Some(&end), beside, ..Group::NONE };
             self.enter(Tiles { pieces, shape: [rows, PANEL, stride], group });
         });
@@ -40,7 +39,8 @@ impl Tier {
         self,
         products: Products<f32>,
         accumulators: &mut [f32],
-        (store, tile): (&Store<T>, Tile<T>),
+        store: &Store<T>,
+        tile: Tile<T>,
     ) {
         let Products { terms, k, stride, panel_stride } = products;
         let beside = store.beside(&tile);
@@ -49,7 +49,7 @@ impl Tier {
         assert!(accumulators.len() >= rows * PANEL);
         assert!(end.columns == PANEL || terms.len() * k <= DEPTH);
         products.assert_panels(end.columns / PANEL);
-        for_each_group(terms, (rows, k, stride), DEPTH, |pieces, is_first, is_last| {
+        for_each_group(products, rows, DEPTH, |pieces, is_first, is_last| {
             let before = if is_first { std::ptr::null() } else { partial.cast_const() };
             let end_or_none = is_last.then_some(&end);
             let beside = if is_last { beside } else { Prefetch::NOTHING };
@@ -64,17 +64,18 @@ impl Avx512Bf16 {
     pub(crate) fn multiply_to(
         self,
         products: Products<Bf16>,
-        (store, tile): (&Store<Bf16>, Tile<Bf16>),
+        store: &Store<Bf16>,
+        tile: Tile<Bf16>,
     ) {
         const WORD: usize = size_of::<u32>() / size_of::<Bf16>();
-        let Products { terms, k, stride, panel_stride } = products;
+        let Products { terms, stride, panel_stride, .. } = products;
         let beside = store.beside(&tile);
         let end = RawStore::new(store, tile);
         let (rows, words) = (end.out.rows, [stride, panel_stride].map(|values| values / WORD));
         // One group: sums stay in registers from the first to the last term.
         assert!(terms.len() <= PIECES_MAX);
         products.assert_panels(end.columns / PANEL);
-        for_each_group(terms, (rows, k, stride), usize::MAX, |pieces, _, _| {
+        for_each_group(products, rows, usize::MAX, |pieces, _, _| {
             let group = Group { end: Some(&end), beside, panel_stride: words[1], ..Group::NONE };
             self.enter(Tiles { pieces, shape: [rows, end.columns, words[0]], group });
         });
@@ -107,16 +108,18 @@ struct Piece<W> {
     k: usize,
 }
 
-/// Splits the terms into groups of at most `depth_max` rows and calls `group(pieces, is_first, is_last)`, at
-/// least once. `k` and `stride` count values; words have `size_of::<W>() / size_of::<T>()` of them.
+/// Splits the terms, whose `a` has so many rows, into groups of at most `depth_max` rows of `b` and calls
+/// `group(pieces, is_first, is_last)`, at least once. `k` and `stride` count values; words have
+/// `size_of::<W>() / size_of::<T>()` of them.
 ///
 /// The pieces' pointers stay inside the terms' slices: `k` is cut, never extended.
 fn for_each_group<T, W: Copy>(
-    terms: &[Term<T>],
-    (rows, k, stride): (usize, usize, usize),
+    products: Products<T>,
+    rows: usize,
     depth_max: usize,
     mut group: impl FnMut(&[Piece<W>], bool, bool),
 ) {
+    let Products { terms, k, stride, .. } = products;
     let word = size_of::<W>() / size_of::<T>();
     let mut pieces = [Piece { a: std::ptr::null(), b: std::ptr::null(), k: 0 }; PIECES_MAX];
     let (mut count, mut depth, mut is_first) = (0, 0, true);

@@ -152,7 +152,8 @@ impl Tier {
         self,
         products: Products<f32>,
         accumulators: &mut [f32; ACCUMULATORS],
-        (store, tile): (&Store<T>, Tile<T>),
+        store: &Store<T>,
+        tile: Tile<T>,
     ) {
         let beside = store.beside(&tile);
         let end = RawStore::new(store, tile);

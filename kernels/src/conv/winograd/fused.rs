@@ -11,7 +11,7 @@ use crate::base::panel::{PANEL, Prefetch};
 use crate::base::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, view4};
 use crate::gemm::epilogue::{Epilogue, Store};
 use crate::gemm::product::Product;
-use crate::gemm::{self, Term};
+use crate::gemm::{self, Products, Term};
 
 /// Most channels of layers whose groups a thread keeps to itself, and rows of such a group: 37 slots of 16 x 128
 /// values are 300 KiB, which leaves room in a second-level cache of 1 MiB for the panels that pass by. With 256
@@ -209,7 +209,8 @@ impl<T: Product> Work<'_, T> {
                     beside.starts[3] = next.map(|data| data.as_ptr().cast());
                 }
                 let term = Term { a: &inputs[..rows * c], b };
-                gemm::multiply(self.isa, &[term], (c, c), products, beside);
+                let terms = Products { terms: &[term], k: c, stride: c, panel_stride: 0 };
+                gemm::multiply(self.isa, terms, products, beside);
             }
         }
     }

@@ -9,7 +9,7 @@ use crate::base::isa::Isa;
 use crate::base::panel::{Matrix, PANEL, Prefetch, PrefetchNext};
 use crate::base::tile::{IMAGES, view4};
 use crate::gemm::product::Product;
-use crate::gemm::{self, Term};
+use crate::gemm::{self, Products, Term};
 
 /// An activation to read: `[height][width][n][channels]`.
 #[derive(Clone, Copy)]
@@ -153,7 +153,8 @@ impl Winograd {
                     b: &weights[panel * c * PANEL..][..c * PANEL],
                 };
                 let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-                gemm::multiply(isa, &[term], (c, c), block, Prefetch::NOTHING);
+                let products = Products { terms: &[term], k: c, stride: c, panel_stride: 0 };
+                gemm::multiply(isa, products, block, Prefetch::NOTHING);
             },
         );
     }
