@@ -1,5 +1,6 @@
 //! The one test binary of the kernels; see each module's first line.
 
 mod bits;
+mod bounds;
 mod operands;
 mod oracle;
