@@ -13,10 +13,10 @@ use protocol::{
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
-use crate::commands::initdata;
 use crate::failure::{Doing, Failure};
 use crate::files::renew;
 use crate::report::print;
+use crate::trust::initdata;
 use crate::trust::policy::{read, read_policy};
 use crate::trust::{Attestation, Source, TrustOptions};
 use protocol::hex;

@@ -5,8 +5,6 @@
 //! that pins MRCONFIGID pins what the host may start in the guest. Format: version 0.1.0 of Trustee's
 //! `kbs/docs/initdata.md`.
 
-mod digest;
-mod inflate;
 mod manifests;
 
 use std::io::Read;
@@ -19,8 +17,8 @@ use protocol::hex;
 use crate::failure::{Doing, Failure};
 use crate::files::{read_bounded, renew};
 use crate::report::print;
-pub(crate) use digest::config_id;
-use inflate::crc32;
+use crate::trust::gzip::gzip;
+use crate::trust::initdata;
 use manifests::{INDEX, MANIFESTS_LEN_MAX, Workload};
 
 /// Tie image, command lines and the agent's policy of confidential pods to their quotes.
@@ -73,7 +71,7 @@ pub fn run(args: &InitdataArgs) -> Result<(), Failure> {
         }
     }
     let document = document(&files)?;
-    let value = hex(&digest::of(document.as_bytes()).doing("the document")?);
+    let value = hex(&initdata::digest_of(document.as_bytes()).doing("the document")?);
     let annotation = Base64::encode_string(&gzip(document.as_bytes()));
     let has =
         |mark: &'static str| move |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(mark);
@@ -183,24 +181,6 @@ fn patch(annotation: &str) -> String {
     )
 }
 
-/// RFC 1952 with stored blocks: a few KiB need no compressor in an attested program.
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    const STORED_LEN_MAX: usize = 65535;
-    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
-    let mut blocks = bytes.chunks(STORED_LEN_MAX).peekable();
-    while let Some(block) = blocks.next() {
-        // At most STORED_LEN_MAX bytes by the line above.
-        let len = block.len() as u16;
-        out.push(u8::from(blocks.peek().is_none()));
-        out.extend(len.to_le_bytes());
-        out.extend((!len).to_le_bytes());
-        out.extend(block);
-    }
-    out.extend(crc32(bytes).to_le_bytes());
-    out.extend((bytes.len() as u32).to_le_bytes());
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,10 +218,5 @@ mod tests {
         for text in ["a'''b", "a'", "a\u{7f}", "\r\n"] {
             assert!(document(&[("aa.toml", text.into())]).is_err(), "{text:?}");
         }
-    }
-
-    #[test]
-    fn the_check_value_of_crc32_is_right() {
-        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 }

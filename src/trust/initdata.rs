@@ -3,7 +3,7 @@
 use base64ct::{Base64, Encoding};
 use ring::digest::{Algorithm, SHA256, SHA384, SHA512, digest};
 
-use super::inflate::gunzip;
+use super::gzip::gunzip;
 
 /// Largest document, unpacked, and largest file in which it comes.
 const DOCUMENT_LEN_MAX: usize = 1 << 20;
@@ -21,8 +21,10 @@ pub(crate) fn config_id(file: &[u8]) -> Result<[u8; 48], String> {
     let packed = unwrapped(file);
     let file = packed.as_deref().unwrap_or(file);
     match file.starts_with(&GZIP) {
-        true => of(&gunzip(file, DOCUMENT_LEN_MAX).ok_or("damaged gzip, or more than 1 MiB")?),
-        false => of(file),
+        true => {
+            digest_of(&gunzip(file, DOCUMENT_LEN_MAX).ok_or("damaged gzip, or more than 1 MiB")?)
+        }
+        false => digest_of(file),
     }
 }
 
@@ -34,7 +36,7 @@ fn unwrapped(file: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The digest by the algorithm that the document names, cut or filled with zeros to the length of the register.
-pub(super) fn of(document: &[u8]) -> Result<[u8; 48], String> {
+pub(crate) fn digest_of(document: &[u8]) -> Result<[u8; 48], String> {
     let text = std::str::from_utf8(document).map_err(|_| "no document of initdata: no text")?;
     // Keys of the document itself come before its first table.
     let head = text.lines().map(str::trim).take_while(|line| !line.starts_with('['));
@@ -79,7 +81,7 @@ mod tests {
     fn every_form_of_a_document_has_its_digest() {
         let packed = Base64::decode_vec(DYNAMIC).expect("base64");
         let document = gunzip(&packed, DOCUMENT_LEN_MAX).expect("gzip");
-        let own = super::super::gzip(&document);
+        let own = super::super::gzip::gzip(&document);
         let lines = DYNAMIC.as_bytes().chunks(76).collect::<Vec<_>>().join(&b"\n"[..]);
         let forms = [
             document.clone(),

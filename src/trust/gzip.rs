@@ -1,5 +1,5 @@
-//! DEFLATE and gzip, read (RFC 1951 and 1952): annotations hold what other tools compressed. The plain algorithm of
-//! zlib's `puff`: a code's symbols in order of length, one bit at a time. A few KiB need nothing faster.
+//! gzip (RFC 1952), written with stored blocks, and DEFLATE (RFC 1951), read in full: annotations hold what other
+//! tools compressed. The plain algorithm of zlib's `puff`: a code's symbols in order of length, one bit at a time. A few KiB need nothing faster.
 
 /// Base lengths and distances of their symbols, and how many more bits say the rest (RFC 1951, 3.2.5).
 const LENGTHS: [(u16, u8); 29] = [
@@ -40,7 +40,7 @@ const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 
 const CODE_LEN_MAX: usize = 15;
 
 /// What a gzip file of one member holds, if it is whole and of at most `len_max` bytes.
-pub(super) fn gunzip(bytes: &[u8], len_max: usize) -> Option<Vec<u8>> {
+pub(crate) fn gunzip(bytes: &[u8], len_max: usize) -> Option<Vec<u8>> {
     let (head, mut rest) = bytes.split_at_checked(10)?;
     let flags = head[3];
     // Extra field, name, comment, checksum of the head; the bits above have no meaning.
@@ -64,6 +64,24 @@ pub(super) fn gunzip(bytes: &[u8], len_max: usize) -> Option<Vec<u8>> {
     (tail[..4] == sum && tail[4..] == len).then_some(out)
 }
 
+/// RFC 1952 with stored blocks: a few KiB need no compressor in an attested program.
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
+    const STORED_LEN_MAX: usize = 65535;
+    let mut out = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255];
+    let mut blocks = bytes.chunks(STORED_LEN_MAX).peekable();
+    while let Some(block) = blocks.next() {
+        // At most STORED_LEN_MAX bytes by the line above.
+        let len = block.len() as u16;
+        out.push(u8::from(blocks.peek().is_none()));
+        out.extend(len.to_le_bytes());
+        out.extend((!len).to_le_bytes());
+        out.extend(block);
+    }
+    out.extend(crc32(bytes).to_le_bytes());
+    out.extend((bytes.len() as u32).to_le_bytes());
+    out
+}
+
 /// The bytes that blocks stand for, all of them.
 fn inflate(bytes: &[u8], len_max: usize) -> Option<Vec<u8>> {
     let mut bits = Bits { rest: bytes, held: 0, count: 0 };
@@ -73,12 +91,9 @@ fn inflate(bytes: &[u8], len_max: usize) -> Option<Vec<u8>> {
         match bits.take(2)? {
             0 => stored(&mut bits, &mut out, len_max)?,
             1 => {
-                let lengths: Vec<u8> = (0..288)
-                    .map(|s| {
-                        [8, 9, 7, 8]
-                            [(s >= 144) as usize + (s >= 256) as usize + (s >= 280) as usize]
-                    })
-                    .collect();
+                let mut lengths = [8; 288];
+                lengths[144..256].fill(9);
+                lengths[256..280].fill(7);
                 let codes = (Code::new(&lengths)?, Code::new(&[5; DISTANCES as usize])?);
                 coded(&mut bits, &codes, &mut out, len_max)?;
             }
@@ -164,7 +179,7 @@ fn described(bits: &mut Bits) -> Option<(Code, Code)> {
 }
 
 /// CRC-32 as gzip wants it (reflected polynomial 0xedb88320).
-pub(super) fn crc32(bytes: &[u8]) -> u32 {
+fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |sum, byte| {
         (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
             (sum >> 1) ^ (0xedb8_8320 & (sum & 1).wrapping_neg())
@@ -232,5 +247,15 @@ impl Code {
             code <<= 1;
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_check_value_of_crc32_is_right() {
+        assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 }
