@@ -67,8 +67,9 @@ pub fn nearest(words: &[&str]) -> Option<String> {
 
 /// The first word of each indented line: options and commands.
 fn known(help: &str) -> Vec<String> {
-    let lines = help.lines().filter(|line| line.starts_with("  "));
-    let first = lines.filter_map(|line| line.split_whitespace().next());
+    // What is indented further goes on with a description.
+    let lines = help.lines().filter_map(|line| line.strip_prefix("  "));
+    let first = lines.filter_map(|line| line.split(' ').next().filter(|word| !word.is_empty()));
     first.map(|word| word.trim_end_matches(',').to_owned()).collect()
 }
 
@@ -107,12 +108,12 @@ mod tests {
         assert!(OVERVIEW.lines().all(|line| line.len() <= 88), "{OVERVIEW}");
         let all = help(&[]);
         let (options, commands) = all.split_once("Commands:").expect("commands");
-        let commands = commands.lines().skip(1).take_while(|line| line.starts_with("  "));
-        let names: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
+        let (commands, _) = commands.split_once("\n\n").expect("what comes after them");
+        let names = known(commands);
         assert!(names.len() > 8, "{names:?}");
         let words: Vec<&str> = OVERVIEW.split([' ', '\n', ';', ',']).collect();
         for name in names {
-            assert!(words.contains(&name), "{name} is not in the overview");
+            assert!(words.contains(&name.as_str()), "{name} is not in the overview");
         }
         for option in words.iter().filter(|word| word.starts_with("--")) {
             assert!(options.contains(&format!("  {option} ")), "{option}");
