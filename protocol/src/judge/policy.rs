@@ -513,16 +513,14 @@ impl Accepted {
         if !counts(Measurement::MrTd) {
             return Some("a set without mr_td: firmware of the host's own meets it with ANY guest");
         }
-        let by_td =
-            self.pcrs.is_empty() && !(counts(Measurement::RtMr(1)) && counts(Measurement::RtMr(2)));
-        if by_td {
-            return Some(
-                "a set without rt_mr1 or rt_mr2: ANY kernel, initrd or command line meets it",
-            );
-        }
-        let says_kernel = has_pcr(11) || has_pcr(4) && has_pcr(9);
-        let by_tpm = !self.pcrs.is_empty() && !says_kernel;
-        by_tpm.then_some("a set without pcrs 4 and 9, or 11: ANY kernel or initrd meets it")
+        let is_told = match self.pcrs.is_empty() {
+            true => counts(Measurement::RtMr(1)) && counts(Measurement::RtMr(2)),
+            false => has_pcr(11) || has_pcr(4) && has_pcr(9),
+        };
+        (!is_told).then_some(
+            "a set without rt_mr1 and rt_mr2 (of a TPM: pcrs 4 and 9, or 11): ANY kernel, initrd or command \
+             line meets it",
+        )
     }
 }
 
