@@ -232,6 +232,7 @@ fn one_shot_secrets_reloading_and_a_restart() {
     let flags = ["--secrets", text(&dir.path("flat.json")), "--rate", "2"].map(str::to_owned);
     fs::write(dir.path("flat.json"), "{\"flat\":\"word\"}").expect("secrets");
     let service = Serving::start_with(&dir, &flags.each_ref().map(String::as_str));
+    assert_eq!(service.get("flat", "node", "hfl").stdout, b"word", "it listens");
     let strangers: Vec<TcpStream> =
         (0..300).filter_map(|_| TcpStream::connect(&service.address).ok()).collect();
     assert_eq!(strangers.len(), 300);
