@@ -6,9 +6,9 @@ use crate::norm::elementwise::Rows;
 
 /// Memory that a pass works with, whatever it holds.
 pub struct Scratch<'a, T> {
-    /// [`Conv::weights`] values: the weights as the pass reads them, where it does not as they are.
+    /// `Conv::weights` values: the weights as the pass reads them, where it does not as they are.
     pub panels: &'a mut [T],
-    /// [`Conv::scratch_len`] values.
+    /// `Conv::scratch_len` values.
     pub parts: &'a mut [f32],
 }
 
