@@ -7,7 +7,7 @@ mod local;
 mod predict;
 mod role;
 
-use crate::commands::{doctor, initdata, roster, secret, transfer, verify, volumes};
+use crate::commands::{doctor, initdata, report, roster, secret, transfer, verify, volumes};
 use crate::failure::Failure;
 use crate::report::print;
 use crate::training::roles;
@@ -41,6 +41,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Model(args)), _) => transfer::run(args),
         (Some(Command::Predict(args)), _) => predict::run(&args),
         (Some(Command::Quote(args)), _) => verify::show(&args),
+        (Some(Command::Report(args)), _) => report::run(&args),
         (Some(Command::Roster(args)), _) => roster::run(args),
         (Some(Command::Secret(args)), _) => secret::run(args),
         (Some(Command::Verify(args)), _) => verify::run(&args),

@@ -282,6 +282,24 @@ fn a_saved_model_is_evaluated_and_another_job_does_not_overwrite_it() {
     assert_eq!(meta["parameters"], 23_528_522);
     assert_eq!(meta["layers"].as_array().expect("layers").len(), 55);
 
+    // The page, as often as asked for, but in nobody's place; and an event file with a record a step.
+    let text = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let (page, events) = (dir.path("page.html"), dir.path("events"));
+    let report = |out: &std::path::Path| {
+        let (out, events) = (text(out), text(&events));
+        crate::cli::hfl(&["report", "--model-dir", model, "--out", &out, "--tensorboard", &events])
+    };
+    for _ in 0..2 {
+        assert!(report(&page).status.success());
+    }
+    let html = std::fs::read_to_string(&page).expect("a page");
+    assert!(html.contains("8 of 8") && html.contains("<svg"), "{html}");
+    let files: Vec<_> = std::fs::read_dir(&events).expect("events").flatten().collect();
+    assert_eq!(files.len(), 1, "one file a job");
+    let bytes = std::fs::read(files[0].path()).expect("an event file");
+    assert_eq!(bytes.windows(13).filter(|part| part == b"learning_rate").count(), STEPS as usize);
+    assert_eq!(report(&dir.path("data/test_batch.bin")).status.code(), Some(1), "not a page");
+
     let (code, stderr) = Cast::new(&dir, "model").start("ps0", &[("--seed", "2")]).end();
     assert_eq!(code, 1);
     assert!(

@@ -11,6 +11,7 @@ use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::initdata::InitdataArgs;
+use crate::commands::report::ReportArgs;
 use crate::commands::roster::RosterArgs;
 use crate::commands::secret::SecretArgs;
 use crate::commands::transfer::ModelArgs;
@@ -208,6 +209,7 @@ pub(super) enum Command {
     Model(ModelArgs),
     Predict(PredictArgs),
     Quote(QuoteArgs),
+    Report(ReportArgs),
     Roster(RosterArgs),
     Secret(SecretArgs),
     Verify(VerifyArgs),

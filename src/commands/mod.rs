@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod eval;
 pub mod initdata;
 pub mod predict;
+pub mod report;
 pub mod roster;
 pub mod secret;
 pub mod transfer;
