@@ -33,17 +33,20 @@ impl Sgd {
         velocity: &mut [f32],
         gradients: &[f32],
     ) -> bool {
-        // The largest exponent tells: a comparison a value would not be done on whole vectors.
-        let mut largest = 0;
         assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
-        isa.run(
+        let Self { rate, momentum, decay, scale } = self;
+        // The largest exponent tells: a comparison a value would not be done on whole vectors, nor would a maximum
+        // that lies behind a reference.
+        let largest = isa.run(
             #[inline(always)]
-            || {
+            move || {
+                let mut largest = 0;
                 for ((w, v), &g) in weights.iter_mut().zip(velocity.iter_mut()).zip(gradients) {
-                    *v = self.momentum * *v + (self.scale * g + self.decay * *w);
-                    *w -= self.rate * *v;
+                    *v = momentum * *v + (scale * g + decay * *w);
+                    *w -= rate * *v;
                     largest = w.abs().to_bits().max(v.abs().to_bits()).max(largest);
                 }
+                largest
             },
         );
         largest < SQUARE_MAX.to_bits()
