@@ -50,7 +50,7 @@ pub(crate) struct ListenAddresses {
 /// When there is no port.
 pub(crate) fn listen_addresses(host_and_port: &str) -> Result<ListenAddresses, Failure> {
     let port = host_and_port.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
-    let port = port.ok_or_else(|| Failure::new(format!("'{host_and_port}' is not host:port")))?;
+    let port = port.ok_or_else(|| Failure::usage(format!("'{host_and_port}' is not host:port")))?;
     let named: Vec<SocketAddr> = match host_and_port.to_socket_addrs() {
         Ok(named) => named.collect(),
         Err(error) => {

@@ -39,6 +39,18 @@ fn usage_errors_exit_with_2_and_name_the_argument() {
         check(&[&["--role", "ps0", "--attestation", "sim"], flags].concat(), 2, &[part]);
     }
     check(&["demo", "--workers", "0"], 2, &["--workers"]);
+    for (args, part) in [
+        (&["bench", "--batch", "0"][..], "count from 1"),
+        (&["bench", "--inference", "--scaling"], "--scaling"),
+        (&["doctor", "--role", "node"], "expected ps0"),
+        (&["verify"], "nothing to judge"),
+        (&["secret", "serve", "--attestation", "sim"], "where the secrets are"),
+        (&["luks", "export", "model.luks", "--key-fd", "0"], "--raw FILE or --files DIR"),
+        (&["--role", "ps1", "--attestation", "sim"], "one parameter server"),
+        (&["--role", "node", "--attestation", "sim"], "no role of a job"),
+    ] {
+        check(args, 2, &[part]);
+    }
     check(&["bench", "--stem=vgg"], 2, &["vgg", "imagenet or cifar"]);
 }
 
@@ -48,7 +60,6 @@ fn failures_exit_with_1_and_say_what_to_try() {
     let role = |args: &[&'static str]| [args, &sim].concat();
     check(&["--role", "ps0"], 1, &["no source of TDX evidence", "--attestation sim"]);
     check(&role(&["--role", "worker0", "--data", "/nonexistent"]), 1, &["/nonexistent", "--data"]);
-    check(&role(&["--role", "ps1"]), 1, &["one parameter server"]);
     check(&["eval", "--model-dir", "/nonexistent"], 1, &["model.ckpt-data", "--model-dir"]);
 }
 

@@ -213,10 +213,9 @@ fn passphrases_come_from_files_descriptors_and_pipes_and_failures_say_what_to_tr
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && stderr.contains("newline"), "{stderr}");
 
-    let failures: [(&[&str], &str); 5] = [
+    let failures: [(&[&str], &str); 4] = [
         (&["luks", "dump", "/no/such/volume"], "hfl luks create"),
         (&["luks", "create", text(&path), "--key-file", text(&key)], "--force"),
-        (&["luks", "export", text(&path), "--key-file", text(&key)], "--raw"),
         (&["luks", "dump", text(&key)], "no LUKS2 volume"),
         (&["luks", "open", text(&path), "../x", "--key-file", text(&key)], "mapping name"),
     ];

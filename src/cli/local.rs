@@ -150,13 +150,13 @@ pub(super) fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
 
 pub(super) fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.steps == 0 || args.batch == 0 || args.threads == 0 {
-        return Err(Failure::new("--steps, --batch and --threads count from 1"));
+        return Err(Failure::usage("--steps, --batch and --threads count from 1"));
     }
     if args.inference && args.precision != Precision::Fp32 {
-        return Err(Failure::new("--inference runs in fp32 only").hint("without --precision"));
+        return Err(Failure::usage("--inference runs in fp32 only").hint("without --precision"));
     }
     if args.inference && args.scaling {
-        return Err(Failure::new("--scaling times training steps").hint("without --inference"));
+        return Err(Failure::usage("--scaling times training steps").hint("without --inference"));
     }
     let report = bench::run(bench::Options {
         stem: args.stem,

@@ -117,7 +117,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
         }
         _ => {
             return Err(
-                Failure::new("nothing to judge").hint("--quote FILE, or --certificate FILE")
+                Failure::usage("nothing to judge").hint("--quote FILE, or --certificate FILE")
             );
         }
     };

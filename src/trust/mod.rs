@@ -202,7 +202,7 @@ impl TrustOptions {
                 Source::Service(address, authority) => {
                     let pccs = Pccs::new(address, authority).doing(address)?;
                     if service.replace(pccs).is_some() {
-                        return Err(Failure::new("--collateral names two services"));
+                        return Err(Failure::usage("--collateral names two services"));
                     }
                 }
             }

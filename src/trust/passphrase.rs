@@ -54,7 +54,7 @@ impl KeySource {
     fn named(&self) -> Result<Option<Passphrase>, Failure> {
         let path = match (&self.file, self.descriptor) {
             (Some(_), Some(_)) => {
-                return Err(Failure::new("--key-file and --key-fd exclude each other"));
+                return Err(Failure::usage("--key-file and --key-fd exclude each other"));
             }
             (Some(path), None) if path.as_os_str() == "-" => {
                 let read = Passphrase::from_file(io::stdin().lock());

@@ -19,7 +19,7 @@ use crate::report::print;
 /// When something that the role needs has failed.
 pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     if !matches!(args.role, Role::ParameterServer(0) | Role::Worker(_)) {
-        return Err(Failure::new("--role: expected ps0, worker0, ..."));
+        return Err(Failure::usage("--role: expected ps0, worker0, ..."));
     }
     let findings = checks::all(args);
     let failed = findings.iter().filter(|finding| finding.standing == Standing::Failed).count();

@@ -49,7 +49,7 @@ fn get(args: GetArgs) -> Result<(), Failure> {
     }
     let role = args.role;
     if !matches!(role, Role::ParameterServer(_) | Role::Worker(_) | Role::TrustedNode) {
-        return Err(Failure::new("--role: expected ps0, worker0, ... or node"));
+        return Err(Failure::usage("--role: expected ps0, worker0, ... or node"));
     }
     let out = args.out.clone();
     let (trust, service) = args.options();

@@ -58,7 +58,7 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     let source = source(&args)?;
     let addresses = listen_addresses(&args.listen)?;
     if args.rate == 0 {
-        return Err(Failure::new("--rate counts from 1"));
+        return Err(Failure::usage("--rate counts from 1"));
     }
     let audit = Audit::open(&args.audit).doing(format!("audit log {}", args.audit.display()))?;
     log::info!("audit log: {} entries, the last has sha256 {}", audit.len(), audit.head());
@@ -90,7 +90,7 @@ fn source(args: &ServeArgs) -> Result<Source, Failure> {
     match (&args.secrets, &args.volume) {
         (Some(path), None) => Ok(Source::File(path.clone())),
         (None, Some(path)) => Ok(Source::Volume(path.clone(), key.read()?)),
-        _ => Err(Failure::new("where the secrets are").hint("--secrets FILE, or --volume FILE")),
+        _ => Err(Failure::usage("where the secrets are").hint("--secrets FILE, or --volume FILE")),
     }
 }
 

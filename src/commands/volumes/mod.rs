@@ -55,7 +55,7 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
             memory_kib: args.kdf_memory,
             lanes: 1,
         },
-        _ => return Err(Failure::new("--kdf: expected argon2id, argon2i or pbkdf2")),
+        _ => return Err(Failure::usage("--kdf: expected argon2id, argon2i or pbkdf2")),
     };
     let mut sources: Vec<KeySource> = args
         .key_file
@@ -168,7 +168,7 @@ fn table(header: &Header) -> String {
 fn export_volume(args: &ExportArgs) -> Result<(), Failure> {
     let (source, key) = args.source();
     if args.raw.is_some() == args.files.is_some() {
-        return Err(Failure::new("export needs --raw FILE or --files DIR"));
+        return Err(Failure::usage("export needs --raw FILE or --files DIR"));
     }
     let volume = open_volume(&source, &key.read()?)?;
     match (&args.raw, &args.files) {

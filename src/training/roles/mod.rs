@@ -31,9 +31,9 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     match options.role {
         Role::ParameterServer(index) => server::run(options, usize::from(index), config, metrics),
         Role::Worker(index) => worker::run(options, index, config, metrics),
-        Role::SecretService => Err(Failure::new("no role of a job").hint("hfl secret serve")),
+        Role::SecretService => Err(Failure::usage("no role of a job").hint("hfl secret serve")),
         Role::TrustedNode => {
-            Err(Failure::new("no role of a job").hint("hfl model pull, hfl secret get"))
+            Err(Failure::usage("no role of a job").hint("hfl model pull, hfl secret get"))
         }
     }
 }

@@ -137,7 +137,7 @@ fn listening(
 ) -> Result<Net, Failure> {
     let host = options.ps_hosts.get(index).filter(|_| index == 0 && options.ps_hosts.len() == 1);
     let host = host.ok_or_else(|| {
-        Failure::new("one parameter server is supported: ps0 with one --ps-hosts")
+        Failure::usage("one parameter server is supported: ps0 with one --ps-hosts")
     })?;
     let mut net = Net::new(Arc::clone(config)).doing("network")?;
     termination::wake(&mut net)?;

@@ -81,7 +81,7 @@ pub(super) fn run(
         last: None,
     };
     let host =
-        options.ps_hosts.first().ok_or_else(|| Failure::new("--ps-hosts names no server"))?;
+        options.ps_hosts.first().ok_or_else(|| Failure::usage("--ps-hosts names no server"))?;
     let mut net = Net::new(config).doing("network")?;
     termination::wake(&mut net)?;
     let (mut pause, mut lost) = (PAUSES[0], Instant::now());
