@@ -27,9 +27,9 @@ pub(super) enum Again {
 }
 
 impl Asking {
-    /// Asks, and goes on meanwhile.
+    /// Asks, if there is a question, and goes on meanwhile. One that was not taken yet stays.
     pub(super) fn mention(&mut self, question: Option<Question>) {
-        self.question = question;
+        self.question = question.or_else(|| self.question.take());
     }
 
     /// Asks, and looks at nothing else before the answer.
