@@ -86,7 +86,7 @@ pub use judge::token::{Keys, Token, TokenError};
 pub use judge::verify::{Trust, Verdict, Verifier};
 pub use rejection::{Differing, Rejection};
 pub use role::{Role, RoleKind};
-pub use services::collateral_store::Shelf;
+pub use services::collateral_store::CollateralStore;
 pub use services::pccs::{FetchError, Pccs};
 pub use session::close::Ended;
 pub use session::config::Config;

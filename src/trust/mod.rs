@@ -14,8 +14,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use luks::linux;
 use protocol::{
-    Attester, Authority, AzureVm, Config, ConfigfsTsm, GuestComponents, Host, Pccs, Policy,
-    QuoteService, RemoteVerifier, Role, Shelf, SimPlatform, Stream, Trust, Url, Verifier, dcap,
+    Attester, Authority, AzureVm, CollateralStore, Config, ConfigfsTsm, GuestComponents, Host,
+    Pccs, Policy, QuoteService, RemoteVerifier, Role, SimPlatform, Stream, Trust, Url, Verifier,
+    dcap,
 };
 use zeroize::Zeroizing;
 
@@ -153,7 +154,7 @@ impl TrustOptions {
         if let Some(service) = self.remote()? {
             return Ok(Verifier { trust: Trust::Remote(Arc::new(service)), policy });
         }
-        Ok(Verifier { trust: Trust::Hardware(Arc::new(self.shelf()?)), policy })
+        Ok(Verifier { trust: Trust::Hardware(Arc::new(self.store()?)), policy })
     }
 
     /// The policy that the options name, as the file is now.
@@ -189,7 +190,7 @@ impl TrustOptions {
     }
 
     /// Everything that the options name.
-    fn shelf(&self) -> Result<Shelf, Failure> {
+    fn store(&self) -> Result<CollateralStore, Failure> {
         if self.collateral.is_empty() {
             return Err(Failure::new("no collateral to judge peers with")
                 .hint("--collateral https://PCCS:8081 or a FILE, once for each kind of platform"));
@@ -208,8 +209,10 @@ impl TrustOptions {
             }
         }
         match (service, cache) {
-            (Some(service), cache) => Ok(Shelf::new(bundles).with_service(service, cache)),
-            (None, None) => Ok(Shelf::new(bundles)),
+            (Some(service), cache) => {
+                Ok(CollateralStore::new(bundles).with_service(service, cache))
+            }
+            (None, None) => Ok(CollateralStore::new(bundles)),
             (None, Some(folder)) => Err(Failure::new(format!("{} is a folder", folder.display()))
                 .hint("a folder keeps what a service gives: --collateral https://PCCS:8081 too")),
         }

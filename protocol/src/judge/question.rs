@@ -8,13 +8,13 @@ use ring::digest::{SHA256, digest};
 use crate::evidence::quote::TdReport;
 use crate::judge::dcap::{Origin, Status};
 use crate::judge::remote::{RemoteError, RemoteVerifier};
-use crate::services::collateral_store::Shelf;
+use crate::services::collateral_store::CollateralStore;
 
 /// Something to ask a service.
 #[derive(Clone, Debug)]
 pub(crate) enum Question {
-    /// The collateral of a kind of platform; it comes to lie on the shelf.
-    Collateral(Arc<Shelf>, Origin),
+    /// The collateral of a kind of platform; it comes to lie in the store.
+    Collateral(Arc<CollateralStore>, Origin),
     /// Whether a quote is worth believing.
     Appraisal(Box<Appraisal>),
 }
@@ -31,7 +31,7 @@ pub(crate) struct Appraisal {
 /// What came of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// The shelf has what there is.
+    /// The store has what there is.
     Collateral,
     /// What the remote verifier says of the quote with this SHA-256, and of no other.
     Appraisal([u8; 32], Result<Status, RemoteError>),
@@ -55,8 +55,8 @@ impl Question {
     /// Asks. Blocks until the service answers or is given up.
     pub(crate) fn ask(&self) -> Answer {
         match self {
-            Self::Collateral(shelf, origin) => {
-                shelf.refresh(*origin);
+            Self::Collateral(store, origin) => {
+                store.refresh(*origin);
                 Answer::Collateral
             }
             Self::Appraisal(asked) => {
@@ -80,8 +80,8 @@ impl Question {
     /// Whether the answer to the one is the answer to the other. Each quote is judged by itself.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Collateral(shelf, origin), Self::Collateral(other_shelf, other)) => {
-                Arc::ptr_eq(shelf, other_shelf) && origin == other
+            (Self::Collateral(store, origin), Self::Collateral(other_store, other)) => {
+                Arc::ptr_eq(store, other_store) && origin == other
             }
             _ => false,
         }

@@ -21,13 +21,13 @@ use crate::judge::question::{Answer, Appraisal, Question};
 use crate::judge::remote::{RemoteError, RemoteVerifier};
 use crate::rejection::Rejection;
 use crate::role::Role;
-use crate::services::collateral_store::{Lack, Shelf, is_lack};
+use crate::services::collateral_store::{CollateralStore, Lack, is_lack};
 
 /// Whose signature makes a platform real.
 #[derive(Clone, Debug)]
 pub enum Trust {
     /// Intel's root, and what Intel publishes about the platforms that may take part.
-    Hardware(Arc<Shelf>),
+    Hardware(Arc<CollateralStore>),
     /// A service that judges quotes, and whose tokens are believed.
     Remote(Arc<RemoteVerifier>),
     /// The public test root: anybody can make such quotes.
@@ -139,13 +139,13 @@ impl Verifier {
                 verify_simulated(quote, now)?;
                 None
             }
-            Trust::Hardware(shelf) => {
-                let judged = shelf.judge(quote, None, now);
+            Trust::Hardware(store) => {
+                let judged = store.judge(quote, None, now);
                 let stale = |verdict| self.policy.wants_newer(verdict, now).then_some(Lack::Now);
-                let lack = judged.as_ref().ok().and_then(stale).or(shelf.lacks(&judged, now));
+                let lack = judged.as_ref().ok().and_then(stale).or(store.lacks(&judged, now));
                 let lack = lack.filter(|_| answer.is_none());
-                let origin = lack.map_or(Ok(None), |_| shelf.may_ask(quote, now))?;
-                let question = origin.map(|at| Question::Collateral(Arc::clone(shelf), at));
+                let origin = lack.map_or(Ok(None), |_| store.may_ask(quote, now))?;
+                let question = origin.map(|at| Question::Collateral(Arc::clone(store), at));
                 match (lack, question) {
                     (Some(Lack::Now), Some(question)) => return Ok(Judged::Asks(question)),
                     (_, question) => refresh = question,
@@ -153,7 +153,7 @@ impl Verifier {
                 // A peer would choose what it is judged by: what it brings counts where nothing else is to be had.
                 let verdict = match (judged, shown.collateral) {
                     (Err(fault), Some(theirs)) if is_lack(&fault) => {
-                        shelf.judge(quote, Some(theirs), now)?
+                        store.judge(quote, Some(theirs), now)?
                     }
                     (judged, _) => judged?,
                 };
@@ -182,11 +182,11 @@ impl Verifier {
 
     /// The collateral of the platform that a certificate's quote is of; nothing where there is none.
     pub(crate) fn own_collateral(&self, certificate: &[u8], now: u64) -> Vec<u8> {
-        let Trust::Hardware(shelf) = &self.trust else { return Vec::new() };
+        let Trust::Hardware(store) = &self.trust else { return Vec::new() };
         CertificateEvidence::parse(certificate)
             .ok()
             .and_then(|evidence| Evidence::parse(&evidence.quote).ok())
-            .and_then(|evidence| shelf.of_platform(&evidence.quote, now))
+            .and_then(|evidence| store.of_platform(&evidence.quote, now))
             .unwrap_or_default()
     }
 
@@ -219,9 +219,9 @@ impl Verifier {
             Trust::Remote(_) => {
                 Ok(dcap::origin(&evidence.quote, &Anchor::default(), now).map(drop)?)
             }
-            Trust::Hardware(shelf) => match shelf.judge(&evidence.quote, None, now) {
+            Trust::Hardware(store) => match store.judge(&evidence.quote, None, now) {
                 Ok(verdict) => self.policy.check_platform(&verdict, now),
-                Err(fault) if is_lack(&fault) => Ok(shelf.check_genuine(&evidence.quote, now)?),
+                Err(fault) if is_lack(&fault) => Ok(store.check_genuine(&evidence.quote, now)?),
                 Err(fault) => Err(fault.into()),
             },
         }

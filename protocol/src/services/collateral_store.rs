@@ -27,7 +27,7 @@ const ENDS_SOON: u64 = 2 * 86400;
 
 /// Collateral of the platforms that may take part.
 #[derive(Debug, Default)]
-pub struct Shelf {
+pub struct CollateralStore {
     root: Anchor,
     bundles: Mutex<Bundles>,
     seen: Seen,
@@ -74,7 +74,7 @@ pub(crate) enum Lack {
     Soon,
 }
 
-impl Shelf {
+impl CollateralStore {
     /// Only what is there, and no network.
     pub fn new(bundles: Vec<Collateral>) -> Self {
         let given = bundles.into_iter().map(Arc::new).collect();
@@ -102,7 +102,7 @@ impl Shelf {
         self
     }
 
-    /// Whether a verdict by what is at hand would be better after [`Shelf::refresh`].
+    /// Whether a verdict by what is at hand would be better after [`CollateralStore::refresh`].
     pub(crate) fn lacks(&self, judged: &Result<Verdict, Fault>, now: u64) -> Option<Lack> {
         match judged {
             Ok(verdict) if verdict.valid[1] < now.saturating_add(ENDS_SOON) => Some(Lack::Soon),
@@ -124,7 +124,7 @@ impl Shelf {
         Ok((self.service.is_some() && !full && !rests).then_some(origin))
     }
 
-    /// Whether a quote is of a genuine platform under the root that the shelf believes in.
+    /// Whether a quote is of a genuine platform under the root that the store believes in.
     ///
     /// # Errors
     /// What is wrong with it.
@@ -259,26 +259,26 @@ mod tests {
     fn the_newest_document_of_each_kind_decides_whatever_brought_it_and_is_never_undercut() {
         let (bytes, newer, older, now) = two_numbers();
         let quote = Quote::parse(&bytes).expect("a quote");
-        let number = |shelf: &Shelf, shown| {
-            shelf.judge(&quote, shown, now).map(|verdict| verdict.evaluation_number)
+        let number = |store: &CollateralStore, shown| {
+            store.judge(&quote, shown, now).map(|verdict| verdict.evaluation_number)
         };
-        let alone = |bundle: &Collateral| number(&Shelf::new(vec![bundle.clone()]), None);
+        let alone = |bundle: &Collateral| number(&CollateralStore::new(vec![bundle.clone()]), None);
         let [low, high] = [alone(&older).expect("genuine"), alone(&newer).expect("genuine")];
         assert!(low < high, "{low} {high}");
         // Whatever comes first, last or from the peer.
         for bundles in [[&older, &newer], [&newer, &older]] {
-            let shelf = Shelf::new(bundles.map(Clone::clone).into());
-            assert_eq!(number(&shelf, None), Ok(high));
+            let store = CollateralStore::new(bundles.map(Clone::clone).into());
+            assert_eq!(number(&store, None), Ok(high));
         }
-        assert_eq!(number(&Shelf::new(vec![newer.clone()]), Some(&older)), Ok(high));
-        assert_eq!(number(&Shelf::new(vec![older.clone()]), Some(&newer)), Ok(high));
+        assert_eq!(number(&CollateralStore::new(vec![newer.clone()]), Some(&older)), Ok(high));
+        assert_eq!(number(&CollateralStore::new(vec![older.clone()]), Some(&newer)), Ok(high));
         // One document of each: the lower number of what is the newest there is.
         let mixed = Collateral { tcb_info: older.tcb_info.clone(), ..newer.clone() };
-        assert_eq!(number(&Shelf::new(vec![older.clone(), mixed]), None), Ok(low));
+        assert_eq!(number(&CollateralStore::new(vec![older.clone(), mixed]), None), Ok(low));
         // What was seen once is not forgotten when only older documents are there.
-        let shelf = Shelf::default();
-        assert_eq!(number(&shelf, Some(&newer)), Ok(high));
-        let fault = number(&shelf, Some(&older)).expect_err("undercut");
+        let store = CollateralStore::default();
+        assert_eq!(number(&store, Some(&newer)), Ok(high));
+        let fault = number(&store, Some(&older)).expect_err("undercut");
         assert_eq!(fault.problem, Problem::Older(high));
         assert!(is_lack(&fault), "a service may have newer ones");
         // Nor does a forged document of a high number stand in the way.
@@ -286,7 +286,7 @@ mod tests {
         let forged = text.replace("EvaluationDataNumber\":", "EvaluationDataNumber\":9");
         assert_ne!(forged, text);
         let forged = Collateral { tcb_info: forged.into_bytes(), ..newer.clone() };
-        assert_eq!(number(&Shelf::new(vec![newer.clone(), forged]), None), Ok(high));
+        assert_eq!(number(&CollateralStore::new(vec![newer.clone(), forged]), None), Ok(high));
     }
 
     #[test]
@@ -316,7 +316,7 @@ mod tests {
         fs::remove_dir_all(&folder).expect("remove");
         let judge = |bundles: Vec<Collateral>| {
             let root = Anchor::new(root.as_ref().try_into().expect("32 bytes"));
-            Shelf { root, ..Shelf::new(bundles) }
+            CollateralStore { root, ..CollateralStore::new(bundles) }
                 .judge(&quote, None, NOW)
                 .map(|verdict| verdict.status)
         };

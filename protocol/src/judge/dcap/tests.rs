@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::judge::verify::Shown;
-use crate::{Policy, Rejection, Shelf, Trust, Verifier};
+use crate::{CollateralStore, Policy, Rejection, Trust, Verifier};
 
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON")
@@ -265,7 +265,7 @@ fn the_verifier_of_sessions_takes_real_quotes_with_the_collateral_of_their_platf
     let now = cases[1]["now_unix"].as_u64().expect("a time");
     let report = *Quote::parse(&bytes).expect("a quote").td().expect("a TD");
     let judge = |collateral: &[Collateral], policy: Policy, data: &[u8; 64], now| {
-        let trust = Trust::Hardware(Arc::new(Shelf::new(collateral.to_vec())));
+        let trust = Trust::Hardware(Arc::new(CollateralStore::new(collateral.to_vec())));
         Verifier { trust, policy }.verify(&bytes, data, None, now)
     };
     let policy = || Policy::same_as(&report);
@@ -285,7 +285,7 @@ fn the_verifier_of_sessions_takes_real_quotes_with_the_collateral_of_their_platf
     let simulated = crate::SimPlatform::new(now);
     let forged = crate::Attester::quote(&simulated, &[1; 64]).expect("a simulated quote");
     let verifier = Verifier {
-        trust: Trust::Hardware(Arc::new(Shelf::new(both.to_vec()))),
+        trust: Trust::Hardware(Arc::new(CollateralStore::new(both.to_vec()))),
         policy: Policy::default(),
     };
     let forged = verifier.verify(&forged, &[1; 64], None, now).expect_err("another root");
@@ -383,7 +383,7 @@ fn collateral_that_a_peer_brings_serves_where_there_is_none_and_is_checked_like_
     let now = cases[1]["now_unix"].as_u64().expect("a time");
     let data = Quote::parse(&bytes).expect("a quote").td().expect("a TD").report_data;
     let judge = |here: &[Collateral], shown: Option<&Collateral>, policy: Policy, now| {
-        let trust = Trust::Hardware(Arc::new(Shelf::new(here.to_vec())));
+        let trust = Trust::Hardware(Arc::new(CollateralStore::new(here.to_vec())));
         let verifier = Verifier { trust, policy };
         let shown = Shown { bytes: &bytes, report_data: &data, role: None, collateral: shown };
         let verdict = verifier.verify_shown(&shown, now);
@@ -403,7 +403,7 @@ fn collateral_that_a_peer_brings_serves_where_there_is_none_and_is_checked_like_
     assert_eq!(judge(&[], Some(&own), newer, now), Err("platform"));
     // Before the fresh quote a platform has to be genuine, even where its collateral is still missing.
     let first = |quote: &[u8], data: &[u8; 64]| {
-        let trust = Trust::Hardware(Arc::new(Shelf::default()));
+        let trust = Trust::Hardware(Arc::new(CollateralStore::default()));
         let verifier = Verifier { trust, policy: policy() };
         verifier.verify_first(quote, data, now).map_err(|why| why.code())
     };
@@ -417,8 +417,8 @@ fn collateral_that_a_peer_brings_serves_where_there_is_none_and_is_checked_like_
     assert_eq!(first(&quote, &data), Err("platform-evidence"));
     // What is shown to peers is what is there for our own platform.
     let quote = Quote::parse(&bytes).expect("a quote");
-    let shelf = Shelf::new(vec![other, own.clone()]);
-    let shown = shelf.of_platform(&quote, now).expect("a bundle");
+    let store = CollateralStore::new(vec![other, own.clone()]);
+    let shown = store.of_platform(&quote, now).expect("a bundle");
     assert_eq!(Collateral::parse(&shown), Ok(own));
-    assert!(Shelf::default().of_platform(&quote, now).is_none());
+    assert!(CollateralStore::default().of_platform(&quote, now).is_none());
 }

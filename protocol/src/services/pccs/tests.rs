@@ -1,4 +1,4 @@
-//! The client against a service on this machine that has real collateral, and the shelf that asks it.
+//! The client against a service on this machine that has real collateral, and the store that asks it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use super::*;
 use crate::http::standin::{self, Reply, Service};
 use crate::judge::dcap::{self, Anchor};
 use crate::judge::verify::{Judged, Shown};
-use crate::{Policy, Quote, Rejection, Shelf, Trust, Verifier};
+use crate::{CollateralStore, Policy, Quote, Rejection, Trust, Verifier};
 
 /// What a service has, and in which shape it sends it.
 #[derive(Clone)]
@@ -157,21 +157,21 @@ fn refusals_say_what_to_do_and_another_certificate_is_not_believed() {
 }
 
 #[test]
-fn a_shelf_fetches_what_it_lacks_keeps_it_and_asks_no_more() {
+fn a_store_fetches_what_it_lacks_keeps_it_and_asks_no_more() {
     let (bytes, collateral, now) = real_td();
     let td = *Quote::parse(&bytes).expect("a quote").td().expect("a TD");
     let shape = Shape { collateral, chunked: false, lists: "der", status: 200 };
     let service = serve(shape);
-    let folder = std::env::temp_dir().join(format!("hfl-shelf-{}", std::process::id()));
+    let folder = std::env::temp_dir().join(format!("hfl-store-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("create");
     std::fs::write(folder.join("junk.json"), "junk").expect("write");
-    let shelf = |address: &str| {
+    let store = |address: &str| {
         let pccs = Pccs::new(address, &Authority::Pinned(service.pin)).expect("client");
-        let shelf = Shelf::new(Vec::new()).with_service(pccs, Some(folder.clone()));
-        Verifier { trust: Trust::Hardware(Arc::new(shelf)), policy: Policy::default() }
+        let store = CollateralStore::new(Vec::new()).with_service(pccs, Some(folder.clone()));
+        Verifier { trust: Trust::Hardware(Arc::new(store)), policy: Policy::default() }
     };
     let asked = || service.requests.load(Ordering::Relaxed);
-    let verifier = shelf(&service.address);
+    let verifier = store(&service.address);
     let judge =
         |verifier: &Verifier, quote: &[u8], now| verifier.verify(quote, &td.report_data, None, now);
     judge(&verifier, &bytes, now).expect("fetched");
@@ -182,14 +182,14 @@ fn a_shelf_fetches_what_it_lacks_keeps_it_and_asks_no_more() {
     assert!(judge(&verifier, &bytes, now + 400 * 86400).is_err());
     assert_eq!(asked(), first);
     // A forged quote makes nobody ask.
-    let fresh = shelf(&service.address);
+    let fresh = store(&service.address);
     let mut forged = bytes.clone();
     forged[60] ^= 1;
     let refused = judge(&fresh, &forged, now).expect_err("forged");
     assert!(matches!(refused, Rejection::QuoteSignature), "{refused}");
     assert_eq!(asked(), first);
     // The next process has it from the folder, with nobody to ask.
-    judge(&shelf("https://localhost:1"), &bytes, now).expect("from the folder");
+    judge(&store("https://localhost:1"), &bytes, now).expect("from the folder");
     std::fs::remove_dir_all(&folder).expect("remove");
 }
 
@@ -201,8 +201,8 @@ fn only_accepted_code_over_this_very_connection_makes_anybody_ask() {
     let service = serve(Shape { collateral, chunked: false, lists: "der", status: 200 });
     let verifier = |policy| {
         let pccs = Pccs::new(&service.address, &Authority::Pinned(service.pin)).expect("client");
-        let shelf = Shelf::new(Vec::new()).with_service(pccs, None);
-        Verifier { trust: Trust::Hardware(Arc::new(shelf)), policy }
+        let store = CollateralStore::new(Vec::new()).with_service(pccs, None);
+        Verifier { trust: Trust::Hardware(Arc::new(store)), policy }
     };
     let judge = |verifier: &Verifier, report_data: &[u8; 64], answer| {
         let shown = Shown { bytes: &bytes, report_data, role: None, collateral: None };

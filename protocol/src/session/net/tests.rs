@@ -15,7 +15,8 @@ use crate::session::message::Message;
 use crate::session::roster::Entry;
 use crate::session::tests::evidence_of;
 use crate::{
-    Authority, Event, Identity, Pccs, Policy, Quote, Role, Shelf, SimPlatform, Trust, Verifier,
+    Authority, CollateralStore, Event, Identity, Pccs, Policy, Quote, Role, SimPlatform, Trust,
+    Verifier,
 };
 
 const JOB: [u8; 32] = [9; 32];
@@ -125,7 +126,7 @@ fn a_service_that_does_not_answer_is_asked_once_and_holds_up_nobody_else() {
     let silent = Listener::bind("127.0.0.1:0").expect("listen");
     let at = format!("https://localhost:{}", silent.local_addr().expect("address").port());
     let service = Pccs::new(&at, &Authority::Pinned([7; 32])).expect("a client");
-    let shelf = Arc::new(Shelf::new(Vec::new()).with_service(service, None));
+    let store = Arc::new(CollateralStore::new(Vec::new()).with_service(service, None));
     let (quote, _, now) = real_td();
     let quote = Quote::parse(&quote).expect("a quote");
     let origin = dcap::origin(&quote, &Anchor::default(), now).expect("genuine");
@@ -141,7 +142,7 @@ fn a_service_that_does_not_answer_is_asked_once_and_holds_up_nobody_else() {
     let entry = Entry { number: 0, previous: [0; 32], admission };
     let guests = server.net.ids();
     for id in &guests[..2] {
-        let question = Question::Collateral(Arc::clone(&shelf), origin);
+        let question = Question::Collateral(Arc::clone(&store), origin);
         let session = server.net.session(*id).expect("a session");
         session.asking.wait(question, Again::Fellow(Box::new(entry.clone())));
         server.net.drive(*id, |_| Ok(()));
