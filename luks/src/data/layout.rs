@@ -24,7 +24,7 @@ const FLAG_FIXED_PADDING: u32 = 0x08;
 /// The part of a device that its journal takes. The kernel's choice is a 128th; each half of a journal costs two
 /// waits for the medium, and a checkpoint of a third of the volume would then wait over 80 times.
 const JOURNAL_SHARE: u64 = 32;
-/// The kernel's limit: it holds the whole journal in memory.
+/// The kernel's largest choice: it holds the whole journal in memory, and so do we.
 const JOURNAL_SECTORS_MAX: u64 = 131_072;
 
 /// Byte offsets on the device of a data sector and of its block's tag.
@@ -76,6 +76,10 @@ impl Layout {
         }
         if !(3..=31).contains(&layout.log2_interleave) || layout.sections == 0 {
             return Err(wrong("impossible areas or no journal"));
+        }
+        // Its blocks are in memory until they are in their places; a host could make it as large as the volume.
+        if layout.sections.saturating_mul(layout.section_sectors()) > JOURNAL_SECTORS_MAX {
+            return Err(wrong("a journal of more than 64 MiB"));
         }
         match layout.provided > 0
             && layout.provided.is_multiple_of(per_block)
