@@ -14,17 +14,25 @@ pub(crate) const FILE_LEN_MAX: u64 = 1 << 30;
 /// # Errors
 /// When the system refuses.
 pub fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
+    match read_at_most(path, FILE_LEN_MAX) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => read.map(Some),
+    }
+}
+
+/// Reads a file of at most so many bytes.
+///
+/// # Errors
+/// When it is longer, or the system refuses.
+pub fn read_at_most(path: &Path, len_max: u64) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
     let len = file.metadata()?.len();
-    if len > FILE_LEN_MAX {
-        return Err(io::Error::other(format!("{len} bytes, more than {FILE_LEN_MAX}")));
+    if len > len_max {
+        return Err(io::Error::other(format!("{len} bytes, more than {len_max}")));
     }
     let mut bytes = Vec::with_capacity(len as usize);
-    file.take(FILE_LEN_MAX).read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
+    file.take(len_max).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Writes a file whole. What has this name already is replaced if it is of the same kind (`what`, by `is_one`),
@@ -38,6 +46,10 @@ pub(crate) fn renew(
     (what, is_one): (&str, impl Fn(&[u8]) -> bool),
 ) -> Result<(), Failure> {
     let name = path.display();
+    // A terminal or a pipe has nothing to lose, and would be waited for.
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return fs::write(path, bytes).doing(name);
+    }
     let exists = match read_bounded(path).doing(&name)? {
         Some(found) if !is_one(&found) => {
             return Err(Failure::new(format!("{name} is there already, and is no {what}"))
@@ -78,6 +90,7 @@ mod tests {
         assert!(refused.contains("is there already, and is no list"), "{refused}");
         assert_eq!(fs::read_to_string(&path).expect("read"), "a thesis");
         assert_eq!(fs::read_dir(&dir).expect("directory").count(), 1, "nothing else is left");
+        renew(Path::new("/dev/null"), b"x", kind).expect("a device takes what it is given");
         fs::remove_dir_all(&dir).expect("remove");
     }
 }

@@ -6,8 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::dataset::{Dataset, Split};
-use crate::data::error::DataError;
-use crate::data::file;
+use crate::data::error::{DataError, read_file};
 use crate::job::Normalisation;
 use crate::job::classes::ClassNames;
 use crate::job::shape::Shape;
@@ -47,7 +46,7 @@ pub(super) fn read(directory: &Path, split: Split) -> Result<Records, DataError>
     };
     let mut all = Records { classes, labels: Vec::new(), planes: Vec::new() };
     for path in files {
-        let bytes = file::read(&path, FILE_LEN_MAX)?;
+        let bytes = read_file(&path, FILE_LEN_MAX)?;
         let record_len = if all.classes.len() > 10 { RECORD100_LEN } else { RECORD_LEN };
         check(&path, &bytes, record_len, all.classes.len())?;
         for record in bytes.chunks_exact(record_len) {
@@ -69,6 +68,16 @@ pub(super) fn read(directory: &Path, split: Split) -> Result<Records, DataError>
 pub fn from_records(records: Vec<u8>) -> Result<Dataset, DataError> {
     check(Path::new("records"), &records, RECORD_LEN, Shape::CIFAR.classes)?;
     Ok(Dataset::new(Shape::CIFAR, Normalisation::Cifar, records))
+}
+
+/// So many records with pixels that tell them apart, for tests of what takes data.
+#[cfg(test)]
+pub(super) fn numbered(n: usize) -> Dataset {
+    let record = |i: usize| {
+        let pixels = (1..RECORD_LEN).map(move |j| (i * 7 + j) as u8);
+        std::iter::once((i % 10) as u8).chain(pixels)
+    };
+    from_records((0..n).flat_map(record).collect()).expect("valid")
 }
 
 fn training_files(directory: &Path) -> Result<Vec<PathBuf>, DataError> {

@@ -117,19 +117,11 @@ impl Dataset {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::cifar::{self, RECORD_LEN};
-
-    fn data(n: usize) -> Dataset {
-        let record = |i: usize| {
-            let pixels = (1..RECORD_LEN).map(move |j| (i * 7 + j) as u8);
-            std::iter::once((i % 10) as u8).chain(pixels)
-        };
-        cifar::from_records((0..n).flat_map(record).collect()).expect("valid")
-    }
+    use crate::data::cifar::{RECORD_LEN, numbered};
 
     #[test]
     fn images_are_normalised_and_pixel_major() {
-        let data = data(2);
+        let data = numbered(2);
         let mut batch = Batch::default();
         data.batch(0, 2, &mut batch);
         let [mean, deviation] = Normalisation::Cifar.constants();
@@ -143,7 +135,7 @@ mod tests {
 
     #[test]
     fn shards_part_the_data() {
-        let data = data(7);
+        let data = numbered(7);
         let lens: Vec<usize> =
             (0..3).map(|index| data.shard(Shard { index, of: 3 }).len()).collect();
         assert_eq!(lens, [3, 2, 2]);

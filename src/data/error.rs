@@ -1,9 +1,10 @@
 //! `DataError`: why pictures cannot be used, always with the file.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::data::picture::PictureError;
+use crate::files::read_at_most;
 
 /// Why data cannot be used.
 #[derive(Debug)]
@@ -27,8 +28,6 @@ pub enum DataError {
     Picture(PathBuf, PictureError),
     /// The system refused to read.
     Read(PathBuf, std::io::Error),
-    /// The file is larger than what is read: its length and the limit.
-    TooLarge(PathBuf, u64, u64),
     /// The file ends inside a record: where, and how many of how many bytes there are.
     Truncated(PathBuf, u64, [usize; 2]),
 }
@@ -63,9 +62,6 @@ impl fmt::Display for DataError {
             }
             Self::Picture(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Read(path, error) => write!(f, "{}: {error}", path.display()),
-            Self::TooLarge(path, len, most) => {
-                write!(f, "{}: {len} bytes, more than {most}", path.display())
-            }
             Self::Truncated(path, offset, [len, of]) => write!(
                 f,
                 "{}: truncated record at offset {offset}: {len} of {of} bytes",
@@ -76,3 +72,8 @@ impl fmt::Display for DataError {
 }
 
 impl std::error::Error for DataError {}
+
+/// Reads a file of at most so many bytes.
+pub(super) fn read_file(path: &Path, len_max: u64) -> Result<Vec<u8>, DataError> {
+    read_at_most(path, len_max).map_err(|error| DataError::Read(path.into(), error))
+}

@@ -42,8 +42,10 @@ pub(super) fn scan(directory: &Path, split: Split) -> Result<Folder, DataError> 
         let name = path.file_name().and_then(OsStr::to_str);
         let name = name.ok_or_else(|| wrong("the name of a class has to be UTF-8"))?.to_owned();
         for file in entries(&path)? {
-            if file.is_dir() {
-                let why = "a folder inside a class folder, expected pictures only".into();
+            if !file.is_file() {
+                // A pipe would be waited for.
+                let what = if file.is_dir() { "a folder" } else { "no plain file" };
+                let why = format!("{what} inside a class folder, expected pictures only");
                 return Err(DataError::Format(file, why));
             }
             if folder.files.len() == FILES_MAX {

@@ -4,7 +4,6 @@ pub mod batch;
 pub mod cifar;
 pub mod dataset;
 pub mod error;
-mod file;
 mod folder;
 pub mod merkle;
 pub mod npz;

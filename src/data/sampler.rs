@@ -93,19 +93,11 @@ fn sample(epoch: u64, index: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::cifar::{self, RECORD_LEN};
-
-    fn data(n: usize) -> Dataset {
-        let record = |i: usize| {
-            let pixels = (1..RECORD_LEN).map(move |j| (i * 7 + j) as u8);
-            std::iter::once((i % 10) as u8).chain(pixels)
-        };
-        cifar::from_records((0..n).flat_map(record).collect()).expect("valid")
-    }
+    use crate::data::cifar::numbered;
 
     #[test]
     fn a_rest_of_one_is_part_of_the_batch_before() {
-        let set = data(9);
+        let set = numbered(9);
         let lens = |merges_single| {
             let sampler = Sampler::new(1, 4, Order::Sequential, Augment::None);
             let mut sampler = Sampler { merges_single, ..sampler };
@@ -122,7 +114,7 @@ mod tests {
 
     #[test]
     fn an_epoch_visits_every_sample_once_and_ends_with_a_short_batch() {
-        let data = data(10);
+        let data = numbered(10);
         let mut sampler = Sampler::new(3, 4, Order::Shuffled, Augment::None);
         let mut batch = Batch::default();
         let mut orders = Vec::new();
@@ -143,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_step_is_a_pure_function_of_seed_and_number() {
-        let data = data(9);
+        let data = numbered(9);
         let (mut one, mut two) = (Batch::default(), Batch::default());
         let mut sampler = Sampler::new(3, 4, Order::Shuffled, Augment::Standard);
         sampler.fill(&data, 7, &mut one);

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::dataset::{Dataset, Shard, Split};
-use crate::data::error::DataError;
+use crate::data::error::{DataError, read_file};
 use crate::data::picture::{self, Picture};
-use crate::data::{cifar, file, folder, npz, resize};
+use crate::data::{cifar, folder, npz, resize};
 use crate::job::classes::ClassNames;
 use crate::job::shape::{CLASSES_MAX, Shape};
 use crate::job::{Job, Normalisation};
@@ -49,7 +49,7 @@ impl Source {
     /// When it is none of them, or damaged; the error names the file.
     pub fn open(path: &Path, split: Split, shard: Option<Shard>) -> Result<Self, DataError> {
         let all = if let Some(npz) = npz_file(path)? {
-            of_arrays(path, npz::parse(&npz, &file::read(&npz, npz::LEN_MAX)?, split)?)
+            of_arrays(path, npz::parse(&npz, &read_file(&npz, npz::LEN_MAX)?, split)?)
         } else if [Split::Train, Split::Test]
             .iter()
             .any(|split| folder::place(path, *split).is_dir())
@@ -232,7 +232,7 @@ impl Pixels {
 
 /// Reads and decodes a picture file.
 fn decode(path: &Path) -> Result<Picture, DataError> {
-    let bytes = file::read(path, FILE_LEN_MAX)?;
+    let bytes = read_file(path, FILE_LEN_MAX)?;
     picture::decode(&bytes).map_err(|why| DataError::Picture(path.into(), why))
 }
 

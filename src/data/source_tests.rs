@@ -144,6 +144,11 @@ fn what_does_not_belong_into_a_folder_is_named() {
     check("text", "train/a/notes.txt", b"notes", "expected PNG or JPEG");
     check("beside", "train/labels.csv", b"a,b", "beside the class folders");
     check("nested", "train/a/b/1.png", b"x", "a folder inside a class folder");
+    let dir = Dir::new("socket");
+    dir.copy("colour.png", "train/a/0.png");
+    let socket = std::os::unix::net::UnixListener::bind(dir.0.join("train/a/1.png"));
+    let why = dir.open(Split::Train).expect_err("a socket").to_string();
+    assert!(socket.is_ok() && why.contains("1.png: no plain file"), "{why}");
     let dir = Dir::new("lacks-test");
     dir.copy("colour.png", "train/a/0.png");
     assert!(dir.open(Split::Test).expect_err("no test/").to_string().contains("/test"));
