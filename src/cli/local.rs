@@ -6,13 +6,12 @@ use argh::FromArgs;
 use kernels::Isa;
 
 use super::choice::IsaChoice;
+use crate::commands::saved::saved_model;
 use crate::commands::{bench, demo, eval};
 use crate::data::dataset::Split;
 use crate::failure::{Doing, Failure};
 use crate::job::{Algorithm, Precision, Stem, WORKERS_MAX};
 use crate::report::print;
-use crate::training::store::Place;
-use crate::trust::passphrase::KeySource;
 
 /// Most threads: a typing error should not ask for all memory.
 pub(super) const THREADS_MAX: usize = 256;
@@ -42,43 +41,33 @@ pub(super) struct DemoArgs {
     stem: Stem,
 }
 
-/// Evaluate a saved model: accuracy, precision and recall of each class, confusion matrix.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "eval", example = "{command_name} --model-dir model --data cifar-10")]
-pub(super) struct EvalArgs {
-    /// directory of the model [model]
-    #[argh(option, default = "PathBuf::from(\"model\")")]
-    model_dir: PathBuf,
-    /// encrypted volume with the model, instead of --model-dir
-    #[argh(option)]
-    volume: Option<PathBuf>,
-    /// file whose bytes are the volume's passphrase, - for stdin
-    #[argh(option)]
-    key_file: Option<PathBuf>,
-    /// open file descriptor to read the volume's passphrase from
-    #[argh(option)]
-    key_fd: Option<u32>,
-    /// refuse a model of an earlier step: the place was set back [0]
-    #[argh(option, default = "0")]
-    min_step: u64,
-    /// CIFAR's binary files, test/CLASS/PICTURE (PNG, JPEG), or an .npz file [data]
-    #[argh(option, default = "PathBuf::from(\"data\")")]
-    data: PathBuf,
-    /// CSV file for each image's class, the one found, and all probabilities
-    #[argh(option)]
-    predictions: Option<PathBuf>,
-    /// images to use: test or train [test]
-    #[argh(option, default = "Split::Test", from_str_fn(split))]
-    split: Split,
-    /// threads [all cores]
-    #[argh(option, default = "cores()")]
-    threads: usize,
-    /// instruction set: auto, avx512, avx2 or portable [auto]
-    #[argh(option, default = "IsaChoice(Isa::detect())")]
-    isa: IsaChoice,
-    /// one JSON object on stdout
-    #[argh(switch)]
-    json: bool,
+saved_model! {
+    /// Evaluate a saved model: accuracy, precision and recall of each class, confusion matrix.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "eval", example = "{command_name} --model-dir model --data cifar-10")]
+    pub(super) struct EvalArgs {
+        /// refuse a model of an earlier step: the place was set back [0]
+        #[argh(option, default = "0")]
+        min_step: u64,
+        /// CIFAR's binary files, test/CLASS/PICTURE (PNG, JPEG), or an .npz file [data]
+        #[argh(option, default = "PathBuf::from(\"data\")")]
+        data: PathBuf,
+        /// CSV file for each image's class, the one found, and all probabilities
+        #[argh(option)]
+        predictions: Option<PathBuf>,
+        /// images to use: test or train [test]
+        #[argh(option, default = "Split::Test", from_str_fn(split))]
+        split: Split,
+        /// threads [all cores]
+        #[argh(option, default = "cores()")]
+        threads: usize,
+        /// instruction set: auto, avx512, avx2 or portable [auto]
+        #[argh(option, default = "IsaChoice(Isa::detect())")]
+        isa: IsaChoice,
+        /// one JSON object on stdout
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 /// Time training steps of this machine: forward, backward, update, in one process.
@@ -133,15 +122,9 @@ pub(super) fn run_demo(args: &DemoArgs) -> Result<(), Failure> {
 
 pub(super) fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
     let source = (args.data.as_path(), args.split);
-    let place = Place {
-        model_dir: args.model_dir.clone(),
-        volume: args.volume.clone(),
-        create: None,
-        key: KeySource { file: args.key_file.clone(), descriptor: args.key_fd },
-        min_step: args.min_step,
-    };
     let exec = (args.threads, args.isa.0);
-    let evaluation = eval::run(&place, source, exec, args.predictions.as_deref())?;
+    let evaluation =
+        eval::run(&args.place(args.min_step), source, exec, args.predictions.as_deref())?;
     if args.json {
         return print(&serde_json::to_string(&evaluation).doing("report")?);
     }

@@ -8,45 +8,34 @@ use kernels::Isa;
 use super::choice::IsaChoice;
 use super::local::{THREADS_MAX, cores};
 use crate::commands::predict;
+use crate::commands::saved::saved_model;
 use crate::failure::{Doing, Failure};
 use crate::report::print;
-use crate::training::store::Place;
-use crate::trust::passphrase::KeySource;
 
-/// Tell what pictures show, by a saved model: the likeliest classes with their probabilities.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "predict", example = "{command_name} --model-dir model scan.png")]
-pub(super) struct PredictArgs {
-    /// pictures, PNG or JPEG
-    #[argh(positional)]
-    images: Vec<PathBuf>,
-    /// directory of the model [model]
-    #[argh(option, default = "PathBuf::from(\"model\")")]
-    model_dir: PathBuf,
-    /// encrypted volume with the model, instead of --model-dir
-    #[argh(option)]
-    volume: Option<PathBuf>,
-    /// file whose bytes are the volume's passphrase, - for stdin
-    #[argh(option)]
-    key_file: Option<PathBuf>,
-    /// open file descriptor to read the volume's passphrase from
-    #[argh(option)]
-    key_fd: Option<u32>,
-    /// refuse a model of an earlier step: the place was set back [0]
-    #[argh(option, default = "0")]
-    min_step: u64,
-    /// classes to tell of each picture [5]
-    #[argh(option, default = "5")]
-    top: usize,
-    /// threads [all cores]
-    #[argh(option, default = "cores()")]
-    threads: usize,
-    /// instruction set: auto, avx512, avx2 or portable [auto]
-    #[argh(option, default = "IsaChoice(Isa::detect())")]
-    isa: IsaChoice,
-    /// one JSON object a picture on stdout
-    #[argh(switch)]
-    json: bool,
+saved_model! {
+    /// Tell what pictures show, by a saved model: the likeliest classes with their probabilities.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "predict", example = "{command_name} --model-dir model scan.png")]
+    pub(super) struct PredictArgs {
+        /// pictures, PNG or JPEG
+        #[argh(positional)]
+        images: Vec<PathBuf>,
+        /// refuse a model of an earlier step: the place was set back [0]
+        #[argh(option, default = "0")]
+        min_step: u64,
+        /// classes to tell of each picture [5]
+        #[argh(option, default = "5")]
+        top: usize,
+        /// threads [all cores]
+        #[argh(option, default = "cores()")]
+        threads: usize,
+        /// instruction set: auto, avx512, avx2 or portable [auto]
+        #[argh(option, default = "IsaChoice(Isa::detect())")]
+        isa: IsaChoice,
+        /// one JSON object a picture on stdout
+        #[argh(switch)]
+        json: bool,
+    }
 }
 
 pub(super) fn run(args: &PredictArgs) -> Result<(), Failure> {
@@ -56,13 +45,7 @@ pub(super) fn run(args: &PredictArgs) -> Result<(), Failure> {
     if !(1..=THREADS_MAX).contains(&args.threads) || args.top == 0 {
         return Err(Failure::usage("--threads and --top count from 1"));
     }
-    let place = Place {
-        model_dir: args.model_dir.clone(),
-        volume: args.volume.clone(),
-        create: None,
-        key: KeySource { file: args.key_file.clone(), descriptor: args.key_fd },
-        min_step: args.min_step,
-    };
+    let place = args.place(args.min_step);
     let exec = (args.threads, args.isa.0);
     for prediction in predict::run(&place, args.images.clone(), args.top, exec)? {
         match args.json {

@@ -9,6 +9,7 @@ pub mod initdata;
 pub mod predict;
 pub mod report;
 pub mod roster;
+pub(crate) mod saved;
 pub mod secret;
 pub mod transfer;
 pub mod verify;

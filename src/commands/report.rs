@@ -5,41 +5,30 @@ use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
 
+use crate::commands::saved::saved_model;
 use crate::failure::{Doing, Failure};
 use crate::files::renew;
 use crate::history::page::page;
 use crate::history::tensorboard::Events;
 use crate::history::{self, History};
 use crate::report::print;
-use crate::training::store::Place;
-use crate::trust::passphrase::KeySource;
 
-/// Write the page about a job: what happened, how it learned, who took part.
-#[derive(FromArgs, Debug)]
-#[argh(
-    subcommand,
-    name = "report",
-    example = "{command_name} --model-dir model --tensorboard events"
-)]
-pub struct ReportArgs {
-    /// directory of the model [model]
-    #[argh(option, default = "PathBuf::from(\"model\")")]
-    model_dir: PathBuf,
-    /// encrypted volume with the model, instead of --model-dir
-    #[argh(option)]
-    volume: Option<PathBuf>,
-    /// file whose bytes are the volume's passphrase, - for stdin
-    #[argh(option)]
-    key_file: Option<PathBuf>,
-    /// open file descriptor to read the volume's passphrase from
-    #[argh(option)]
-    key_fd: Option<u32>,
-    /// where the page goes [report.html]
-    #[argh(option, default = "PathBuf::from(history::REPORT)")]
-    out: PathBuf,
-    /// directory that gets an event file of loss, rate and images a second
-    #[argh(option)]
-    tensorboard: Option<PathBuf>,
+saved_model! {
+    /// Write the page about a job: what happened, how it learned, who took part.
+    #[derive(FromArgs, Debug)]
+    #[argh(
+        subcommand,
+        name = "report",
+        example = "{command_name} --model-dir model --tensorboard events"
+    )]
+    pub struct ReportArgs {
+        /// where the page goes [report.html]
+        #[argh(option, default = "PathBuf::from(history::REPORT)")]
+        out: PathBuf,
+        /// directory that gets an event file of loss, rate and images a second
+        #[argh(option)]
+        tensorboard: Option<PathBuf>,
+    }
 }
 
 /// Runs the command.
@@ -47,14 +36,7 @@ pub struct ReportArgs {
 /// # Errors
 /// When there is no history, or something else has the name of what is to be written.
 pub fn run(args: &ReportArgs) -> Result<(), Failure> {
-    let place = Place {
-        model_dir: args.model_dir.clone(),
-        volume: args.volume.clone(),
-        create: None,
-        key: KeySource { file: args.key_file.clone(), descriptor: args.key_fd },
-        min_step: 0,
-    };
-    let history = place.read(|store| {
+    let history = args.place(0).read(|store| {
         let name = store.name_of(history::FILE);
         let bytes = store.read(history::FILE).doing(&name)?;
         let bytes = bytes.ok_or_else(|| {
