@@ -77,7 +77,8 @@ impl Identity {
 
 /// SHA-256 of a certificate's SubjectPublicKeyInfo.
 pub(crate) fn spki_hash(certificate: &[u8]) -> Result<[u8; 32], Rejection> {
-    let spki = parse(certificate)?.tbs_certificate.subject_public_key_info;
+    let certificate = parse(certificate)?;
+    let spki = certificate.tbs_certificate().subject_public_key_info();
     let der = spki.to_der().map_err(|_| Rejection::Certificate("public key"))?;
     Ok(sha256(&der))
 }

@@ -76,10 +76,10 @@ impl CertificateEvidence {
         }
         let parsed = x509_cert::Certificate::from_der(certificate)
             .map_err(|_| Rejection::Certificate("not DER"))?;
-        let body = parsed.tbs_certificate;
-        let spki = body.subject_public_key_info.to_der();
+        let body = parsed.tbs_certificate();
+        let spki = body.subject_public_key_info().to_der();
         let spki = spki.map_err(|_| Rejection::Certificate("public key"))?;
-        let extensions = body.extensions.unwrap_or_default();
+        let extensions = body.extensions().map_or(&[][..], Vec::as_slice);
         let find = |id: ObjectIdentifier| {
             let mut found = extensions.iter().filter(|extension| extension.extn_id == id);
             match (found.next(), found.next()) {

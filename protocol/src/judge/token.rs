@@ -197,12 +197,14 @@ type Rsa = (Vec<u8>, Vec<u8>);
 
 /// A certificate's RSA key, and when the certificate is valid.
 fn certified(der: &[u8]) -> Option<(Rsa, [u64; 2])> {
-    let body = x509_cert::Certificate::from_der(der).ok()?.tbs_certificate;
-    let key = body.subject_public_key_info.subject_public_key;
+    let certificate = x509_cert::Certificate::from_der(der).ok()?;
+    let body = certificate.tbs_certificate();
+    let key = &body.subject_public_key_info().subject_public_key;
     let mut rest = sequence(key.as_bytes()?)?;
     let (modulus, exponent) = (unsigned(&mut rest)?, unsigned(&mut rest)?);
+    let validity = body.validity();
     let seconds = |time: x509_cert::time::Time| time.to_unix_duration().as_secs();
-    let valid = [seconds(body.validity.not_before), seconds(body.validity.not_after)];
+    let valid = [seconds(validity.not_before), seconds(validity.not_after)];
     rest.is_empty().then_some(((modulus, exponent), valid))
 }
 

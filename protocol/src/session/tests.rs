@@ -150,7 +150,7 @@ fn certificates_without_evidence_or_with_stolen_evidence_are_refused() {
 pub(super) fn evidence_of(certificate: &[u8]) -> Vec<u8> {
     use x509_cert::der::Decode;
     let certificate = x509_cert::Certificate::from_der(certificate).expect("DER");
-    let extensions = certificate.tbs_certificate.extensions.expect("extensions");
+    let extensions = certificate.tbs_certificate().extensions().expect("extensions");
     let is_evidence = |e: &&x509_cert::ext::Extension| e.extn_id.to_string() == "2.23.133.5.4.9";
     extensions.iter().find(is_evidence).expect("evidence").extn_value.as_bytes().to_vec()
 }

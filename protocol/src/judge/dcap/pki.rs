@@ -48,7 +48,7 @@ impl Certificate {
     pub(super) fn parse(der: &[u8], item: Item) -> Result<Self, Fault> {
         let parsed = x509_cert::Certificate::from_der(der)
             .map_err(|_| Fault::malformed(item, "a certificate that is no DER"))?;
-        let info = &parsed.tbs_certificate.subject_public_key_info;
+        let info = parsed.tbs_certificate().subject_public_key_info();
         let curve = info.algorithm.parameters.as_ref();
         let curve = curve.and_then(|any| any.decode_as::<ObjectIdentifier>().ok());
         let key = info.subject_public_key.as_bytes().map(<[u8]>::to_vec);
@@ -64,14 +64,14 @@ impl Certificate {
 
     /// Content of the extension with this identifier.
     pub(super) fn extension(&self, id: ObjectIdentifier) -> Option<&[u8]> {
-        let extensions = self.parsed.tbs_certificate.extensions.as_ref()?;
+        let extensions = self.parsed.tbs_certificate().extensions()?;
         let found = extensions.iter().find(|extension| extension.extn_id == id)?;
         Some(found.extn_value.as_bytes())
     }
 
     pub(super) fn common_name(&self) -> Option<String> {
-        let names = self.parsed.tbs_certificate.subject.0.iter();
-        let name = names.flat_map(|name| name.0.iter()).find(|part| part.oid == COMMON_NAME)?;
+        let names = self.parsed.tbs_certificate().subject().iter_rdn();
+        let name = names.flat_map(|name| name.iter()).find(|part| part.oid == COMMON_NAME)?;
         std::str::from_utf8(name.value.value()).ok().map(str::to_owned)
     }
 
@@ -82,15 +82,16 @@ impl Certificate {
     }
 
     pub(super) fn check_dates(&self, now: u64, item: Item) -> Result<(), Fault> {
-        let validity = &self.parsed.tbs_certificate.validity;
+        let validity = self.parsed.tbs_certificate().validity();
         check_dates([seconds(&validity.not_before), seconds(&validity.not_after)], now, item)
     }
 
     fn check_signature(&self, issuer: &Self, root: &Anchor, item: Item) -> Result<(), Fault> {
         let wrong = || Fault::new(item, Problem::Signature);
         let tbs = signed_part(&self.der).ok_or_else(wrong)?;
-        let algorithms = [&self.parsed.signature_algorithm, &self.parsed.tbs_certificate.signature];
-        let signature = self.parsed.signature.as_bytes().ok_or_else(wrong)?;
+        let algorithms =
+            [self.parsed.signature_algorithm(), self.parsed.tbs_certificate().signature()];
+        let signature = self.parsed.signature().as_bytes().ok_or_else(wrong)?;
         if algorithms.iter().any(|algorithm| algorithm.oid != ECDSA_WITH_SHA256) {
             return Err(wrong());
         }
@@ -105,7 +106,7 @@ impl Certificate {
         now: u64,
         item: Item,
     ) -> Result<(), Fault> {
-        if self.parsed.tbs_certificate.issuer != issuer.parsed.tbs_certificate.subject {
+        if self.parsed.tbs_certificate().issuer() != issuer.parsed.tbs_certificate().subject() {
             return Err(Fault::new(item, Problem::Mismatch("its issuer")));
         }
         if !issuer.is_authority() {
@@ -205,7 +206,7 @@ impl RevocationList {
         item: Item,
     ) -> Result<(), Fault> {
         let list = &self.parsed.tbs_cert_list;
-        if list.issuer != issuer.parsed.tbs_certificate.subject {
+        if &list.issuer != issuer.parsed.tbs_certificate().subject() {
             return Err(Fault::new(item, Problem::Mismatch("its issuer")));
         }
         let wrong = || Fault::new(item, Problem::Signature);
@@ -219,7 +220,7 @@ impl RevocationList {
 
     /// Fails if the certificate is on the list.
     pub(super) fn refuse(&self, certificate: &Certificate, item: Item) -> Result<(), Fault> {
-        let serial = &certificate.parsed.tbs_certificate.serial_number;
+        let serial = certificate.parsed.tbs_certificate().serial_number();
         let revoked = self.parsed.tbs_cert_list.revoked_certificates.iter().flatten();
         match revoked.into_iter().any(|entry| entry.serial_number == *serial) {
             true => Err(Fault::new(item, Problem::Revoked)),
