@@ -1,6 +1,7 @@
 //! What options say about attestation: where our evidence comes from, and whom we trust.
 
 pub mod fetch;
+pub(crate) mod flags;
 pub(crate) mod gzip;
 pub(crate) mod initdata;
 pub mod passphrase;

@@ -9,68 +9,52 @@ use crate::data::dataset::Shard;
 use crate::hosts::HostList;
 use crate::job::{Precision, Stem};
 use crate::trust::fetch::Service;
-use crate::trust::{Attestation, Source, TrustOptions};
+use crate::trust::flags::attested;
 
-/// Check this host for a role before its job: each thing is ok, a warning or failed, with what to do.
-#[derive(FromArgs, Debug)]
-#[argh(
-    subcommand,
-    name = "doctor",
-    example = "{command_name} --role worker0 --data cifar-10 --policy policy.json --collateral c.json",
-    note = "Exit code 1 if something that the role needs has failed."
-)]
-pub struct DoctorArgs {
-    /// role to check for: ps0, worker0, ... [worker0]
-    #[argh(option, default = "Role::Worker(0)")]
-    pub(crate) role: Role,
-    /// host:port of ps0 [localhost:60002]
-    #[argh(option, default = "HostList::one(\"localhost:60002\")")]
-    pub(crate) ps_hosts: HostList,
-    /// directory with CIFAR-10 binary files [data]
-    #[argh(option, default = "PathBuf::from(\"data\")")]
-    pub(crate) data: PathBuf,
-    /// part I of N of the data, from 0, such as 0/2 [all]
-    #[argh(option)]
-    pub(crate) shard: Option<Shard>,
-    /// encrypted volume of the role
-    #[argh(option)]
-    pub(crate) volume: Option<PathBuf>,
-    /// host:port of the service that has the volume's passphrase
-    #[argh(option)]
-    pub(crate) secret_service: Option<String>,
-    /// images of one worker in a step [128]
-    #[argh(option, default = "128")]
-    pub(crate) batch_size: u32,
-    /// first layers: imagenet or cifar [imagenet]
-    #[argh(option, default = "Stem::Imagenet")]
-    pub(crate) stem: Stem,
-    /// number format: fp32 or bf16 [fp32]
-    #[argh(option, default = "Precision::Fp32")]
-    pub(crate) precision: Precision,
-    /// source of evidence: auto, tdx, coco, azure or sim [auto]
-    #[argh(option, default = "Attestation::Auto")]
-    pub(crate) attestation: Attestation,
-    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
-    #[argh(option)]
-    pub(crate) collateral: Vec<Source>,
-    /// policy file that peers must satisfy
-    #[argh(option)]
-    pub(crate) policy: Option<PathBuf>,
-    /// one JSON object on stdout
-    #[argh(switch)]
-    pub(crate) json: bool,
+attested! {
+    /// Check this host for a role before its job: each thing is ok, a warning or failed, with what to do.
+    #[derive(FromArgs, Debug)]
+    #[argh(
+        subcommand,
+        name = "doctor",
+        example = "{command_name} --role worker0 --data cifar-10 --policy policy.json --collateral c.json",
+        note = "Exit code 1 if something that the role needs has failed."
+    )]
+    pub struct DoctorArgs {
+        /// role to check for: ps0, worker0, ... [worker0]
+        #[argh(option, default = "Role::Worker(0)")]
+        pub(crate) role: Role,
+        /// host:port of ps0 [localhost:60002]
+        #[argh(option, default = "HostList::one(\"localhost:60002\")")]
+        pub(crate) ps_hosts: HostList,
+        /// directory with CIFAR-10 binary files [data]
+        #[argh(option, default = "PathBuf::from(\"data\")")]
+        pub(crate) data: PathBuf,
+        /// part I of N of the data, from 0, such as 0/2 [all]
+        #[argh(option)]
+        pub(crate) shard: Option<Shard>,
+        /// encrypted volume of the role
+        #[argh(option)]
+        pub(crate) volume: Option<PathBuf>,
+        /// host:port of the service that has the volume's passphrase
+        #[argh(option)]
+        pub(crate) secret_service: Option<String>,
+        /// images of one worker in a step [128]
+        #[argh(option, default = "128")]
+        pub(crate) batch_size: u32,
+        /// first layers: imagenet or cifar [imagenet]
+        #[argh(option, default = "Stem::Imagenet")]
+        pub(crate) stem: Stem,
+        /// number format: fp32 or bf16 [fp32]
+        #[argh(option, default = "Precision::Fp32")]
+        pub(crate) precision: Precision,
+        /// one JSON object on stdout
+        #[argh(switch)]
+        pub(crate) json: bool,
+    }
 }
 
 impl DoctorArgs {
-    pub(crate) fn trust(&self) -> TrustOptions {
-        TrustOptions {
-            attestation: self.attestation,
-            collateral: self.collateral.clone(),
-            policy: self.policy.clone(),
-            sim_image: TrustOptions::SIM_IMAGE.into(),
-        }
-    }
-
     /// The secret service that the options name.
     pub(crate) fn service(&self) -> Option<Service> {
         let address = self.secret_service.clone()?;

@@ -6,9 +6,10 @@ use std::time::Duration;
 use argh::FromArgs;
 use protocol::Role;
 
+use crate::trust::TrustOptions;
 use crate::trust::fetch::Service;
+use crate::trust::flags::attested;
 use crate::trust::passphrase::KeySource;
-use crate::trust::{Attestation, Source, TrustOptions};
 
 /// Give out passphrases of volumes to attested peers, or ask for one.
 #[derive(FromArgs, Debug)]
@@ -32,107 +33,71 @@ pub(super) enum Command {
     Serve(ServeArgs),
 }
 
-/// Serve secrets until SIGTERM. Files that change are read again.
-#[derive(FromArgs, Debug)]
-#[argh(
-    subcommand,
-    name = "serve",
-    note = "An entry of --secrets is a passphrase, for every peer that --policy accepts, or an object: \
-            \"secret\", \"policy\" (as in --policy, for this secret), \"uses\" (releases in all), \
-            \"until\" (a date)."
-)]
-pub(super) struct ServeArgs {
-    /// JSON file with a secret an app id
-    #[argh(option)]
-    pub(super) secrets: Option<PathBuf>,
-    /// encrypted volume with the secrets, instead of --secrets (hfl secret seal)
-    #[argh(option)]
-    pub(super) volume: Option<PathBuf>,
-    /// file whose bytes are the volume's passphrase, - for stdin
-    #[argh(option)]
-    pub(super) key_file: Option<PathBuf>,
-    /// open file descriptor to read the volume's passphrase from
-    #[argh(option)]
-    pub(super) key_fd: Option<u32>,
-    /// address to listen on [0.0.0.0:50051]
-    #[argh(option, default = "\"0.0.0.0:50051\".into()")]
-    pub(super) listen: String,
-    /// log of releases and refusals, each line with the hash of the one before [secret-audit.jsonl]
-    #[argh(option, default = "PathBuf::from(\"secret-audit.jsonl\")")]
-    pub(super) audit: PathBuf,
-    /// connections a minute from one address that need not attest at once; more wait for few places [60]
-    #[argh(option, default = "60")]
-    pub(super) rate: u32,
-    /// source of evidence: auto, tdx, coco, azure or sim [auto]
-    #[argh(option, default = "Attestation::Auto")]
-    pub(super) attestation: Attestation,
-    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
-    #[argh(option)]
-    pub(super) collateral: Vec<Source>,
-    /// policy file that peers must satisfy; tdx needs one [sim: the same image as this one]
-    #[argh(option)]
-    pub(super) policy: Option<PathBuf>,
-    /// what the simulated TD runs, for tests of who is refused
-    #[argh(option, default = "TrustOptions::SIM_IMAGE.into()", hidden_help)]
-    pub(super) sim_image: String,
-}
-
-impl ServeArgs {
-    pub(super) fn trust(&self) -> TrustOptions {
-        TrustOptions {
-            attestation: self.attestation,
-            collateral: self.collateral.clone(),
-            policy: self.policy.clone(),
-            sim_image: self.sim_image.clone(),
-        }
+attested! {
+    /// Serve secrets until SIGTERM. Files that change are read again.
+    #[derive(FromArgs, Debug)]
+    #[argh(
+        subcommand,
+        name = "serve",
+        note = "An entry of --secrets is a passphrase, for every peer that --policy accepts, or an object: \
+                \"secret\", \"policy\" (as in --policy, for this secret), \"uses\" (releases in all), \
+                \"until\" (a date)."
+    )]
+    pub(super) struct ServeArgs {
+        /// JSON file with a secret an app id
+        #[argh(option)]
+        pub(super) secrets: Option<PathBuf>,
+        /// encrypted volume with the secrets, instead of --secrets (hfl secret seal)
+        #[argh(option)]
+        pub(super) volume: Option<PathBuf>,
+        /// file whose bytes are the volume's passphrase, - for stdin
+        #[argh(option)]
+        pub(super) key_file: Option<PathBuf>,
+        /// open file descriptor to read the volume's passphrase from
+        #[argh(option)]
+        pub(super) key_fd: Option<u32>,
+        /// address to listen on [0.0.0.0:50051]
+        #[argh(option, default = "\"0.0.0.0:50051\".into()")]
+        pub(super) listen: String,
+        /// log of releases and refusals, each line with the hash of the one before [secret-audit.jsonl]
+        #[argh(option, default = "PathBuf::from(\"secret-audit.jsonl\")")]
+        pub(super) audit: PathBuf,
+        /// connections a minute from one address that need not attest at once; more wait for few places [60]
+        #[argh(option, default = "60")]
+        pub(super) rate: u32,
     }
 }
 
-/// Ask a service for a secret: its bytes on stdout or in a file.
-#[derive(FromArgs, Debug)]
-#[argh(
-    subcommand,
-    name = "get",
-    example = "{command_name} --secret-service localhost:50051 | cryptsetup open model.luks model --key-file -"
-)]
-pub(super) struct GetArgs {
-    /// host:port of the service [localhost:50051]
-    #[argh(option, default = "\"localhost:50051\".into()")]
-    pub(super) secret_service: String,
-    /// name of the secret [hfl-tdx-coco-app]
-    #[argh(option, default = "Service::APP_ID.into()")]
-    pub(super) app_id: String,
-    /// seconds to try for [120]
-    #[argh(option, default = "Service::WAIT.as_secs()")]
-    pub(super) secret_wait: u64,
-    /// role to ask in: node, ps0, worker0, ... [node]
-    #[argh(option, default = "Role::TrustedNode")]
-    pub(super) role: Role,
-    /// file to create, readable by its owner only [stdout]
-    #[argh(option)]
-    pub(super) out: Option<PathBuf>,
-    /// source of evidence: auto, tdx, coco, azure or sim [auto]
-    #[argh(option, default = "Attestation::Auto")]
-    pub(super) attestation: Attestation,
-    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
-    #[argh(option)]
-    pub(super) collateral: Vec<Source>,
-    /// policy file that the service must satisfy; tdx needs one [sim: the same image as this one]
-    #[argh(option)]
-    pub(super) policy: Option<PathBuf>,
-    /// what the simulated TD runs, for tests of who is refused
-    #[argh(option, default = "TrustOptions::SIM_IMAGE.into()", hidden_help)]
-    pub(super) sim_image: String,
+attested! {
+    /// Ask a service for a secret: its bytes on stdout or in a file.
+    #[derive(FromArgs, Debug)]
+    #[argh(
+        subcommand,
+        name = "get",
+        example = "{command_name} --secret-service localhost:50051 | cryptsetup open model.luks model --key-file -"
+    )]
+    pub(super) struct GetArgs {
+        /// host:port of the service [localhost:50051]
+        #[argh(option, default = "\"localhost:50051\".into()")]
+        pub(super) secret_service: String,
+        /// name of the secret [hfl-tdx-coco-app]
+        #[argh(option, default = "Service::APP_ID.into()")]
+        pub(super) app_id: String,
+        /// seconds to try for [120]
+        #[argh(option, default = "Service::WAIT.as_secs()")]
+        pub(super) secret_wait: u64,
+        /// role to ask in: node, ps0, worker0, ... [node]
+        #[argh(option, default = "Role::TrustedNode")]
+        pub(super) role: Role,
+        /// file to create, readable by its owner only [stdout]
+        #[argh(option)]
+        pub(super) out: Option<PathBuf>,
+    }
 }
 
 impl GetArgs {
     pub(super) fn options(self) -> (TrustOptions, Service) {
-        let trust = TrustOptions {
-            attestation: self.attestation,
-            collateral: self.collateral,
-            policy: self.policy,
-            sim_image: self.sim_image,
-        };
+        let trust = self.trust();
         let wait = Duration::from_secs(self.secret_wait);
         (trust, Service { address: self.secret_service, app_id: self.app_id, wait })
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use argh::FromArgs;
 
-use crate::trust::{Attestation, Source, TrustOptions};
+use crate::trust::flags::attested;
 
 /// Move the encrypted volume with a finished model.
 #[derive(FromArgs, Debug)]
@@ -26,56 +26,36 @@ pub(super) enum Command {
     Serve(ServeArgs),
 }
 
-/// Fetch the volume from ps0 (hfl --role ps0 --linger, or hfl model serve).
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "pull")]
-pub(super) struct PullArgs {
-    /// host:port of ps0 [localhost:60002]
-    #[argh(option, default = "\"localhost:60002\".into()")]
-    pub(super) from: String,
-    /// file to create
-    #[argh(option)]
-    pub(super) out: PathBuf,
-    /// seconds to try for while the training runs or nobody answers [600]
-    #[argh(option, default = "600")]
-    pub(super) wait: u64,
-    /// source of evidence: auto, tdx, coco, azure or sim [auto]
-    #[argh(option, default = "Attestation::Auto")]
-    pub(super) attestation: Attestation,
-    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
-    #[argh(option)]
-    pub(super) collateral: Vec<Source>,
-    /// policy file that ps0 must satisfy; tdx needs one [sim: the same image as this one]
-    #[argh(option)]
-    pub(super) policy: Option<PathBuf>,
-    /// what the simulated TD runs, for tests of who is refused
-    #[argh(option, default = "TrustOptions::SIM_IMAGE.into()", hidden_help)]
-    pub(super) sim_image: String,
+attested! {
+    /// Fetch the volume from ps0 (hfl --role ps0 --linger, or hfl model serve).
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "pull")]
+    pub(super) struct PullArgs {
+        /// host:port of ps0 [localhost:60002]
+        #[argh(option, default = "\"localhost:60002\".into()")]
+        pub(super) from: String,
+        /// file to create
+        #[argh(option)]
+        pub(super) out: PathBuf,
+        /// seconds to try for while the training runs or nobody answers [600]
+        #[argh(option, default = "600")]
+        pub(super) wait: u64,
+    }
 }
 
-/// Serve a volume that nobody writes to trusted nodes, as ps0.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "serve")]
-pub(super) struct ServeArgs {
-    /// the volume
-    #[argh(option)]
-    pub(super) volume: PathBuf,
-    /// host:port to listen on [localhost:60002]
-    #[argh(option, default = "\"localhost:60002\".into()")]
-    pub(super) ps_hosts: String,
-    /// seconds to serve for [until it was fetched once]
-    #[argh(option)]
-    pub(super) linger: Option<u64>,
-    /// source of evidence: auto, tdx, coco, azure or sim [auto]
-    #[argh(option, default = "Attestation::Auto")]
-    pub(super) attestation: Attestation,
-    /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
-    #[argh(option)]
-    pub(super) collateral: Vec<Source>,
-    /// policy file that nodes must satisfy; tdx needs one [sim: the same image as this one]
-    #[argh(option)]
-    pub(super) policy: Option<PathBuf>,
-    /// what the simulated TD runs, for tests of who is refused
-    #[argh(option, default = "TrustOptions::SIM_IMAGE.into()", hidden_help)]
-    pub(super) sim_image: String,
+attested! {
+    /// Serve a volume that nobody writes to trusted nodes, as ps0.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "serve")]
+    pub(super) struct ServeArgs {
+        /// the volume
+        #[argh(option)]
+        pub(super) volume: PathBuf,
+        /// host:port to listen on [localhost:60002]
+        #[argh(option, default = "\"localhost:60002\".into()")]
+        pub(super) ps_hosts: String,
+        /// seconds to serve for [until it was fetched once]
+        #[argh(option)]
+        pub(super) linger: Option<u64>,
+    }
 }

@@ -12,13 +12,12 @@ use protocol::{Net, Role};
 
 pub use args::ModelArgs;
 
-use args::{Command, ServeArgs};
+use args::Command;
 
 use crate::failure::{Doing, Failure};
 use crate::hosts::listen_addresses;
 use crate::termination;
 use crate::training::roles::transfer;
-use crate::trust::TrustOptions;
 
 /// Runs a command.
 ///
@@ -29,9 +28,8 @@ pub fn run(args: ModelArgs) -> Result<(), Failure> {
         Command::Pull(args) => pull::run(args),
         Command::Serve(args) => {
             termination::catch()?;
-            let ServeArgs { attestation, collateral, policy, sim_image, .. } = args;
-            let trust = TrustOptions { attestation, collateral, policy, sim_image };
-            let mut net = Net::new(trust.config(Role::ParameterServer(0))?).doing("network")?;
+            let mut net =
+                Net::new(args.trust().config(Role::ParameterServer(0))?).doing("network")?;
             termination::wake(&mut net)?;
             let local = listen_addresses(&args.ps_hosts)?.listen(&mut net)?;
             log::info!("listening on {local}");

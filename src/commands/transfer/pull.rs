@@ -14,7 +14,6 @@ use crate::failure::{Doing, Failure};
 use crate::report::print;
 use crate::termination;
 use crate::training::volume;
-use crate::trust::TrustOptions;
 use protocol::hex;
 
 /// First and longest pause between two tries.
@@ -25,12 +24,12 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 const VOLUME_LEN_MAX: u64 = 1 << 40;
 
 pub(super) fn run(args: PullArgs) -> Result<(), Failure> {
-    let PullArgs { from, out, wait, attestation, collateral, policy, sim_image } = args;
+    let trust = args.trust();
+    let PullArgs { from, out, wait, .. } = args;
     if out.exists() {
         return Err(Failure::new(format!("{} exists", out.display())).hint("another --out"));
     }
     termination::catch()?;
-    let trust = TrustOptions { attestation, collateral, policy, sim_image };
     let config = trust.config(Role::TrustedNode)?;
     let mut net = Net::new(Arc::clone(&config)).doing("network")?;
     termination::wake(&mut net)?;
