@@ -10,6 +10,8 @@ cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 cargo test --workspace --locked
+.ci/deny.sh
+.ci/threads.sh
 .ci/toolchain.sh
 .ci/guest.sh
 .ci/network.sh

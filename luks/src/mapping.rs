@@ -38,6 +38,8 @@ const INTEGRITY_NAME: &str = "_dif";
 /// The cipher of the kernel under authenticated encryption.
 const AEAD: &str = "capi:authenc(hmac(sha256),xts(aes))-plain64";
 const SECTOR: u64 = 512;
+/// Together five seconds: who reads a file as it is unmounted (an indexer, a shell that leaves) lets go of it within
+/// that; the kernel tells nobody when.
 const UNMOUNT_ATTEMPTS: usize = 25;
 const UNMOUNT_WAIT: Duration = Duration::from_millis(200);
 

@@ -21,11 +21,13 @@ use zeroize::Zeroizing;
 #[cfg(test)]
 pub(crate) mod standin;
 
-/// Longest wait for a connection, an answer's next bytes, and a whole answer.
+/// Longest wait for a connection, an answer's next bytes, and a whole answer: one that dripped a byte at a time would
+/// keep a thread for as long as it liked.
 const CONNECT_WAIT: Duration = Duration::from_secs(5);
 const READ_WAIT: Duration = Duration::from_secs(10);
 const ANSWER_WAIT: Duration = Duration::from_secs(30);
-/// Longest head and body of an answer.
+/// Longest head and body of an answer, which is kept in memory. The largest that is asked for, a revocation list, may
+/// have 4 MiB.
 const HEAD_LEN_MAX: usize = 64 << 10;
 const BODY_LEN_MAX: usize = 8 << 20;
 /// Authorities of the system, where it has some.

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use crate::failure::{Doing, Failure};
 use crate::termination;
 
-/// First and longest pause between two tries.
+/// First and longest pause between two tries: within the rate that a service allows one address.
 const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
 /// Where a secret is to be had.
@@ -26,7 +26,7 @@ pub struct Service {
 impl Service {
     /// The usual name.
     pub const APP_ID: &str = "hfl-tdx-coco-app";
-    /// The usual patience.
+    /// The usual patience: a pod of the service that is started anew is there within it.
     pub const WAIT: Duration = Duration::from_secs(120);
 }
 

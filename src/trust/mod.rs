@@ -276,7 +276,8 @@ fn guest_components() -> Option<Arc<dyn Attester>> {
     GuestComponents::find().map(|agent| Arc::new(agent) as _)
 }
 
-/// Where the quote service of a host listens, and how long it may take.
+/// Where the quote service of a host listens (Intel's default), and how long it may take: as long as the kernel's own
+/// interface waits.
 const QGS_PORT: u32 = 4050;
 const QGS_WAIT: Duration = Duration::from_secs(30);
 

@@ -3,12 +3,12 @@
 /// Treats denormal numbers as zero on this thread while it runs kernels: they cost up to a hundred
 /// times a normal operation, and gradients are full of them late in a training.
 pub(super) struct FlushDenormals {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     before: u32,
 }
 
 impl FlushDenormals {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     pub(super) fn enter() -> Self {
         /// MXCSR bits 15 (flush to zero) and 6 (denormals are zero).
         const FLUSH: u32 = 0x8040;
@@ -22,13 +22,13 @@ impl FlushDenormals {
         Self { before }
     }
 
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
     pub(super) fn enter() -> Self {
         Self {}
     }
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 impl Drop for FlushDenormals {
     fn drop(&mut self) {
         // SAFETY: restores what `enter` found.

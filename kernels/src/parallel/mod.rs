@@ -4,6 +4,7 @@ mod denormals;
 mod disjoint;
 mod pool;
 mod retire;
+mod sync;
 mod team;
 
 pub use pool::Pool;

@@ -10,6 +10,7 @@ use crate::disk::Disk;
 const MAGIC: u16 = 0xf30a;
 /// Bytes of the header of a node, and of each of its entries.
 const ENTRY: usize = 12;
+/// The kernel's EXT4_MAX_EXTENT_DEPTH; a tree that is deeper refers to itself.
 const DEPTH_MAX: u16 = 5;
 /// Longest initialised extent; longer ones are marked as not written yet.
 pub(super) const LEN_MAX: u64 = 32768;

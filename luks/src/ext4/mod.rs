@@ -28,9 +28,10 @@ use layout::{
     SUPERBLOCK_LEN,
 };
 
-/// Largest directory that is read.
+/// Largest directory that is read: all of it is in memory, and a hostile inode may claim a terabyte. Names enough for
+/// 60,000 files.
 const DIRECTORY_LEN_MAX: u64 = 16 << 20;
-/// Most components of a path.
+/// Most components of a path. Without a bound, a directory that contains itself is walked for ever.
 const DEPTH_MAX: usize = 64;
 
 /// What a directory lists.

@@ -8,13 +8,18 @@ use zeroize::Zeroizing;
 use super::{node, sys};
 use crate::Error;
 
+/// `/dev/mapper/control`: misc devices, MAPPER_CTRL_MINOR.
 const CONTROL: (u32, u32) = (10, 236);
 /// struct dm_ioctl and struct dm_target_spec.
 const HEAD_LEN: usize = 312;
 const SPEC_LEN: usize = 40;
+/// The kernel answers in the same buffer, and with an empty table where that is too short: a line of crypt or integrity
+/// is below 1 KiB.
 const BUFFER_LEN: usize = 16 << 10;
+/// DM_NAME_LEN and DM_UUID_LEN without the zero at their ends.
 const NAME_MAX: usize = 127;
 const UUID_MAX: usize = 128;
+/// Flags of `linux/dm-ioctl.h`. The last has the kernel wipe its copies of the table, which has the key.
 const READ_ONLY: u32 = 1;
 const STATUS_TABLE: u32 = 0x10;
 const SECURE_DATA: u32 = 0x8000;

@@ -9,7 +9,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
 use crate::Error;
 
-/// How long udev may take to make a node.
+/// How long udev may take to make a node: after that it is made here, since one that hangs must not hang us.
 const UDEV_WAIT: Duration = Duration::from_secs(2);
 
 /// Opens a character device, made first if a bare `/dev` lacks it.

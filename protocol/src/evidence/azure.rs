@@ -29,6 +29,7 @@ const REPORT_INDEX: u32 = 0x0140_0001;
 const ATTESTATION_KEY: u32 = 0x8100_0003;
 /// The metadata service of every virtual machine there.
 const METADATA: ([u8; 4], u16) = ([169, 254, 169, 254], 80);
+/// The service is on the same host and answers in milliseconds; one that does not is not there.
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// The service takes a few requests a second only, of all that run here.
 const ATTEMPTS: u32 = 4;

@@ -19,7 +19,9 @@ use crate::http;
 
 /// Where the agent listens in a guest (`agent.guest_components_rest_api=attestation`).
 const AGENT: ([u8; 4], u16) = ([127, 0, 0, 1], 8006);
+/// It is a process of the same guest: connected at once, or not running.
 const CONNECT_WAIT: Duration = Duration::from_secs(1);
+/// The agent waits for the host's quote service, up to 30 s by itself ([`crate::evidence::tsm`]).
 const ANSWER_WAIT: Duration = Duration::from_secs(40);
 
 /// The agent of a guest.

@@ -18,6 +18,7 @@ const FOLDER: &str = "/sys/kernel/config/tsm/report";
 const PROVIDER: &str = "tdx_guest";
 /// The largest answer that the kernel gives.
 const QUOTE_LEN_MAX: u64 = 32 << 10;
+/// The host's service is busy now and then (EBUSY, EAGAIN, a timeout of the kernel's): 2 s together.
 const ATTEMPTS: u32 = 5;
 /// Most left-over requests that are stepped over.
 const NAMES_MAX: usize = 1000;

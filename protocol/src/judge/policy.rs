@@ -15,7 +15,7 @@ use crate::judge::dcap::{self, Rules, Status};
 use crate::rejection::{Differing, Rejection};
 use crate::role::{Role, RoleKind};
 
-/// Largest policy file, and most sets in it.
+/// Largest policy file, and most sets in it: each quote is compared with every set.
 const FILE_LEN_MAX: usize = 1 << 20;
 const SETS_MAX: usize = 64;
 const SECONDS_OF_DAY: u64 = 86400;

@@ -20,13 +20,14 @@ use crate::hex::Hex;
 use crate::identity::chain;
 use crate::judge::dcap::Status;
 
-/// Longest token, set of keys, and number of keys.
+/// Longest token, set of keys, and number of keys, all from a network. Tokens of Intel and Microsoft are below 16 KiB,
+/// their sets have a few keys.
 const TOKEN_LEN_MAX: usize = 64 << 10;
 const KEYS_LEN_MAX: usize = 1 << 20;
 const KEYS_MAX: usize = 64;
-/// Most certificates of a key.
+/// Most certificates of a key: leaf, two intermediates, root.
 const CHAIN_MAX: usize = 4;
-/// Clocks may differ so much, in seconds.
+/// Clocks may differ so much, in seconds: a token made now by a clock slightly ahead would be refused without it.
 const LEEWAY: u64 = 60;
 /// Longest life of a token, in seconds: an hour is usual, a day is long.
 const LIFE_MAX: u64 = 24 * 3600;

@@ -14,13 +14,13 @@ use crate::services::seen::Seen;
 
 /// Most kinds of platforms that a service is asked about: more take no part in a job.
 const ORIGINS_MAX: usize = 64;
-/// Pause between two requests about one kind of platform.
+/// Pause between two requests about one kind of platform: strangers can ask for as many as they like.
 const PAUSE: Duration = Duration::from_secs(60);
 /// Bundles of one kind of platform that are kept of those that a service gave.
 const FETCHED_MAX: usize = 2;
 /// Largest file of the cache.
 const FILE_LEN_MAX: u64 = 8 << 20;
-/// Largest bundle that a peer is shown.
+/// Largest bundle that a peer is shown: with the quote it has to fit into one message.
 pub(crate) const SHOWN_LEN_MAX: usize = 192 << 10;
 /// Collateral that ends so soon, in seconds, is fetched again while the old still serves.
 const ENDS_SOON: u64 = 2 * 86400;

@@ -82,7 +82,7 @@ struct Connection {
 const WATCHED: Token = Token(0);
 /// The first listener; the others count down from it, identifiers of links up from 1.
 const LISTENER: Token = Token(usize::MAX);
-/// Events that are taken at a time.
+/// Events that are taken at a time; the rest is there at the next look.
 const EVENTS_MAX: usize = 256;
 /// Connections that are accepted at a time: those that are there have their turn in between.
 const ACCEPTS_MAX: usize = 64;
@@ -90,9 +90,11 @@ const ACCEPTS_MAX: usize = 64;
 const CROWDING_SAID: Duration = Duration::from_secs(10);
 /// Where nobody is.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-/// Bytes read from a socket at a time.
+/// Bytes read from a socket at a time: eight records of TLS a call, in a buffer that a second-level
+/// cache holds.
 const INPUT_LEN: usize = 128 << 10;
-/// After so long without an answer of the other end's system an idle connection is broken.
+/// After so long without an answer of the other end's system an idle connection is broken. Without it a peer whose
+/// machine lost power keeps its place for ever.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// After so long without any sign that a worker's system takes what a server sends, it is gone. Not for the
 /// other direction: a server leaves gradients in the socket of a worker whose turn has not come, and a full

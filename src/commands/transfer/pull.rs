@@ -18,9 +18,9 @@ use protocol::hex;
 
 /// First and longest pause between two tries.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
-/// Longest silence of a peer.
+/// Longest silence of a peer that sends a volume: it reads a disk, and computes nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// Largest volume.
+/// Largest volume: a peer's claim must not fill the disk's table of blocks.
 const VOLUME_LEN_MAX: u64 = 1 << 40;
 
 pub(super) fn run(args: PullArgs) -> Result<(), Failure> {

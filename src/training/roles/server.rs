@@ -25,7 +25,8 @@ use crate::training::roster;
 use crate::training::server::{NotFinite, ParameterServer};
 use crate::training::store::{Progress, Store};
 
-/// How long a finished server waits for workers that do not know of it yet.
+/// How long a finished server waits for workers that do not know of it yet: one that is away comes back within its own
+/// longest pause, or is gone.
 const FINISH_WAIT: Duration = Duration::from_secs(60);
 /// When the log says which workers are missing, counted from the moment that the first was: soon, for who
 /// mistyped a name, then rarely, for who reads logs the next day.

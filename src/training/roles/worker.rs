@@ -26,7 +26,8 @@ use crate::training::room;
 use crate::training::store::Store;
 use crate::training::worker::{Push, Work, Worker};
 
-/// First and longest pause between two tries.
+/// First and longest pause between two tries. Nothing tells a worker that ps0 listens again; two seconds are a small
+/// part of a start with attestation.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
 struct Running<'a> {

@@ -11,10 +11,10 @@ use super::tcb::{Component, Rating, Shortfall, Status};
 use crate::evidence::quote::{Body, QE_REPORT_LEN, TdReport};
 use crate::hex::{self, Hex};
 
-/// Largest bundle, and largest document in it.
+/// Largest bundle, and largest document in it: peers send bundles. Intel's largest document, a TCB info, is 30 KB.
 const BUNDLE_LEN_MAX: usize = 8 << 20;
 const DOCUMENT_LEN_MAX: usize = 1 << 20;
-/// Most levels of a document.
+/// Most levels of a document, which are walked for each quote; Intel's have some twenty.
 const LEVELS_MAX: usize = 256;
 const COMPONENTS: usize = 16;
 
