@@ -2,6 +2,13 @@
 
 /// Mean loss of a batch; `logits` become their gradient. `labels` has one class a row.
 ///
+/// ```
+/// let mut logits = [0.0, 0.0];
+/// let loss = kernels::softmax_cross_entropy(&mut logits, &[1], 2);
+/// assert!((loss - f32::ln(2.0)).abs() < 1e-6);
+/// assert_eq!(logits, [0.5, -0.5]);
+/// ```
+///
 /// The exponentials are taken in `f64`: ten a sample cost nothing, and no logit overflows.
 ///
 /// # Panics

@@ -7,6 +7,29 @@
 //!                      mapping: loop device -> device-mapper -> mount  with root
 //! ```
 //!
+//! ```
+//! use luks::{Options, Passphrase, Source, create, ext4::{FileSystem, NewFile}};
+//!
+//! # let folder = std::env::temp_dir().join(format!("luks-example-{}", std::process::id()));
+//! # std::fs::create_dir_all(&folder)?;
+//! let path = folder.join("model.luks");
+//! let passphrase = Passphrase::from_bytes(b"of a key service");
+//! let volume = create(&path, None, &Options::new(64 << 20), &[passphrase], false)?;
+//! let mut files = FileSystem::format(volume, "model", 1_800_000_000)?;
+//! let mut file = NewFile::default();
+//! files.append(&mut file, b"weights")?;
+//! files.commit(vec![("/model.bin", file)], 1_800_000_000)?;
+//! files.close()?;
+//!
+//! let volume = Source::new(&path).open(&Passphrase::from_bytes(b"of a key service"), false)?;
+//! let files = FileSystem::open(volume)?;
+//! let mut content = [0; 7];
+//! files.read_at(&files.file("/model.bin")?, &mut content, 0)?;
+//! assert_eq!(&content, b"weights");
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Nothing here knows of training. What is read from a volume is hostile until its digest matches: it is
 //! read once, parsed into types with a bound on every length, and checked against an allow-list. Nothing
 //! formats, repairs or falls back by itself. System calls without a safe wrapper are in `linux::sys`,

@@ -50,6 +50,40 @@
 //!   `judge::policy`:
 //!   `the_configuration_counts_where_there_is_one_and_each_register_that_differs_is_named`
 //!
+//! Two parties in memory, on simulated platforms that run the same image:
+//!
+//! ```
+//! use std::{error::Error, sync::Arc, time::Duration};
+//! use protocol::{Config, Policy, Role, Session, SimPlatform, Trust, Verifier};
+//!
+//! fn clock() -> u64 {
+//!     1_800_000_000
+//! }
+//! fn party(role: Role) -> Result<Arc<Config>, Box<dyn Error>> {
+//!     let platform = SimPlatform::new(clock());
+//!     let verifier = Verifier { trust: Trust::Simulated, policy: Policy::same_as(platform.report()) };
+//!     Ok(Arc::new(Config::new(role, Arc::new(platform), verifier, clock)?))
+//! }
+//! /// Carries what one has to say to the other.
+//! fn carry(from: &mut Session, to: &mut Session) -> Result<(), Box<dyn Error>> {
+//!     let mut bytes = Vec::new();
+//!     from.output(&mut bytes)?;
+//!     to.receive(&bytes)?;
+//!     while to.next_event()?.is_some() {}
+//!     Ok(())
+//! }
+//!
+//! let (now, job) = (Duration::ZERO, [9; 32]);
+//! let mut worker = Session::client(party(Role::Worker(0))?, "ps0.example", now)?;
+//! let mut server = Session::server(party(Role::ParameterServer(0))?, job, now)?;
+//! while !(worker.is_open() && server.is_open()) {
+//!     carry(&mut worker, &mut server)?;
+//!     carry(&mut server, &mut worker)?;
+//! }
+//! assert_eq!(server.peer().map(|peer| peer.role), Some(Role::Worker(0)));
+//! # Ok::<(), Box<dyn Error>>(())
+//! ```
+//!
 //! Invariants: a peer's fault ends that peer's session only; nothing is allocated from a number that a
 //! peer sent; this crate knows steps and byte ranges, not tensors.
 

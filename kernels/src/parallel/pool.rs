@@ -14,6 +14,17 @@ use super::sync::{AtomicU64, Ordering};
 use super::team::Team;
 
 /// A fixed set of threads for the kernels. The calling thread is one of them; clones share the others.
+///
+/// ```
+/// let pool = kernels::Pool::new(2);
+/// let mut squares = [0; 100];
+/// pool.for_each_chunk(&mut squares, 8, |index, chunk| {
+///     for (offset, value) in chunk.iter_mut().enumerate() {
+///         *value = (index * 8 + offset).pow(2);
+///     }
+/// });
+/// assert_eq!(squares[99], 99 * 99);
+/// ```
 #[derive(Clone)]
 pub struct Pool {
     team: Arc<Team>,

@@ -4,6 +4,15 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 /// What is left of a buffer, from its start on.
+///
+/// ```
+/// let mut gradient = [0.0; 4];
+/// let mut left = kernels::Retiring::new(&mut gradient);
+/// left[3] = 1.5;
+/// let last = left.retire(3); // may be read by others from here on,
+/// left[2] = 2.5; // while what lies before is still written
+/// assert_eq!((last, left.len()), (&[1.5][..], 3));
+/// ```
 pub struct Retiring<'a, T> {
     start: *mut T,
     len: usize,
