@@ -11,6 +11,7 @@ use rustix::termios::tcgetpgrp;
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
+use crate::history::Evaluation;
 use crate::metrics::{Metric, Metrics};
 use protocol::hex;
 
@@ -65,6 +66,19 @@ impl Report {
                     "images": images }),
         );
         self.show_progress(step, steps);
+    }
+
+    /// What was found on test images.
+    pub fn evaluated(&self, evaluation: &Evaluation, is_best: bool) {
+        let (step, [right, images]) = (evaluation.step, evaluation.total());
+        let percent = 100.0 * right as f64 / images as f64;
+        let best = if is_best { ", the best so far" } else { "" };
+        self.clear_progress();
+        self.say(
+            &format!("evaluation: step {step}, {right} of {images} right, {percent:.2} %{best}"),
+            json!({ "event": "evaluation", "step": step, "right": right, "images": images,
+                    "by_worker": evaluation.by_worker, "best": is_best }),
+        );
     }
 
     fn count(&self, (step, steps): (u64, u64), loss: f32, seconds: f64, images: u64) {

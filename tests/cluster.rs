@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use hfl::job::classes::ClassNames;
+use hfl::job::evaluation::Evaluation;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::shape::Shape;
-use hfl::job::state::{Member, State};
+use hfl::job::state::{Found, Member, State};
 use hfl::job::{Algorithm, Arch, Augment, Job, Normalisation, Order, Precision, Stem, Weighting};
 use hfl::model::gradients::Part;
 use hfl::model::params::{Kind, Layout};
@@ -52,6 +53,11 @@ pub(crate) const QUIET: Faults =
 #[derive(Debug, PartialEq)]
 pub(crate) struct End {
     pub(crate) params: Vec<u32>,
+    /// Updates that were done.
+    pub(crate) step: u64,
+    /// Right and all images of each evaluation, by its step.
+    pub(crate) evaluations: BTreeMap<u64, [u64; 2]>,
+    pub(crate) found: Found,
     pub(crate) deaths: u32,
     pub(crate) broken: u32,
     /// Connections that were made.
@@ -96,6 +102,7 @@ pub(crate) struct Cluster {
     nodes: Vec<Node>,
     wires: BTreeMap<usize, Wire>,
     next_wire: usize,
+    evaluations: BTreeMap<u64, [u64; 2]>,
     deaths: u32,
     broken: u32,
     computed: u64,
@@ -109,7 +116,7 @@ fn layout() -> Layout {
     ])
 }
 
-fn job() -> Job {
+pub(crate) fn job() -> Job {
     Job {
         stem: Stem::Imagenet,
         precision: Precision::Fp32,
@@ -130,6 +137,7 @@ fn job() -> Job {
         shape: Shape::CIFAR,
         classes: ClassNames::default(),
         normalisation: Normalisation::Cifar,
+        evaluation: Evaluation::default(),
     }
 }
 
@@ -163,9 +171,22 @@ fn gradients(worker: usize, step: u64, params: &[f32]) -> (u32, f32, Vec<f32>) {
     (3 + worker as u32, 1.0 + worker as f32 / (1.0 + step as f32), values.collect())
 }
 
+/// What a worker finds on its test images, a pure function of the parameters too; the second has none.
+fn table(worker: usize, params: &[f32]) -> Vec<u32> {
+    let bits =
+        params.iter().fold(worker as u64, |sum, p| sum.rotate_left(7) ^ u64::from(p.to_bits()));
+    let stream = Stream::new(bits, "table");
+    let counts = (0..100).map(|at| stream.words(at)[0] % 5);
+    if worker == 1 { Vec::new() } else { counts.collect() }
+}
+
 impl Cluster {
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
-        let (job, layout) = (job(), layout());
+        Self::of(job(), seed, faults)
+    }
+
+    pub(crate) fn of(job: Job, seed: u64, faults: Faults) -> Self {
+        let layout = layout();
         let stream = Stream::new(7, "start");
         let params = (0..layout.len as u64).map(|i| stream.normal(i)).collect();
         let saved = State::new(params, layout.trained, WORKERS);
@@ -191,6 +212,7 @@ impl Cluster {
             nodes: (0..WORKERS).map(node).collect(),
             wires: BTreeMap::new(),
             next_wire: 1,
+            evaluations: BTreeMap::new(),
             deaths: 0,
             broken: 0,
             computed: 0,
@@ -213,7 +235,9 @@ impl Cluster {
         }
         let params = self.server.state().params.iter().map(|p| p.to_bits()).collect();
         let (deaths, broken, computed) = (self.deaths, self.broken, self.computed);
-        End { params, deaths, broken, connections: self.next_wire - 1, computed }
+        let State { step, found, .. } = *self.server.state();
+        let (connections, evaluations) = (self.next_wire - 1, self.evaluations);
+        End { params, step, evaluations, found, deaths, broken, connections, computed }
     }
 
     fn draw(&mut self, below: u64) -> u64 {
@@ -374,6 +398,13 @@ impl Cluster {
                 self.roster = self.server.roster().clone();
                 self.server.roster_is_kept();
             }
+            if let Some((found, _)) = self.server.settle_evaluation() {
+                let before = self.evaluations.insert(found.step, found.total());
+                assert!(before.is_none_or(|before| before == found.total()), "step {}", found.step);
+                if self.server.state().is_finished() {
+                    self.saved = self.server.state().clone();
+                }
+            }
             if let Some(closed) = self.server.close_round().expect("finite")
                 && ((closed.step + 1).is_multiple_of(CHECKPOINT_EVERY)
                     || self.server.state().is_finished())
@@ -401,10 +432,17 @@ impl Cluster {
                 Work::Wait => return,
                 Work::Prepare(_) => {
                     node.params = vec![0.0; self.layout.len];
-                    let (samples, data) = (30 + index as u64, Some([index as u8; 32]));
-                    let mut member = Some(Member { samples, batches: 4, data });
+                    let (samples, data) = (14 + index as u64, Some([index as u8; 32]));
+                    let mut member = Some(Member { samples, batches: 2, data });
                     wire.client.drive(|session| {
                         member.take().map_or(Ok(()), |member| node.worker.join(session, member))
+                    });
+                }
+                Work::Evaluate { step } => {
+                    let mut table = Some(table(index, &node.params));
+                    wire.client.drive(|session| {
+                        let told = |table| node.worker.evaluated(session, step, table);
+                        table.take().map_or(Ok(()), told)
                     });
                 }
                 Work::Compute { step, .. } if index == 1 && self.faults.late_ms > 0 => {

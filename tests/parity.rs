@@ -10,6 +10,7 @@ use hfl::data::batch::Batch;
 use hfl::data::cifar;
 use hfl::data::dataset::Dataset;
 use hfl::job::classes::ClassNames;
+use hfl::job::evaluation::Evaluation;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::shape::Shape;
@@ -118,6 +119,7 @@ fn export_inputs() {
             shape: Shape::CIFAR,
             classes: ClassNames::default(),
             normalisation: Normalisation::Cifar,
+            evaluation: Evaluation::default(),
         };
         let state = State::new(params, network.layout.trained, 1);
         let mut store = Store::directory(&directory).expect("store");

@@ -166,6 +166,9 @@ impl<'a> Cast<'a> {
         ]);
         if let Some(index) = role.strip_prefix("worker") {
             options.insert("--shard", format!("{index}/2"));
+        } else {
+            // What is evaluated has tests of its own.
+            options.insert("--evaluate-every", "0".into());
         }
         options.extend(more.iter().map(|&(name, value)| (name, value.to_owned())));
         let words = options.into_iter().flat_map(|(name, value)| {

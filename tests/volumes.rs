@@ -75,7 +75,7 @@ fn kill_9_leaves_a_volume_with_the_last_complete_checkpoint() {
         let check = Command::new("/sbin/e2fsck").arg("-fn").arg(&raw).output().expect("e2fsck");
         succeeds(&check);
         let store = Store::volume(&volume, &passphrase(), Access::Read).expect("opens");
-        let found = hfl::training::checkpoint::load(&store).expect("whole");
+        let found = hfl::training::checkpoint::load(&store, "model.ckpt-data").expect("whole");
         let step = found.map_or(0, |(_, checkpoint)| checkpoint.state.step);
         assert!(step >= last_step, "step {step} after {last_step}");
         last_step = step;

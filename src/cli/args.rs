@@ -19,6 +19,7 @@ use crate::commands::verify::{QuoteArgs, VerifyArgs};
 use crate::commands::volumes::{LuksArgs, Size};
 use crate::data::dataset::Shard;
 use crate::hosts::HostList;
+use crate::job::evaluation::Evaluation;
 use crate::job::shape::Shape;
 use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem, Weighting};
 use crate::trust::fetch::Service;
@@ -147,6 +148,12 @@ pub struct Args {
     /// order of samples: shuffled or sequential [shuffled]
     #[argh(option, default = "Order::Shuffled")]
     pub(super) order: Order,
+    /// epochs between evaluations on the workers' own test images, 0 for none [1]
+    #[argh(option, default = "Evaluation::default().every")]
+    pub(super) evaluate_every: u32,
+    /// end after so many evaluations that were no better than the best [never]
+    #[argh(option)]
+    pub(super) patience: Option<u32>,
     /// safetensors file that a new job starts from
     #[argh(option)]
     pub(super) init: Option<PathBuf>,

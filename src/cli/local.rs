@@ -49,6 +49,9 @@ saved_model! {
         /// refuse a model of an earlier step: the place was set back [0]
         #[argh(option, default = "0")]
         min_step: u64,
+        /// the parameters that were best on test images, instead of the last
+        #[argh(switch)]
+        best: bool,
         /// CIFAR's binary files, test/CLASS/PICTURE (PNG, JPEG), or an .npz file [data]
         #[argh(option, default = "PathBuf::from(\"data\")")]
         data: PathBuf,
@@ -123,8 +126,8 @@ pub(super) fn run_demo(args: &DemoArgs) -> Result<(), Failure> {
 pub(super) fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
     let source = (args.data.as_path(), args.split);
     let exec = (args.threads, args.isa.0);
-    let evaluation =
-        eval::run(&args.place(args.min_step), source, exec, args.predictions.as_deref())?;
+    let model = (&args.place(args.min_step), args.best);
+    let evaluation = eval::run(model, source, exec, args.predictions.as_deref())?;
     if args.json {
         return print(&serde_json::to_string(&evaluation).doing("report")?);
     }

@@ -23,6 +23,9 @@ saved_model! {
         /// refuse a model of an earlier step: the place was set back [0]
         #[argh(option, default = "0")]
         min_step: u64,
+        /// the parameters that were best on test images, instead of the last
+        #[argh(switch)]
+        best: bool,
         /// classes to tell of each picture [5]
         #[argh(option, default = "5")]
         top: usize,
@@ -47,7 +50,7 @@ pub(super) fn run(args: &PredictArgs) -> Result<(), Failure> {
     }
     let place = args.place(args.min_step);
     let exec = (args.threads, args.isa.0);
-    for prediction in predict::run(&place, args.images.clone(), args.top, exec)? {
+    for prediction in predict::run((&place, args.best), args.images.clone(), args.top, exec)? {
         match args.json {
             true => print(&serde_json::to_string(&prediction).doing("report")?)?,
             false => print(&prediction.to_string())?,

@@ -9,6 +9,7 @@ use super::args::{Args, DEFAULT_RATE};
 use super::choice::ScheduleKind;
 use super::local::THREADS_MAX;
 use crate::failure::{Doing, Failure};
+use crate::job::evaluation::Evaluation;
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_MAX, SIDE_STEP, Shape};
 use crate::job::{BATCH_MAX, Job, Stem, WORKERS_MAX};
@@ -95,6 +96,10 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
     if args.steps == Some(0) || args.checkpoint_every == 0 {
         return Err(Failure::usage("--steps and --checkpoint-every count from 1"));
     }
+    if args.patience == Some(0) || args.patience.is_some() && args.evaluate_every == 0 {
+        return Err(Failure::usage("--patience counts evaluations from 1")
+            .hint("--patience 1 or more, with --evaluate-every"));
+    }
     let parts = [
         ("--lr", args.lr, f32::MAX),
         ("--momentum", args.momentum, 1.0),
@@ -151,6 +156,7 @@ fn job(args: &Args) -> Result<Job, Failure> {
         shape: Shape { side: args.image_size, channels: CHANNELS, classes: classes.len() },
         classes,
         normalisation: args.normalisation,
+        evaluation: Evaluation { every: args.evaluate_every, patience: args.patience },
     })
 }
 
@@ -180,7 +186,7 @@ fn say_the_rule_of_the_rate(args: &Args) {
 }
 
 /// The options that define a job, and what they are.
-fn job_flags(args: &Args) -> [(&'static str, String); 21] {
+fn job_flags(args: &Args) -> [(&'static str, String); 23] {
     [
         ("--model", args.model.to_string()),
         ("--classes", format!("{:?}", args.classes)),
@@ -202,6 +208,8 @@ fn job_flags(args: &Args) -> [(&'static str, String); 21] {
         ("--seed", args.seed.to_string()),
         ("--augment", args.augment.to_string()),
         ("--order", args.order.to_string()),
+        ("--evaluate-every", args.evaluate_every.to_string()),
+        ("--patience", format!("{:?}", args.patience)),
         ("--init", format!("{:?}", args.init)),
     ]
 }

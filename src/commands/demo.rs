@@ -95,7 +95,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     ));
     let outcome = train(options, &data, &place, &course)?;
     let exec = (options.threads, Isa::detect());
-    let evaluation = eval::run(&place, (&data, Split::Test), exec, None)?;
+    let evaluation = eval::run((&place, false), (&data, Split::Test), exec, None)?;
     say(&format!("{evaluation}\n"));
     say(&summary(&outcome, evaluation.accuracy, &place));
     Ok(())

@@ -59,17 +59,18 @@ const BATCH: usize = 256;
 /// How many classes count for the second accuracy.
 const TOP: usize = 5;
 
-/// Evaluates the checkpoint at `place` on a split of `data`; each image's outcome goes to a CSV file, if one is named.
+/// Evaluates the last or best checkpoint at `place` on a split of `data`; each image's outcome goes to a CSV file, if
+/// one is named.
 ///
 /// # Errors
 /// When model or data cannot be used, or the file cannot be written.
 pub fn run(
-    place: &Place,
+    (place, best): (&Place, bool),
     (data, split): (&Path, Split),
     (threads, isa): (usize, Isa),
     predictions: Option<&Path>,
 ) -> Result<Evaluation, Failure> {
-    let saved = Saved::open(place)?;
+    let saved = Saved::open(place, best)?;
     let source = Source::open(data, split, None).map_err(|error| {
         let hint = "--data with CIFAR's binary files, test/CLASS/PICTURE or an .npz file";
         Failure::new(error).hint(hint)

@@ -32,6 +32,17 @@ pub enum DataError {
     Truncated(PathBuf, u64, [usize; 2]),
 }
 
+impl DataError {
+    /// Whether nothing is there, rather than something that is wrong.
+    pub(super) fn is_absence(&self) -> bool {
+        match self {
+            Self::Empty(..) => true,
+            Self::Read(_, error) => error.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+}
+
 /// Names that a message lists at most.
 const NAMES_MAX: usize = 12;
 

@@ -30,15 +30,25 @@ const HEADER_LEN_MAX: usize = 4096;
 /// # Errors
 /// What is missing or wrong, with the member's name.
 pub(super) fn parse(path: &Path, bytes: &[u8], split: Split) -> Result<Arrays, DataError> {
-    read(bytes, split).map_err(|why| DataError::Format(path.into(), why))
+    let wrong = |why| DataError::Format(path.into(), why);
+    let damaged = "no ZIP archive, which an .npz is, or a damaged one";
+    let members = members(bytes).ok_or_else(|| wrong(damaged.into()))?;
+    let part = part(split);
+    let images = format!("{part}_images.npy");
+    if !members.iter().any(|member| member.name == images.as_bytes()) {
+        return Err(DataError::Empty(path.into(), format!("array {part}_images")));
+    }
+    read(bytes, &members, part).map_err(wrong)
 }
 
-fn read(bytes: &[u8], split: Split) -> Result<Arrays, String> {
-    let part = match split {
+fn part(split: Split) -> &'static str {
+    match split {
         Split::Test => "test",
         Split::Train => "train",
-    };
-    let members = members(bytes).ok_or("no ZIP archive, which an .npz is, or a damaged one")?;
+    }
+}
+
+fn read(bytes: &[u8], members: &[Member], part: &str) -> Result<Arrays, String> {
     let array = |what: &str| {
         let name = format!("{part}_{what}.npy");
         let member = members.iter().find(|member| member.name == name.as_bytes());
@@ -229,7 +239,7 @@ fn entry<'a>(header: &'a str, key: &str) -> Option<&'a str> {
 /// Fuzzing entry: what parses has as many values as its sizes say.
 #[cfg(any(test, fuzzing))]
 pub fn fuzz(data: &[u8]) {
-    if let Ok(Arrays { size, images, labels }) = read(data, Split::Train) {
+    if let Ok(Arrays { size, images, labels }) = parse(Path::new("fuzz"), data, Split::Train) {
         assert_eq!(images.len(), labels.len() * size.iter().product::<usize>());
     }
 }

@@ -64,6 +64,21 @@ impl Source {
         }
     }
 
+    /// The same; `None` where there is nothing of this split.
+    ///
+    /// # Errors
+    /// When what is there is damaged.
+    pub fn open_if_any(
+        path: &Path,
+        split: Split,
+        shard: Option<Shard>,
+    ) -> Result<Option<Self>, DataError> {
+        match Self::open(path, split, shard) {
+            Err(error) if error.is_absence() => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
     /// Picture files whose classes nobody knows.
     pub fn pictures(files: Vec<PathBuf>) -> Self {
         Self {

@@ -223,8 +223,9 @@ impl History {
         self.workers[worker].add(step);
     }
 
-    /// Notes what an evaluation found.
+    /// Notes what an evaluation found. One that is made again after a restart replaces what it was.
     pub fn evaluated(&mut self, evaluation: Evaluation) {
+        self.evaluations.retain(|before| before.step < evaluation.step);
         if self.evaluations.len() < EVALUATIONS_MAX {
             self.evaluations.push(evaluation);
         }

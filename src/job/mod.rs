@@ -1,6 +1,7 @@
 //! `Job`: everything that defines a training, decided by ps0 and shown to every worker as a digest.
 
 pub mod classes;
+pub mod evaluation;
 pub mod rng;
 pub mod schedule;
 pub mod shape;
@@ -10,6 +11,7 @@ use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 
 use crate::job::classes::ClassNames;
+use crate::job::evaluation::Evaluation;
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_STEP, Shape};
 
@@ -60,6 +62,9 @@ pub struct Job {
     /// What is taken off pixels, and what they are divided by.
     #[serde(default, skip_serializing_if = "is_default")]
     pub normalisation: Normalisation,
+    /// When the model is evaluated.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub evaluation: Evaluation,
 }
 
 /// The network's first layers.

@@ -15,6 +15,39 @@ pub struct State {
     pub steps: Option<u64>,
     /// What each worker trains on, as far as it has joined.
     pub members: Vec<Option<Member>>,
+    /// What evaluations have found.
+    pub found: Found,
+}
+
+/// What evaluations on test images have found so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Found {
+    /// Updates that the model had at the last evaluation; 0 before the first.
+    pub last: u64,
+    /// Updates that the best one had.
+    pub best: u64,
+    /// Images of which the best one found the class, and all images.
+    pub counts: [u64; 2],
+    /// Evaluations since the best one.
+    pub since: u32,
+}
+
+impl Found {
+    /// Takes in what an evaluation found, right and all images; says whether it is the best.
+    pub fn take(&mut self, step: u64, counts: [u64; 2]) -> bool {
+        self.last = step;
+        if counts[1] == 0 {
+            return false;
+        }
+        let [[right, all], [best, of]] = [counts, self.counts].map(|pair| pair.map(u128::from));
+        let is_best = of == 0 || right * of > best * all;
+        *self = match is_best {
+            true => Self { last: step, best: step, counts, since: 0 },
+            false => Self { since: self.since.saturating_add(1), ..*self },
+        };
+        is_best
+    }
 }
 
 /// A worker's data, as it says when it joins; it may not change during a job.
@@ -69,11 +102,28 @@ impl State {
             step: 0,
             steps: None,
             members: vec![None; usize::from(workers)],
+            found: Found::default(),
         }
     }
 
     /// Whether all updates are done.
     pub fn is_finished(&self) -> bool {
         self.steps.is_some_and(|steps| self.step >= steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_is_the_first_of_the_largest_shares() {
+        let mut found = Found::default();
+        assert!(!found.take(4, [0, 0]));
+        assert_eq!((found.last, found.since), (4, 0), "without images nothing is worse");
+        assert!(found.take(8, [1, 3]) && !found.take(12, [2, 6]) && !found.take(16, [0, 3]));
+        assert_eq!((found.best, found.since, found.last), (8, 2, 16));
+        assert!(found.take(20, [3, 8]));
+        assert_eq!(found, Found { last: 20, best: 20, counts: [3, 8], since: 0 });
     }
 }

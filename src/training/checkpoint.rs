@@ -13,7 +13,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use crate::files::read_bounded;
-use crate::job::state::State;
+use crate::job::state::{Found, State};
 use crate::job::{Arch, Job, Stem};
 use crate::model::network::Network;
 use crate::model::params::{self, Kind, Layout, Tensor};
@@ -22,6 +22,8 @@ use protocol::hex;
 
 /// The file with the values.
 pub const DATA_FILE: &str = "model.ckpt-data";
+/// The file with the values that were best on test images.
+pub const BEST_FILE: &str = "model.best-data";
 /// The file with the graph and the hyper-parameters.
 pub const META_FILE: &str = "model.ckpt-meta";
 /// Prefix of the velocities' names.
@@ -85,16 +87,29 @@ pub struct Checkpoint {
 /// # Errors
 /// When the system refuses; the last checkpoint stays then.
 pub fn save(store: &mut Store, layout: &Layout, job: &Job, state: &State) -> io::Result<()> {
-    let progress = Progress { job: job.digest(), step: state.step };
-    store.save(DATA_FILE, progress, &|out| write(out, layout, job, state))
+    save_as(DATA_FILE, store, layout, (job, state))
 }
 
-/// Reads the checkpoint of a store; `None` when there is none.
+/// Writes a checkpoint under this name, such as [`BEST_FILE`].
+///
+/// # Errors
+/// As [`save`].
+pub fn save_as(
+    name: &str,
+    store: &mut Store,
+    layout: &Layout,
+    (job, state): (&Job, &State),
+) -> io::Result<()> {
+    let progress = Progress { job: job.digest(), step: state.step };
+    store.save(name, progress, &|out| write(out, layout, job, state))
+}
+
+/// Reads the checkpoint of this name in a store; `None` when there is none.
 ///
 /// # Errors
 /// When there is one that is not whole.
-pub fn load(store: &Store) -> Result<Option<(Network, Checkpoint)>, CheckpointError> {
-    let Some(bytes) = store.read(DATA_FILE).map_err(CheckpointError::Io)? else { return Ok(None) };
+pub fn load(store: &Store, name: &str) -> Result<Option<(Network, Checkpoint)>, CheckpointError> {
+    let Some(bytes) = store.read(name).map_err(CheckpointError::Io)? else { return Ok(None) };
     parse(&bytes).map(Some)
 }
 
@@ -218,6 +233,12 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
         step: number("step")?,
         steps: metadata.contains_key("steps").then(|| number("steps")).transpose()?,
         members,
+        found: match metadata.get("evaluation") {
+            None => Found::default(),
+            Some(text) => {
+                serde_json::from_str(text).map_err(|_| CheckpointError::Metadata("evaluation"))?
+            }
+        },
     };
     for tensor in &layout.tensors {
         import(&tensors, tensor, "", &mut state.params)?;
@@ -283,6 +304,10 @@ fn metadata(job: &Job, state: &State) -> BTreeMap<String, String> {
         ("step".into(), state.step.to_string()),
     ]);
     metadata.extend(state.steps.map(|steps| ("steps".into(), steps.to_string())));
+    if state.found != Found::default() {
+        let found = serde_json::to_string(&state.found).expect("plain numbers");
+        metadata.insert("evaluation".into(), found);
+    }
     metadata
 }
 
@@ -436,6 +461,7 @@ mod tests {
 
     use super::*;
     use crate::job::classes::ClassNames;
+    use crate::job::evaluation::Evaluation;
     use crate::job::schedule::Schedule;
     use crate::job::shape::Shape;
     use crate::job::state::Member;
@@ -463,12 +489,14 @@ mod tests {
             shape: Shape::CIFAR,
             classes: ClassNames::default(),
             normalisation: Normalisation::Cifar,
+            evaluation: Evaluation::default(),
         };
         let layout = &network.layout;
         let params = (0..layout.len).map(|i| i as f32).collect();
         let mut state = State::new(params, layout.trained, 2);
         state.velocity.iter_mut().enumerate().for_each(|(i, v)| *v = -(i as f32));
         (state.step, state.steps) = (7, Some(9));
+        state.found.take(6, [3, 4]);
         state.members[1] = Some(Member { samples: 9, batches: 2, data: Some([5; 32]) });
         (network, Checkpoint { job, state })
     }
@@ -533,7 +561,7 @@ mod tests {
         save(&mut store, &network.layout, &checkpoint.job, &state).expect("save");
         let why = refused(&path);
         assert!(why.contains(&spoiled.name) && why.contains("infinite or no numbers"), "{why}");
-        assert!(load(&store).is_err(), "a checkpoint neither");
+        assert!(load(&store, DATA_FILE).is_err(), "a checkpoint neither");
         fs::remove_dir_all(&folder).expect("remove");
     }
 

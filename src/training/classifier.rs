@@ -31,16 +31,19 @@ pub struct Classifier {
 }
 
 impl Saved {
-    /// Reads the checkpoint of a place.
+    /// Reads the last checkpoint of a place, or the best one.
     ///
     /// # Errors
     /// When there is none, it is damaged, or of an earlier step than it must be.
-    pub fn open(place: &Place) -> Result<Self, Failure> {
+    pub fn open(place: &Place, best: bool) -> Result<Self, Failure> {
+        let file = if best { checkpoint::BEST_FILE } else { checkpoint::DATA_FILE };
         let (network, checkpoint) = place.read(|store| {
-            let found = checkpoint::load(store).doing(store.name_of(checkpoint::DATA_FILE))?;
+            let found = checkpoint::load(store, file).doing(store.name_of(file))?;
             found.ok_or_else(|| {
-                Failure::new(format!("{}: no such file", store.name_of(checkpoint::DATA_FILE)))
-                    .hint("--model-dir with the directory that ps0 wrote")
+                Failure::new(format!("{}: no such file", store.name_of(file))).hint(match best {
+                    true => "without --best, or a job whose workers have test images",
+                    false => "--model-dir with the directory that ps0 wrote",
+                })
             })
         })?;
         place.check_step(checkpoint.state.step)?;

@@ -2,11 +2,13 @@
 
 pub mod checkpoint;
 pub mod classifier;
+pub mod evaluator;
 pub mod roles;
 pub mod room;
 pub mod roster;
 pub mod round;
 pub mod server;
 pub mod store;
+pub mod tally;
 pub mod volume;
 pub mod worker;

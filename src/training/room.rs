@@ -107,17 +107,19 @@ pub fn check_server(job: &Job, layout: &Layout, resumes: bool) -> Result<(), Fai
     }
 }
 
-/// Fails if a model directory has not the room for two checkpoints: the last one is kept until the next is
-/// whole. A volume's room is its own.
+/// Fails if a model directory has not the room for its checkpoints: the last one is kept until the next is whole,
+/// and the best one beside it. A volume's room is its own.
 ///
 /// # Errors
 /// With what is needed and what is left.
-pub fn check_directory(store: &Store, layout: &Layout) -> Result<(), Failure> {
+pub fn check_directory(store: &Store, job: &Job, layout: &Layout) -> Result<(), Failure> {
     let Store::Directory(path) = store else { return Ok(()) };
-    let there = [checkpoint::DATA_FILE.to_owned(), Store::unfinished(checkpoint::DATA_FILE)];
-    let there = there.iter().filter_map(|name| fs::metadata(path.join(name)).ok());
+    let names = [checkpoint::DATA_FILE, checkpoint::BEST_FILE];
+    let there = names.iter().flat_map(|&name| [name.to_owned(), Store::unfinished(name)]);
+    let there = there.filter_map(|name| fs::metadata(path.join(name)).ok());
     let there: u64 = there.map(|meta| meta.len()).sum();
-    let need = 2 * checkpoint::len_max(layout) + SMALL_FILES;
+    let checkpoints = if job.evaluation.every > 0 { 3 } else { 2 };
+    let need = checkpoints * checkpoint::len_max(layout) + SMALL_FILES;
     check_disk(path, need.saturating_sub(there))
 }
 
@@ -129,7 +131,7 @@ fn check_disk(path: &Path, need: u64) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "{}: two checkpoints, the last one until the next is whole, take {} more, {} are left",
+        "{}: checkpoints, the last one until the next is whole, take {} more, {} are left",
         path.display(),
         mebibytes(need),
         mebibytes(left)

@@ -4,6 +4,8 @@
 //! the bytes (over mio in `roles`, in memory in the tests) and calls [`ParameterServer::close_round`]
 //! after each pass.
 
+mod evaluating;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -14,6 +16,7 @@ use crate::job::state::{Member, State};
 use crate::job::{Job, Weighting};
 use crate::model::params::{self, Kind, Layout};
 use crate::training::round::{Added, Announced, Round, RoundError, cell_range};
+use crate::training::tally::Tally;
 
 /// The server of one job.
 pub struct ParameterServer {
@@ -21,6 +24,7 @@ pub struct ParameterServer {
     layout: Layout,
     state: State,
     round: Round,
+    tally: Tally,
     cell: usize,
     links: BTreeMap<usize, Link>,
     progress: u64,
@@ -115,12 +119,14 @@ impl ParameterServer {
     pub fn new(job: Job, layout: Layout, state: State, cell: usize, exec: (Pool, Isa)) -> Self {
         assert_eq!((state.params.len(), state.velocity.len()), (layout.len, layout.trained));
         let round = Round::new(layout.len, cell, job.workers);
+        let tally = Tally::new(job.shape.classes, job.workers);
         let (links, roster, notes) = (BTreeMap::new(), Roster::default(), Vec::new());
         Self {
             job,
             layout,
             state,
             round,
+            tally,
             cell,
             links,
             progress: 0,
@@ -217,7 +223,11 @@ impl ParameterServer {
                     let added = match self.links.get(&id) {
                         Some(link) if of == step && link.place == Place::Held => {
                             let worker = link.worker;
-                            let added = self.round.add(worker, offset, data);
+                            let added = match self.state.is_finished() {
+                                // A job that gave up at this step takes no more of it.
+                                true => Ok(Added::Duplicate),
+                                false => self.round.add(worker, offset, data),
+                            };
                             added.map_err(|why| self.refused(worker, why))
                         }
                         _ => Err(Refusal::Protocol),
@@ -278,7 +288,7 @@ impl ParameterServer {
             return Err(fault);
         }
         let Some(steps) = self.state.steps else { return Ok(None) };
-        if self.state.is_finished() || !self.round.is_closed() {
+        if self.state.is_finished() || self.is_evaluating() || !self.round.is_closed() {
             return Ok(None);
         }
         let (loss, samples) = (self.round.loss(), self.round.samples());
@@ -295,6 +305,12 @@ impl ParameterServer {
             link.sending = Some(0);
         }
         Ok(Some(closed))
+    }
+
+    /// Batches of the worker that has most, which make an epoch.
+    fn batches(&self) -> Option<u64> {
+        let all = self.state.members.iter().copied().collect::<Option<Vec<Member>>>()?;
+        all.iter().map(|member| member.batches).max()
     }
 
     /// What a worker is told whose part of a round is refused.
@@ -374,6 +390,7 @@ impl ParameterServer {
                 let worker = link.worker;
                 self.round.announce(worker, announced).map_err(|why| self.refused(worker, why))
             }
+            Message::Evaluated { step, ref confusion } => self.evaluated(id, step, confusion),
             _ => Err(Refusal::Protocol),
         }
     }
@@ -434,6 +451,7 @@ impl ParameterServer {
         let Some(link) = self.links.get_mut(&id) else { return };
         (link.place, link.sending) = (Place::Held, Some(0));
         let worker = link.worker;
+        self.tally.forget(worker);
         self.state.members[usize::from(worker)] = Some(member);
         self.settle_steps();
         let missing = self.missing().len();
@@ -448,11 +466,7 @@ impl ParameterServer {
 
     /// The number of steps is known once every worker has said how many batches it has.
     fn settle_steps(&mut self) {
-        let longest = self.state.members.iter().copied().collect::<Option<Vec<_>>>();
-        let Some(longest) = longest.map(|all| all.iter().map(|m| m.batches).max().unwrap_or(1))
-        else {
-            return;
-        };
+        let Some(longest) = self.batches() else { return };
         let epochs = u64::from(self.job.epochs).saturating_mul(longest);
         self.state.steps.get_or_insert(self.job.steps.unwrap_or(epochs));
     }
@@ -468,6 +482,7 @@ impl ParameterServer {
         if self.has_news() {
             return Ok(());
         }
+        let is_evaluating = self.is_evaluating();
         let (Some(link), Some(steps)) = (self.links.get_mut(&id), self.state.steps) else {
             return Ok(());
         };
@@ -476,14 +491,22 @@ impl ParameterServer {
             return Ok(());
         }
         let step = self.state.step;
-        if self.state.is_finished() {
+        let is_asked = is_evaluating && self.tally.lacks(link.worker);
+        if self.state.is_finished() && !is_asked {
+            // The end is told once all have said what they found.
             link.sending = None;
+            if is_evaluating {
+                return Ok(());
+            }
             link.told_end = true;
             self.progress += 1;
             let parameters = params::hash(&self.state.params);
             return session.send(&Message::Finished { steps, parameters });
         }
         if index == 0 {
+            if is_asked {
+                session.send(&Message::Evaluate { step })?;
+            }
             session.send(&Message::Parameters { step, steps })?;
         }
         let range = cell_range(self.state.params.len(), self.cell, index).expect("a cell");
@@ -527,50 +550,4 @@ fn named(data: Option<[u8; 32]>) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::job::classes::ClassNames;
-    use crate::job::schedule::Schedule;
-    use crate::job::shape::Shape;
-    use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem};
-
-    fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
-        let job = Job {
-            stem: Stem::Imagenet,
-            precision: Precision::Fp32,
-            conv: Algorithm::Direct,
-            workers: 2,
-            batch_size: 16,
-            epochs: 1,
-            steps: None,
-            schedule: Schedule::Constant { rate: 0.1 },
-            momentum: 0.9,
-            weight_decay: 0.0,
-            seed: 1,
-            augment: Augment::None,
-            order: Order::Sequential,
-            init: None,
-            weighting,
-            model: Arch::Resnet50,
-            shape: Shape::CIFAR,
-            classes: ClassNames::default(),
-            normalisation: Normalisation::Cifar,
-        };
-        let layout = Layout::new([("weight".into(), vec![4], Kind::Weight)]);
-        let mut state = State::new(vec![0.0; 4], 4, 2);
-        let member = |samples| Some(Member { samples, batches: job.batches(samples), data: None });
-        state.members = samples.map(member).into();
-        ParameterServer::new(job, layout, state, 4, (Pool::new(1), Isa::detect()))
-    }
-
-    #[test]
-    fn in_an_epoch_each_sample_weighs_alike() {
-        // 200 images make 13 batches, 17 make one of 17: a batch's samples would give the small site 17 of 33.
-        let uneven = server(Weighting::Data, [200, 17]);
-        assert_eq!([uneven.weight(0, 16), uneven.weight(1, 17)], [200.0, 17.0]);
-        let by_batch = server(Weighting::Batch, [200, 17]);
-        assert_eq!([by_batch.weight(0, 16), by_batch.weight(1, 17)], [16.0, 17.0]);
-        let even = server(Weighting::Data, [200, 200]);
-        assert_eq!([even.weight(0, 16), even.weight(1, 16)], [16.0, 16.0]);
-    }
-}
+mod tests;

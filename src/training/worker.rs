@@ -15,6 +15,10 @@ pub struct Worker {
     /// The step whose parameters are coming in, and how many bytes have come.
     incoming: Option<(u64, u64)>,
     steps: u64,
+    /// The step whose parameters are to be evaluated before anything else is done with them.
+    evaluate: Option<u64>,
+    /// The step to compute now that its parameters are evaluated.
+    next: Option<u64>,
     /// Everybody whom the server has admitted and we have judged too.
     roster: Roster,
 }
@@ -26,6 +30,11 @@ pub enum Work {
     Wait,
     /// Make the model for this job and call [`Worker::join`].
     Prepare(Box<Job>),
+    /// The parameters are complete: evaluate them and call [`Worker::evaluated`].
+    Evaluate {
+        /// Updates that they had.
+        step: u64,
+    },
     /// The parameters are complete: compute this step and push its gradients.
     Compute {
         /// The step.
@@ -45,12 +54,20 @@ pub enum Work {
 impl Worker {
     /// A worker that exchanges values in cells of `cell`.
     pub fn new(cell: usize) -> Self {
-        Self { cell, job: None, incoming: None, steps: 0, roster: Roster::default() }
+        Self {
+            cell,
+            job: None,
+            incoming: None,
+            steps: 0,
+            evaluate: None,
+            next: None,
+            roster: Roster::default(),
+        }
     }
 
     /// Forgets what a lost connection had begun.
     pub fn disconnected(&mut self) {
-        self.incoming = None;
+        (self.incoming, self.evaluate, self.next) = (None, None, None);
     }
 
     /// Works through the events of the session until there is something to do. Parameters go to
@@ -59,6 +76,9 @@ impl Worker {
     /// # Errors
     /// When the session ends.
     pub fn pump(&mut self, session: &mut Session, params: &mut [f32]) -> Result<Work, Ended> {
+        if let Some(step) = self.next.take() {
+            return Ok(Work::Compute { step, steps: self.steps });
+        }
         loop {
             match session.next_event()? {
                 None => return Ok(Work::Wait),
@@ -77,7 +97,7 @@ impl Worker {
                 Some(Event::Chunk { step, offset, data }) => {
                     match self.take(params, step, (offset, data)) {
                         None => return Err(session.close(Some(Refusal::Protocol))),
-                        Some(true) => return Ok(Work::Compute { step, steps: self.steps }),
+                        Some(true) => return Ok(self.complete(step)),
                         Some(false) => {}
                     }
                 }
@@ -109,6 +129,31 @@ impl Worker {
     pub fn join(&self, session: &mut Session, member: Member) -> Result<(), Ended> {
         let Member { samples, batches, data } = member;
         session.send(&Message::Join { data: data.unwrap_or_default(), samples, batches })
+    }
+
+    /// Tells the server what was found on our test images: a table by `class * classes + found`, empty where we
+    /// have none.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn evaluated(
+        &self,
+        session: &mut Session,
+        step: u64,
+        confusion: Vec<u32>,
+    ) -> Result<(), Ended> {
+        session.send(&Message::Evaluated { step, confusion })
+    }
+
+    /// What to do with complete parameters.
+    fn complete(&mut self, step: u64) -> Work {
+        match self.evaluate.take() {
+            None => Work::Compute { step, steps: self.steps },
+            Some(_) => {
+                self.next = (step < self.steps).then_some(step);
+                Work::Evaluate { step }
+            }
+        }
     }
 
     /// Takes a chunk; `true` when the parameters are complete, `None` when it is not the next one.
@@ -150,7 +195,13 @@ impl Worker {
                 self.job = Some(job.clone());
                 Ok(Some(Work::Prepare(Box::new(job))))
             }
-            Message::Parameters { step, steps } if step < steps && self.job.is_some() => {
+            Message::Evaluate { step } if self.job.is_some() => {
+                self.evaluate = Some(step);
+                Ok(None)
+            }
+            Message::Parameters { step, steps }
+                if self.job.is_some() && self.evaluate.map_or(step < steps, |at| at == step) =>
+            {
                 self.incoming = Some((step, 0));
                 self.steps = steps;
                 Ok(None)

@@ -106,6 +106,18 @@ pub enum Message {
         /// Questions that the server has asked.
         number: u64,
     },
+    /// The parameters of `step`, which follow, are to be tried on the worker's test images.
+    Evaluate {
+        /// The step.
+        step: u64,
+    },
+    /// What a worker found on its test images.
+    Evaluated {
+        /// The step whose parameters were tried.
+        step: u64,
+        /// Images by `class * classes + found`; empty from who has no test images, and need not be asked.
+        confusion: Vec<u32>,
+    },
 }
 
 /// Why a session is ended, as far as the other side may know.
@@ -212,6 +224,8 @@ impl Message {
             Self::VolumeEnd => "end of volume",
             Self::Admitted(_) => "admitted",
             Self::Alive { .. } => "alive",
+            Self::Evaluate { .. } => "evaluate",
+            Self::Evaluated { .. } => "evaluated",
         }
     }
 
@@ -232,10 +246,13 @@ impl Message {
             (message, State::Open) => match message {
                 Self::Hello { .. } | Self::Evidence { .. } | Self::Refused(_) => return false,
                 Self::Alive { .. } => return sender.is_some(),
-                Self::Job(_) | Self::Parameters { .. } | Self::Finished { .. } => {
-                    (false, &[ParameterServer][..])
+                Self::Job(_)
+                | Self::Parameters { .. }
+                | Self::Evaluate { .. }
+                | Self::Finished { .. } => (false, &[ParameterServer][..]),
+                Self::Join { .. } | Self::Gradients { .. } | Self::Evaluated { .. } => {
+                    (true, &[Worker][..])
                 }
-                Self::Join { .. } | Self::Gradients { .. } => (true, &[Worker][..]),
                 Self::SecretRequest { .. } => (true, &[ParameterServer, Worker, TrustedNode][..]),
                 Self::Secret(_) => (false, &[SecretService][..]),
                 Self::Pull => (true, &[TrustedNode][..]),
@@ -283,13 +300,15 @@ mod tests {
                 },
             })),
             Message::Alive { number: 300 },
+            Message::Evaluate { step: 300 },
+            Message::Evaluated { step: 300, confusion: vec![7, 0, 300, 9] },
         ]
     }
 
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 15] = [
+        let golden: [&[u8]; 17] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3, 1, 4],
             &[2, 3],
@@ -305,6 +324,8 @@ mod tests {
             &[12],
             &[13, 0xac, 2, 8, 8],
             &[14, 0xac, 2],
+            &[15, 0xac, 2],
+            &[16, 0xac, 2, 4, 7, 0, 0xac, 2, 9],
         ];
         for (message, golden) in one_of_each().iter().zip(golden) {
             let bytes = message.encode();
@@ -332,17 +353,28 @@ mod tests {
             (
                 RoleKind::ParameterServer,
                 &["secret request"],
-                &["job", "parameters", "finished", "volume", "end of volume", "admitted"],
+                &[
+                    "job",
+                    "parameters",
+                    "finished",
+                    "volume",
+                    "end of volume",
+                    "admitted",
+                    "evaluate",
+                ],
             ),
-            (RoleKind::Worker, &["join", "gradients", "secret request"], &[]),
+            (RoleKind::Worker, &["join", "gradients", "secret request", "evaluated"], &[]),
             (RoleKind::SecretService, &[], &["secret"]),
             (RoleKind::TrustedNode, &["secret request", "pull"], &[]),
         ];
         for (kind, as_client, as_server) in expected {
             let both = [(true, as_client), (false, as_server)];
             for (from_client, says) in both {
-                let says = [&["refused"], says, &["alive"]].concat();
-                assert_eq!(allowed(State::Open, from_client, Some(kind)), says, "{kind:?}");
+                let mut says = [&["refused", "alive"], says].concat();
+                let mut allowed = allowed(State::Open, from_client, Some(kind));
+                says.sort_unstable();
+                allowed.sort_unstable();
+                assert_eq!(allowed, says, "{kind:?}");
             }
         }
     }

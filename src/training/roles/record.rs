@@ -7,7 +7,7 @@ use protocol::{Peer, hex};
 use crate::failure::{Doing, Failure};
 use crate::history::curve::Point;
 use crate::history::page::page;
-use crate::history::{self, Event, EventKind, History, Participant};
+use crate::history::{self, Evaluation, Event, EventKind, History, Participant};
 use crate::job::Job;
 use crate::job::state::State;
 use crate::training::server::Closed;
@@ -43,6 +43,11 @@ impl Record {
         let rate = job.schedule.rate(closed.step, closed.steps);
         let point = Point::step(closed.step, closed.loss, rate, seconds, closed.samples);
         self.history.curve.push(point);
+    }
+
+    /// What workers found on their test images.
+    pub(super) fn evaluated(&mut self, evaluation: Evaluation) {
+        self.history.evaluated(evaluation);
     }
 
     /// Somebody's evidence was accepted.
@@ -106,6 +111,13 @@ fn settings(job: &Job) -> Vec<(String, String)> {
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
+    if job.evaluation.every > 0 {
+        let patience = job.evaluation.patience.map_or(String::new(), |patience| {
+            format!(", ends after {patience} that are no better")
+        });
+        let every = job.evaluation.every;
+        settings.push(("evaluation".into(), format!("every {every} epochs{patience}")));
+    }
     settings.extend(job.steps.map(|steps| ("steps".into(), steps.to_string())));
     settings.extend(job.init.map(|init| ("initial parameters sha256".into(), hex(&init))));
     settings

@@ -87,7 +87,7 @@ pub(super) fn run(
     let _lock = store.lock()?;
     let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
     let layout = Network::of(&options.job).doing("network")?.layout;
-    room::check_directory(&store, &layout)?;
+    room::check_directory(&store, &options.job, &layout)?;
     room::check_server(&options.job, &layout, resumes)?;
     drop(layout);
     if options.init.is_none() && !resumes {
@@ -183,6 +183,7 @@ impl Running {
                 let before = self.server.progress();
                 self.pump();
                 self.keep_roster()?;
+                self.evaluate()?;
                 self.close_round(options)?;
                 self.remove_ended();
                 self.take_notes();
@@ -278,6 +279,32 @@ impl Running {
         })?;
         self.server.roster_is_kept();
         Ok(())
+    }
+
+    /// Takes in what all workers found on their test images, before the parameters change.
+    fn evaluate(&mut self) -> Result<(), Leaving> {
+        let Some((evaluation, is_best)) = self.server.settle_evaluation() else { return Ok(()) };
+        if evaluation.total()[1] > 0 {
+            self.report.evaluated(&evaluation, is_best);
+            self.record.evaluated(evaluation);
+        }
+        if is_best {
+            self.save_best();
+        }
+        match self.server.state().is_finished() {
+            true => self.save(),
+            false => Ok(()),
+        }
+    }
+
+    /// A place that has no room for a second model keeps the last one, and the training goes on.
+    fn save_best(&mut self) {
+        let (name, of) = (checkpoint::BEST_FILE, (self.server.job(), self.server.state()));
+        let saved = checkpoint::save_as(name, &mut self.store, &self.network.layout, of);
+        if let Err(error) = saved {
+            let failure = self.store.not_written(name, &error, "the training goes on without it");
+            log::warn!("{failure}");
+        }
     }
 
     fn close_round(&mut self, options: &Options) -> Result<(), Leaving> {
@@ -470,7 +497,8 @@ fn state(options: &Options, store: &Store) -> Result<(Network, Job, State), Fail
             Some(initial.params)
         }
     };
-    let found = checkpoint::load(store).doing(store.name_of(checkpoint::DATA_FILE))?;
+    let found = checkpoint::load(store, checkpoint::DATA_FILE)
+        .doing(store.name_of(checkpoint::DATA_FILE))?;
     if let Some((network, found)) = found {
         if !found.job.is_continued_by(&job) {
             return Err(Failure::new(format!(

@@ -22,6 +22,7 @@ use crate::model::network::Network;
 use crate::report::Report;
 use crate::termination;
 use crate::training::checkpoint;
+use crate::training::evaluator::Evaluator;
 use crate::training::room;
 use crate::training::store::Store;
 use crate::training::worker::{Push, Work, Worker};
@@ -49,7 +50,10 @@ struct Running<'a> {
 /// What a job needs to compute steps.
 struct Training {
     network: Model,
+    job: Job,
     data: Dataset,
+    /// Unless there are no test images, or none are asked for.
+    evaluator: Option<Evaluator>,
     /// What the data is.
     digest: [u8; 32],
     sampler: Sampler,
@@ -149,6 +153,7 @@ impl Running<'_> {
                 match work {
                     Work::Wait => break,
                     Work::Prepare(job) => self.prepare(net, id, &job)?,
+                    Work::Evaluate { step } => self.evaluate(net, id, step)?,
                     Work::Compute { step, steps } => self.compute(net, id, (step, steps)),
                     Work::Finish { steps, parameters } => {
                         log::info!("{steps} steps, parameters sha256:{}", hex(&parameters));
@@ -179,11 +184,43 @@ impl Running<'_> {
             batches: model.sampler.batches(model.data.len()),
             data: Some(model.digest),
         };
+        let is_blind = model.evaluator.is_none();
         let mut member = Some(member);
         net.drive(id, |session| {
-            member.take().map_or(Ok(()), |member| self.worker.join(session, member))
+            let Some(member) = member.take() else { return Ok(()) };
+            self.worker.join(session, member)?;
+            // It spares the server parameters that nobody evaluates.
+            if is_blind { self.worker.evaluated(session, 0, Vec::new()) } else { Ok(()) }
         });
         Ok(())
+    }
+
+    /// Tries the parameters on our test images, and tells the server the counts.
+    fn evaluate(&mut self, net: &mut Net, id: LinkId, step: u64) -> Result<(), Failure> {
+        let Some(Training { job, evaluator, .. }) = &self.training else { return Ok(()) };
+        let exec = self.options.pool();
+        let table = |evaluator: &Evaluator| evaluator.table(job, self.params.as_slice(), exec);
+        let table = evaluator.as_ref().map(table).transpose().doing("memory for an evaluation")?;
+        let mut table = Some(table.unwrap_or_default());
+        net.drive(id, |session| {
+            let Some(table) = table.take() else { return Ok(()) };
+            self.worker.evaluated(session, step, table)
+        });
+        Ok(())
+    }
+
+    /// The test images beside the training data, if the job asks for them and there are any.
+    fn evaluator(&self, job: &Job) -> Result<Option<Evaluator>, Failure> {
+        if job.evaluation.every == 0 {
+            return Ok(None);
+        }
+        let Options { data, shard, threads, .. } = self.options;
+        let Some(source) = Source::open_if_any(data, Split::Test, *shard).map_err(refused)? else {
+            log::info!("{}: no test images here, the others evaluate", data.display());
+            return Ok(None);
+        };
+        log::info!("{} test images", source.len());
+        source.load(job, *threads).map(|set| Some(Evaluator::new(set))).map_err(refused)
     }
 
     fn prepared(&mut self, job: &Job, source: Source) -> Result<Training, Failure> {
@@ -204,13 +241,16 @@ impl Running<'_> {
             })?;
         }
         let data = source.load(job, self.options.threads).map_err(refused)?;
+        let evaluator = self.evaluator(job)?;
         let len = network.layout.len;
         self.params = Arena::new(len).doing("memory for the parameters")?;
         Ok(Training {
             network: Model::new(network, (job.precision, job.conv), batch_max, self.options.pool())
                 .doing("memory for a step")?,
+            job: job.clone(),
             digest: data.digest(),
             data,
+            evaluator,
             sampler: Sampler::of(job, self.index),
             batch: Batch::default(),
             gradients: Arena::new(len).doing("memory for the gradients")?,
