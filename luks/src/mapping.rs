@@ -8,7 +8,7 @@
 //! into a table: what the allow-list passed is written from constants. The key goes through the thread
 //! keyring, where the kernel permits it, and is unlinked at once. Nothing is left of a failure.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount as mount_system, unmount as 
 use zeroize::Zeroizing;
 
 pub use crate::linux::mapper::Device;
+pub use crate::linux::node::DeviceNumber;
 
 use crate::Error;
 use crate::data::integrity::provided_sectors;
@@ -27,7 +28,8 @@ use crate::header::metadata::CIPHER;
 use crate::keys::secret::{Passphrase, Secret};
 use crate::linux::loop_device::{LoopDevice, refuse_attached};
 use crate::linux::mapper::{Mapper, Target};
-use crate::linux::{node, sys};
+use crate::linux::node;
+use crate::linux::sys;
 use crate::memory::limit_kib;
 use crate::volume::{Source, lock};
 
@@ -97,7 +99,8 @@ pub fn open(
             (Some(attached), number)
         }
     };
-    activate(&mapper, &header, &key, (&file, below), name, read_only)
+    let disk = FileDisk::new(file)?;
+    activate(&mapper, &header, &key, &disk, below, name, read_only)
 }
 
 /// Removes a mapping that this program or cryptsetup made, and what is below it.
@@ -137,7 +140,11 @@ pub fn status(name: &str) -> Result<Status, Error> {
         keyring: key.starts_with(':'),
         below: below.to_owned(),
         offset: offset.parse().map_err(|_| Error::damaged("a table that is not dm-crypt's"))?,
-        mounts: mounts()?.into_iter().filter(|m| m.0 == device.number).map(|m| m.1).collect(),
+        mounts: mounts()?
+            .into_iter()
+            .filter(|mount| mount.number == device.number)
+            .map(|mount| mount.directory)
+            .collect(),
         device,
     })
 }
@@ -160,7 +167,7 @@ pub fn mount(
     if read_only {
         flags |= MountFlags::RDONLY;
     }
-    let node = format!("/dev/dm-{}", device.number.1);
+    let node = format!("/dev/dm-{}", device.number.minor);
     let mounted = mount_system(node.as_str(), target, "ext4", flags, c"errors=remount-ro");
     match mounted {
         Ok(()) => Ok(device),
@@ -178,8 +185,9 @@ pub fn mount(
 pub fn unmount(target: &Path) -> Result<(), Error> {
     let path = target.canonicalize().map_err(Error::io(target.display().to_string()))?;
     let text = path.display().to_string();
-    let found = mounts()?.into_iter().rev().find(|(_, mounted)| *mounted == text);
-    let (number, _) = found.ok_or_else(|| Error::NotFound(format!("system mounted at {text}")))?;
+    let found = mounts()?.into_iter().rev().find(|mount| mount.directory == text);
+    let Mount { number, .. } =
+        found.ok_or_else(|| Error::NotFound(format!("system mounted at {text}")))?;
     let mapper = Mapper::open()?;
     let device = mapper.find_number(number)?;
     let device = device.ok_or_else(|| Error::refused(format!("{text} is no mapping")))?;
@@ -201,35 +209,36 @@ fn activate(
     mapper: &Mapper,
     header: &Header,
     key: &Secret,
-    (file, below): (&File, (u32, u32)),
+    disk: &FileDisk,
+    below: DeviceNumber,
     name: &str,
     read_only: bool,
 ) -> Result<Device, Error> {
     let segment = header.metadata().segment;
     let uuid = header.uuid().replace('-', "");
-    let disk = FileDisk::new(file.try_clone().map_err(Error::io("duplicate"))?)?;
     let offset = segment.offset / SECTOR;
     let sectors = segment.len_on(disk.len())? / SECTOR;
     if !segment.integrity {
-        return crypt(header, key, CIPHER, (below, offset), sectors, |target| {
-            create_crypt(mapper, (name, &uuid), target, read_only)
+        return crypt(header, key, CIPHER, Start { device: below, offset }, sectors, |target| {
+            create_crypt(mapper, name, &uuid, target, read_only)
         });
     }
-    let provided = provided_sectors(&disk, segment.offset, sectors, segment.sector)?;
+    let provided = provided_sectors(disk, segment.offset, sectors, segment.sector)?;
     let between = format!("{name}{INTEGRITY_NAME}");
     let target = Target {
         sectors: provided,
         kind: "integrity",
         params: Zeroizing::new(format!(
             "{}:{} {offset} 32 J 2 block_size:{} fix_padding",
-            below.0, below.1, segment.sector
+            below.major, below.minor, segment.sector
         )),
     };
     let between_uuid = format!("{}{uuid}-{between}", INTEGRITY_PREFIXES[0]);
     let lower = mapper.create(&between, &between_uuid, &target, read_only)?;
-    let made = crypt(header, key, AEAD, (lower.number, 0), provided, |target| {
-        create_crypt(mapper, (name, &uuid), target, read_only)
-    });
+    let made =
+        crypt(header, key, AEAD, Start { device: lower.number, offset: 0 }, provided, |target| {
+            create_crypt(mapper, name, &uuid, target, read_only)
+        });
     if made.is_err() {
         mapper.remove_now(&between);
     }
@@ -238,11 +247,18 @@ fn activate(
 
 fn create_crypt(
     mapper: &Mapper,
-    (name, uuid): (&str, &str),
+    name: &str,
+    uuid: &str,
     target: &Target,
     read_only: bool,
 ) -> Result<Device, Error> {
     mapper.create(name, &format!("{UUID_PREFIX}{uuid}-{name}"), target, read_only)
+}
+
+/// Where on the device below a target begins, in sectors of 512 bytes.
+struct Start {
+    device: DeviceNumber,
+    offset: u64,
 }
 
 /// Builds dm-crypt's table with the key in the keyring, or inline where that is forbidden, and uses it.
@@ -250,7 +266,7 @@ fn crypt(
     header: &Header,
     key: &Secret,
     cipher: &str,
-    (below, offset): ((u32, u32), u64),
+    below: Start,
     sectors: u64,
     create: impl FnOnce(&Target) -> Result<Device, Error>,
 ) -> Result<Device, Error> {
@@ -279,7 +295,7 @@ fn crypt(
     let mut params = Zeroizing::new(String::with_capacity(1024));
     params.push_str(&format!("{cipher} "));
     params.push_str(&key_text);
-    params.push_str(&format!(" 0 {}:{} {offset}", below.0, below.1));
+    params.push_str(&format!(" 0 {}:{} {}", below.device.major, below.device.minor, below.offset));
     if !options.is_empty() {
         params.push_str(&format!(" {} {}", options.len(), options.join(" ")));
     }
@@ -304,8 +320,11 @@ fn check_name(name: &str) -> Result<(), Error> {
     }
 }
 
-/// Number of the mounted device, and the directory.
-type Mount = ((u32, u32), String);
+/// A mounted device.
+struct Mount {
+    number: DeviceNumber,
+    directory: String,
+}
 
 /// Every mount of this process.
 fn mounts() -> Result<Vec<Mount>, Error> {
@@ -316,7 +335,8 @@ fn mounts() -> Result<Vec<Mount>, Error> {
         let (major, minor) = fields.next()?.split_once(':')?;
         let directory = fields.nth(1)?;
         let directory = directory.replace("\\040", " ").replace("\\134", "\\");
-        Some(((major.parse().ok()?, minor.parse().ok()?), directory))
+        let number = DeviceNumber { major: major.parse().ok()?, minor: minor.parse().ok()? };
+        Some(Mount { number, directory })
     };
     Ok(text.lines().filter_map(mount).collect())
 }

@@ -5,7 +5,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::{node, sys};
+use super::node::{self, DeviceNumber};
+use super::sys;
 use crate::Error;
 
 const CTL_GET_FREE: u32 = 0x4c82;
@@ -13,7 +14,7 @@ const SET_FD: u32 = 0x4c00;
 const CLR_FD: u32 = 0x4c01;
 const SET_STATUS64: u32 = 0x4c04;
 const CONFIGURE: u32 = 0x4c0a;
-const CONTROL: (u32, u32) = (10, 237);
+const CONTROL: DeviceNumber = DeviceNumber { major: 10, minor: 237 };
 const MAJOR: u32 = 7;
 /// struct loop_config: fd, block size, loop_info64 (232 bytes), reserved.
 const CONFIG_LEN: usize = 304;
@@ -29,7 +30,7 @@ const ATTEMPTS: usize = 64;
 pub(crate) struct LoopDevice {
     _device: File,
     /// Major and minor number.
-    pub(crate) number: (u32, u32),
+    pub(crate) number: DeviceNumber,
 }
 
 impl LoopDevice {
@@ -47,11 +48,12 @@ impl LoopDevice {
             let free = sys::ioctl_integer(&control, CTL_GET_FREE, 0);
             let index = free.map_err(Error::io("find a free loop device"))? as u32;
             let path = format!("/dev/loop{index}");
-            node::ensure_block(&path, (MAJOR, index))?;
+            let number = DeviceNumber { major: MAJOR, minor: index };
+            node::ensure_block(&path, number)?;
             let device = OpenOptions::new().read(true).write(!read_only).open(&path);
             let device = device.map_err(Error::io(path.clone()))?;
             match configure(&device, file, &mut config) {
-                Ok(()) => return Ok(Self { _device: device, number: (MAJOR, index) }),
+                Ok(()) => return Ok(Self { _device: device, number }),
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
                 Err(error) => return Err(Error::Io(format!("attach {path}"), error)),
             }

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::{node, sys};
+use super::node::{self, DeviceNumber};
+use super::sys;
 use crate::Error;
 
 /// `/dev/mapper/control`: misc devices, MAPPER_CTRL_MINOR.
-const CONTROL: (u32, u32) = (10, 236);
+const CONTROL: DeviceNumber = DeviceNumber { major: 10, minor: 236 };
 /// struct dm_ioctl and struct dm_target_spec.
 const HEAD_LEN: usize = 312;
 const SPEC_LEN: usize = 40;
@@ -48,7 +49,7 @@ pub struct Device {
     /// Its UUID: who made it and from what.
     pub uuid: String,
     /// Major and minor number.
-    pub number: (u32, u32),
+    pub number: DeviceNumber,
     /// How many have it open.
     pub users: u32,
     /// Whether it cannot be written.
@@ -87,7 +88,7 @@ impl Mapper {
     }
 
     /// The device of this number.
-    pub(crate) fn find_number(&self, number: (u32, u32)) -> Result<Option<Device>, Error> {
+    pub(crate) fn find_number(&self, number: DeviceNumber) -> Result<Option<Device>, Error> {
         let reply = self.run(Command::ListDevices, "", "", 0, None);
         let reply = reply.map_err(Error::io("list of devices"))?;
         for name in reply.names() {
@@ -118,7 +119,7 @@ impl Mapper {
             .map_err(Error::io(format!("activate the mapping {name}")))
             .and_then(|reply| {
                 let device = reply.device();
-                node::ensure_block(&format!("/dev/dm-{}", device.number.1), device.number)?;
+                node::ensure_block(&format!("/dev/dm-{}", device.number.minor), device.number)?;
                 node::ensure_mapped(name, device.number)?;
                 Ok(device)
             });
@@ -240,8 +241,9 @@ impl Reply {
 }
 
 /// The kernel's `huge_encode_dev`.
-fn decode_number(device: u64) -> (u32, u32) {
-    ((device >> 8 & 0xfff) as u32, (device & 0xff | device >> 12 & 0xfff00) as u32)
+fn decode_number(device: u64) -> DeviceNumber {
+    let minor = (device & 0xff | device >> 12 & 0xfff00) as u32;
+    DeviceNumber { major: (device >> 8 & 0xfff) as u32, minor }
 }
 
 #[cfg(test)]
@@ -250,7 +252,7 @@ mod tests {
 
     #[test]
     fn numbers_decode_as_the_kernel_encodes_them() {
-        assert_eq!(decode_number(0xfd00), (253, 0));
-        assert_eq!(decode_number(0x0010_fd05), (253, 0x105));
+        assert_eq!(decode_number(0xfd00), DeviceNumber { major: 253, minor: 0 });
+        assert_eq!(decode_number(0x0010_fd05), DeviceNumber { major: 253, minor: 0x105 });
     }
 }

@@ -9,11 +9,20 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 
 use crate::Error;
 
+/// What the kernel knows a device by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceNumber {
+    /// Of the driver.
+    pub major: u32,
+    /// Of its device.
+    pub minor: u32,
+}
+
 /// How long udev may take to make a node: after that it is made here, since one that hangs must not hang us.
 const UDEV_WAIT: Duration = Duration::from_secs(2);
 
 /// Opens a character device, made first if a bare `/dev` lacks it.
-pub(crate) fn open_character(path: &str, number: (u32, u32)) -> Result<File, Error> {
+pub(crate) fn open_character(path: &str, number: DeviceNumber) -> Result<File, Error> {
     if !Path::new(path).exists() {
         make(path, FileType::CharacterDevice, number)?;
     }
@@ -21,7 +30,7 @@ pub(crate) fn open_character(path: &str, number: (u32, u32)) -> Result<File, Err
 }
 
 /// Makes sure that a block device has this node.
-pub(crate) fn ensure_block(path: &str, number: (u32, u32)) -> Result<(), Error> {
+pub(crate) fn ensure_block(path: &str, number: DeviceNumber) -> Result<(), Error> {
     match fs::metadata(path) {
         Ok(found) if found.file_type().is_block_device() && number_of(&found) == number => Ok(()),
         Ok(_) => Err(Error::Busy(path.to_owned())),
@@ -30,7 +39,7 @@ pub(crate) fn ensure_block(path: &str, number: (u32, u32)) -> Result<(), Error> 
 }
 
 /// `/dev/mapper/NAME`: udev's work where it runs, else ours.
-pub(crate) fn ensure_mapped(name: &str, number: (u32, u32)) -> Result<(), Error> {
+pub(crate) fn ensure_mapped(name: &str, number: DeviceNumber) -> Result<(), Error> {
     let path = format!("/dev/mapper/{name}");
     let start = Instant::now();
     while udev_runs() && start.elapsed() < UDEV_WAIT {
@@ -53,19 +62,19 @@ pub(crate) fn remove_mapped(name: &str) {
 }
 
 /// Major and minor number of a device file.
-pub(crate) fn number_of(metadata: &fs::Metadata) -> (u32, u32) {
+pub(crate) fn number_of(metadata: &fs::Metadata) -> DeviceNumber {
     let device = metadata.rdev();
-    (rustix::fs::major(device), rustix::fs::minor(device))
+    DeviceNumber { major: rustix::fs::major(device), minor: rustix::fs::minor(device) }
 }
 
 fn udev_runs() -> bool {
     Path::new("/run/udev/control").exists()
 }
 
-fn make(path: &str, kind: FileType, (major, minor): (u32, u32)) -> Result<(), Error> {
+fn make(path: &str, kind: FileType, number: DeviceNumber) -> Result<(), Error> {
     if let Some(parent) = Path::new(path).parent() {
         fs::create_dir_all(parent).map_err(Error::io(parent.display().to_string()))?;
     }
-    mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), makedev(major, minor))
+    mknodat(CWD, path, kind, Mode::from_raw_mode(0o600), makedev(number.major, number.minor))
         .map_err(|error| Error::Io(format!("make {path}"), error.into()))
 }

@@ -227,7 +227,7 @@ fn mount(args: &MountArgs) -> Result<(), Failure> {
 fn status(args: &StatusArgs) -> Result<(), Failure> {
     let status = mapping::status(&args.name).doing("status")?;
     let key = if status.keyring { "kernel keyring" } else { "in the table" };
-    let (major, minor) = status.device.number;
+    let mapping::DeviceNumber { major, minor } = status.device.number;
     if args.json {
         return print(
             &json!({
