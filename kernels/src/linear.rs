@@ -1,6 +1,7 @@
 //! The fully connected layer: small (2048 by 10), so plain loops in a fixed order serve every tier.
 
 use crate::base::exec::Exec;
+use crate::parallel::DisjointChunks;
 
 /// `y = x . w' + b` for `w` of `outputs` rows by `inputs` columns, as PyTorch keeps it.
 #[derive(Clone, Copy, Debug)]
@@ -64,7 +65,8 @@ impl Linear {
         (dw, db): (&mut [f32], &mut [f32]),
     ) {
         assert_eq!((dw.len(), db.len()), (self.inputs * self.outputs, self.outputs));
-        pool.for_each_chunk2((dw, self.inputs), (db, 1), |k, dw, db| {
+        let rows = DisjointChunks::new(dw, self.inputs);
+        pool.for_each_chunk2(rows, DisjointChunks::new(db, 1), |k, dw, db| {
             isa.run(
                 #[inline(always)]
                 || {

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
+use crate::parallel::DisjointChunks;
 
 /// 2^64: from here on squares are infinite.
 const SQUARE_MAX: f32 = 18_446_744_073_709_551_616.0;
@@ -66,7 +67,9 @@ pub fn momentum_sgd(
     const LEN: usize = 1 << 14;
     assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
     let is_finite = AtomicBool::new(true);
-    pool.for_each_chunk2((weights, LEN), (velocity, LEN), |index, weights, velocity| {
+    let weights = DisjointChunks::new(weights, LEN);
+    let velocity = DisjointChunks::new(velocity, LEN);
+    pool.for_each_chunk2(weights, velocity, |index, weights, velocity| {
         let gradients = &gradients[index * LEN..index * LEN + weights.len()];
         if !step.update(isa, weights, velocity, gradients) {
             is_finite.store(false, Ordering::Relaxed);

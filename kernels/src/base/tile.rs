@@ -10,7 +10,7 @@ use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 use crate::base::isa::Isa;
 use crate::base::panel::PANEL;
 use crate::base::value::Value;
-use crate::parallel::Pool;
+use crate::parallel::{DisjointBlocks, DisjointChunks, Pool};
 
 /// Images of a tile: short enough that sums over them in `f32` lose few digits, and no function of the
 /// threads, so that neither are the sums.
@@ -63,7 +63,8 @@ impl<'a, T> Tile<'a, T> {
     fn at(
         [_, pixel, image, channel]: [usize; 4],
         n: usize,
-        (values, sums): (ArrayViewMut4<'a, T>, ArrayViewMut4<'a, f32>),
+        values: ArrayViewMut4<'a, T>,
+        sums: ArrayViewMut4<'a, f32>,
     ) -> Self {
         let (values, sums) = (flat(values), flat(sums));
         Self { row: pixel * n + image, channel, values, sums }
@@ -86,25 +87,41 @@ impl<'a, T> Tile<'a, T> {
     }
 }
 
+/// An activation that is written, and the sums over its tiles.
+pub(crate) struct Target<'a, T> {
+    /// The activation.
+    pub values: &'a mut [T],
+    /// As many as [`sums_len`] says.
+    pub sums: &'a mut [f32],
+}
+
+/// How an activation is cut into tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiling {
+    pub(crate) shape: Extent,
+    /// Panels that a tile is wide.
+    pub(crate) panels: usize,
+}
+
 /// Calls `task(state, (pixel, image), tile)` for each tile of an activation `[pixels][n][channels]`, with a
 /// state that each thread makes once; tiles are some panels wide, and those of a pixel cost as much each.
 pub(crate) fn for_each_tile<T: Send, S>(
     pool: &Pool,
-    (shape, panels): (Extent, usize),
-    (values, sums): (&mut [T], &mut [f32]),
+    tiling: Tiling,
+    target: Target<T>,
     cost: impl Fn(usize) -> usize,
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, (usize, usize), Tile<T>) + Sync,
 ) {
-    let n = shape.n;
-    let (values, sums) = cut((shape, panels), (values, sums));
+    let n = tiling.shape.n;
+    let (values, sums) = tiling.cut(target);
     pool.for_each_block2(
         values,
         sums,
         |[_, pixel, ..]| cost(pixel),
         state,
         |state, at, values, sums| {
-            task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)));
+            task(state, (at[1], at[2]), Tile::at(at, n, values, sums));
         },
     );
 }
@@ -113,34 +130,35 @@ pub(crate) fn for_each_tile<T: Send, S>(
 /// many images at most, and without sums.
 pub(crate) fn for_each_part<T: Send, S>(
     pool: &Pool,
-    (shape, panels, images): (Extent, usize, usize),
+    tiling: Tiling,
+    images: usize,
     values: &mut [T],
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, Tile<T>) + Sync,
 ) {
-    let Extent { pixels, n, channels } = shape;
+    let Tiling { shape: Extent { pixels, n, channels }, panels } = tiling;
     // Where all tiles are whole, so is what parts of each make.
     let whole = if n.is_multiple_of(IMAGES) { IMAGES } else { n };
     let values = view4(values, [1, pixels * n / whole, whole, channels]);
-    let values = (values, [1, 1, images, panels * PANEL]);
+    let values = DisjointBlocks::new(values, [1, 1, images, panels * PANEL]);
     pool.for_each_block_with(values, state, |state, at, values| {
         let sums = view4(&mut [], [1, 1, 0, values.len_of(Axis(3))]);
-        task(state, Tile::at(at, whole, (values, sums)));
+        task(state, Tile::at(at, whole, values, sums));
     });
 }
 
 /// As [`for_each_tile`], with a part of `room` besides for each task, of so many values.
 pub(crate) fn for_each_tile_in<T: Send, U: Send, S>(
     pool: &Pool,
-    (shape, panels): (Extent, usize),
-    (values, sums): (&mut [T], &mut [f32]),
-    scratch: (&mut [U], usize),
+    tiling: Tiling,
+    target: Target<T>,
+    scratch: DisjointChunks<U>,
     cost: impl Fn(usize) -> usize,
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, (usize, usize), Tile<T>, &mut [U]) + Sync,
 ) {
-    let n = shape.n;
-    let (values, sums) = cut((shape, panels), (values, sums));
+    let n = tiling.shape.n;
+    let (values, sums) = tiling.cut(target);
     let cost = |[_, pixel, ..]: [usize; 4]| cost(pixel);
     pool.for_each_block2_in(
         values,
@@ -149,7 +167,7 @@ pub(crate) fn for_each_tile_in<T: Send, U: Send, S>(
         cost,
         state,
         |state, at, values, sums, scratch| {
-            task(state, (at[1], at[2]), Tile::at(at, n, (values, sums)), scratch);
+            task(state, (at[1], at[2]), Tile::at(at, n, values, sums), scratch);
         },
     );
 }
@@ -158,8 +176,9 @@ pub(crate) fn for_each_tile_in<T: Send, U: Send, S>(
 /// rows of another array, of `k` values.
 pub(crate) fn for_each_tile_of_rows<T: Send, S>(
     pool: &Pool,
-    (channels, k): (usize, usize),
-    (values, sums): (&mut [T], &mut [f32]),
+    channels: usize,
+    k: usize,
+    Target { values, sums }: Target<T>,
     other: &mut [T],
     state: impl Fn() -> S + Sync,
     task: impl Fn(&mut S, Tile<T>, &mut [T]) + Sync,
@@ -167,28 +186,31 @@ pub(crate) fn for_each_tile_of_rows<T: Send, S>(
     let n = values.len() / channels;
     assert_eq!((values.len(), other.len()), (n * channels, n * k), "rows of both");
     let sums = &mut sums[..sums_len(Extent::new(1, n, channels))];
-    let (values, sums) = ((values, IMAGES * channels), (sums, SUMS * channels));
-    let other = (other, IMAGES * k);
+    let values = DisjointChunks::new(values, IMAGES * channels);
+    let sums = DisjointChunks::new(sums, SUMS * channels);
+    let other = DisjointChunks::new(other, IMAGES * k);
     pool.for_each_chunk3_with(values, sums, other, state, |state, index, values, sums, rows| {
         let (values, sums) = (rows_of(values, channels), rows_of(sums, channels));
         task(state, Tile { row: index * IMAGES, channel: 0, values, sums }, rows);
     });
 }
 
-/// An array and the shape of its blocks.
-type Cut<'a, T> = (ArrayViewMut4<'a, T>, [usize; 4]);
-
-/// The values of an activation and the sums over its tiles, to be cut into the same grid.
-fn cut<'a, T>(
-    (shape, panels): (Extent, usize),
-    (values, sums): (&'a mut [T], &'a mut [f32]),
-) -> (Cut<'a, T>, Cut<'a, f32>) {
-    let Extent { pixels, n, channels } = shape;
-    let sums = &mut sums[..sums_len(shape)];
-    let values = view4(values, [1, pixels, n, channels]);
-    let sums = view4(sums, [1, pixels, n.div_ceil(IMAGES) * SUMS, channels]);
-    let width = panels * PANEL;
-    ((values, [1, 1, IMAGES, width]), (sums, [1, 1, SUMS, width]))
+impl Tiling {
+    /// The values of an activation and the sums over its tiles, cut into the same grid.
+    fn cut<T>(
+        self,
+        Target { values, sums }: Target<'_, T>,
+    ) -> (DisjointBlocks<'_, T>, DisjointBlocks<'_, f32>) {
+        let Self { shape: Extent { pixels, n, channels }, panels } = self;
+        let sums = &mut sums[..sums_len(self.shape)];
+        let values = view4(values, [1, pixels, n, channels]);
+        let sums = view4(sums, [1, pixels, n.div_ceil(IMAGES) * SUMS, channels]);
+        let width = panels * PANEL;
+        (
+            DisjointBlocks::new(values, [1, 1, IMAGES, width]),
+            DisjointBlocks::new(sums, [1, 1, SUMS, width]),
+        )
+    }
 }
 
 /// Bytes of an activation that is written past the caches: it would not stay there until it is read, and what is

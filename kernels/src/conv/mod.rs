@@ -21,13 +21,14 @@ pub(crate) mod winograd;
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::PANEL;
+use crate::base::tile::Target;
 use crate::gemm;
-use crate::gemm::epilogue::Epilogue;
+use crate::gemm::epilogue::{Epilogue, Store};
 use crate::gemm::product::Product;
 
-use pass::{Pass, Weights};
+use pass::{Layout, Pass, Weights};
 use transpose::Transposed;
-use winograd::Winograd;
+use winograd::{Filter, Winograd};
 
 pub use operand::{Operand, Results, Scratch};
 pub use shape::{Conv, ShapeError, panel_index};
@@ -51,17 +52,14 @@ impl Conv {
         let x = x.into();
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         if let Some(winograd) = self.winograd::<T>(exec.isa) {
-            return winograd.forward(
-                exec,
-                n,
-                (x.make(exec), w),
-                (y, sums, scratch.parts),
-                epilogue,
-            );
+            let (filter, target) = (Filter { w, transposed: false }, Target { values: y, sums });
+            let x = x.make(exec);
+            return winograd.convolve(exec, x, filter, target, scratch.parts, epilogue);
         }
-        let shapes = (self.rows(self.output, n), self.output_tiles(n));
+        let layout = Layout { rows: self.rows(self.output, n), tiles: self.output_tiles(n) };
         let weights = Weights::Panels(T::panels(exec, w, scratch.panels));
-        self.pass_forward().write(exec, (x, weights), shapes, (y, sums), (false, epilogue));
+        let store = Store::of(epilogue, self.channels_out);
+        self.pass_forward().write(exec, x, weights, layout, Target { values: y, sums }, store);
     }
 
     /// As [`Conv::forward`] for the first layer, whose input and weights are `f32` in every precision.
@@ -74,7 +72,8 @@ impl Conv {
         epilogue: Epilogue<T>,
     ) {
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        self.pass_forward().write_images(exec, (x, w), self.output_tiles(n), results, epilogue);
+        let target = Target { values: results.0, sums: results.1 };
+        self.pass_forward().write_images(exec, x, w, self.output_tiles(n), target, epilogue);
     }
 
     /// `dx = dy * w'`, or `dx +=` where `add` is set, as it is finished.
@@ -93,17 +92,19 @@ impl Conv {
         let dy = dy.into();
         assert_eq!((dy.len(), w.len()), (self.output_len(n), self.weights()));
         if let Some(winograd) = self.winograd::<T>(exec.isa).filter(|_| !add) {
-            let results = (dx, sums, scratch.parts);
-            return winograd.backward_input(exec, n, (dy.make(exec), w), results, epilogue);
+            let (filter, target) = (Filter { w, transposed: true }, Target { values: dx, sums });
+            let dy = dy.make(exec);
+            return winograd.convolve(exec, dy, filter, target, scratch.parts, epilogue);
         }
         let (taps, is_fast, is_pointwise) = (self.taps(), self.is_fast, self.is_pointwise);
         let table = &self.backward;
         let pass = Pass { table, taps, k: self.channels_out, is_fast, is_pointwise };
-        let shapes = (self.rows(self.input, n), self.input_tiles(n));
+        let layout = Layout { rows: self.rows(self.input, n), tiles: self.input_tiles(n) };
         let channels = [self.channels_in, self.channels_out];
         let transposed = Transposed { weights: w, taps, channels, used: self.used };
         let weights = Weights::Transposed(transposed, &mut scratch.panels[..self.weights()]);
-        pass.write(exec, (dy, weights), shapes, (dx, sums), (add, epilogue));
+        let store = Store { add, ..Store::of(epilogue, self.channels_in) };
+        pass.write(exec, dy, weights, layout, Target { values: dx, sums }, store);
     }
 
     /// `dw = x' * dy`; all of `dw` is written. `scratch` has [`Conv::scratch_len`] values.
@@ -117,7 +118,7 @@ impl Conv {
         let ((x, dy), (dw, scratch)) = (operands, results);
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
         if let Some(winograd) = self.winograd::<T>(exec.isa) {
-            return winograd.backward_weight(exec, n, (x, dy), dw, scratch);
+            return winograd.backward_weight(exec, n, x, dy, dw, scratch);
         }
         if exec.isa != Isa::Portable
             && let Some(cut) = self.pairs(n)

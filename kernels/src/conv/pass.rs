@@ -9,13 +9,14 @@ use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::PANEL;
 use crate::base::tile::{
-    Extent, IMAGES, Tile, for_each_part, for_each_tile, for_each_tile_in, for_each_tile_of_rows,
-    is_streamed,
+    Extent, IMAGES, Target, Tile, Tiling, for_each_part, for_each_tile, for_each_tile_in,
+    for_each_tile_of_rows, is_streamed,
 };
 use crate::gemm::epilogue::{Epilogue, Store, run_epilogue_in_blocks};
 use crate::gemm::product::Product;
 use crate::gemm::{self, Products, Term, strassen};
 use crate::norm::elementwise::Rows;
+use crate::parallel::DisjointChunks;
 
 /// How each pixel of the target is made of pixels of the source.
 pub(super) struct Pass<'a> {
@@ -37,11 +38,38 @@ pub(super) enum Weights<'a, T> {
     Transposed(Transposed<'a>, &'a mut [T]),
 }
 
-/// Panels from one on.
+/// What a pass reads, as it lies in memory.
 #[derive(Clone, Copy)]
-struct Panels<'a, T> {
-    all: &'a [T],
+struct Operands<'a, T> {
+    source: &'a [T],
+    /// Panels of weights, from the `first` on.
+    panels: &'a [T],
     first: usize,
+}
+
+/// Where in an activation of `n` images a product is.
+#[derive(Clone, Copy)]
+struct Place {
+    pixel: usize,
+    image: usize,
+    n: usize,
+}
+
+/// How tiles are computed, and what becomes of them.
+struct Work<'a, T> {
+    isa: Isa,
+    store: Store<'a, T>,
+    /// Whether a tile is a pair of panels for Strassen's product.
+    is_pair: bool,
+}
+
+/// The activation that a pass writes.
+#[derive(Clone, Copy)]
+pub(super) struct Layout {
+    /// Its pixels, and the rows of each that tasks compute.
+    pub(super) rows: (usize, usize),
+    /// As it is cut into tiles that are finished.
+    pub(super) tiles: Extent,
 }
 
 /// Tasks that are enough for Strassen's product to make half as many of them: for fewer, threads would wait longer
@@ -60,99 +88,93 @@ impl Pass<'_> {
     pub(super) fn write<T: Product>(
         &self,
         exec: Exec,
-        (mut source, weights): (Operand<T>, Weights<T>),
-        ((pixels, n), tiles): ((usize, usize), Extent),
-        (y, sums): (&mut [T], &mut [f32]),
-        (add, epilogue): (bool, Epilogue<T>),
+        mut source: Operand<T>,
+        weights: Weights<T>,
+        Layout { rows: (pixels, n), tiles }: Layout,
+        target: Target<T>,
+        store: Store<T>,
     ) {
-        let (shape, streamed) = (Extent { pixels, n, ..tiles }, is_streamed(y));
+        let (shape, streamed) = (Extent { pixels, n, ..tiles }, is_streamed(target.values));
         let part = self.part::<T>(exec, shape);
         let weights = match weights {
             Weights::Transposed(transposed, scratch)
-                if part.is_some() || !self.reads_once((pixels, n)) =>
+                if part.is_some() || !self.reads_once(pixels, n) =>
             {
                 transposed.all(exec, scratch);
                 Weights::Panels(scratch)
             }
             weights => weights,
         };
-        let store = Store { add, streamed, ..Store::of(epilogue, tiles.channels) };
+        let store = Store { streamed, ..store };
         if let (Operand::Recompute(source, rows), Weights::Panels(all)) = (&mut source, &weights)
             && pixels == 1
             && self.is_pointwise
             && self.task_panels::<T>(exec.isa, shape).1 == tiles.channels / PANEL
         {
-            let operands = ((&mut **source, *rows), Panels { all, first: 0 });
-            return self.run_made(exec, operands, tiles.channels, (y, sums), store);
+            return self.run_made(exec, source, *rows, all, target, store);
         }
         let source = source.make(exec);
         if shape == tiles && part.is_none() {
-            return self.run(exec, (source, weights), shape, (y, sums), store);
+            return self.run(exec, source, weights, shape, target, store);
         }
+        let (epilogue, Target { values, sums }) = (store.epilogue, target);
         let store = Store { epilogue: Epilogue::Keep, ..store };
         match (part, weights) {
-            (Some(images), Weights::Panels(all)) => {
-                self.run_parts(exec, (source, all), (shape, images), y, store);
+            (Some(images), Weights::Panels(panels)) => {
+                let operands = Operands { source, panels, first: 0 };
+                self.run_parts(exec, operands, shape, images, values, store);
             }
-            (_, weights) => self.run(exec, (source, weights), shape, (y, sums), store),
+            (_, weights) => {
+                let target = Target { values: &mut *values, sums: &mut *sums };
+                self.run(exec, source, weights, shape, target, store);
+            }
         }
         let is_part = shape == tiles && part.is_some();
         let in_blocks = is_part && self.takes_pairs::<T>(exec.isa, shape);
-        run_epilogue_in_blocks(exec, tiles, (y, sums), (epilogue, in_blocks));
+        run_epilogue_in_blocks(exec, tiles, Target { values, sums }, epilogue, in_blocks);
     }
 
     /// Computes the tiles of `y`, an activation of such a shape.
     fn run<T: Product>(
         &self,
         Exec { pool, isa }: Exec,
-        (source, weights): (&[T], Weights<T>),
+        source: &[T],
+        weights: Weights<T>,
         shape: Extent,
-        (y, sums): (&mut [T], &mut [f32]),
+        target: Target<T>,
         store: Store<T>,
     ) {
         let (is_pair, panels) = self.task_panels::<T>(isa, shape);
         let accumulators = || [0.0; strassen::ACCUMULATORS];
-        let (tiles, results) = ((shape, panels), (y, sums));
+        let (tiling, n) = (Tiling { shape, panels }, shape.n);
+        let work = Work { isa, store, is_pair };
         let cost = |pixel| self.cost(pixel);
-        let task = |accumulators: &mut _, at, tile: Tile<T>, panels: Panels<T>| {
-            self.multiply(
-                isa,
-                (source, panels),
-                (shape.n, at),
-                accumulators,
-                (&store, tile, is_pair),
-            );
-        };
         match weights {
-            Weights::Panels(all) => {
-                let panels = Panels { all, first: 0 };
-                for_each_tile(
-                    pool,
-                    tiles,
-                    results,
-                    cost,
-                    accumulators,
-                    |accumulators, at, tile| {
-                        task(accumulators, at, tile, panels);
-                    },
-                );
-            }
-            Weights::Transposed(transposed, scratch) => {
-                let scratch = (scratch, panels * self.taps * self.k * PANEL);
-                for_each_tile_in(
-                    pool,
-                    tiles,
-                    results,
-                    scratch,
-                    cost,
-                    accumulators,
-                    |accumulators, at, tile, scratch| {
-                        let first = tile.channel / PANEL;
-                        self.transpose(isa, transposed, (at.0, tile.channels()), scratch);
-                        task(accumulators, at, tile, Panels { all: scratch, first });
-                    },
-                );
-            }
+            Weights::Panels(panels) => for_each_tile(
+                pool,
+                tiling,
+                target,
+                cost,
+                accumulators,
+                |accumulators, (pixel, image), tile| {
+                    let operands = Operands { source, panels, first: 0 };
+                    self.multiply(&work, operands, Place { pixel, image, n }, accumulators, tile);
+                },
+            ),
+            Weights::Transposed(transposed, scratch) => for_each_tile_in(
+                pool,
+                tiling,
+                target,
+                DisjointChunks::new(scratch, panels * self.taps * self.k * PANEL),
+                cost,
+                accumulators,
+                |accumulators, (pixel, image), tile, panels| {
+                    let first = tile.channel / PANEL;
+                    self.transpose(isa, transposed, pixel, tile.channels(), panels);
+                    let operands = Operands { source, panels, first };
+                    self.multiply(&work, operands, Place { pixel, image, n }, accumulators, tile);
+                },
+            ),
         }
     }
 
@@ -160,17 +182,19 @@ impl Pass<'_> {
     fn run_parts<T: Product>(
         &self,
         Exec { pool, isa }: Exec,
-        (source, all): (&[T], &[T]),
-        (shape, images): (Extent, usize),
+        operands: Operands<T>,
+        shape: Extent,
+        images: usize,
         y: &mut [T],
         store: Store<T>,
     ) {
         let ((is_pair, panels), n) = (self.task_panels::<T>(isa, shape), shape.n);
         let accumulators = || [0.0; strassen::ACCUMULATORS];
-        for_each_part(pool, (shape, panels, images), y, accumulators, |accumulators, tile| {
-            let operands = (source, Panels { all, first: 0 });
-            let place = (n, (tile.row / n, tile.row % n));
-            self.multiply(isa, operands, place, accumulators, (&store, tile, is_pair));
+        let work = Work { isa, store, is_pair };
+        let tiling = Tiling { shape, panels };
+        for_each_part(pool, tiling, images, y, accumulators, |accumulators, tile| {
+            let place = Place { pixel: tile.row / n, image: tile.row % n, n };
+            self.multiply(&work, operands, place, accumulators, tile);
         });
     }
 
@@ -190,26 +214,31 @@ impl Pass<'_> {
     fn run_made<T: Product>(
         &self,
         Exec { pool, isa }: Exec,
-        ((source, made), panels): ((&mut [T], Rows<T>), Panels<T>),
-        channels: usize,
-        (y, sums): (&mut [T], &mut [f32]),
+        source: &mut [T],
+        made: Rows<T>,
+        panels: &[T],
+        target: Target<T>,
         store: Store<T>,
     ) {
+        let channels = store.channels;
         made.assert_len(source.len());
         assert_eq!(made.channels(), self.k);
-        let (is_pair, _) = self.task_panels::<T>(isa, Extent::new(1, y.len() / channels, channels));
+        let (is_pair, _) =
+            self.task_panels::<T>(isa, Extent::new(1, target.values.len() / channels, channels));
         let accumulators = || [0.0; strassen::ACCUMULATORS];
-        let (shape, k) = ((channels, self.k), self.k);
+        let (work, k) = (Work { isa, store, is_pair }, self.k);
         for_each_tile_of_rows(
             pool,
-            shape,
-            (y, sums),
+            channels,
+            k,
+            target,
             source,
             accumulators,
             |accumulators, tile, rows| {
                 made.make_some(isa, tile.row * k, rows);
-                let place = (tile.values.nrows(), (0, 0));
-                self.multiply(isa, (rows, panels), place, accumulators, (&store, tile, is_pair));
+                let place = Place { pixel: 0, image: 0, n: tile.values.nrows() };
+                let operands = Operands { source: rows, panels, first: 0 };
+                self.multiply(&work, operands, place, accumulators, tile);
             },
         );
     }
@@ -228,30 +257,31 @@ impl Pass<'_> {
     /// Computes one tile.
     fn multiply<T: Product>(
         &self,
-        isa: Isa,
-        operands: (&[T], Panels<T>),
-        (n, (pixel, image)): (usize, (usize, usize)),
+        &Work { isa, ref store, is_pair }: &Work<T>,
+        operands: Operands<T>,
+        place: Place,
         accumulators: &mut [f32; strassen::ACCUMULATORS],
-        (store, mut tile, is_pair): (&Store<T>, Tile<T>, bool),
+        mut tile: Tile<T>,
     ) {
-        if self.table.of(pixel).is_empty() {
+        if self.table.of(place.pixel).is_empty() {
             // No tap reaches it: a row of zeros, again and again.
             return store.write(isa, (f32::zeros(), 0), tile);
         }
         let multiply = |accumulators: &mut [f32], tile: Tile<T>| {
-            self.sum(operands, (pixel, n, image, tile.channel), |products| {
+            self.sum(operands, place, tile.channel, |products| {
                 T::multiply(isa, products, accumulators, store, tile);
             });
         };
         if !is_pair {
             return multiply(accumulators, tile);
         }
-        let whole = IMAGES.min(n - image / IMAGES * IMAGES);
+        let whole = IMAGES.min(place.n - place.image / IMAGES * IMAGES);
         if strassen::cuts(whole)
-            && let (Some(x), Some(w)) = (T::single(operands.0), T::single(operands.1.all))
+            && let (Some(source), Some(panels)) =
+                (T::single(operands.source), T::single(operands.panels))
         {
-            let panels = Panels { all: w, first: operands.1.first };
-            return self.sum((x, panels), (pixel, n, image, tile.channel), |products| {
+            let operands = Operands { source, panels, first: operands.first };
+            return self.sum(operands, place, tile.channel, |products| {
                 strassen::multiply_to(isa, products, accumulators, store, tile);
             });
         }
@@ -263,7 +293,8 @@ impl Pass<'_> {
         &self,
         isa: Isa,
         transposed: Transposed,
-        (pixel, channels): (usize, Range<usize>),
+        pixel: usize,
+        channels: Range<usize>,
         scratch: &mut [T],
     ) {
         let len = self.k * PANEL;
@@ -282,7 +313,7 @@ impl Pass<'_> {
     }
 
     /// Whether over `n` images each weight is read by one task alone.
-    fn reads_once(&self, (pixels, n): (usize, usize)) -> bool {
+    fn reads_once(&self, pixels: usize, n: usize) -> bool {
         let mut entries = (0..pixels).flat_map(|pixel| self.table.of(pixel));
         let mut read = 0_u64;
         n <= IMAGES
@@ -315,19 +346,20 @@ impl Pass<'_> {
     /// Hands what makes up a tile to `product`.
     fn sum<T: Product>(
         &self,
-        (source, panels): (&[T], Panels<T>),
-        (pixel, n, image, channel): (usize, usize, usize, usize),
+        Operands { source, panels, first }: Operands<T>,
+        Place { pixel, image, n }: Place,
+        channel: usize,
         product: impl FnOnce(Products<T>),
     ) {
         let Self { table, taps, k, .. } = *self;
-        let panel = (channel / PANEL - panels.first) * taps;
+        let panel = (channel / PANEL - first) * taps;
         let mut terms = [Term { a: &[][..], b: &[][..] }; KERNEL_MAX * KERNEL_MAX];
         let entries = table.of(pixel);
         for (term, &Entry { tap, pixel }) in terms.iter_mut().zip(entries) {
             let (pixel, tap) = (pixel as usize, tap as usize);
             *term = Term {
                 a: &source[(pixel * n + image) * k..(pixel + 1) * n * k],
-                b: &panels.all[(panel + tap) * k * PANEL..],
+                b: &panels[(panel + tap) * k * PANEL..],
             };
         }
         let terms = &terms[..entries.len()];
@@ -338,23 +370,25 @@ impl Pass<'_> {
     pub(super) fn write_images<T: Product>(
         &self,
         Exec { pool, isa }: Exec,
-        operands: (&[f32], &[f32]),
+        source: &[f32],
+        panels: &[f32],
         shape: Extent,
-        (y, sums): (&mut [T], &mut [f32]),
+        target: Target<T>,
         epilogue: Epilogue<T>,
     ) {
-        let store = Store { streamed: is_streamed(y), ..Store::of(epilogue, shape.channels) };
+        let streamed = is_streamed(target.values);
+        let store = Store { streamed, ..Store::of(epilogue, shape.channels) };
         let accumulators = || [0.0; IMAGES * PANEL];
-        let operands = (operands.0, Panels { all: operands.1, first: 0 });
+        let operands = Operands { source, panels, first: 0 };
         let cost = |pixel| self.cost(pixel);
         for_each_tile(
             pool,
-            (shape, 1),
-            (y, sums),
+            Tiling { shape, panels: 1 },
+            target,
             cost,
             accumulators,
             |accumulators, (pixel, image), tile| {
-                self.sum(operands, (pixel, shape.n, image, tile.channel), |products| {
+                self.sum(operands, Place { pixel, image, n: shape.n }, tile.channel, |products| {
                     gemm::multiply_to(isa, products, accumulators, &store, tile);
                 });
             },

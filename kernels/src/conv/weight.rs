@@ -12,6 +12,7 @@ use crate::base::panel::{Matrix, PANEL, PrefetchNext};
 use crate::base::tile::{IMAGES, view4};
 use crate::gemm::product::Product;
 use crate::gemm::{self, strassen};
+use crate::parallel::DisjointBlocks;
 
 /// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB, which stay in the second-level
 /// cache over all steps of the sum.
@@ -92,7 +93,7 @@ impl Conv {
         let parts = if splits == 1 { &mut *dw } else { &mut scratch[..splits * self.weights()] };
         let parts = view4(parts, [splits * all, cut.rows[0], cut.rows[1], PANEL]);
         let [outer, inner] = cut.block_for(splits * all, pool.threads());
-        let parts = (parts, [cut.panels, outer, inner, PANEL]);
+        let parts = DisjointBlocks::new(parts, [cut.panels, outer, inner, PANEL]);
         pool.for_each_block_with(parts, state, |state, [part, outer, inner, _], block| {
             let (split, panel, c) = (part / all, part % all, outer * cut.rows[1] + inner);
             let range = split * cut.steps / splits..(split + 1) * cut.steps / splits;

@@ -11,7 +11,7 @@ use ndarray::ArrayViewMut2;
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::{PANEL, Prefetch};
-use crate::base::tile::{Extent, Tile, for_each_tile};
+use crate::base::tile::{Extent, Target, Tile, Tiling, for_each_tile};
 use crate::base::value::Value;
 use crate::norm::folded::{Folded, Mask, Normalised};
 
@@ -140,15 +140,16 @@ pub fn run_epilogue<T: Value>(
     sums: &mut [f32],
     epilogue: Epilogue<T>,
 ) {
-    run_epilogue_in_blocks(exec, shape, (values, sums), (epilogue, false));
+    run_epilogue_in_blocks(exec, shape, Target { values, sums }, epilogue, false);
 }
 
 /// As [`run_epilogue`], of tiles that Strassen's product made where `in_blocks` is set.
 pub(crate) fn run_epilogue_in_blocks<T: Value>(
     Exec { pool, isa }: Exec,
     shape: Extent,
-    results: (&mut [T], &mut [f32]),
-    (epilogue, in_blocks): (Epilogue<T>, bool),
+    target: Target<T>,
+    epilogue: Epilogue<T>,
+    in_blocks: bool,
 ) {
     if matches!(epilogue, Epilogue::Keep) {
         return;
@@ -156,8 +157,8 @@ pub(crate) fn run_epilogue_in_blocks<T: Value>(
     let store = Store { in_blocks, ..Store::of(epilogue, shape.channels) };
     for_each_tile(
         pool,
-        (shape, 1),
-        results,
+        Tiling { shape, panels: 1 },
+        target,
         |_| 1,
         || (),
         |(), _, tile| {

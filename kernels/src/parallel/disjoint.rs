@@ -1,25 +1,34 @@
 //! One mutable buffer as pieces that do not overlap, which tasks borrow by number.
 
+use std::marker::PhantomData;
+
 use ndarray::{ArrayViewMut4, ShapeBuilder};
 
 /// A slice as equal chunks that tasks borrow by number.
-pub(super) struct DisjointChunks<T> {
+pub(crate) struct DisjointChunks<'a, T> {
     start: *mut T,
     total: usize,
     len: usize,
+    data: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: a `DisjointChunks` only hands out disjoint `&mut [T]`, which may cross threads when `T: Send`.
-unsafe impl<T: Send> Sync for DisjointChunks<T> {}
+unsafe impl<T: Send> Sync for DisjointChunks<'_, T> {}
 
-impl<T> DisjointChunks<T> {
-    pub(super) fn new(data: &mut [T], len: usize) -> Self {
+impl<'a, T> DisjointChunks<'a, T> {
+    /// Chunks of `len` values; the last may be shorter.
+    pub(crate) fn new(data: &'a mut [T], len: usize) -> Self {
         assert!(len > 0, "chunks of nothing");
-        Self { start: data.as_mut_ptr(), total: data.len(), len }
+        Self { start: data.as_mut_ptr(), total: data.len(), len, data: PhantomData }
     }
 
     pub(super) fn count(&self) -> usize {
         self.total.div_ceil(self.len)
+    }
+
+    /// How many have all their values.
+    pub(super) fn whole(&self) -> usize {
+        self.total / self.len
     }
 
     /// # Safety
@@ -35,22 +44,30 @@ impl<T> DisjointChunks<T> {
 }
 
 /// A view as a grid of blocks that tasks borrow by origin.
-pub(super) struct DisjointBlocks<T> {
+pub(crate) struct DisjointBlocks<'a, T> {
     start: *mut T,
     shape: [usize; 4],
     strides: [usize; 4],
     block: [usize; 4],
+    data: PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: a `DisjointBlocks` only hands out disjoint mutable views, which may cross threads when `T: Send`.
-unsafe impl<T: Send> Sync for DisjointBlocks<T> {}
+unsafe impl<T: Send> Sync for DisjointBlocks<'_, T> {}
 
-impl<T> DisjointBlocks<T> {
-    pub(super) fn new(mut data: ArrayViewMut4<T>, block: [usize; 4]) -> Self {
+impl<'a, T> DisjointBlocks<'a, T> {
+    /// Blocks of shape `block`, smaller at the far edges.
+    pub(crate) fn new(mut data: ArrayViewMut4<'a, T>, block: [usize; 4]) -> Self {
         assert!(block.iter().all(|&len| len > 0), "blocks of nothing");
         let strides = [0, 1, 2, 3]
             .map(|axis| usize::try_from(data.strides()[axis]).expect("strides are not negative"));
-        Self { start: data.as_mut_ptr(), shape: data.dim().into(), strides, block }
+        Self {
+            start: data.as_mut_ptr(),
+            shape: data.dim().into(),
+            strides,
+            block,
+            data: PhantomData,
+        }
     }
 
     pub(super) fn grid(&self, axis: usize) -> usize {

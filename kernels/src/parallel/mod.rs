@@ -7,5 +7,6 @@ mod retire;
 mod sync;
 mod team;
 
+pub(crate) use disjoint::{DisjointBlocks, DisjointChunks};
 pub use pool::Pool;
 pub use retire::Retiring;

@@ -94,14 +94,12 @@ impl Pool {
     }
 
     /// As [`Pool::for_each_chunk`] over two buffers that split into the same number of chunks.
-    pub fn for_each_chunk2<T: Send, U: Send>(
+    pub(crate) fn for_each_chunk2<T: Send, U: Send>(
         &self,
-        first: (&mut [T], usize),
-        second: (&mut [U], usize),
+        first: DisjointChunks<T>,
+        second: DisjointChunks<U>,
         task: impl Fn(usize, &mut [T], &mut [U]) + Sync,
     ) {
-        let (first, second) =
-            (DisjointChunks::new(first.0, first.1), DisjointChunks::new(second.0, second.1));
         assert_eq!(first.count(), second.count(), "buffers split differently");
         self.run(first.count(), |index| {
             // SAFETY: `run` calls each index once, so each chunk is borrowed once.
@@ -111,17 +109,14 @@ impl Pool {
     }
 
     /// As [`Pool::for_each_chunk`] over three buffers, with a state that each thread makes once.
-    pub fn for_each_chunk3_with<T: Send, U: Send, V: Send, S>(
+    pub(crate) fn for_each_chunk3_with<T: Send, U: Send, V: Send, S>(
         &self,
-        first: (&mut [T], usize),
-        second: (&mut [U], usize),
-        third: (&mut [V], usize),
+        first: DisjointChunks<T>,
+        second: DisjointChunks<U>,
+        third: DisjointChunks<V>,
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, usize, &mut [T], &mut [U], &mut [V]) + Sync,
     ) {
-        let (first, second) =
-            (DisjointChunks::new(first.0, first.1), DisjointChunks::new(second.0, second.1));
-        let third = DisjointChunks::new(third.0, third.1);
         assert_eq!(
             [first.count(); 2],
             [second.count(), third.count()],
@@ -143,17 +138,17 @@ impl Pool {
         block: [usize; 4],
         task: impl Fn([usize; 4], ArrayViewMut4<T>) + Sync,
     ) {
-        self.for_each_block_with((data, block), || (), |(), origin, block| task(origin, block));
+        let blocks = DisjointBlocks::new(data, block);
+        self.for_each_block_with(blocks, || (), |(), origin, block| task(origin, block));
     }
 
     /// As [`Pool::for_each_block`], with a state that each thread makes once.
-    pub fn for_each_block_with<T: Send, S>(
+    pub(crate) fn for_each_block_with<T: Send, S>(
         &self,
-        (data, block): (ArrayViewMut4<T>, [usize; 4]),
+        blocks: DisjointBlocks<T>,
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>) + Sync,
     ) {
-        let blocks = DisjointBlocks::new(data, block);
         self.run_with(blocks.count(), state, |state, index| {
             let origin = blocks.origin(index);
             // SAFETY: `run_with` calls each index once, so each block is borrowed once.
@@ -161,16 +156,15 @@ impl Pool {
         });
     }
 
-    /// As [`Pool::for_each_block_with`], with a part of `scratch` besides for each task, of `len` values: as
+    /// As [`Pool::for_each_block_with`], with a part of `scratch` besides for each task: as
     /// many tasks run at a time as there are parts.
-    pub fn for_each_block_in<T: Send, U: Send, S>(
+    pub(crate) fn for_each_block_in<T: Send, U: Send, S>(
         &self,
-        (data, block): (ArrayViewMut4<T>, [usize; 4]),
-        scratch: (&mut [U], usize),
+        blocks: DisjointBlocks<T>,
+        scratch: DisjointChunks<U>,
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, &mut [U]) + Sync,
     ) {
-        let blocks = DisjointBlocks::new(data, block);
         let tasks = |threads| Tasks::new(blocks.count(), threads);
         self.run_in(tasks, scratch, state, |state, index, scratch| {
             let origin = blocks.origin(index);
@@ -181,17 +175,15 @@ impl Pool {
 
     /// As [`Pool::for_each_block2`], with a part of `scratch` besides for each task, as
     /// [`Pool::for_each_block_in`].
-    pub fn for_each_block2_in<T: Send, U: Send, V: Send, S>(
+    pub(crate) fn for_each_block2_in<T: Send, U: Send, V: Send, S>(
         &self,
-        first: (ArrayViewMut4<T>, [usize; 4]),
-        second: (ArrayViewMut4<U>, [usize; 4]),
-        scratch: (&mut [V], usize),
+        first: DisjointBlocks<T>,
+        second: DisjointBlocks<U>,
+        scratch: DisjointChunks<V>,
         cost: impl Fn([usize; 4]) -> usize,
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>, &mut [V]) + Sync,
     ) {
-        let (first, second) =
-            (DisjointBlocks::new(first.0, first.1), DisjointBlocks::new(second.0, second.1));
         assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
         let cost = |index| cost(first.origin(index));
         let tasks = |threads| Tasks::weighted(first.count(), threads, cost);
@@ -207,18 +199,17 @@ impl Pool {
     fn run_in<U: Send, S>(
         &self,
         tasks: impl Fn(usize) -> Tasks,
-        (scratch, len): (&mut [U], usize),
+        scratch: DisjointChunks<U>,
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, usize, &mut [U]) + Sync,
     ) {
-        let parts = (scratch.len() / len).min(self.threads());
-        assert!(parts > 0, "scratch of {} values, parts of {len}", scratch.len());
+        let parts = scratch.whole().min(self.threads());
+        assert!(parts > 0, "no part of the scratch is whole");
         let tasks = tasks(parts);
-        let chunks = DisjointChunks::new(&mut scratch[..parts * len], len);
         self.team.run(parts < 2 || tasks.is_single, |who| {
             if who < parts {
                 // SAFETY: in a region each thread has its own number, so each part is borrowed once at a time.
-                let scratch = unsafe { chunks.piece(who) };
+                let scratch = unsafe { scratch.piece(who) };
                 tasks.each(who, &state, |state, index| task(state, index, scratch));
             }
         });
@@ -226,16 +217,14 @@ impl Pool {
 
     /// As [`Pool::for_each_block`] over two arrays that are cut into the same grid; the origin is the
     /// first one's. Threads begin with blocks of about the same `cost` each, and make a state for their tasks.
-    pub fn for_each_block2<T: Send, U: Send, S>(
+    pub(crate) fn for_each_block2<T: Send, U: Send, S>(
         &self,
-        first: (ArrayViewMut4<T>, [usize; 4]),
-        second: (ArrayViewMut4<U>, [usize; 4]),
+        first: DisjointBlocks<T>,
+        second: DisjointBlocks<U>,
         cost: impl Fn([usize; 4]) -> usize,
         state: impl Fn() -> S + Sync,
         task: impl Fn(&mut S, [usize; 4], ArrayViewMut4<T>, ArrayViewMut4<U>) + Sync,
     ) {
-        let (first, second) =
-            (DisjointBlocks::new(first.0, first.1), DisjointBlocks::new(second.0, second.1));
         assert!((0..4).all(|axis| first.grid(axis) == second.grid(axis)), "grids differ");
         let cost = |index| cost(first.origin(index));
         let tasks = Tasks::weighted(first.count(), self.threads(), cost);
@@ -402,10 +391,10 @@ mod tests {
             let pool = Pool::new(threads);
             let mut array = Array4::<u32>::zeros((3, 4, 5, 6));
             let mut scratch = vec![0; 8 * parts + 5];
-            let target = (array.view_mut(), [1, 1, 2, 6]);
+            let target = DisjointBlocks::new(array.view_mut(), [1, 1, 2, 6]);
             pool.for_each_block_in(
                 target,
-                (&mut scratch, 8),
+                DisjointChunks::new(&mut scratch, 8),
                 || (),
                 |(), [a, b, c, _], mut block, part| {
                     let mark = (100 * a + 10 * b + c) as u32;

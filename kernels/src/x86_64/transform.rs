@@ -236,7 +236,8 @@ impl Tier {
     /// Applies a transform to a square of slices of equal lengths, multiples of 16.
     pub(crate) fn transform<S: Value, D: Value>(
         self,
-        (scheme, transform): (Scheme, Transform),
+        scheme: Scheme,
+        transform: Transform,
         sources: &[&[S]; PRODUCTS_MAX],
         targets: &mut [&mut [D]; PRODUCTS_MAX],
     ) {

@@ -8,10 +8,11 @@ use super::tiling::{Winograd, distance};
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
 use crate::base::panel::{PANEL, Prefetch};
-use crate::base::tile::{IMAGES, SUMS, Tile, is_streamed, rows_of, view4};
+use crate::base::tile::{IMAGES, SUMS, Target, Tile, is_streamed, rows_of, view4};
 use crate::gemm::epilogue::{Epilogue, Store};
 use crate::gemm::product::Product;
 use crate::gemm::{self, Products, Term};
+use crate::parallel::{DisjointBlocks, DisjointChunks};
 
 /// Most channels of layers whose groups a thread keeps to itself, and rows of such a group: 37 slots of 16 x 128
 /// values are 300 KiB, which leaves room in a second-level cache of 1 MiB for the panels that pass by. With 256
@@ -61,11 +62,12 @@ impl Winograd {
     pub(super) fn convolve_fused<T: Product>(
         &self,
         Exec { pool, isa }: Exec,
-        (x, weights): (Map<T>, &[f32]),
-        k: usize,
-        (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
+        layer: Layer<T>,
+        Target { values: y, sums }: Target<T>,
+        scratch: &mut [f32],
         epilogue: Epilogue<T>,
     ) {
+        let Layer { x, weights, k } = layer;
         let ([height, width], n, tile) = (self.size(), x.n, self.scheme.tile());
         let epilogue = if self.images(n).is_some() { epilogue } else { Epilogue::Keep };
         let store = Store { streamed: is_streamed(y), ..Store::of(epilogue, k) };
@@ -82,13 +84,13 @@ impl Winograd {
         // From that order to images, rows, columns, channels.
         let order = if axes[0] == 0 { [1, 0, 2, 3] } else { [0, 1, 2, 3] };
         let y = view4(y, [height, width, n, k]).permuted_axes(axes);
-        let y = (y, of([tile, tile * run, images, k]));
-        let scratch = (scratch, self.part_len());
+        let y = DisjointBlocks::new(y, of([tile, tile * run, images, k]));
+        let scratch = DisjointChunks::new(scratch, self.part_len());
         let held = || [T::default(); HELD];
         if self.images(n).is_none() {
             return pool.for_each_block_in(y, scratch, held, |held, at, y, part| {
                 let (at, y) = (order.map(|axis| at[axis]), y.permuted_axes(order));
-                work.run(at, y, (part, held), &mut |_, source, values| {
+                work.run(at, y, part, held, &mut |_, source, values| {
                     let sums = ArrayViewMut2::from_shape((0, k), &mut []).expect("nothing");
                     work.put(source, Tile { row: 0, channel: 0, values, sums });
                 });
@@ -96,7 +98,7 @@ impl Winograd {
         }
         let sums = &mut sums[..height * width * (n / images) * SUMS * k];
         let sums = view4(sums, [height, width, n / images * SUMS, k]).permuted_axes(axes);
-        let sums = (sums, of([tile, tile * run, SUMS, k]));
+        let sums = DisjointBlocks::new(sums, of([tile, tile * run, SUMS, k]));
         pool.for_each_block2_in(
             y,
             sums,
@@ -106,7 +108,7 @@ impl Winograd {
             |held, at, y, sums, part| {
                 let (at, y) = (order.map(|axis| at[axis]), y.permuted_axes(order));
                 let mut sums = sums.permuted_axes(order);
-                work.run(at, y, (part, held), &mut |[p, q], source, values| {
+                work.run(at, y, part, held, &mut |[p, q], source, values| {
                     let row = work.row([at[0], at[1] + p, at[2] + q]);
                     let sums = sums.index_axis_mut(Axis(1), p).index_axis_move(Axis(1), q);
                     work.put(source, Tile { row, channel: 0, values, sums });
@@ -114,6 +116,16 @@ impl Winograd {
             },
         );
     }
+}
+
+/// What a layer is computed from.
+pub(super) struct Layer<'a, T> {
+    /// The activation that it reads.
+    pub(super) x: Map<'a, T>,
+    /// Its weights, transformed.
+    pub(super) weights: &'a [f32],
+    /// Channels that it writes.
+    pub(super) k: usize,
 }
 
 /// What all groups share.
@@ -146,7 +158,8 @@ impl<T: Product> Work<'_, T> {
         &self,
         [image, h, w, _]: [usize; 4],
         mut y: ArrayViewMut4<T>,
-        (part, held): (&mut [f32], &mut [T; HELD]),
+        part: &mut [f32],
+        held: &mut [T; HELD],
         put: &mut Put<T>,
     ) {
         let (images, side) = (y.len_of(Axis(0)), self.winograd.scheme.tile());
@@ -156,7 +169,7 @@ impl<T: Product> Work<'_, T> {
             let tiles = y.len_of(Axis(2)) / side;
             let at = [h, w + group * width, image];
             let is_last = (group + 1) * width >= end;
-            self.multiply((at, tiles, images), is_last, part);
+            self.multiply(at, tiles, images, is_last, part);
             for (tile, y) in y.axis_chunks_iter_mut(Axis(2), side).enumerate() {
                 let slots = part.chunks(self.distance(tiles * images));
                 let from = tile * images * self.k;
@@ -174,7 +187,9 @@ impl<T: Product> Work<'_, T> {
     /// Inputs of some tiles, and their products.
     fn multiply(
         &self,
-        (at, tiles, images): ([usize; 3], usize, usize),
+        at: [usize; 3],
+        tiles: usize,
+        images: usize,
         is_last: bool,
         part: &mut [f32],
     ) {
@@ -187,7 +202,7 @@ impl<T: Product> Work<'_, T> {
             let slots = part.chunks_mut(distance).skip(1).take(scheme.products());
             let mut slots = slots.map(|slot| &mut slot[tile * len..][..len]);
             let mut targets = std::array::from_fn(|_| slots.next().unwrap_or_default());
-            Transform::Input.apply((self.isa, scheme), &sources, &mut targets);
+            Transform::Input.apply(self.isa, scheme, &sources, &mut targets);
         }
         let next = [at[0], at[1] + side, at[2]];
         let next = self.x.inputs(scheme, next, if is_last || tiles > 1 { 0 } else { len });
@@ -225,13 +240,13 @@ impl<T: Product> Work<'_, T> {
         put: &mut Put<T>,
     ) {
         let (k, scheme) = (self.k, self.winograd.scheme);
-        let (how, side) = ((self.isa, scheme), scheme.tile());
+        let (isa, side) = (self.isa, scheme.tile());
         let sources = std::array::from_fn(|_| slots.next().unwrap_or_default());
         let mut pixels = pixels(&mut y);
         let len = pixels[0].len();
         let at = |pixel: usize| [pixel / side, column + pixel % side];
         if !self.store.streamed {
-            Transform::Output.apply(how, &sources, &mut pixels);
+            Transform::Output.apply(isa, scheme, &sources, &mut pixels);
             for (pixel, values) in pixels.into_iter().take(side * side).enumerate() {
                 put(at(pixel), None, rows_of(values, k));
             }
@@ -239,7 +254,7 @@ impl<T: Product> Work<'_, T> {
         }
         let mut parts = held.chunks_exact_mut(len);
         let mut targets = std::array::from_fn(|_| parts.next().unwrap_or_default());
-        Transform::Output.apply(how, &sources, &mut targets);
+        Transform::Output.apply(isa, scheme, &sources, &mut targets);
         for (pixel, (held, y)) in targets.into_iter().zip(pixels).take(side * side).enumerate() {
             put(at(pixel), Some(held), rows_of(y, k));
         }

@@ -72,15 +72,18 @@ mod tiling;
 use ndarray::{Axis, s};
 
 use crate::base::exec::Exec;
-use crate::base::panel::PANEL;
-use crate::base::tile::{Extent, IMAGES, view4};
+use crate::base::panel::{Matrix, PANEL};
+use crate::base::tile::{Extent, IMAGES, Target, view4};
 use crate::gemm::epilogue::{Epilogue, run_epilogue};
 use crate::gemm::product::Product;
+use crate::parallel::DisjointBlocks;
 
+use fused::Layer;
 use scheme::{TAPS, Transform};
 use staged::{Map, add_products, slices};
 use tiling::distance;
 
+pub(super) use staged::Filter;
 pub(crate) use tiling::Winograd;
 
 /// Rows of a gradient by weight that one task transforms: 36 slices of 16 rows of 64 values are 144 KiB, which stay
@@ -96,51 +99,29 @@ impl Winograd {
         self.weights_len() + (self.scheme.products() * stages).max(self.fused_len())
     }
 
-    /// `y = x * w`.
-    pub(crate) fn forward<T: Product>(
+    /// `y = x * w`, or `dx = dy * w'` with the weights transposed. `scratch` has [`Self::scratch_len`] values.
+    pub(crate) fn convolve<T: Product>(
         &self,
         exec: Exec,
-        n: usize,
-        (x, w): (&[T], &[f32]),
-        results: (&mut [T], &mut [f32], &mut [f32]),
-        epilogue: Epilogue<T>,
-    ) {
-        self.convolve(exec, n, (x, w, false), results, epilogue);
-    }
-
-    /// `dx = dy * w'`.
-    pub(crate) fn backward_input<T: Product>(
-        &self,
-        exec: Exec,
-        n: usize,
-        (dy, w): (&[T], &[f32]),
-        results: (&mut [T], &mut [f32], &mut [f32]),
-        epilogue: Epilogue<T>,
-    ) {
-        self.convolve(exec, n, (dy, w, true), results, epilogue);
-    }
-
-    /// Forward, or with the weights `transposed` by input.
-    fn convolve<T: Product>(
-        &self,
-        exec: Exec,
-        n: usize,
-        (x, w, transposed): (&[T], &[f32], bool),
-        (y, sums, scratch): (&mut [T], &mut [f32], &mut [f32]),
+        x: &[T],
+        filter: Filter,
+        Target { values: y, sums }: Target<T>,
+        scratch: &mut [f32],
         epilogue: Epilogue<T>,
     ) {
         let (weights, scratch) = scratch.split_at_mut(self.weights_len());
-        self.transform_weights(exec, (w, transposed), weights);
+        self.transform_weights(exec, filter, weights);
         let [height, width] = self.size();
         let [mut c, mut k] = self.channels;
-        if transposed {
+        if filter.transposed {
             (c, k) = (k, c);
         }
+        let n = x.len() / (height * width * c);
         let map = Map { data: x, size: self.size(), n, channels: c };
         let shape = Extent::new(height * width, n, k);
         if self.is_fused() {
-            let results = (&mut *y, &mut *sums, scratch);
-            self.convolve_fused(exec, (map, weights), k, results, epilogue);
+            let target = Target { values: &mut *y, sums: &mut *sums };
+            self.convolve_fused(exec, Layer { x: map, weights, k }, target, scratch, epilogue);
             if self.images(n).is_none() {
                 run_epilogue(exec, shape, y, sums, epilogue);
             }
@@ -152,7 +133,7 @@ impl Winograd {
             let rows = group.rows();
             let (inputs, outputs) = scratch.split_at_mut(products * distance(rows, c));
             self.transform_inputs(exec, map, group, inputs);
-            self.multiply(exec, rows, (c, k), (inputs, weights), outputs);
+            self.multiply(exec, rows, [c, k], inputs, weights, outputs);
             let (h, w) = (group.row * tile, group.column * tile);
             let images = group.image..group.image + group.images;
             let y = target.slice_mut(s![h..h + tile, w..w + group.tiles * tile, images, ..]);
@@ -166,7 +147,8 @@ impl Winograd {
         &self,
         exec: Exec,
         n: usize,
-        (x, dy): (&[T], &[T]),
+        x: &[T],
+        dy: &[T],
         dw: &mut [f32],
         scratch: &mut [f32],
     ) {
@@ -180,7 +162,7 @@ impl Winograd {
             let map = Map { data: dy, size: self.size(), n, channels: k };
             self.transform_gradients(exec, map, group, gradients);
             let target = view4(sums, [products, k / PANEL, c, PANEL]);
-            let target = (target, [1, 1, c, PANEL]);
+            let target = DisjointBlocks::new(target, [1, 1, c, PANEL]);
             let strips = || [0.0; IMAGES * PANEL];
             exec.pool.for_each_block_with(
                 target,
@@ -189,8 +171,9 @@ impl Winograd {
                     let x = &inputs[frequency * distance(rows, c)..][..rows * c];
                     let dy = &gradients[frequency * distance(rows, k)..][..rows * k];
                     let block = block.index_axis_move(Axis(0), 0).index_axis_move(Axis(0), 0);
-                    let dy = (&dy[panel * PANEL..], k);
-                    add_products(exec.isa, (x, c), (dy, strips), (rows, index > 0), block);
+                    let x = Matrix { data: x, rows, cols: c, stride: c };
+                    let dy = Matrix { data: &dy[panel * PANEL..], rows, cols: PANEL, stride: k };
+                    add_products(exec.isa, x, dy, strips, index > 0, block);
                 },
             );
         }
@@ -206,7 +189,7 @@ impl Winograd {
                 true => &sums[((frequency * k / PANEL + panel) * c + row) * PANEL..],
                 false => &[],
             });
-            Transform::Result.apply((isa, self.scheme), &sources, &mut slices(&mut block));
+            Transform::Result.apply(isa, self.scheme, &sources, &mut slices(&mut block));
         });
     }
 }

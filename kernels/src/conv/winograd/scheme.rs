@@ -70,14 +70,15 @@ impl Transform {
 
     pub(super) fn apply<S: Value, D: Value>(
         self,
-        (isa, scheme): (Isa, Scheme),
+        isa: Isa,
+        scheme: Scheme,
         sources: &[&[S]; PRODUCTS_MAX],
         targets: &mut [&mut [D]; PRODUCTS_MAX],
     ) {
         match isa {
             Isa::Portable => unreachable!("only vector tiers choose this convolution"),
             #[cfg(target_arch = "x86_64")]
-            Isa::Vector(tier) => tier.transform((scheme, self), sources, targets),
+            Isa::Vector(tier) => tier.transform(scheme, self, sources, targets),
         }
     }
 }

@@ -10,6 +10,14 @@ use crate::base::panel::{Matrix, PANEL, Prefetch, PrefetchNext};
 use crate::base::tile::{IMAGES, view4};
 use crate::gemm::product::Product;
 use crate::gemm::{self, Products, Term};
+use crate::parallel::DisjointBlocks;
+
+/// Weights in panels, as they are or for the gradient by input.
+#[derive(Clone, Copy)]
+pub(crate) struct Filter<'a> {
+    pub(crate) w: &'a [f32],
+    pub(crate) transposed: bool,
+}
 
 /// An activation to read: `[height][width][n][channels]`.
 #[derive(Clone, Copy)]
@@ -57,7 +65,7 @@ impl Winograd {
     pub(super) fn transform_weights(
         &self,
         Exec { pool, isa }: Exec,
-        (w, transposed): (&[f32], bool),
+        Filter { w, transposed }: Filter,
         weights: &mut [f32],
     ) {
         let ([c, k], products) = (self.channels, self.scheme.products());
@@ -65,7 +73,7 @@ impl Winograd {
         let target = view4(weights, [products, columns / PANEL, rows, PANEL]);
         // Of few, tasks are smaller, though each turns whole blocks.
         let height = if c * k == PANEL * PANEL { PANEL / 2 } else { PANEL };
-        let target = (target, [products, 1, height, PANEL]);
+        let target = DisjointBlocks::new(target, [products, 1, height, PANEL]);
         let blocks = || [0.0; TAPS * PANEL * PANEL];
         pool.for_each_block_with(target, blocks, |blocks, [_, panel, row, _], mut target| {
             let at = |panel: usize, tap: usize, row: usize| {
@@ -83,7 +91,7 @@ impl Winograd {
                 (true, true) => &blocks[(tap * PANEL + row % PANEL) * PANEL..],
                 (true, false) => at(panel, tap, row),
             });
-            Transform::Weights.apply((isa, self.scheme), &sources, &mut slices(&mut target));
+            Transform::Weights.apply(isa, self.scheme, &sources, &mut slices(&mut target));
         });
     }
 
@@ -103,7 +111,7 @@ impl Winograd {
             let at = [group.row, group.column + tile].map(|at| at * scheme.tile());
             let at = [at[0], at[1], group.image + image];
             let sources = x.inputs(scheme, at, block.len_of(Axis(2)) * c);
-            Transform::Input.apply((isa, scheme), &sources, &mut slices(&mut block));
+            Transform::Input.apply(isa, scheme, &sources, &mut slices(&mut block));
         });
     }
 
@@ -126,7 +134,7 @@ impl Winograd {
                 true => dy.at([Some(h + i / side), Some(w + i % side)], group.image + image, len),
                 false => &[],
             });
-            Transform::Gradient.apply((isa, scheme), &sources, &mut slices(&mut block));
+            Transform::Gradient.apply(isa, scheme, &sources, &mut slices(&mut block));
         });
     }
 
@@ -135,8 +143,9 @@ impl Winograd {
         &self,
         Exec { pool, isa }: Exec,
         rows: usize,
-        (c, k): (usize, usize),
-        (inputs, weights): (&[f32], &[f32]),
+        [c, k]: [usize; 2],
+        inputs: &[f32],
+        weights: &[f32],
         outputs: &mut [f32],
     ) {
         let shape = [self.scheme.products(), 1, rows, k];
@@ -179,7 +188,7 @@ impl Winograd {
             let pixels = block.exact_chunks_mut((1, 1, images, k)).into_iter();
             let mut pixels = pixels.filter_map(ArrayViewMut4::into_slice);
             let mut targets = std::array::from_fn(|_| pixels.next().unwrap_or_default());
-            Transform::Output.apply((isa, scheme), &sources, &mut targets);
+            Transform::Output.apply(isa, scheme, &sources, &mut targets);
         });
     }
 
@@ -196,25 +205,26 @@ impl Winograd {
     }
 }
 
-/// `block (+)= x' . dy` over `rows` rows.
+/// `block (+)= x' . dy` over their rows.
 pub(super) fn add_products(
     isa: Isa,
-    (x, c): (&[f32], usize),
-    ((dy, k), strips): ((&[f32], usize), &mut [f32]),
-    (rows, accumulate): (usize, bool),
+    x: Matrix<f32>,
+    dy: Matrix<f32>,
+    strips: &mut [f32],
+    accumulate: bool,
     mut block: ArrayViewMut2<f32>,
 ) {
-    for first in (0..rows).step_by(IMAGES) {
-        let count = IMAGES.min(rows - first);
-        let after = (first + IMAGES).min(rows - 1);
-        let dy_rows = Matrix { data: &dy[first * k..], rows: count, cols: PANEL, stride: k };
+    for first in (0..x.rows).step_by(IMAGES) {
+        let rows = IMAGES.min(x.rows - first);
+        let after = (first + IMAGES).min(x.rows - 1);
+        let dy_rows = Matrix { data: &dy.data[first * dy.stride..], rows, ..dy };
         gemm::strips(dy_rows, strips, |value| value);
-        let x_rows = Matrix { data: &x[first * c..], rows: count, cols: c, stride: c };
+        let x_rows = Matrix { data: &x.data[first * x.stride..], rows, ..x };
         let next = PrefetchNext {
-            a: &x[after * c..],
-            a_stride: c,
-            b: &dy[after * k..],
-            b_stride: k,
+            a: &x.data[after * x.stride..],
+            a_stride: x.stride,
+            b: &dy.data[after * dy.stride..],
+            b_stride: dy.stride,
             rows_at_once: 1,
         };
         let accumulate = accumulate || first > 0;
