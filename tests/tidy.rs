@@ -24,6 +24,7 @@ const WORLDS: [(&str, &[&str]); 8] = [
     (
         "rustls::",
         &[
+            "protocol/src/certified.rs",
             "protocol/src/evidence/sim.rs",
             "protocol/src/identity/chain.rs",
             "protocol/src/judge/dcap/pki.rs",

@@ -8,15 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ring::digest::{SHA256, digest};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{self, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::crypto;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, Error,
-    PeerIncompatible, RootCertStore, SignatureScheme, Stream,
-};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore, Stream};
 use zeroize::Zeroizing;
+
+use crate::certified::ByCertificate;
 
 #[cfg(test)]
 pub(crate) mod standin;
@@ -145,10 +143,16 @@ impl Client {
                 roots.add_parsable_certificates(found.filter_map(Result::ok));
                 builder.with_root_certificates(roots).with_no_client_auth()
             }
-            Authority::Pinned(hash) => builder
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Pinned { hash: *hash, algorithms }))
-                .with_no_client_auth(),
+            Authority::Pinned(hash) => {
+                let (hash, schemes) = (*hash, algorithms.supported_schemes());
+                // Whoever has this certificate's key is who is meant, whatever name it has.
+                let judge = move |der: &[u8], _| match digest(&SHA256, der).as_ref() == hash {
+                    true => Ok(()),
+                    false => Err(CertificateError::ApplicationVerificationFailure.into()),
+                };
+                let pinned = Arc::new(ByCertificate { judge, algorithms, schemes });
+                builder.dangerous().with_custom_certificate_verifier(pinned).with_no_client_auth()
+            }
         };
         Ok(Self(Arc::new(config)))
     }
@@ -336,51 +340,6 @@ fn chunks(mut bytes: &[u8]) -> Option<Option<Vec<u8>>> {
         }
         body.extend_from_slice(chunk);
         bytes = &bytes[size + 2..];
-    }
-}
-
-/// Takes one certificate and no other; whoever has its key is who is meant.
-#[derive(Debug)]
-struct Pinned {
-    hash: [u8; 32],
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer,
-        _: &[CertificateDer],
-        _: &ServerName,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        match digest(&SHA256, end_entity).as_ref() == self.hash {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(CertificateError::ApplicationVerificationFailure.into()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(PeerIncompatible::Tls13RequiredForQuic))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
     }
 }
 

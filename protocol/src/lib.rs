@@ -89,6 +89,7 @@
 
 #![forbid(unsafe_code)]
 
+mod certified;
 mod evidence;
 mod hex;
 mod http;

@@ -5,17 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::NoServerSessionStorage;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, OtherError,
-    PeerIncompatible, ServerConfig, SignatureScheme, version,
+    CertificateError, ClientConfig, Error, OtherError, ServerConfig, SignatureScheme, version,
 };
 
+use crate::certified::ByCertificate;
 use crate::identity::certificate::{self, Identity};
 use crate::judge::verify::Verifier;
 use crate::rejection::Rejection;
@@ -33,10 +31,11 @@ impl Tls {
         clock: fn() -> u64,
     ) -> Result<Self, Error> {
         let provider = Arc::new(provider());
-        let peers = Arc::new(PeerVerifier {
-            verifier: verifier.clone(),
-            own_key: identity.spki_hash,
+        let (verifier, own_key) = (verifier.clone(), identity.spki_hash);
+        let peers = Arc::new(ByCertificate {
+            judge: move |der: &[u8], now| check(&verifier, &own_key, der, now),
             algorithms: provider.signature_verification_algorithms,
+            schemes: vec![SignatureScheme::ECDSA_NISTP256_SHA256],
         });
         let chain = vec![CertificateDer::from(identity.certificate.clone())];
         let key = || PrivateKeyDer::from(PrivatePkcs8KeyDer::from(identity.key.to_vec()));
@@ -98,108 +97,14 @@ impl TimeProvider for Clock {
     }
 }
 
-#[derive(Debug)]
-struct PeerVerifier {
-    verifier: Verifier,
-    own_key: [u8; 32],
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl PeerVerifier {
-    fn check(&self, certificate: &[u8], now: UnixTime) -> Result<(), Error> {
-        let refuse = |rejection: Rejection| {
-            Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(rejection))))
-        };
-        if certificate::spki_hash(certificate).map_err(refuse)? == self.own_key {
-            return Err(refuse(Rejection::Reflection));
-        }
-        self.verifier.verify_certificate(certificate, now.as_secs()).map_err(refuse)?;
-        Ok(())
+/// Whether a peer's certificate is not our own, and its evidence is judged well.
+fn check(verifier: &Verifier, own_key: &[u8; 32], der: &[u8], now: UnixTime) -> Result<(), Error> {
+    let refuse = |rejection: Rejection| {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(rejection))))
+    };
+    if certificate::spki_hash(der).map_err(refuse)? == *own_key {
+        return Err(refuse(Rejection::Reflection));
     }
-
-    fn check_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.algorithms)
-    }
-}
-
-/// TLS 1.2 is not offered, so its signatures are never asked about.
-fn no_tls12() -> Error {
-    Error::PeerIncompatible(PeerIncompatible::Tls13RequiredForQuic)
-}
-
-impl ServerCertVerifier for PeerVerifier {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer,
-        _: &[CertificateDer],
-        _: &ServerName,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        self.check(end_entity, now).map(|()| ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.check_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
-}
-
-impl ClientCertVerifier for PeerVerifier {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer,
-        _: &[CertificateDer],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.check(end_entity, now).map(|()| ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(no_tls12())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.check_signature(message, certificate, signature)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256]
-    }
+    verifier.verify_certificate(der, now.as_secs()).map_err(refuse)?;
+    Ok(())
 }
