@@ -45,6 +45,7 @@ mod fuzz;
 mod header;
 mod keys;
 pub mod linux;
+mod maintenance;
 pub mod mapping;
 mod memory;
 mod random;

@@ -30,8 +30,6 @@ const DATA_OFFSET: u64 = 16 << 20;
 const METADATA_LEN: u64 = 16 << 10;
 /// Iterations of the volume key's digest; the key is random, so more would protect nothing.
 const DIGEST_ITERATIONS: u32 = 1000;
-/// Bytes that are written at once where much is.
-const CHUNK: usize = 1 << 20;
 
 /// What a new volume is like.
 #[derive(Clone, Debug)]
@@ -120,7 +118,7 @@ impl Source {
         Ok(header)
     }
 
-    fn checked_header(&self, disk: &dyn Disk) -> Result<Header, Error> {
+    pub(crate) fn checked_header(&self, disk: &dyn Disk) -> Result<Header, Error> {
         let header = Header::read(disk, self.policy)?;
         if self.expect.is_some_and(|expected| expected != header.id()) {
             return Err(Error::refused(format!("header id {}, not the expected one", header.id())));
@@ -158,25 +156,6 @@ impl Source {
         let (slot, key) = header.unlock(passphrase, self.slot, limit_kib())?;
         Volume::new(header, slot, key, Box::new(disk), writable)
     }
-
-    /// Puts a fresh header MAC into the header of a volume that the passphrase opens.
-    ///
-    /// # Errors
-    /// As [`Source::open`].
-    pub fn seal(&self, passphrase: &Passphrase) -> Result<Header, Error> {
-        let path = self.header.as_ref().unwrap_or(&self.path);
-        let file = open_file(path, true)?;
-        lock(&file, path, true)?;
-        let mut disk = FileDisk::new(file)?;
-        // A stale MAC is what sealing is for; the digest has vouched for the key.
-        let mut header = self.checked_header(&disk)?;
-        let mut bare = header.clone();
-        bare.remove_mac();
-        let (_, key) = bare.unlock(passphrase, self.slot, limit_kib())?;
-        header.seal(&key)?;
-        header.write(&mut disk)?;
-        Ok(header)
-    }
 }
 
 /// An open volume: its plaintext is a [`Disk`].
@@ -188,7 +167,7 @@ pub struct Volume {
 }
 
 impl Volume {
-    fn new(
+    pub(crate) fn new(
         header: Header,
         slot: u8,
         key: Secret,
@@ -309,8 +288,7 @@ fn create_files(
     }
     let [data, detached] = &mut disks;
     let target = detached.as_mut().or(data.as_mut()).expect("a disk");
-    write_keyslots(&header, target)?;
-    header.write(target)?;
+    header.write_whole(target)?;
     let data = Box::new(disks[0].take().expect("the data"));
     let slot = header.metadata().keyslots[0].number;
     if options.integrity {
@@ -399,23 +377,6 @@ fn new_header(
     Ok((header, key))
 }
 
-/// Noise over the whole area of the keyslots, then the slots; on the medium before any header names them.
-fn write_keyslots(header: &Header, disk: &mut dyn Disk) -> Result<(), Error> {
-    let metadata = header.metadata();
-    let mut noise = vec![0; CHUNK];
-    let start = 2 * header.size();
-    let end = start + metadata.keyslots_len;
-    for at in (start..end).step_by(CHUNK) {
-        let len = CHUNK.min((end - at) as usize);
-        random(&mut noise[..len])?;
-        disk.write_at(&noise[..len], at)?;
-    }
-    for (slot, material) in metadata.keyslots.iter().zip(header.material()) {
-        disk.write_at(material, slot.area[0])?;
-    }
-    disk.flush()
-}
-
 fn random_salt() -> Result<[u8; 32], Error> {
     let mut salt = [0; 32];
     random(&mut salt).map(|()| salt)
@@ -432,7 +393,7 @@ fn random_uuid() -> Result<String, Error> {
 }
 
 /// A regular file or a block device, not behind a symbolic link.
-fn open_file(path: &Path, writable: bool) -> Result<File, Error> {
+pub(crate) fn open_file(path: &Path, writable: bool) -> Result<File, Error> {
     let name = path.display().to_string();
     let flags = match writable {
         true => exclusive_flags(path),

@@ -174,12 +174,12 @@ fn a_flip_anywhere_in_the_metadata_changes_nothing_or_is_an_error() {
     let (_, expected) = header.unlock(&passphrase(key), None, MEMORY_KIB).expect("opens");
     // Both copies of the header; of the key material every bit counts, so a sample does.
     let area = 32768..32768 + 64 * 4000;
-    for at in (0..32768).chain(area.step_by(4093)) {
+    for at in (0..area.start).chain(area.clone().step_by(4093)) {
         bytes[at] ^= 0x10;
         for policy in [Policy::Strict, Policy::Compat] {
             let Ok(damaged) = Header::read(&bytes, policy) else { continue };
             // Equal metadata and key material give an equal key; the rest is tried.
-            if damaged != header {
+            if at >= area.start || damaged.json() != header.json() {
                 match damaged.unlock(&passphrase(key), None, MEMORY_KIB) {
                     Ok((_, found)) => assert_eq!(*found, *expected, "byte {at}: another key"),
                     Err(error) => {
@@ -187,7 +187,7 @@ fn a_flip_anywhere_in_the_metadata_changes_nothing_or_is_an_error() {
                     }
                 }
             }
-            assert!(policy == Policy::Compat || at >= 32768, "byte {at} passed unnoticed");
+            assert!(policy == Policy::Compat || at >= area.start, "byte {at} passed unnoticed");
         }
         bytes[at] ^= 0x10;
     }

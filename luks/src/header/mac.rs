@@ -95,6 +95,11 @@ pub(crate) fn is_token(token: &Value) -> bool {
         if members.iter().any(|(key, value)| key == "type" && *value == TOKEN.into()))
 }
 
+/// Whether a token claims to be the header MAC; [`verify`] checks it.
+pub(crate) fn is_in(metadata: &Metadata) -> bool {
+    metadata.tokens.iter().any(|(_, token)| is_token(token))
+}
+
 /// Whether the header has a MAC.
 ///
 /// # Errors

@@ -19,7 +19,8 @@ use crate::memory::LIMIT_KIB_MAX;
 pub(crate) const CIPHER: &str = "aes-xts-plain64";
 /// The only integrity profile.
 pub(crate) const INTEGRITY: &str = "hmac(sha256)";
-const KEYSLOTS_MAX: u64 = 32;
+/// Keyslots, tokens and segments that a header may have.
+pub(crate) const KEYSLOTS_MAX: u64 = 32;
 const DIGESTS_MAX: u64 = 8;
 const KEYSLOTS_LEN_MAX: u64 = 128 << 20;
 /// Iterations of the volume key's digest; the key is random, so one would do.
@@ -89,6 +90,13 @@ impl Metadata {
     /// The digest of the data's key.
     pub fn segment_digest(&self) -> &Digest {
         self.digests.iter().find(|digest| digest.of_segment).expect("checked when parsed")
+    }
+
+    /// Bytes of the data's key.
+    pub(crate) fn key_len(&self) -> Result<usize, Error> {
+        let digest = self.segment_digest();
+        let slot = self.keyslots.iter().find(|slot| digest.keyslots.contains(&slot.number));
+        slot.map(|slot| slot.key_len).ok_or_else(|| Error::refused("a segment without a keyslot"))
     }
 
     /// The keyslots that hold the data's key, in the order in which they are tried.

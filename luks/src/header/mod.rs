@@ -1,9 +1,11 @@
 //! `Header`: both copies of the metadata and the key material, read once into memory.
 //!
 //! Everything after reading uses this copy, so a host that changes the disk between check and use
-//! changes nothing. Reading never writes: a damaged copy is reported, not repaired.
+//! changes nothing. Reading never writes: a damaged copy is reported, not repaired. Where a change was
+//! cut off between the two copies, the newer whole one counts, if it has a MAC that will vouch for it.
 
 pub(crate) mod binary;
+mod edit;
 pub(crate) mod json;
 pub(crate) mod mac;
 pub(crate) mod metadata;
@@ -24,6 +26,8 @@ pub struct Header {
     metadata: Metadata,
     /// Encrypted material of each keyslot, in the order of the keyslots.
     material: Vec<Vec<u8>>,
+    /// The copy on the disk that is damaged or older: written first, while the other is the only one.
+    stale: Option<Copy>,
 }
 
 impl Header {
@@ -32,18 +36,18 @@ impl Header {
     /// # Errors
     /// `NotLuks`, `Damaged` or `Refused`: nothing outside of the allow-list passes.
     pub fn read(disk: &dyn Disk, policy: Policy) -> Result<Self, Error> {
-        let (binary, metadata) = read_copies(disk, policy)?;
+        let (binary, metadata, stale) = read_copies(disk, policy)?;
         let read = |slot: &Keyslot| {
             let mut material = vec![0; keyslot::material_len(slot.key_len)];
             disk.read_at(&mut material, slot.area[0]).map(|()| material)
         };
         let material = metadata.keyslots.iter().map(read).collect::<Result<_, _>>()?;
-        Ok(Self { binary, metadata, material })
+        Ok(Self { binary, metadata, material, stale })
     }
 
     /// A new header with the key material of its slots.
     pub(crate) fn new(binary: Binary, metadata: Metadata, material: Vec<Vec<u8>>) -> Self {
-        Self { binary, metadata, material }
+        Self { binary, metadata, material, stale: None }
     }
 
     /// The metadata.
@@ -71,6 +75,11 @@ impl Header {
         self.binary.sequence
     }
 
+    /// Whether both copies on the disk said the same: if not, a change was cut off, or one is damaged.
+    pub fn is_whole(&self) -> bool {
+        self.stale.is_none()
+    }
+
     /// Bytes of a metadata copy.
     pub fn size(&self) -> u64 {
         self.binary.size
@@ -88,7 +97,7 @@ impl Header {
 
     /// Whether a token claims to be the header MAC; [`Header::unlock`] checks it.
     pub fn has_mac(&self) -> bool {
-        self.metadata.tokens.iter().any(|(_, token)| mac::is_token(token))
+        mac::is_in(&self.metadata)
     }
 
     /// The volume key and the slot that gave it: slots by priority, or only slot `number`.
@@ -149,11 +158,14 @@ impl Header {
         let token = mac::token(key, &self.binary.uuid, &self.covered());
         self.metadata.tokens.push((number, token));
         self.metadata.tokens.sort_by_key(|&(number, _)| number);
-        self.binary.sequence = self.binary.sequence.saturating_add(1);
+        let next = self.binary.sequence.checked_add(1);
+        self.binary.sequence =
+            next.ok_or_else(|| Error::refused("a header that counts no further"))?;
         Ok(())
     }
 
-    /// Writes both copies: the primary to the medium before the secondary is touched.
+    /// Writes both copies: the first to the medium before the second is touched, and first the one that nobody
+    /// needs.
     pub(crate) fn write(&self, disk: &mut dyn Disk) -> Result<(), Error> {
         let size = self.binary.size;
         let mut json = self.metadata.to_json(size).text().into_bytes();
@@ -161,7 +173,11 @@ impl Header {
         if json.len() > size as usize - binary::LEN {
             return Err(Error::refused("metadata that does not fit into its area"));
         }
-        for (copy, offset) in [(Copy::Primary, 0), (Copy::Secondary, size)] {
+        let mut copies = [(Copy::Primary, 0), (Copy::Secondary, size)];
+        if self.stale == Some(Copy::Secondary) {
+            copies.reverse();
+        }
+        for (copy, offset) in copies {
             let mut salt = [0; 64];
             random(&mut salt)?;
             disk.write_at(&self.binary.write(copy, &salt, &json), offset)?;
@@ -176,34 +192,57 @@ impl Header {
     }
 }
 
-/// The metadata that both copies agree on, or under [`Policy::Compat`] the one that is whole.
-fn read_copies(disk: &dyn Disk, policy: Policy) -> Result<(Binary, Metadata), Error> {
+/// The metadata that both copies agree on. Where they do not, the newer one if a MAC vouches for it, or under
+/// [`Policy::Compat`] the one that is whole; and which copy is not that one.
+fn read_copies(disk: &dyn Disk, policy: Policy) -> Result<(Binary, Metadata, Option<Copy>), Error> {
     let primary = read_copy(disk, Copy::Primary, 0, policy);
     let secondary = match &primary {
         Ok((binary, ..)) => read_copy(disk, Copy::Secondary, binary.size, policy),
-        Err(_) if policy == Policy::Compat => binary::SIZES
+        Err(_) => binary::SIZES
             .into_iter()
             .map(|offset| read_copy(disk, Copy::Secondary, offset, policy))
             .find(Result::is_ok)
             .unwrap_or(Err(Error::NotLuks("no magic number"))),
-        Err(_) => Err(Error::NotLuks("the first copy of the header is not valid")),
     };
     match (primary, secondary) {
-        (Ok(primary), Ok(secondary)) if primary == secondary => Ok((primary.0, primary.1)),
-        (Ok(_), Ok(_)) => Err(Error::refused("two copies of the header that differ")),
-        (Ok((binary, metadata, _)), Err(error)) | (Err(error), Ok((binary, metadata, _))) => {
-            match (policy, &error) {
-                // A whole copy with other content is not damage.
-                (Policy::Compat, Error::Refused(_)) => {
-                    Err(Error::refused(format!("two copies of the header that differ: {error}")))
-                }
-                (Policy::Compat, _) => Ok((binary, metadata)),
-                (Policy::Strict, _) => {
-                    Err(Error::damaged(format!("one copy of the header: {error}")))
-                }
-            }
-        }
+        (Ok(primary), Ok(secondary)) if primary == secondary => Ok((primary.0, primary.1, None)),
+        (Ok(primary), Ok(secondary)) => newer(primary, secondary),
+        (Ok(whole), Err(error)) => alone(whole, Copy::Secondary, &error, policy),
+        (Err(error), Ok(whole)) => alone(whole, Copy::Primary, &error, policy),
         (Err(error), Err(_)) => Err(error),
+    }
+}
+
+/// Of two whole copies the later one: a change of keyslots or texts was cut off between them.
+fn newer(primary: Parsed, secondary: Parsed) -> Result<(Binary, Metadata, Option<Copy>), Error> {
+    let (newer, older, stale) = match primary.0.sequence > secondary.0.sequence {
+        true => (primary, secondary, Copy::Secondary),
+        false => (secondary, primary, Copy::Primary),
+    };
+    let covered =
+        |(binary, metadata, _): &Parsed| mac::covered(metadata, binary.size, &binary.uuid);
+    let same_volume = covered(&newer) == covered(&older);
+    match newer.0.sequence > older.0.sequence && same_volume && mac::is_in(&newer.1) {
+        true => Ok((newer.0, newer.1, Some(stale))),
+        false => Err(Error::refused("two copies of the header that differ")),
+    }
+}
+
+/// The only whole copy.
+fn alone(
+    whole: Parsed,
+    stale: Copy,
+    other: &Error,
+    policy: Policy,
+) -> Result<(Binary, Metadata, Option<Copy>), Error> {
+    let accepted = policy == Policy::Compat || mac::is_in(&whole.1);
+    match other {
+        // A whole copy with other content is not damage.
+        Error::Refused(_) => {
+            Err(Error::refused(format!("two copies of the header that differ: {other}")))
+        }
+        _ if accepted => Ok((whole.0, whole.1, Some(stale))),
+        _ => Err(Error::damaged(format!("one copy of the header: {other}"))),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod cuts;
 mod disk;
+mod keys;
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
