@@ -21,4 +21,5 @@ mod step;
 mod tidy;
 mod train;
 mod verify;
+mod volume_keys;
 mod volumes;

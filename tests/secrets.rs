@@ -17,11 +17,11 @@ const WORD: &str = "correct horse battery staple";
 const NOW: u64 = 1_800_000_000;
 
 /// A service with these secrets; its files are in `dir`.
-struct Serving {
-    address: String,
+pub(crate) struct Serving {
+    pub(crate) address: String,
     audit: PathBuf,
     /// What is asked accepts the service, whatever it is itself.
-    policy: PathBuf,
+    pub(crate) policy: PathBuf,
     process: Process,
 }
 
@@ -40,7 +40,7 @@ fn policy(image: &str, roles: &str) -> String {
 }
 
 impl Serving {
-    fn start(dir: &Dir, secrets: &str) -> Self {
+    pub(crate) fn start(dir: &Dir, secrets: &str) -> Self {
         fs::write(dir.path("secrets.json"), secrets).expect("secrets");
         Self::start_with(dir, &["--secrets", text(&dir.path("secrets.json"))])
     }

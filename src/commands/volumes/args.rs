@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use argh::FromArgs;
-use luks::{HeaderId, Policy, Source};
+use luks::{Hash, HeaderId, KdfCost, Policy, Source};
 
+use super::headers::HeaderArgs;
+use super::keys::KeyArgs;
 use crate::trust::passphrase::KeySource;
 
 /// Encrypted volumes: LUKS2, readable and writable by cryptsetup.
@@ -14,7 +16,7 @@ use crate::trust::passphrase::KeySource;
     name = "luks",
     example = "{command_name} create model.luks --size 1G --key-file key",
     example = "{command_name} export model.luks --files out --key-file key",
-    note = "create, dump, export and seal need no privileges; the others use dm-crypt and need root.",
+    note = "open, close, mount, unmount and status use dm-crypt and need root; the others need no privileges.",
     note = "Without --key-file and --key-fd the passphrase is asked for, or the first line of stdin."
 )]
 pub struct LuksArgs {
@@ -29,6 +31,8 @@ pub(super) enum Command {
     Create(CreateArgs),
     Dump(DumpArgs),
     Export(ExportArgs),
+    Header(HeaderArgs),
+    Key(KeyArgs),
     Mount(MountArgs),
     Open(OpenArgs),
     Seal(SealArgs),
@@ -65,8 +69,8 @@ pub(super) struct CreateArgs {
     #[argh(option, default = "4096")]
     pub(super) sector: u32,
     /// key derivation: argon2id, argon2i or pbkdf2 [argon2id]
-    #[argh(option, default = "String::from(\"argon2id\")")]
-    pub(super) kdf: String,
+    #[argh(option, default = "Derivation::Argon2id")]
+    pub(super) kdf: Derivation,
     /// memory of argon2 in KiB [65536]
     #[argh(option, default = "65536")]
     pub(super) kdf_memory: u32,
@@ -262,5 +266,43 @@ impl std::str::FromStr for Size {
         };
         let number: u64 = digits.parse().map_err(|_| "expected a number of bytes")?;
         number.checked_mul(1 << shift).map(Self).ok_or_else(|| "too many bytes".into())
+    }
+}
+
+/// A function from passphrases to keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Derivation {
+    Argon2i,
+    Argon2id,
+    Pbkdf2,
+}
+
+impl Derivation {
+    /// What it costs, with as much memory in KiB and as many passes or iterations as options say.
+    pub(super) fn cost(self, memory_kib: u32, time: Option<u32>) -> KdfCost {
+        match self {
+            Self::Pbkdf2 => {
+                KdfCost::Pbkdf2 { hash: Hash::Sha256, iterations: time.unwrap_or(600_000) }
+            }
+            Self::Argon2i | Self::Argon2id => KdfCost::Argon2 {
+                hybrid: self == Self::Argon2id,
+                time: time.unwrap_or(4),
+                memory_kib,
+                lanes: 1,
+            },
+        }
+    }
+}
+
+impl std::str::FromStr for Derivation {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "argon2i" => Ok(Self::Argon2i),
+            "argon2id" => Ok(Self::Argon2id),
+            "pbkdf2" => Ok(Self::Pbkdf2),
+            _ => Err("expected argon2id, argon2i or pbkdf2".into()),
+        }
     }
 }

@@ -2,12 +2,14 @@
 
 mod args;
 mod export;
+mod headers;
+mod keys;
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
 
 use luks::ext4::FileSystem;
-use luks::{Error, Header, KdfCost, Passphrase, Source, Volume, mapping};
+use luks::{Error, Header, Passphrase, Source, Volume, mapping};
 use serde_json::{Value, json};
 
 pub use args::{LuksArgs, Size};
@@ -30,6 +32,8 @@ pub fn run(args: LuksArgs) -> Result<(), Failure> {
         Command::Create(args) => create(&args),
         Command::Dump(args) => dump(&args),
         Command::Export(args) => export_volume(&args),
+        Command::Header(args) => headers::run(args),
+        Command::Key(args) => keys::run(args),
         Command::Mount(args) => mount(&args),
         Command::Open(args) => open(&args),
         Command::Seal(args) => seal(&args),
@@ -44,19 +48,7 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
     options.sector = args.sector;
     options.integrity = args.integrity;
     options.preallocate = args.preallocate;
-    options.cost = match args.kdf.as_str() {
-        "pbkdf2" => KdfCost::Pbkdf2 {
-            hash: luks::Hash::Sha256,
-            iterations: args.kdf_time.unwrap_or(600_000),
-        },
-        kind @ ("argon2id" | "argon2i") => KdfCost::Argon2 {
-            hybrid: kind == "argon2id",
-            time: args.kdf_time.unwrap_or(4),
-            memory_kib: args.kdf_memory,
-            lanes: 1,
-        },
-        _ => return Err(Failure::usage("--kdf: expected argon2id, argon2i or pbkdf2")),
-    };
+    options.cost = args.kdf.cost(args.kdf_memory, args.kdf_time);
     let mut sources: Vec<KeySource> = args
         .key_file
         .iter()
