@@ -9,7 +9,7 @@ use luks::{Passphrase, Policy, Source};
 use protocol::Role;
 use rustix::termios::isatty;
 
-use super::args::Derivation;
+use super::derivation::Derivation;
 use crate::failure::Failure;
 use crate::report::print;
 use crate::termination;

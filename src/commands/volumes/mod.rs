@@ -1,6 +1,7 @@
 //! `hfl luks`: the commands on encrypted volumes.
 
 mod args;
+mod derivation;
 mod export;
 mod headers;
 mod keys;
