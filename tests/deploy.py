@@ -28,6 +28,8 @@ import yaml
 
 NETWORK = "hfl-deploy"
 PASSPHRASE = "of the test"
+# Where roles serve numbers and health.
+METRICS = 9464
 MINUTES_MAX = 10
 
 
@@ -94,6 +96,16 @@ def check_shape(overlays, secret_service):
                 assert claim is None or claim in claims, f"{name} mounts {claim}, which nothing makes"
                 config = volume.get("configMap", {}).get("name")
                 assert config is None or config in maps, f"{name} mounts {config}, which nothing makes"
+    for documents in overlays.values():
+        roles = [(d, pod) for d, pod in pods(documents) if "hfl/role" in pod["metadata"]["labels"]]
+        for document, pod in roles:
+            container = pod["spec"]["containers"][0]
+            name, notes = document["metadata"]["name"], pod["metadata"]["annotations"]
+            assert f"--metrics=0.0.0.0:{METRICS}" in container["args"], name
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+            assert ports["metrics"] == METRICS and notes["prometheus.io/port"] == str(METRICS), name
+            probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
+            assert probes == [{"path": p, "port": "metrics"} for p in ("/healthz", "/readyz")], name
     # RTMR0 and RTMR2 of a guest change with its size.
     assert len(sizes) == 1, f"guests of several sizes: {sizes}"
     workers = next(d for d in overlays["workers-only"] if d["kind"] == "Job")
@@ -164,7 +176,7 @@ def check_network(overlays):
     ps0, worker = Pod("ps"), Pod("worker")
     secrets = Pod("secret", "hfl-secrets")
     inside, outside = Pod(address="10.1.2.3"), Pod(address="203.0.113.5")
-    stranger = Pod("stranger", "elsewhere")
+    stranger, scraper = Pod("stranger", "elsewhere"), Pod("scraper", "monitoring")
     need = [
         (worker, ps0, 60002, "TCP"),
         (stranger, ps0, 60002, "TCP"),
@@ -175,6 +187,7 @@ def check_network(overlays):
         # Images, Intel's service and the remote verifiers; a PCCS; another cluster; a secret service.
         need += [(pod, outside, 443, "TCP"), (pod, inside, 8081, "TCP"), (pod, outside, 30443, "TCP")]
         need += [(pod, inside, 50051, "TCP"), (pod, secrets, 50051, "TCP")]
+        need += [(scraper, pod, METRICS, "TCP")]
     need += [(secrets, outside, 443, "TCP"), (secrets, inside, 8081, "TCP")]
     never = [
         (stranger, worker, 61002, "TCP"),
@@ -186,6 +199,10 @@ def check_network(overlays):
         (worker, inside, 8080, "TCP"),
         (worker, worker, 61002, "TCP"),
         (stranger, secrets, 22, "TCP"),
+        (stranger, worker, METRICS, "TCP"),
+        (outside, ps0, METRICS, "TCP"),
+        (worker, ps0, METRICS, "TCP"),
+        (scraper, worker, 61002, "TCP"),
     ]
     documents = overlays["sim"]
     for expected, cases in ((True, need), (False, never)):

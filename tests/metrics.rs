@@ -3,8 +3,11 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
 
 use crate::processes::{Cast, Dir, STEPS, free_port};
 
@@ -41,6 +44,24 @@ fn await_some<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
         assert!(start.elapsed() < PATIENCE, "{what}");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// The queries of the dashboard, over a time that has several scrapes.
+fn dashboard() -> Vec<String> {
+    let dashboard = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/monitoring/dashboard.json");
+    let dashboard = fs::read_to_string(dashboard).expect("the dashboard");
+    let dashboard: Value = serde_json::from_str(&dashboard).expect("JSON");
+    let panels = dashboard["panels"].as_array().expect("panels");
+    let targets = panels.iter().flat_map(|panel| panel["targets"].as_array().expect("targets"));
+    let queries = targets.map(|target| target["expr"].as_str().expect("a query"));
+    let queries: Vec<String> = queries.map(|q| q.replace("$__rate_interval", "30s")).collect();
+    assert!(queries.len() >= panels.len(), "a panel without a query");
+    queries
+}
+
+/// As it may stand in an address.
+fn encoded(query: &str) -> String {
+    query.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
 #[test]
@@ -91,6 +112,17 @@ fn promtool_finds_no_fault_and_a_prometheus_scrapes_a_job() {
     await_some("Prometheus scrapes both", || {
         get(ports[2], query).filter(|answer| answer.contains(scraped))
     });
+    // What deploy's dashboard shows is there to be shown.
+    for query in dashboard() {
+        await_some(&query, || {
+            // Of all the time of the test: the job may be done meanwhile.
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
+            let (start, query) = (now - 2 * PATIENCE.as_secs(), encoded(&query));
+            let range = format!("query={query}&start={start}&end={now}&step=1");
+            let answer = get(ports[2], &format!("/api/v1/query_range?{range}"))?;
+            answer.contains("\"values\":[[").then_some(())
+        });
+    }
     cast.finish(&ps0, vec![worker0, worker1]);
     assert_eq!(ps0.end().0, 0);
 }
