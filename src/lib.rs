@@ -20,6 +20,7 @@
 pub mod cli;
 pub mod commands;
 pub mod data;
+pub mod events;
 pub mod failure;
 pub mod files;
 pub mod history;
@@ -28,6 +29,7 @@ pub mod job;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod progress;
 pub mod report;
 pub mod termination;
 pub mod training;

@@ -23,8 +23,8 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().flat_map(|word| cli::split_flag(word)).collect();
     let words = match help::asked(words.get(1..).unwrap_or_default()) {
         Asked::Words(words) => words,
-        Asked::Overview => {
-            println!("{}", help::OVERVIEW);
+        Asked::Text(text) => {
+            println!("{text}");
             return ExitCode::SUCCESS;
         }
     };

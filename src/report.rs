@@ -1,18 +1,17 @@
 //! What a role says on stdout: the reference system's lines, or one JSON object a line; and progress on
 //! a terminal's stderr.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::time::Instant;
 
 use protocol::Role;
-use rustix::process::getpgrp;
-use rustix::termios::tcgetpgrp;
-use serde_json::{Value, json};
 
+use crate::events::Event;
 use crate::failure::Failure;
 use crate::history::Evaluation;
 use crate::metrics::{Metric, Metrics};
+use crate::progress::{self, bar, draw, time_left};
 use protocol::hex;
 
 /// The voice of a role.
@@ -29,7 +28,7 @@ impl Report {
     /// Speaks lines, or JSON; and in numbers.
     pub fn new(json: bool, metrics: Arc<Metrics>) -> Self {
         // Whoever reads JSON shows what it wants; of several processes on a terminal the one in front speaks.
-        let progress = !json && is_in_front(&std::io::stderr());
+        let progress = !json && progress::is_in_front();
         Self { metrics, json, progress, started: Instant::now(), images: 0, first_step: None }
     }
 
@@ -38,15 +37,19 @@ impl Report {
         self.metrics.add(Metric::Verified, 1.0);
         self.say(
             "Info: App: Verification completed successfully.",
-            json!({ "event": "verified", "peer": peer.to_string() }),
+            &Event::Verified { peer: peer.to_string() },
         );
+    }
+
+    /// The job is known, and begins or goes on.
+    pub fn started(&self, role: Role, job: &[u8; 32]) {
+        let program = env!("CARGO_PKG_VERSION").to_owned();
+        self.tell(|| Event::Started { role: role.to_string(), program, job: hex(job) });
     }
 
     /// A parameter server accepts connections.
     pub fn listening(&self, address: std::net::SocketAddr) {
-        if self.json {
-            self.say("", json!({ "event": "listening", "address": address.to_string() }));
-        }
+        self.tell(|| Event::Listening { address: address.to_string() });
         log::info!("listening on {address}");
     }
 
@@ -62,10 +65,15 @@ impl Report {
         self.clear_progress();
         self.say(
             &format!("step: {step}, loss: {loss:.6}, iter time: {seconds:.3}"),
-            json!({ "event": "step", "step": step, "steps": steps, "loss": loss, "seconds": seconds,
-                    "images": images }),
+            &Event::Step {
+                step,
+                steps,
+                loss: Some(loss).filter(|l| l.is_finite()),
+                seconds,
+                images,
+            },
         );
-        self.show_progress(step, steps);
+        self.show_progress((step, steps), loss);
     }
 
     /// What was found on test images.
@@ -76,8 +84,13 @@ impl Report {
         self.clear_progress();
         self.say(
             &format!("evaluation: step {step}, {right} of {images} right, {percent:.2} %{best}"),
-            json!({ "event": "evaluation", "step": step, "right": right, "images": images,
-                    "by_worker": evaluation.by_worker, "best": is_best }),
+            &Event::Evaluated {
+                step,
+                right,
+                images,
+                by_worker: evaluation.by_worker.clone(),
+                best: is_best,
+            },
         );
     }
 
@@ -93,33 +106,40 @@ impl Report {
     /// The job is done.
     pub fn finished(&self) {
         self.clear_progress();
-        self.say("Optimization finished.", json!({ "event": "finished" }));
+        self.say("Optimization finished.", &Event::Finished {});
     }
 
     /// The final parameters and the traffic of a parameter server.
     pub fn parameters(&self, hash: &[u8; 32], [received, sent]: [u64; 2]) {
-        let hash = hex(hash);
+        let sha256 = hex(hash);
         self.say(
-            &format!("parameters: sha256:{hash}"),
-            json!({ "event": "parameters", "sha256": hash, "bytes_received": received,
-                    "bytes_sent": sent }),
+            &format!("parameters: sha256:{sha256}"),
+            &Event::Parameters { sha256, bytes_received: received, bytes_sent: sent },
         );
     }
 
-    fn say(&self, line: &str, object: Value) {
+    /// What only who asked for JSON hears; the log says it to everybody else.
+    pub fn tell(&self, event: impl FnOnce() -> Event) {
+        if self.json {
+            self.say("", &event());
+        }
+    }
+
+    fn say(&self, line: &str, event: &Event) {
         let mut stdout = std::io::stdout().lock();
+        let said = if self.json { &event.line() } else { line };
         // A role goes on when nobody reads its output.
-        let _ = if self.json { writeln!(stdout, "{object}") } else { writeln!(stdout, "{line}") };
+        let _ = writeln!(stdout, "{said}");
         let _ = stdout.flush();
     }
 
     fn clear_progress(&self) {
         if self.progress {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
+            progress::clear();
         }
     }
 
-    fn show_progress(&self, step: u64, steps: u64) {
+    fn show_progress(&self, (step, steps): (u64, u64), loss: f32) {
         let seconds = self.started.elapsed().as_secs_f64();
         let done = step - self.first_step.unwrap_or(step);
         if !self.progress || done == 0 {
@@ -127,15 +147,12 @@ impl Report {
         }
         let left = (steps - step - 1) as f64 * seconds / done as f64;
         let rate = self.images as f64 / seconds;
-        let bar = format!("step {} of {steps}, {rate:.0} images/s, {left:.0} s left", step + 1);
-        let _ = write!(std::io::stderr(), "{bar}");
-        let _ = std::io::stderr().flush();
+        let (shown, left) = (bar(step + 1, steps), time_left(left));
+        draw(&format!(
+            "{shown} step {} of {steps}, {rate:.0} images/s, loss {loss:.3}, {left}",
+            step + 1
+        ));
     }
-}
-
-/// Whether we may draw on a terminal: a process in its background would draw over the one in front.
-fn is_in_front(stderr: &std::io::Stderr) -> bool {
-    stderr.is_terminal() && tcgetpgrp(stderr).is_ok_and(|group| group == getpgrp())
 }
 
 /// Prints the result of a command; a reader that left is no failure.

@@ -3,6 +3,7 @@
 use argh::FromArgs;
 
 use super::args::Args;
+use crate::events::SCHEMA;
 
 /// The commands and the ten options of a first job, within 24 lines of 80 columns.
 pub const OVERVIEW: &str = "\
@@ -32,8 +33,8 @@ All options: hfl help job, hfl help COMMAND. First: hfl demo";
 /// What is asked for by `help` and by a bare `--help`.
 #[derive(Debug, PartialEq)]
 pub enum Asked<'a> {
-    /// The overview.
-    Overview,
+    /// A text that stands: the overview, or the schema of `--json`.
+    Text(&'static str),
     /// The arguments, which may ask for help of their own.
     Words(Vec<&'a str>),
 }
@@ -41,7 +42,8 @@ pub enum Asked<'a> {
 /// What these arguments ask for.
 pub fn asked<'a>(words: &[&'a str]) -> Asked<'a> {
     match words {
-        ["help" | "--help"] => Asked::Overview,
+        ["help" | "--help"] => Asked::Text(OVERVIEW),
+        ["help", "events"] => Asked::Text(SCHEMA.trim_ascii_end()),
         ["help", "job"] => Asked::Words(vec!["--help"]),
         ["help", command @ ..] => Asked::Words([command, &["--help"]].concat()),
         words => Asked::Words(words.to_vec()),
@@ -147,7 +149,7 @@ mod tests {
 
     #[test]
     fn help_of_a_command_is_its_own() {
-        assert_eq!(asked(&["--help"]), Asked::Overview);
+        assert_eq!(asked(&["--help"]), Asked::Text(OVERVIEW));
         assert_eq!(asked(&["help", "job"]), Asked::Words(vec!["--help"]));
         assert_eq!(asked(&["help", "luks", "dump"]), Asked::Words(vec!["luks", "dump", "--help"]));
         assert_eq!(asked(&["eval", "--help"]), Asked::Words(vec!["eval", "--help"]));

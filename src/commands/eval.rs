@@ -11,6 +11,7 @@ use crate::data::batch::Batch;
 use crate::data::dataset::Split;
 use crate::data::source::Source;
 use crate::failure::{Doing, Failure};
+use crate::progress::{Progress, Unit};
 use crate::training::classifier::{Saved, ranked};
 use crate::training::store::Place;
 use protocol::hex;
@@ -84,6 +85,7 @@ pub fn run(
     let mut table = heading(&names);
     let mut batch = Batch::default();
     let start = Instant::now();
+    let progress = Progress::new("evaluated", set.len() as u64, Unit::Images);
     for first in (0..set.len()).step_by(BATCH) {
         set.batch(first, BATCH.min(set.len() - first), &mut batch);
         for (index, probabilities) in model.classify(&batch).iter().enumerate() {
@@ -95,7 +97,9 @@ pub fn run(
                 line(&mut table, title, [&names[label], &names[order[0]]], probabilities);
             }
         }
+        progress.advance(batch.len() as u64);
     }
+    drop(progress);
     let seconds = start.elapsed().as_secs_f64();
     if let Some(path) = predictions {
         std::fs::write(path, table).doing(path.display())?;

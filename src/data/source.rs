@@ -9,6 +9,7 @@ use crate::data::{cifar, folder, npz, resize};
 use crate::job::classes::ClassNames;
 use crate::job::shape::{CLASSES_MAX, Shape};
 use crate::job::{Job, Normalisation};
+use crate::progress::{Progress, Unit};
 
 /// The pictures of a directory or file, and what their classes are called there.
 #[derive(Debug)]
@@ -146,10 +147,12 @@ impl Source {
         let record_len = 1 + shape.image_len();
         let mut records = vec![0; self.len() * record_len];
         let part = self.len().div_ceil(threads.max(1)).max(1);
+        let progress = Progress::new("decoded", self.len() as u64, Unit::Images);
         let fill = |first: usize, part: &mut [u8]| {
             for (index, record) in part.chunks_exact_mut(record_len).enumerate() {
                 record[0] = numbers[usize::from(self.labels[first + index])];
                 self.pixels.write(first + index, shape.side, &mut record[1..])?;
+                progress.advance(1);
             }
             Ok(())
         };

@@ -9,6 +9,12 @@ const MARGIN: (f64, f64, f64, f64) = (56.0, 16.0, 14.0, 34.0);
 /// Labels of an axis, about.
 const TICKS: f64 = 5.0;
 
+/// What lies between two labels of a time, in seconds.
+const TIMES: [f64; 16] = [
+    1.0, 2.0, 5.0, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0, 43_200.0,
+    86_400.0, 604_800.0,
+];
+
 /// A line of a chart.
 pub struct Line {
     /// What it shows; empty where the chart's title says it.
@@ -53,7 +59,7 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> String {
     let (low, high) = axes.least.unwrap_or((f64::INFINITY, f64::NEG_INFINITY));
     let y =
         Scale::new(points().map(|p| p.1).chain([low, high].into_iter().filter(|v| v.is_finite())));
-    let x = Scale::new(points().map(|p| p.0));
+    let x = Scale::tight(points().map(|p| p.0));
     let (left, right, top, bottom) = MARGIN;
     let across = |value: f64| left + x.share(value) * (SIZE.0 - left - right);
     let down = |value: f64| SIZE.1 - bottom - y.share(value) * (SIZE.1 - top - bottom);
@@ -75,7 +81,7 @@ pub fn lines(axes: &Axes, lines: &[Line]) -> String {
             (axes.shown)(tick)
         );
     }
-    let whole = |tick: &f64| tick.fract() == 0.0;
+    let whole = |tick: &f64| tick.fract() == 0.0 && x.holds(*tick);
     for tick in x.ticks().into_iter().filter(whole) {
         let _ = write!(
             svg,
@@ -132,7 +138,7 @@ pub fn shares(parts: &[(&str, f64)]) -> String {
             "<rect class=\"part{number}\" x=\"{at:.1}\" y=\"0\" width=\"{width:.1}\" height=\"26\">\
              <title>{name}: {percent:.1} %</title></rect>"
         );
-        if width > 70.0 {
+        if width > 40.0 {
             let _ = write!(
                 svg,
                 "<text x=\"{:.1}\" y=\"17\" text-anchor=\"middle\">{percent:.0} %</text>",
@@ -145,6 +151,73 @@ pub fn shares(parts: &[(&str, f64)]) -> String {
     svg
 }
 
+/// What somebody did when, on a row of its own.
+pub struct Row<'a> {
+    /// Who.
+    pub name: &'a str,
+    /// From when to when it was there.
+    pub spans: &'a [(f64, f64)],
+    /// Moment, class and name of what happened to it.
+    pub marks: Vec<(f64, &'static str, &'static str)>,
+}
+
+/// Rows over a common time from 0 to `end`.
+pub fn rows(title: &str, end: f64, shown: fn(f64) -> String, rows: &[Row]) -> String {
+    const ROW: f64 = 26.0;
+    let (left, right) = (78.0, 12.0);
+    let end = end.clamp(1.0, 1e12);
+    let across = |at: f64| left + (at / end).clamp(0.0, 1.0) * (SIZE.0 - left - right);
+    let height = ROW * rows.len() as f64 + 26.0;
+    let mut svg = format!(
+        "<svg viewBox=\"0 0 {} {height}\" role=\"img\" class=\"rows\" aria-label=\"{}\"><g class=\"grid\">",
+        SIZE.0,
+        escape(title)
+    );
+    let step = TIMES.into_iter().find(|step| end / step <= TICKS + 1.0).unwrap_or(end / TICKS);
+    for tick in (0..=TICKS as u32 + 1).map(|tick| f64::from(tick) * step).filter(|at| *at <= end) {
+        let at = across(tick);
+        let _ = write!(
+            svg,
+            "<line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"0\" y2=\"{:.1}\"/>\
+             <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            height - 22.0,
+            height - 6.0,
+            shown(tick)
+        );
+    }
+    for (number, row) in rows.iter().enumerate() {
+        let top = number as f64 * ROW + 5.0;
+        let _ = write!(
+            svg,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\" class=\"name\">{}</text>",
+            left - 8.0,
+            top + 12.5,
+            escape(row.name)
+        );
+        for (from, to) in row.spans {
+            let (from, to) = (across(*from), across(*to));
+            // What is shorter than a point was there, too.
+            let width = (to - from).max(1.0);
+            let _ = write!(
+                svg,
+                "<rect class=\"span\" x=\"{from:.1}\" y=\"{top}\" width=\"{width:.1}\" height=\"16\" rx=\"2\"/>"
+            );
+        }
+        for (at, class, name) in &row.marks {
+            let at = across(*at);
+            let _ = write!(
+                svg,
+                "<line class=\"mark {class}\" x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.1}\" y2=\"{:.1}\">\
+                 <title>{name}</title></line>",
+                top - 3.0,
+                top + 19.0
+            );
+        }
+    }
+    svg.push_str("</g></svg>");
+    svg
+}
+
 /// Lowest and highest value of an axis, widened to round numbers.
 struct Scale {
     low: f64,
@@ -153,6 +226,22 @@ struct Scale {
 }
 
 impl Scale {
+    /// From the lowest value to the highest.
+    fn tight(values: impl Iterator<Item = f64> + Clone) -> Self {
+        let wide = Self::new(values.clone());
+        let (low, high) = values
+            .fold((wide.high, wide.low), |(low, high), value| (low.min(value), high.max(value)));
+        if low < high {
+            Self { low: low.max(wide.low), high: high.min(wide.high), ..wide }
+        } else {
+            wide
+        }
+    }
+
+    fn holds(&self, value: f64) -> bool {
+        (self.low..=self.high).contains(&value)
+    }
+
     fn new(values: impl Iterator<Item = f64>) -> Self {
         // Far from where a difference overflows.
         let values = values.map(|value| value.clamp(-1e30, 1e30));
@@ -182,8 +271,9 @@ impl Scale {
 
     /// The round numbers on the axis; few, whatever the values.
     fn ticks(&self) -> Vec<f64> {
-        let count = ((self.high - self.low) / self.step).round().clamp(0.0, 16.0) as u32;
-        (0..=count).map(|at| self.low + f64::from(at) * self.step).collect()
+        let low = (self.low / self.step).floor() * self.step;
+        let count = ((self.high - low) / self.step).ceil().clamp(0.0, 16.0) as u32;
+        (0..=count).map(|at| low + f64::from(at) * self.step).collect()
     }
 }
 
@@ -199,6 +289,10 @@ mod tests {
         let scale = Scale::new([0.13, 2.41].into_iter());
         assert_eq!((scale.low, scale.step), (0.0, 0.5));
         assert_eq!(scale.ticks(), [0.0, 0.5, 1.0, 1.5, 2.0, 2.5]);
+        let tight = Scale::tight([3.0, 109.0].into_iter());
+        assert_eq!((tight.share(3.0), tight.share(109.0)), (0.0, 1.0));
+        let ticks: Vec<f64> = tight.ticks().into_iter().filter(|tick| tight.holds(*tick)).collect();
+        assert_eq!(ticks, [50.0, 100.0]);
         for odd in [vec![], vec![3.0], vec![f64::MAX, f64::MIN], vec![1e-300, 2e-300], vec![-0.0]] {
             let scale = Scale::new(odd.clone().into_iter());
             assert!(scale.ticks().len() <= 17, "{odd:?}");

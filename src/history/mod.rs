@@ -7,6 +7,7 @@ pub mod chart;
 pub mod curve;
 pub mod page;
 pub mod tensorboard;
+pub mod timeline;
 
 use serde::{Deserialize, Serialize};
 
@@ -52,6 +53,9 @@ pub struct History {
     pub curve: Curve,
     /// Where the time of each worker's steps went, by its number.
     pub workers: Vec<Shares>,
+    /// Seconds of ps0's updates, summed; each worker waits for them.
+    #[serde(default)]
+    pub updates: f64,
     /// Accuracy on test images, as it was found.
     pub evaluations: Vec<Evaluation>,
     /// What happened when.
@@ -181,6 +185,7 @@ impl History {
             parameters: None,
             curve: Curve::default(),
             workers: Vec::new(),
+            updates: 0.0,
             evaluations: Vec::new(),
             events: Vec::new(),
             events_dropped: 0,
@@ -269,14 +274,17 @@ impl Shares {
         self.pull += step.pull;
     }
 
-    /// Names and seconds, in the order of a step.
-    pub fn parts(&self) -> [(&'static str, f64); 5] {
+    /// Names and seconds, in the order of a step; `updates` are the seconds of ps0's updates, which a worker
+    /// waits for.
+    pub fn parts(&self, updates: f64) -> [(&'static str, f64); 6] {
+        let update = updates.clamp(0.0, self.waiting.max(0.0));
         [
-            ("pull", self.pull),
             ("forward", self.forward),
             ("backward", self.backward),
             ("push", self.push),
-            ("waiting", self.waiting),
+            ("waiting for others", self.waiting - update),
+            ("update", update),
+            ("pull", self.pull),
         ]
     }
 }

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::history::chart::{Axes, Line, escape, lines, shares};
-use crate::history::{Evaluation, EventKind, History, Participant};
+use crate::history::chart::{Axes, Line, Row, escape, lines, rows, shares};
+use crate::history::timeline::{Lane, lanes};
+use crate::history::{Evaluation, Event, EventKind, History, Participant, Shares};
 
 /// Largest confusion matrix that is drawn; beyond it the classes with most confusion are listed.
 const MATRIX_MAX: usize = 20;
@@ -21,12 +22,13 @@ pub fn page(history: &History) -> String {
     html.push_str(STYLE);
     html.push_str("</style></head><body><main>");
     head(&mut html, history);
+    contents(&mut html, history);
+    events(&mut html, history);
     curves(&mut html, history);
     if let Some(last) = history.evaluations.last() {
         accuracy(&mut html, history, last);
     }
     time(&mut html, history);
-    events(&mut html, history);
     participants(&mut html, history);
     settings(&mut html, history);
     let _ = write!(
@@ -64,6 +66,7 @@ fn head(html: &mut String, history: &History) {
         date(history.began),
         date(history.written)
     );
+    let _ = write!(html, "<p class=\"lead\">{}</p>", story(history, done));
     html.push_str("<dl class=\"cards\">");
     let steps = history.steps.map_or(format!("{done}"), |steps| format!("{done} of {steps}"));
     card(html, "steps", &steps);
@@ -80,7 +83,8 @@ fn head(html: &mut String, history: &History) {
     card(html, "time in steps", &duration(seconds));
     let [received, sent] = history.bytes;
     card(html, "received, sent", &format!("{}, {}", size(received), size(sent)));
-    card(html, "admitted by evidence", &history.participants.len().to_string());
+    let away = history.events.iter().filter(|event| event.kind == EventKind::Left).count();
+    card(html, "connections lost", &away.to_string());
     html.push_str("</dl>");
     if let Some(parameters) = &history.parameters {
         let _ = write!(
@@ -89,6 +93,50 @@ fn head(html: &mut String, history: &History) {
             escape(parameters)
         );
     }
+}
+
+/// What happened, in a few sentences.
+fn story(history: &History, done: u64) -> String {
+    let (lanes, span) = lanes(history);
+    let steps = history.steps.map_or(counted(done as usize, "step"), |all| {
+        format!("{done} of {}", counted(all as usize, "step"))
+    });
+    let mut story = format!("{steps} in {}.", duration(span));
+    let curve = history.curve.points();
+    if let (Some(first), Some(last)) = (curve.first(), history.curve.recent_loss(20)) {
+        let _ = write!(story, " The loss went from {:.2} to {last:.2}.", first.loss);
+    }
+    if let Some(last) = history.evaluations.last() {
+        let [right, all] = last.total();
+        let _ = write!(story, " Of {all} test images {right} are classified right.");
+    }
+    let starts = history.events.iter().filter(|event| event.kind == EventKind::Started).count();
+    if starts > 1 {
+        let _ = write!(story, " ps0 was started {starts} times.");
+    }
+    for Lane { name, spans, .. } in lanes.iter().skip(1).filter(|lane| lane.spans.len() > 1) {
+        let away: f64 = spans.windows(2).map(|pair| pair[1].0 - pair[0].1).sum();
+        let times = counted(spans.len() - 1, "time");
+        let _ = write!(story, " {} was away {times}, for {}.", escape(name), duration(away));
+    }
+    story
+}
+
+/// Links to what there is on the page.
+fn contents(html: &mut String, history: &History) {
+    let all = [
+        ("events", "What happened", true),
+        ("curves", "Loss", true),
+        ("accuracy", "Accuracy", !history.evaluations.is_empty()),
+        ("time", "Time", history.workers.iter().any(|spent| spent.steps > 0)),
+        ("participants", "Who took part", true),
+        ("settings", "Settings", true),
+    ];
+    html.push_str("<nav>");
+    for (id, name, _) in all.into_iter().filter(|(_, _, there)| *there) {
+        let _ = write!(html, "<a href=\"#{id}\">{name}</a> ");
+    }
+    html.push_str("</nav>");
 }
 
 fn curves(html: &mut String, history: &History) {
@@ -124,7 +172,7 @@ fn accuracy(html: &mut String, history: &History, last: &Evaluation) {
         });
         curves.push(Line { name: format!("worker{worker}"), points: points.collect() });
     }
-    html.push_str("<section id=\"accuracy\"><h2>Accuracy on test images</h2>");
+    html.push_str("<section id=\"accuracy\" class=\"pair\"><div><h2>Accuracy on test images</h2>");
     let axes = Axes {
         title: "accuracy over steps",
         x: "step",
@@ -142,19 +190,20 @@ fn accuracy(html: &mut String, history: &History, last: &Evaluation) {
         last.step,
         percent([right, images])
     );
+    html.push_str("</div><div>");
     match last.classes.len() {
         0 => {}
         _ if last.confusion.is_empty() => {}
         1..=MATRIX_MAX => matrix(html, last),
         _ => confusions(html, last),
     }
-    html.push_str("</section>");
+    html.push_str("</div></section>");
 }
 
 /// Rows are what pictures show, columns what the model says.
 fn matrix(html: &mut String, last: &Evaluation) {
     let classes = last.classes.len();
-    html.push_str("<h3>Confusion: rows are true, columns predicted</h3>");
+    html.push_str("<h2>Confusion: rows are true, columns predicted</h2>");
     html.push_str("<div class=\"wide\"><table class=\"matrix\"><tr><td></td>");
     for name in &last.classes {
         let _ = write!(html, "<th scope=\"col\"><span>{}</span></th>", escape(name));
@@ -181,7 +230,7 @@ fn confusions(html: &mut String, last: &Evaluation) {
         .filter(|(count, actual, predicted)| *count > 0 && actual != predicted)
         .collect();
     wrong.sort_unstable_by(|a, b| b.cmp(a));
-    html.push_str("<h3>Most frequent confusions</h3><table><tr><th>true</th><th>predicted</th><th>images</th></tr>");
+    html.push_str("<h2>Most frequent confusions</h2><table><tr><th>true</th><th>predicted</th><th>images</th></tr>");
     for (count, actual, predicted) in wrong.into_iter().take(CONFUSIONS) {
         let [actual, predicted] = [actual, predicted].map(|at| escape(&last.classes[at]));
         let _ = write!(html, "<tr><td>{actual}</td><td>{predicted}</td><td>{count}</td></tr>");
@@ -199,7 +248,7 @@ fn time(html: &mut String, history: &History) {
         "<section id=\"time\"><h2>Where the time of a step goes</h2><table class=\"bars\">",
     );
     for (worker, spent) in &told {
-        let parts = spent.parts();
+        let parts = spent.parts(updates_of(history, spent));
         let seconds: f64 = parts.iter().map(|part| part.1).sum();
         let _ = write!(
             html,
@@ -210,32 +259,81 @@ fn time(html: &mut String, history: &History) {
         );
     }
     html.push_str("</table>");
-    legend(html, "part", told[0].1.parts().map(|part| part.0).into_iter());
+    legend(html, "part", told[0].1.parts(0.0).map(|part| part.0).into_iter());
     html.push_str("</section>");
+}
+
+/// Of ps0's updates those that a worker waited for: each step has one, and none follows the last.
+fn updates_of(history: &History, spent: &Shares) -> f64 {
+    let points = history.curve.points().iter();
+    let steps = points.map(|point| point.count).fold(0, u64::saturating_add).max(1);
+    history.updates * (spent.steps as f64 / steps as f64).min(1.0)
 }
 
 fn events(html: &mut String, history: &History) {
     html.push_str("<section id=\"events\"><h2>What happened</h2>");
+    let (lanes, end) = lanes(history);
+    let drawn = lanes.iter().map(|Lane { name, spans, marks }| {
+        let marks = marks.iter().map(|(at, kind)| (*at, class(*kind), kind.name())).collect();
+        Row { name, spans, marks }
+    });
+    let drawn: Vec<Row> = drawn.collect();
+    html.push_str(&rows("who took part when", end, duration, &drawn));
+    html.push_str("<p class=\"legend marks\"><span class=\"there\">took part</span>");
+    for kind in [EventKind::Checkpoint, EventKind::Left, EventKind::Reattested, EventKind::Finished]
+    {
+        if history.events.iter().any(|event| event.kind == kind) {
+            let _ = write!(html, "<span class=\"{}\">{}</span>", class(kind), kind.name());
+        }
+    }
+    html.push_str("</p>");
+    // Checkpoints are on the time line; a list of them says nothing more.
+    let routine = |event: &&Event| event.kind == EventKind::Checkpoint;
+    let checkpoints = history.events.iter().filter(routine).count();
     html.push_str(
         "<table class=\"list\"><tr><th>time (UTC)</th><th>step</th><th>event</th><th></th></tr>",
     );
-    for event in &history.events {
-        let kind = event.kind.name();
+    for event in history.events.iter().filter(|event| !routine(event)) {
         let _ = write!(
             html,
-            "<tr class=\"{}\"><td>{}</td><td>{}</td><td>{kind}</td><td>{}</td></tr>",
-            kind.split(' ').next().unwrap_or_default(),
+            "<tr class=\"{}\"><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            class(event.kind),
             date(event.time),
             event.step,
+            event.kind.name(),
             escape(&event.detail)
         );
     }
-    html.push_str("</table>");
-    if history.events_dropped > 0 {
-        let _ =
-            write!(html, "<p>{} events in the middle are not kept.</p>", history.events_dropped);
+    html.push_str("</table><p>");
+    if let Some(last) = history.events.iter().rev().find(routine) {
+        let written = counted(checkpoints, "checkpoint");
+        let _ = write!(html, "{written}, the last of step {} at {}. ", last.step, date(last.time));
     }
-    html.push_str("</section>");
+    if history.events_dropped > 0 {
+        let _ = write!(html, "{} events in the middle are not kept.", history.events_dropped);
+    }
+    html.push_str("</p></section>");
+}
+
+/// How an event looks.
+fn class(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Checkpoint => "checkpoint",
+        EventKind::Finished => "finished",
+        EventKind::Joined => "joined",
+        EventKind::Left => "left",
+        EventKind::Reattested => "reattested",
+        EventKind::Returned => "returned",
+        EventKind::Started => "started",
+        EventKind::Stopped => "stopped",
+    }
+}
+
+/// Somebody's admissions with the same measurements, as one.
+struct Admitted<'a> {
+    first: &'a Participant,
+    times: usize,
+    last: &'a Participant,
 }
 
 fn participants(html: &mut String, history: &History) {
@@ -246,23 +344,54 @@ fn participants(html: &mut String, history: &History) {
     }
     html.push_str("<p>Each was admitted by evidence that roster.json holds; ");
     html.push_str("<code>hfl roster</code> judges it again.</p>");
-    for Participant { role, since, status, measurements, platform, key } in &history.participants {
+    let same = |a: &Participant, b: &Participant| {
+        (&a.role, &a.status, &a.platform, &a.measurements)
+            == (&b.role, &b.status, &b.platform, &b.measurements)
+    };
+    let mut all: Vec<Admitted> = Vec::new();
+    for participant in &history.participants {
+        match all.iter_mut().find(|known| same(known.first, participant)) {
+            Some(known) => (known.times, known.last) = (known.times + 1, participant),
+            None => all.push(Admitted { first: participant, times: 1, last: participant }),
+        }
+    }
+    html.push_str(
+        "<div class=\"wide\"><table class=\"list\"><tr><th>role</th><th>TCB status</th>\
+         <th>platform</th><th>since (UTC)</th><th>admitted</th><th>MRTD</th></tr>",
+    );
+    for Admitted { first, times, .. } in &all {
+        let mr_td = first.measurements.iter().find(|(name, _)| name == "MRTD");
+        let mr_td = mr_td.map_or("", |(_, value)| short(value));
+        let platform = if first.platform.is_empty() { "\u{2013}" } else { &first.platform };
         let _ = write!(
             html,
-            "<details><summary><b>{}</b> <span>{}</span> <span>since {}</span></summary><dl>",
-            escape(role),
-            escape(status),
-            date(*since)
+            "<tr><td><b>{}</b></td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td><code>{}</code></td></tr>",
+            escape(&first.role),
+            escape(&first.status),
+            escape(platform),
+            date(first.since),
+            if *times == 1 { "once".into() } else { format!("{times} times") },
+            escape(mr_td)
         );
-        let fixed = [("platform", platform.as_str()), ("key sha256", key.as_str())];
-        let named = measurements.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-        for (name, value) in named.chain(fixed).filter(|(_, value)| !value.is_empty()) {
-            let _ =
-                write!(html, "<dt>{}</dt><dd><code>{}</code></dd>", escape(name), escape(value));
-        }
-        html.push_str("</dl></details>");
     }
+    html.push_str("</table></div>");
+    all.iter().for_each(|admitted| measured(html, admitted));
     html.push_str("</section>");
+}
+
+/// Everything that somebody's evidence says.
+fn measured(html: &mut String, Admitted { first, last, .. }: &Admitted) {
+    let _ = write!(
+        html,
+        "<details><summary>{}: measurements and key</summary><dl>",
+        escape(&first.role)
+    );
+    let fixed = [("platform (FMSPC)", first.platform.as_str()), ("key sha256", last.key.as_str())];
+    let named = first.measurements.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    for (name, value) in named.chain(fixed).filter(|(_, value)| !value.is_empty()) {
+        let _ = write!(html, "<dt>{}</dt><dd><code>{}</code></dd>", escape(name), escape(value));
+    }
+    html.push_str("</dl></details>");
 }
 
 fn settings(html: &mut String, history: &History) {
@@ -332,7 +461,9 @@ fn size(bytes: u64) -> String {
 fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0) as u64;
     match whole {
-        0..60 => format!("{seconds:.1} s"),
+        0..10 if seconds > 0.0 => format!("{seconds:.1} s"),
+        0..60 => format!("{whole} s"),
+        60..3600 if whole.is_multiple_of(60) => format!("{} min", whole / 60),
         60..3600 => format!("{} min {} s", whole / 60, whole % 60),
         _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
     }
@@ -362,7 +493,6 @@ const STYLE: &str = include_str!("page.css");
 mod tests {
     use super::*;
     use crate::history::curve::Point;
-    use crate::history::{Event, Shares};
 
     fn full() -> History {
         let settings = vec![("model".into(), "resnet50".into()), ("workers".into(), "2".into())];

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod classifier;
 pub mod evaluator;
+pub mod note;
 pub mod roles;
 pub mod room;
 pub mod roster;

@@ -15,6 +15,7 @@ use protocol::{Admission, Ended, Event, Message, Refusal, Role, Roster, Session,
 use crate::job::state::{Member, State};
 use crate::job::{Job, Weighting};
 use crate::model::params::{self, Kind, Layout};
+use crate::training::note::Note;
 use crate::training::round::{Added, Announced, Round, RoundError, cell_range};
 use crate::training::tally::Tally;
 
@@ -32,8 +33,8 @@ pub struct ParameterServer {
     /// Entries of the roster that survive us: only these are told.
     kept: usize,
     exec: (Pool, Isa),
-    /// What the log should say, since it was asked the last time.
-    notes: Vec<String>,
+    /// What is worth telling, since it was asked the last time.
+    notes: Vec<Note>,
     /// A worker's values that cannot be part of a model; the job cannot go on.
     fault: Option<NotFinite>,
 }
@@ -183,8 +184,8 @@ impl ParameterServer {
         (0..self.job.workers).filter(|worker| !held(*worker)).map(Role::Worker).collect()
     }
 
-    /// What is worth a line in the log, since this was asked the last time.
-    pub fn take_notes(&mut self) -> Vec<String> {
+    /// What is worth telling, since this was asked the last time.
+    pub fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
     }
 
@@ -352,7 +353,7 @@ impl ParameterServer {
             Some(Role::TrustedNode) => return Err(session.close(Some(Refusal::Later))),
             Some(other) => {
                 let last = self.job.workers - 1;
-                self.notes.push(format!("{other}: the job has worker0 to worker{last}"));
+                self.say(format!("{other}: the job has worker0 to worker{last}"));
                 return Err(session.close(Some(Refusal::Role)));
             }
             None => return Err(session.close(Some(Refusal::Role))),
@@ -391,6 +392,11 @@ impl ParameterServer {
                 self.round.announce(worker, announced).map_err(|why| self.refused(worker, why))
             }
             Message::Evaluated { step, ref confusion } => self.evaluated(id, step, confusion),
+            // Of a step that may be closed by now.
+            Message::Spent(spent) if link.place == Place::Held => {
+                self.notes.push(Note::Spent { worker: link.worker, spent });
+                Ok(())
+            }
             _ => Err(Refusal::Protocol),
         }
     }
@@ -404,7 +410,7 @@ impl ParameterServer {
         }
         let before = self.state.members[usize::from(worker)];
         if let Some(before) = before.filter(|before| !member.is_as(before)) {
-            self.notes.push(format!(
+            self.say(format!(
                 "worker{worker}: other data than when the job began: {} samples, {}, and now {}, {}",
                 before.samples,
                 named(before.data),
@@ -423,7 +429,7 @@ impl ParameterServer {
             None => self.take_place(id, member),
             Some(_) if self.links.values().any(wanted) => return Err(Refusal::Taken),
             Some(holder) => {
-                self.notes.push(format!("worker{worker}: a second process; is the first alive?"));
+                self.say(format!("worker{worker}: a second process; is the first alive?"));
                 if let Some(link) = self.links.get_mut(&holder) {
                     link.challenge = Challenge::Due;
                 }
@@ -452,16 +458,18 @@ impl ParameterServer {
         (link.place, link.sending) = (Place::Held, Some(0));
         let worker = link.worker;
         self.tally.forget(worker);
-        self.state.members[usize::from(worker)] = Some(member);
+        let before = self.state.members[usize::from(worker)].replace(member);
         self.settle_steps();
         let missing = self.missing().len();
         let all = self.job.workers;
         let here = usize::from(all) - missing;
-        self.notes.push(format!(
-            "worker{worker}: joined, {} samples, {}; {here} of {all} are here",
-            member.samples,
-            named(member.data)
-        ));
+        let detail = format!("{}; {here} of {all} are here", named(member.data));
+        let (returns, samples) = (before.is_some(), member.samples);
+        self.notes.push(Note::Joined { worker, returns, samples, detail });
+    }
+
+    fn say(&mut self, text: String) {
+        self.notes.push(Note::Said(text));
     }
 
     /// The number of steps is known once every worker has said how many batches it has.

@@ -70,6 +70,11 @@ impl Worker {
         (self.incoming, self.evaluate, self.next) = (None, None, None);
     }
 
+    /// Whether parameters come in.
+    pub fn is_receiving(&self) -> bool {
+        self.incoming.is_some()
+    }
+
     /// Works through the events of the session until there is something to do. Parameters go to
     /// `params`, which is empty before the first [`Work::Prepare`].
     ///

@@ -118,6 +118,25 @@ pub enum Message {
         /// Images by `class * classes + found`; empty from who has no test images, and need not be asked.
         confusion: Vec<u32>,
     },
+    /// Where the time of a worker's step went, for the report; nothing is decided by it.
+    Spent(Spent),
+}
+
+/// Microseconds of a worker's step; what takes longer than an hour says the most that there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Samples of the step.
+    pub samples: u32,
+    /// Receiving the parameters.
+    pub pull: u32,
+    /// Forward pass, with making the batch.
+    pub forward: u32,
+    /// Backward pass, with what is sent meanwhile.
+    pub backward: u32,
+    /// Sending what the backward pass before this step's left.
+    pub push: u32,
+    /// Waiting after it, for the others and for the update.
+    pub waiting: u32,
 }
 
 /// Why a session is ended, as far as the other side may know.
@@ -226,6 +245,7 @@ impl Message {
             Self::Alive { .. } => "alive",
             Self::Evaluate { .. } => "evaluate",
             Self::Evaluated { .. } => "evaluated",
+            Self::Spent(_) => "spent",
         }
     }
 
@@ -250,9 +270,10 @@ impl Message {
                 | Self::Parameters { .. }
                 | Self::Evaluate { .. }
                 | Self::Finished { .. } => (false, &[ParameterServer][..]),
-                Self::Join { .. } | Self::Gradients { .. } | Self::Evaluated { .. } => {
-                    (true, &[Worker][..])
-                }
+                Self::Join { .. }
+                | Self::Gradients { .. }
+                | Self::Evaluated { .. }
+                | Self::Spent(_) => (true, &[Worker][..]),
                 Self::SecretRequest { .. } => (true, &[ParameterServer, Worker, TrustedNode][..]),
                 Self::Secret(_) => (false, &[SecretService][..]),
                 Self::Pull => (true, &[TrustedNode][..]),
@@ -302,13 +323,21 @@ mod tests {
             Message::Alive { number: 300 },
             Message::Evaluate { step: 300 },
             Message::Evaluated { step: 300, confusion: vec![7, 0, 300, 9] },
+            Message::Spent(Spent {
+                samples: 128,
+                pull: 1,
+                forward: 300,
+                backward: 2,
+                push: 3,
+                waiting: 4,
+            }),
         ]
     }
 
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 17] = [
+        let golden: [&[u8]; 18] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3, 1, 4],
             &[2, 3],
@@ -326,6 +355,7 @@ mod tests {
             &[14, 0xac, 2],
             &[15, 0xac, 2],
             &[16, 0xac, 2, 4, 7, 0, 0xac, 2, 9],
+            &[17, 0x80, 1, 1, 0xac, 2, 2, 3, 4],
         ];
         for (message, golden) in one_of_each().iter().zip(golden) {
             let bytes = message.encode();
@@ -363,7 +393,7 @@ mod tests {
                     "evaluate",
                 ],
             ),
-            (RoleKind::Worker, &["join", "gradients", "secret request", "evaluated"], &[]),
+            (RoleKind::Worker, &["join", "gradients", "secret request", "evaluated", "spent"], &[]),
             (RoleKind::SecretService, &[], &["secret"]),
             (RoleKind::TrustedNode, &["secret request", "pull"], &[]),
         ];

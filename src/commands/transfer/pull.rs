@@ -11,6 +11,7 @@ use protocol::{Ended, Event, LinkId, Message, Net, Refusal, Role, Session};
 
 use super::args::PullArgs;
 use crate::failure::{Doing, Failure};
+use crate::progress::{Progress, Unit};
 use crate::report::print;
 use crate::termination;
 use crate::training::volume;
@@ -62,6 +63,8 @@ struct Receiving {
     job: [u8; 32],
     complete: bool,
     moved: Instant,
+    /// Once the length is known.
+    progress: Option<Progress>,
 }
 
 impl Receiving {
@@ -72,7 +75,16 @@ impl Receiving {
         let file = options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let file = file.open(&part).doing(part.display())?;
         let moved = Instant::now();
-        Ok(Self { part, file, len: None, at: 0, job: [0; 32], complete: false, moved })
+        Ok(Self {
+            part,
+            file,
+            len: None,
+            at: 0,
+            job: [0; 32],
+            complete: false,
+            moved,
+            progress: None,
+        })
     }
 
     /// One connection's life; `None` when the volume is complete.
@@ -109,6 +121,7 @@ impl Receiving {
                 }
                 Event::Message(Message::Volume { len }) => {
                     let first = self.len.replace(len).is_none();
+                    self.progress = Some(Progress::new("received", len, Unit::Bytes));
                     first && len <= VOLUME_LEN_MAX
                 }
                 Event::Chunk { step: 0, offset, data } => {
@@ -117,6 +130,8 @@ impl Receiving {
                     match end {
                         Some(end) => {
                             self.file.write_all_at(data, offset).map_err(Ended::Io)?;
+                            // What is left out is there, too: zeros.
+                            self.progress.iter().for_each(|all| all.advance(end - self.at));
                             self.at = end;
                             true
                         }
@@ -125,6 +140,7 @@ impl Receiving {
                 }
                 Event::Message(Message::VolumeEnd) if self.len.is_some() => {
                     self.complete = true;
+                    self.progress = None;
                     return Err(session.close(None));
                 }
                 _ => false,

@@ -11,6 +11,7 @@ use luks::disk::Disk;
 use luks::ext4::{File as Inside, FileSystem, Kind};
 
 use crate::failure::{Doing, Failure};
+use crate::progress::{Progress, Unit};
 
 /// What a volume's plaintext is copied through.
 pub(super) const CHUNK: usize = 1 << 20;
@@ -18,10 +19,12 @@ pub(super) const CHUNK: usize = 1 << 20;
 /// Writes the whole plaintext.
 pub(super) fn copy(volume: &Volume, out: &mut dyn io::Write) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
+    let progress = Progress::new("exported", volume.len(), Unit::Bytes);
     for at in (0..volume.len()).step_by(CHUNK) {
         let len = CHUNK.min((volume.len() - at) as usize);
         volume.read_at(&mut buffer[..len], at).map_err(io::Error::other)?;
         out.write_all(&buffer[..len])?;
+        progress.advance(len as u64);
     }
     Ok(())
 }
@@ -115,11 +118,13 @@ fn export_file<D: Disk>(files: &FileSystem<D>, inside: &str, outside: &Path) -> 
 
 fn copy_content<D: Disk>(files: &FileSystem<D>, file: &Inside, out: &File) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK.min(file.len() as usize)];
+    let progress = Progress::new("exported", file.len(), Unit::Bytes);
     for range in files.content(file) {
         for at in range.clone().step_by(CHUNK) {
             let len = CHUNK.min((range.end - at) as usize);
             files.read_at(file, &mut buffer[..len], at).map_err(io::Error::other)?;
             out.write_all_at(&buffer[..len], at)?;
+            progress.advance(len as u64);
         }
     }
     // The last hole; a length that the system cannot have is refused by it.

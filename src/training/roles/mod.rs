@@ -3,6 +3,7 @@
 mod options;
 mod record;
 mod server;
+mod stopwatch;
 pub mod transfer;
 mod worker;
 

@@ -1,18 +1,22 @@
 //! What ps0 keeps of a job for people: its history and the report made of it, beside the model.
 
 use std::io;
+use std::time::Duration;
 
-use protocol::{Peer, hex};
+use protocol::{Admission, Body, Evidence, Peer, Spent, TdReport, hex, is_simulated};
 
 use crate::failure::{Doing, Failure};
 use crate::history::curve::Point;
 use crate::history::page::page;
-use crate::history::{self, Evaluation, Event, EventKind, History, Participant};
+use crate::history::{self, Evaluation, Event, EventKind, History, Participant, Shares};
 use crate::job::Job;
 use crate::job::state::State;
 use crate::training::server::Closed;
 use crate::training::store::{Progress, Store};
 use crate::trust::clock;
+
+/// The TCB status of a TD without a platform.
+const SIMULATED: &str = "simulated";
 
 /// The history of the job at hand.
 pub(super) struct Record {
@@ -50,21 +54,54 @@ impl Record {
         self.history.evaluated(evaluation);
     }
 
+    /// Where the time of a worker's step went, as it says.
+    pub(super) fn spent(&mut self, worker: u16, spent: &Spent) {
+        let seconds = |micros: u32| f64::from(micros) / 1e6;
+        let step = Shares {
+            steps: 1,
+            images: u64::from(spent.samples),
+            forward: seconds(spent.forward),
+            backward: seconds(spent.backward),
+            push: seconds(spent.push),
+            waiting: seconds(spent.waiting),
+            pull: seconds(spent.pull),
+        };
+        self.history.spend(worker, step);
+    }
+
+    /// How long an update took.
+    pub(super) fn updated(&mut self, time: Duration) {
+        self.history.updates += time.as_secs_f64();
+    }
+
     /// Somebody's evidence was accepted.
     pub(super) fn admit(&mut self, peer: &Peer) {
-        let report = &peer.verdict.report;
-        let rtmrs = report.rt_mr.iter().enumerate();
-        let mut measurements = vec![("MRTD".to_owned(), hex(&report.mr_td))];
-        measurements.extend(rtmrs.map(|(number, value)| (format!("RTMR{number}"), hex(value))));
-        measurements.push(("MRCONFIGID".into(), hex(&report.mr_config_id)));
         let platform = peer.verdict.platform.as_deref();
         self.history.admit(Participant {
             role: peer.role.to_string(),
             since: clock(),
-            status: platform.map_or("simulated", |platform| platform.status.name()).into(),
-            measurements,
+            status: platform.map_or(SIMULATED, |platform| platform.status.name()).into(),
+            measurements: measurements(&peer.verdict.report),
             platform: platform.map_or(String::new(), |platform| hex(&platform.machine.fmspc)),
             key: hex(&peer.key),
+        });
+    }
+
+    /// Our own evidence, which others judge.
+    pub(super) fn admit_self(&mut self, own: &Admission) {
+        let quote = Evidence::parse(&own.quote).map(|evidence| evidence.quote).ok();
+        let simulated = quote.as_ref().is_some_and(is_simulated);
+        let report = match quote.as_ref().map(|quote| &quote.body) {
+            Some(Body::Td(report)) => measurements(report),
+            _ => Vec::new(),
+        };
+        self.history.admit(Participant {
+            role: own.role.to_string(),
+            since: own.time,
+            status: if simulated { SIMULATED } else { "judged by each worker" }.into(),
+            measurements: report,
+            platform: String::new(),
+            key: hex(&own.keys[0]),
         });
     }
 
@@ -91,6 +128,14 @@ impl Record {
         }
         Ok(())
     }
+}
+
+fn measurements(report: &TdReport) -> Vec<(String, String)> {
+    let rtmrs = report.rt_mr.iter().enumerate();
+    let mut all = vec![("MRTD".to_owned(), hex(&report.mr_td))];
+    all.extend(rtmrs.map(|(number, value)| (format!("RTMR{number}"), hex(value))));
+    all.push(("MRCONFIGID".into(), hex(&report.mr_config_id)));
+    all
 }
 
 /// The job as the report shows it.

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use protocol::{Config, LinkId, Net, Over, Refusal, Roster, hex};
+use protocol::{Config, LinkId, Net, Over, Refusal, Role, Roster, hex};
 
 use super::options::{CELL, Options};
 use super::record::Record;
 use super::transfer;
+use crate::events::Event;
 use crate::failure::{Doing, Failure};
 use crate::history::EventKind;
 use crate::hosts::listen_addresses;
@@ -20,6 +21,7 @@ use crate::model::{init, params};
 use crate::report::Report;
 use crate::termination;
 use crate::training::checkpoint;
+use crate::training::note::Note;
 use crate::training::room;
 use crate::training::roster;
 use crate::training::server::{NotFinite, ParameterServer};
@@ -100,8 +102,9 @@ pub(super) fn run(
     checkpoint::save_meta(&mut store, &job, &network, state.step)
         .map_err(|error| store.not_written(checkpoint::META_FILE, &error, &kept(saved)))?;
     let known = known_roster(&mut store, &job, (state.step, saved))?;
-    let record = Record::open(&store, &job, &state);
+    let mut record = Record::open(&store, &job, &state);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
+    record.admit_self(&own);
     let mut server = ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool())
         .with_roster(known);
     server.admit_self(own);
@@ -120,6 +123,7 @@ pub(super) fn run(
         saved_at: Instant::now(),
         missing: Missing::default(),
     };
+    running.report.started(options.role, &running.server.job().digest());
     if let Err(Leaving { told, failure }) = running.serve(options) {
         running.dismiss(told);
         // The volume is whole as it is; a clean end only spares the next start a replay.
@@ -237,7 +241,7 @@ impl Running {
     }
 
     /// Bytes of the connections that are over and of those that are not.
-    fn count_traffic(&mut self) {
+    fn traffic(&mut self) -> [u64; 2] {
         let mut sum = self.bytes;
         for id in self.net.ids() {
             let live = self.net.session(id).map_or([0; 2], |session| session.bytes());
@@ -245,10 +249,24 @@ impl Running {
         }
         self.metrics.set(Metric::Received, sum[0] as f64);
         self.metrics.set(Metric::Sent, sum[1] as f64);
+        sum
     }
 
     fn take_notes(&mut self) {
         for note in self.server.take_notes() {
+            match &note {
+                Note::Spent { worker, spent } => {
+                    self.record.spent(*worker, spent);
+                    continue;
+                }
+                Note::Joined { worker, returns, samples, .. } => {
+                    let kind = if *returns { EventKind::Returned } else { EventKind::Joined };
+                    let (worker, returns) = (Role::Worker(*worker).to_string(), *returns);
+                    self.note(kind, format!("{worker}, {samples} samples"));
+                    self.report.tell(|| Event::Joined { worker, returns, samples: *samples });
+                }
+                Note::Said(_) => {}
+            }
             log::info!("{note}");
         }
     }
@@ -308,13 +326,25 @@ impl Running {
     }
 
     fn close_round(&mut self, options: &Options) -> Result<(), Leaving> {
+        let start = Instant::now();
         let closed = self.server.close_round().map_err(|fault| self.diverged(fault))?;
         let Some(closed) = closed else { return Ok(()) };
+        let update = start.elapsed();
+        self.record.updated(update);
         let seconds = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();
         self.report.step((closed.step, closed.steps), closed.loss, seconds, closed.samples);
         self.record.step(self.server.job(), &closed, seconds);
-        self.count_traffic();
+        let [bytes_received, bytes_sent] = self.traffic();
+        let job = self.server.job();
+        self.report.tell(|| Event::Round {
+            step: closed.step,
+            rate: f64::from(job.schedule.rate(closed.step, closed.steps)),
+            workers: job.workers,
+            update_seconds: update.as_secs_f64(),
+            bytes_received,
+            bytes_sent,
+        });
         let state = self.server.state();
         match state.step.is_multiple_of(options.checkpoint_every) || state.is_finished() {
             true => self.save(),
@@ -353,6 +383,8 @@ impl Running {
         self.metrics.set(Metric::CheckpointStep, state.step as f64);
         self.metrics.set(Metric::CheckpointTime, now.map_or(0.0, |since| since.as_secs_f64()));
         log::info!("checkpoint of step {} in {:.2?}", state.step, start.elapsed());
+        let (step, seconds) = (state.step, start.elapsed().as_secs_f64());
+        self.report.tell(|| Event::Checkpoint { step, seconds });
         self.note(EventKind::Checkpoint, String::new());
         self.keep_record();
         Ok(())
@@ -365,7 +397,8 @@ impl Running {
     /// The record is for people: a disk that has no room for it ends no training.
     fn keep_record(&mut self) {
         let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
-        if let Err(error) = self.record.keep(&mut self.store, progress, self.bytes) {
+        let bytes = self.traffic();
+        if let Err(error) = self.record.keep(&mut self.store, progress, bytes) {
             log::warn!("{error}; the training goes on without it");
         }
     }
@@ -397,6 +430,8 @@ impl Running {
             if let Some(role) = self.server.left(id.0) {
                 log::warn!("{role} at {address}: {why}");
                 self.note(EventKind::Left, format!("{role}: {why}"));
+                let (worker, why) = (role.to_string(), why.to_string());
+                self.report.tell(|| Event::Left { worker, why });
             } else if let Some(peer) = session.peer() {
                 log::info!("{} at {address}: {why}", peer.role);
             } else {

@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::Arena;
-use protocol::{Config, Ended, LinkId, Net, Refusal, hex};
+use protocol::{Config, Ended, LinkId, Message, Net, Refusal, hex};
 
 use super::options::{CELL, Options};
+use super::stopwatch::{Phase, Stopwatch};
 use crate::data::batch::Batch;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::error::DataError;
@@ -45,6 +46,7 @@ struct Running<'a> {
     training: Option<Training>,
     params: Arena,
     last: Option<Instant>,
+    stopwatch: Stopwatch,
 }
 
 /// What a job needs to compute steps.
@@ -84,6 +86,7 @@ pub(super) fn run(
         training: None,
         params: Arena::new(0).doing("memory")?,
         last: None,
+        stopwatch: Stopwatch::default(),
     };
     let host =
         options.ps_hosts.first().ok_or_else(|| Failure::usage("--ps-hosts names no server"))?;
@@ -131,6 +134,7 @@ impl Running<'_> {
     /// One connection's life; `None` when the job is done.
     fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<Lost>, Failure> {
         self.worker.disconnected();
+        self.stopwatch = Stopwatch::default();
         let mut was_open = false;
         loop {
             net.poll(None, &[0; 32]).doing("network")?;
@@ -141,6 +145,7 @@ impl Running<'_> {
                     if work == Work::Wait {
                         work = self.worker.pump(session, self.params.as_mut_slice())?;
                     }
+                    self.stopwatch.look((session.wants_output(), self.worker.is_receiving()));
                     Ok(())
                 });
                 if let Some(peer) = net.session(id).and_then(|session| session.peer())
@@ -175,6 +180,7 @@ impl Running<'_> {
     fn prepare(&mut self, net: &mut Net, id: LinkId, job: &Job) -> Result<(), Failure> {
         if self.training.is_none() {
             log::info!("job {}", hex(&job.digest()));
+            self.report.started(self.options.role, &job.digest());
             let Some(source) = self.source.take() else { return Ok(()) };
             self.training = Some(self.prepared(job, source)?);
         }
@@ -197,6 +203,7 @@ impl Running<'_> {
 
     /// Tries the parameters on our test images, and tells the server the counts.
     fn evaluate(&mut self, net: &mut Net, id: LinkId, step: u64) -> Result<(), Failure> {
+        self.stopwatch.rest();
         let Some(Training { job, evaluator, .. }) = &self.training else { return Ok(()) };
         let exec = self.options.pool();
         let table = |evaluator: &Evaluator| evaluator.table(job, self.params.as_slice(), exec);
@@ -262,17 +269,24 @@ impl Running<'_> {
         let Some(model) = &mut self.training else { return };
         std::thread::sleep(self.options.pause);
         let start = Instant::now();
+        self.stopwatch.enter(Phase::Forward, start);
         model.sampler.fill(&model.data, step, &mut model.batch);
         let samples = model.batch.len() as u32;
         let mut push = Push::new(&self.worker, step, self.params.as_slice().len());
+        let (stopwatch, mut backward) = (&mut self.stopwatch, None);
         let loss = model.network.step(
             self.params.as_mut_slice(),
             &model.batch,
             model.gradients.as_mut_slice(),
             (Pieces::Whole, |part| {
+                backward.get_or_insert_with(Instant::now);
                 net.drive(id, |session| push.advance(session, samples, &part));
             }),
         );
+        stopwatch.enter(Phase::Backward, backward.unwrap_or(start));
+        stopwatch.enter(Phase::Push, Instant::now());
+        let mut spent = Some(Message::Spent(stopwatch.take(samples)));
+        net.drive(id, |session| spent.take().map_or(Ok(()), |spent| session.send(&spent)));
         let since = self.last.replace(Instant::now()).unwrap_or(start);
         let seconds = since.elapsed().as_secs_f64();
         self.report.step((step, steps), loss, seconds, u64::from(samples));

@@ -29,8 +29,7 @@ impl ParameterServer {
             && !self.state.is_finished()
         {
             let best = self.state.found.best;
-            self.notes
-                .push(format!("{since} evaluations were no better than step {best}: the end"));
+            self.say(format!("{since} evaluations were no better than step {best}: the end"));
             self.state.steps = Some(step);
         }
         self.progress += 1;
