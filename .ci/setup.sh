@@ -13,7 +13,7 @@ fi
 missing=()
 for tool in /sbin/cryptsetup:cryptsetup-bin /sbin/e2fsck:e2fsprogs /usr/bin/xz:xz-utils \
   /usr/bin/openssl:openssl /usr/bin/python3:python3 /usr/bin/swtpm:swtpm \
-  /usr/bin/promtool:prometheus; do
+  /usr/bin/promtool:prometheus /usr/bin/chromium:chromium; do
   [ -x "${tool%%:*}" ] || missing+=("${tool##*:}")
 done
 if [ ${#missing[@]} -gt 0 ]; then

@@ -17,5 +17,6 @@ cargo test --workspace --locked
 .ci/network.sh
 .ci/image.sh
 .ci/deploy.sh
+.ci/report.sh
 musl/check.sh
 .ci/fuzz.sh "${FUZZ_SECONDS:-10}"

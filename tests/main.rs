@@ -13,6 +13,7 @@ mod network;
 mod own_data;
 mod parity;
 mod processes;
+mod report;
 mod room;
 mod secrets;
 mod socket;
