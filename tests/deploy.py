@@ -30,6 +30,8 @@ NETWORK = "hfl-deploy"
 PASSPHRASE = "of the test"
 # Where roles serve numbers and health.
 METRICS = 9464
+METRICS_FLAG = f"--metrics=0.0.0.0:{METRICS}"
+PROBES = ("livenessProbe", "readinessProbe")
 MINUTES_MAX = 10
 
 
@@ -97,14 +99,15 @@ def check_shape(overlays, secret_service):
                 config = volume.get("configMap", {}).get("name")
                 assert config is None or config in maps, f"{name} mounts {config}, which nothing makes"
     for documents in overlays.values():
-        roles = [(d, pod) for d, pod in pods(documents) if "hfl/role" in pod["metadata"]["labels"]]
+        serving = ("ps", "worker")
+        roles = [(d, pod) for d, pod in pods(documents) if pod["metadata"]["labels"].get("hfl/role") in serving]
         for document, pod in roles:
             container = pod["spec"]["containers"][0]
             name, notes = document["metadata"]["name"], pod["metadata"]["annotations"]
-            assert f"--metrics=0.0.0.0:{METRICS}" in container["args"], name
+            assert METRICS_FLAG in container["args"], name
             ports = {port["name"]: port["containerPort"] for port in container["ports"]}
             assert ports["metrics"] == METRICS and notes["prometheus.io/port"] == str(METRICS), name
-            probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
+            probes = [container[probe]["httpGet"] for probe in PROBES]
             assert probes == [{"path": p, "port": "metrics"} for p in ("/healthz", "/readyz")], name
     # RTMR0 and RTMR2 of a guest change with its size.
     assert len(sizes) == 1, f"guests of several sizes: {sizes}"
@@ -239,7 +242,7 @@ def check_initdata(program, place):
             document = file.read()
         with open(f"{work}/patch.yaml", encoding="utf-8") as file:
             (patch,) = yaml.safe_load(file)
-    (annotation,) = patch["value"].values()
+    annotation = patch["value"]
     # As the runtime takes it apart.
     assert gzip.decompress(base64.b64decode(annotation, validate=True)) == document
     parsed = tomllib.loads(document.decode())
@@ -348,7 +351,7 @@ def check_agent(policy, documents):
 class Cluster:
     def __init__(self, program, work, documents):
         self.program, self.work, self.documents = program, work, documents
-        self.running = []
+        self.running, self.probes = [], []
         # Of a run that was killed.
         subprocess.run(["ip", "netns", "del", NETWORK], check=False, stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "netns", "add", NETWORK], check=True)
@@ -382,7 +385,9 @@ class Cluster:
         while any(job.poll() is None for job in jobs):
             failed = [job.args for job in self.running if job.poll() not in (None, 0)]
             assert not failed and time.monotonic() < end, failed or "takes too long"
+            self.probe()
             time.sleep(0.2)
+        assert not self.probes, f"never in order: {self.probes}"
         # What the kubelet sends to process 1 of the pod; unshare itself does not pass it on.
         with open(f"/proc/{service.pid}/task/{service.pid}/children", encoding="ascii") as children:
             os.kill(int(children.read().split()[0]), signal.SIGTERM)
@@ -414,7 +419,18 @@ class Cluster:
         assert container["securityContext"]["readOnlyRootFilesystem"]
         assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
         name = f"{workload['metadata']['name']}{index}"
-        return self.command([expand(word) for word in container["args"]], name, mounts, spec["securityContext"])
+        # All share one network here: each has an address of its own in it.
+        address = f"127.0.1.{len(self.running) + 1}:{METRICS}"
+        args = [expand(word).replace(f"0.0.0.0:{METRICS}", address) for word in container["args"]]
+        self.probes += [(address, container[probe]["httpGet"]["path"]) for probe in PROBES if METRICS_FLAG in container["args"]]
+        return self.command(args, name, mounts, spec["securityContext"])
+
+    def probe(self):
+        """Asks as the kubelet does; each has to have been in order once."""
+        for address, path in list(self.probes):
+            request = ["ip", "netns", "exec", NETWORK, "curl", "-sf", "-m", "5", f"http://{address}{path}"]
+            if subprocess.run(request, stdout=subprocess.DEVNULL, check=False).returncode == 0:
+                self.probes.remove((address, path))
 
     def source(self, volume, path):
         if "persistentVolumeClaim" in volume:

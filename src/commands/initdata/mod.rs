@@ -176,8 +176,8 @@ fn document(files: &[(&str, String)]) -> Result<String, Failure> {
 
 fn patch(annotation: &str) -> String {
     format!(
-        "# Written by hfl initdata.\n- op: add\n  path: /spec/template/metadata/annotations\n  value:\n    \
-         {ANNOTATION}: {annotation}\n"
+        "# Written by hfl initdata.\n- op: add\n  path: /spec/template/metadata/annotations/{ANNOTATION}\n  \
+         value: {annotation}\n"
     )
 }
 
