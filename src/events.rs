@@ -152,13 +152,7 @@ mod tests {
         let text = || "x".to_owned();
         vec![
             Event::Checkpoint { step: 1, seconds: 0.5 },
-            Event::Evaluated {
-                step: 1,
-                right: 2,
-                images: 3,
-                by_worker: vec![[2, 3]],
-                best: true,
-            },
+            Event::Evaluated { step: 1, right: 2, images: 3, by_worker: vec![[2, 3]], best: true },
             Event::Finished {},
             Event::Joined { worker: text(), returns: true, samples: 3 },
             Event::Left { worker: text(), why: text() },

@@ -33,7 +33,7 @@ fn names(events: &[Event]) -> BTreeSet<String> {
 /// Runs the job; what ps0 said.
 fn job(cast: &Cast) -> Vec<Event> {
     let json = ("--json", "");
-    let ps0 = cast.start("ps0", &[json]);
+    let ps0 = cast.start("ps0", &[json, ("--report", "html")]);
     let slow = ("--pause-ms", "100");
     let worker0 = cast.start("worker0", &[json, slow]);
     let worker1 = cast.start("worker1", &[json, slow]);
@@ -82,6 +82,7 @@ fn a_job_tells_what_happened_in_lines_and_on_a_page() {
     let said = job(&cast);
     let all = [
         "checkpoint",
+        "evaluated",
         "finished",
         "joined",
         "left",
@@ -124,7 +125,7 @@ fn a_job_tells_what_happened_in_lines_and_on_a_page() {
         let target = link.strip_prefix('#').expect("nothing outside of the page");
         assert!(ids.contains(&target), "{link} leads nowhere");
     }
-    for section in ["events", "curves", "time", "participants", "settings"] {
+    for section in ["events", "curves", "accuracy", "time", "participants", "settings"] {
         assert!(ids.contains(&section), "no section {section}");
     }
     let pdf = dir.path("report.pdf");

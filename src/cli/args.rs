@@ -6,7 +6,7 @@ use argh::FromArgs;
 use kernels::Isa;
 use protocol::Role;
 
-use super::choice::{ClassSource, IsaChoice, ScheduleKind};
+use super::choice::{ClassSource, IsaChoice, ReportKind, ScheduleKind};
 use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
 use crate::commands::doctor::DoctorArgs;
@@ -187,6 +187,9 @@ pub struct Args {
     /// serve numbers for Prometheus, and health, at HOST:PORT, or at a PORT of this machine's own
     #[argh(option)]
     pub(super) metrics: Option<String>,
+    /// page that ps0 writes beside the model: html or none [html]
+    #[argh(option, default = "ReportKind::Html")]
+    pub(super) report: ReportKind,
     /// print the version
     #[argh(switch)]
     pub(super) version: bool,

@@ -16,6 +16,13 @@ pub(super) enum ScheduleKind {
     Cosine,
 }
 
+/// What ps0 writes for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ReportKind {
+    Html,
+    None,
+}
+
 /// Where the names of a job's classes come from.
 #[derive(Clone, Debug)]
 pub(super) enum ClassSource {
@@ -38,6 +45,18 @@ impl FromStr for ScheduleKind {
             "constant" => Ok(Self::Constant),
             "cosine" => Ok(Self::Cosine),
             _ => Err("expected cosine or constant".into()),
+        }
+    }
+}
+
+impl FromStr for ReportKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "html" => Ok(Self::Html),
+            "none" => Ok(Self::None),
+            _ => Err("expected html or none".into()),
         }
     }
 }

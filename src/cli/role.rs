@@ -6,7 +6,7 @@ use argh::FromArgs;
 use protocol::Role;
 
 use super::args::{Args, DEFAULT_RATE};
-use super::choice::ScheduleKind;
+use super::choice::{ReportKind, ScheduleKind};
 use super::local::THREADS_MAX;
 use crate::failure::{Doing, Failure};
 use crate::job::evaluation::Evaluation;
@@ -68,6 +68,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         linger: Duration::from_secs(args.linger),
         json: args.json,
         metrics: args.metrics,
+        page: args.report == ReportKind::Html,
         pause: Duration::from_millis(args.pause_ms),
         wait: Duration::from_secs(args.wait),
     })

@@ -53,6 +53,8 @@ pub struct Options {
     pub json: bool,
     /// Where numbers and health are served, `HOST:PORT`, or a port of this machine's own.
     pub metrics: Option<String>,
+    /// Whether ps0 writes the page about the job.
+    pub page: bool,
     /// How long a worker tries to reach its server before it gives up.
     pub wait: Duration,
     /// A pause before each step of a worker, for tests of slow workers.

@@ -21,11 +21,13 @@ const SIMULATED: &str = "simulated";
 /// The history of the job at hand.
 pub(super) struct Record {
     history: History,
+    /// Whether the page is written.
+    page: bool,
 }
 
 impl Record {
     /// Goes on with the history that is there, if it is this job's and can be read.
-    pub(super) fn open(store: &Store, job: &Job, state: &State) -> Self {
+    pub(super) fn open(store: &Store, job: &Job, state: &State, page: bool) -> Self {
         let known = store.read(history::FILE).ok().flatten().and_then(|bytes| {
             let parsed = History::parse(&bytes);
             parsed.inspect_err(|error| log::warn!("{}: {error}", history::FILE)).ok()
@@ -33,7 +35,7 @@ impl Record {
         let digest = hex(&job.digest());
         let begun = known.filter(|known| known.digest == digest && state.step > 0);
         let history = begun.unwrap_or_else(|| History::new(digest, settings(job), clock()));
-        let mut record = Self { history };
+        let mut record = Self { history, page };
         record.note(state.step, EventKind::Started, String::new());
         record
     }
@@ -118,10 +120,10 @@ impl Record {
     ) -> Result<(), Failure> {
         self.history.bytes = bytes;
         self.history.written = clock();
-        let files = [
-            (history::FILE, self.history.encode()),
-            (history::REPORT, page(&self.history).into_bytes()),
-        ];
+        let mut files = vec![(history::FILE, self.history.encode())];
+        if self.page {
+            files.push((history::REPORT, page(&self.history).into_bytes()));
+        }
         for (name, bytes) in files {
             let saved: io::Result<()> = store.save(name, progress, &|out| out.write_all(&bytes));
             saved.doing(store.name_of(name))?;

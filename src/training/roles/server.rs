@@ -102,7 +102,7 @@ pub(super) fn run(
     checkpoint::save_meta(&mut store, &job, &network, state.step)
         .map_err(|error| store.not_written(checkpoint::META_FILE, &error, &kept(saved)))?;
     let known = known_roster(&mut store, &job, (state.step, saved))?;
-    let mut record = Record::open(&store, &job, &state);
+    let mut record = Record::open(&store, &job, &state, options.page);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     record.admit_self(&own);
     let mut server = ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool())
