@@ -4,12 +4,14 @@
 use hfl::data::batch::Batch;
 use hfl::data::cifar;
 use hfl::data::synthetic;
+use hfl::job::rng::Stream;
 use hfl::job::shape::Shape;
 use hfl::job::{Algorithm, Arch, Precision, Stem};
 use hfl::model::Model;
 use hfl::model::gradients::{Part, Pieces};
 use hfl::model::init;
 use hfl::model::network::Network;
+use hfl::model::params::Kind;
 use kernels::{Isa, Pool};
 
 const IMAGES: usize = 5;
@@ -24,12 +26,12 @@ fn batch(images: usize) -> Batch {
 /// Loss and gradients. Each part is handed over once, from the end on, when it is final; its parameters are read
 /// no more.
 fn step(
-    (stem, images): (Stem, usize),
+    (model, stem, images): (Arch, Stem, usize),
     way: (Precision, Algorithm),
     exec: (usize, Isa),
     pieces: Pieces,
 ) -> (f32, Vec<f32>) {
-    let network = Network::new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
+    let network = Network::new(model, stem, Shape::CIFAR).expect("shapes");
     let mut params = init::initialise(&network.layout, 1, 0.5);
     let mut gradients = vec![f32::NAN; params.len()];
     let (threads, isa) = exec;
@@ -58,22 +60,31 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 
 #[test]
 fn bits_depend_neither_on_threads_nor_on_the_vector_tier() {
-    for stem in [Stem::Imagenet, Stem::Cifar] {
+    for (model, stem) in [
+        (Arch::Resnet50, Stem::Imagenet),
+        (Arch::Resnet50, Stem::Cifar),
+        (Arch::Resnet18, Stem::Imagenet),
+        (Arch::Resnet18, Stem::Cifar),
+    ] {
         for conv in [Algorithm::Direct, Algorithm::Auto] {
             let mut vector = Vec::new();
             for isa in Isa::available() {
                 let bits = |threads| {
                     let way = (Precision::Fp32, conv);
                     let pieces = [Pieces::Whole, Pieces::Small][threads % 2];
-                    bits_of(step((stem, IMAGES), way, (threads, isa), pieces))
+                    bits_of(step((model, stem, IMAGES), way, (threads, isa), pieces))
                 };
                 let one = bits(1);
-                assert!(one == bits(3), "{} with 3 threads, {stem} stem, {conv}", isa.name());
+                assert!(
+                    one == bits(3),
+                    "{model}, {} with 3 threads, {stem} stem, {conv}",
+                    isa.name()
+                );
                 if isa != Isa::Portable {
                     vector.push(one);
                 }
             }
-            assert!(vector.windows(2).all(|pair| pair[0] == pair[1]), "{stem} stem, {conv}");
+            assert!(vector.windows(2).all(|p| p[0] == p[1]), "{model}, {stem} stem, {conv}");
         }
     }
 }
@@ -86,8 +97,9 @@ fn bits_of((loss, gradients): (f32, Vec<f32>)) -> Vec<u32> {
 #[test]
 fn bits_are_the_same_with_more_threads_than_tiles() {
     for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Portable) {
-        let bits =
-            |way, threads| bits_of(step((Stem::Imagenet, 128), way, (threads, isa), Pieces::Small));
+        let bits = |way, threads| {
+            bits_of(step((Arch::Resnet50, Stem::Imagenet, 128), way, (threads, isa), Pieces::Small))
+        };
         for (precision, conv) in [
             (Precision::Fp32, Algorithm::Direct),
             (Precision::Fp32, Algorithm::Auto),
@@ -105,13 +117,14 @@ fn bits_are_the_same_with_more_threads_than_tiles() {
 #[test]
 fn every_tier_way_and_format_computes_the_same_step() {
     let (loss, gradients) = step(
-        (Stem::Cifar, IMAGES),
+        (Arch::Resnet50, Stem::Cifar, IMAGES),
         (Precision::Fp32, Algorithm::Direct),
         (2, Isa::Portable),
         Pieces::Small,
     );
     let check = |way, isa: Isa, bound: f64| {
-        let (other_loss, other) = step((Stem::Cifar, IMAGES), way, (2, isa), Pieces::Small);
+        let (other_loss, other) =
+            step((Arch::Resnet50, Stem::Cifar, IMAGES), way, (2, isa), Pieces::Small);
         let far = distance(&other, &gradients);
         println!("{way:?} on {}: loss {other_loss}, gradients {far:.2e}", isa.name());
         assert!((other_loss - loss).abs() < loss * bound as f32, "{way:?} on {}", isa.name());
@@ -134,4 +147,51 @@ fn bfloat16_is_refused_where_the_cpu_has_no_instructions_for_it() {
     let refused = Model::new(network, way, 1, (Pool::new(1), Isa::Portable)).err();
     let text = refused.expect("refused").to_string();
     assert!(text.contains("AVX512-BF16") && text.contains("--precision fp32"), "{text}");
+}
+
+/// The loss of a model's step, in which nothing else is looked at.
+fn loss(model: &mut Model, params: &[f32], batch: &Batch) -> f64 {
+    let (mut params, mut gradients) = (params.to_vec(), vec![0.0; params.len()]);
+    f64::from(model.step(&mut params, batch, &mut gradients, (Pieces::Small, |_| {})))
+}
+
+/// Along its gradient a tensor changes the loss by the gradient's length: of every convolution, normalisation and
+/// classifier, in both kinds of blocks, on maps of other sizes too.
+#[test]
+fn gradients_are_slopes_of_the_loss() {
+    for (arch, side) in [(Arch::Resnet18, 32), (Arch::Resnet34, 32), (Arch::Resnet18, 96)] {
+        let shape = Shape { side, ..Shape::CIFAR };
+        let network = Network::new(arch, Stem::Imagenet, shape).expect("shapes");
+        let layout = network.layout.clone();
+        let params = init::initialise(&layout, 1, 0.5);
+        let stream = Stream::new(9, "images");
+        let images = (0..(12 * shape.image_len()) as u64).map(|at| stream.normal(at)).collect();
+        let batch = Batch { images, labels: (0..12).map(|index| index % 10).collect() };
+        let way = (Precision::Fp32, Algorithm::Auto);
+        let exec = (Pool::new(2), Isa::detect());
+        let mut model = Model::new(network, way, 12, exec).expect("memory");
+        let mut gradients = vec![0.0; layout.len];
+        let done = (Pieces::Small, |_: Part| {});
+        model.step(&mut params.clone(), &batch, &mut gradients, done);
+        let mut checked = 0;
+        for tensor in layout.tensors.iter().filter(|t| t.kind != Kind::Statistic).step_by(4) {
+            let own = &gradients[tensor.range.clone()];
+            let norm = own.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+            // A change of the loss that is far above rounding, and far below where the slope changes.
+            let step = 2e-3 / norm;
+            let at = |sign: f64| {
+                let mut moved = params.clone();
+                for (value, g) in moved[tensor.range.clone()].iter_mut().zip(own) {
+                    *value += (sign * step * f64::from(*g) / norm) as f32;
+                }
+                moved
+            };
+            let [ahead, behind] = [1.0, -1.0].map(|sign| loss(&mut model, &at(sign), &batch));
+            let slope = (ahead - behind) / (2.0 * step);
+            let far = (slope / norm - 1.0).abs();
+            assert!(far < 0.05, "{arch} at {side}, {}: {slope} for {norm}", tensor.name);
+            checked += 1;
+        }
+        assert!(checked > 10, "{checked} tensors");
+    }
 }

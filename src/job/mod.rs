@@ -139,6 +139,10 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
+    /// 18 layers in basic blocks.
+    Resnet18,
+    /// 34 layers in basic blocks.
+    Resnet34,
     /// 50 layers in bottlenecks.
     #[default]
     Resnet50,
@@ -276,7 +280,10 @@ names!(Precision { "fp32" => Fp32, "bf16" => Bf16 });
 names!(Algorithm { "auto" => Auto, "direct" => Direct });
 names!(Augment { "standard" => Standard, "none" => None });
 names!(Weighting { "data" => Data, "batch" => Batch });
-names!(Arch { "resnet50" => Resnet50, "resnet101" => Resnet101, "resnet152" => Resnet152 });
+names!(Arch {
+    "resnet18" => Resnet18, "resnet34" => Resnet34, "resnet50" => Resnet50, "resnet101" => Resnet101,
+    "resnet152" => Resnet152
+});
 names!(Normalisation { "cifar" => Cifar, "imagenet" => Imagenet });
 names!(Order { "shuffled" => Shuffled, "sequential" => Sequential });
 

@@ -53,9 +53,9 @@ impl Inference {
             units.map(|u| network.units[u].conv.output_len(batch_max)).max().unwrap_or(0)
         };
         let blocks = &network.blocks;
-        let inner = most(&mut blocks.iter().flat_map(|b| [b.units[0], b.units[1]]));
+        let inner = most(&mut blocks.iter().flat_map(|block| block.first..block.last));
         // Where the stem is pooled, its activation is the shortcut's buffer.
-        let outer = most(&mut std::iter::once(0).chain(blocks.iter().map(|b| b.units[2])));
+        let outer = most(&mut std::iter::once(0).chain(blocks.iter().map(|block| block.last)));
         let scratch = network.units.iter().map(|unit| unit.conv.scratch_len(batch_max));
         let scratch = scratch.max().unwrap_or(0);
         let sums = network.units.iter().map(|unit| unit.conv.sums_len(batch_max));
@@ -93,7 +93,7 @@ impl Inference {
             self.outer.swap(0, 1);
         }
         let exec = Exec::new(&self.pool, self.isa);
-        let last = &self.network.units[self.network.blocks[self.network.blocks.len() - 1].units[2]];
+        let last = &self.network.units[self.network.blocks[self.network.blocks.len() - 1].last];
         let features = &mut self.features[..n * self.network.features];
         average_forward(exec, &self.outer[0].as_slice()[..last.conv.output_len(n)], features);
         let [weight, bias] = self.network.classifier.clone().map(|range| &self.params[range]);
@@ -124,7 +124,7 @@ impl Inference {
 
     /// From the first outer buffer to the second.
     fn block(&mut self, index: usize, n: usize) {
-        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
+        let Block { first, last, projection } = self.network.blocks[index];
         let [x, y] = &mut self.outer;
         let [a1, a2] = &mut self.inner;
         let exec = Exec::new(&self.pool, self.isa);
@@ -140,12 +140,17 @@ impl Inference {
             let results = Results { values: y, sums: &mut self.sums, scratch };
             unit.conv.forward(exec, n, operands, results, finish);
         };
-        convolve(u1, x, a1, None, true);
-        convolve(u2, a1, a2, None, true);
+        convolve(first, x, a1, None, true);
+        // Activations take turns in two buffers.
+        let [mut from, mut to] = [a1, a2];
+        for u in first + 1..last {
+            convolve(u, from, to, None, true);
+            std::mem::swap(&mut from, &mut to);
+        }
         if let Some(p) = projection {
             convolve(p, x, &mut self.shortcut, None, false);
         }
         let identity = if projection.is_some() { &self.shortcut } else { &*x };
-        convolve(u3, a2, y, Some(identity), true);
+        convolve(last, from, y, Some(identity), true);
     }
 }

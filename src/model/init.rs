@@ -17,11 +17,13 @@ pub fn initialise(layout: &Layout, seed: u64, last: f32) -> Vec<f32> {
 
 /// The same, into memory that is there.
 pub fn initialise_in(layout: &Layout, seed: u64, last: f32, values: &mut [f32]) {
+    let is_basic = !layout.tensors.iter().any(|tensor| tensor.name.ends_with(".bn3.weight"));
+    let last_norm = if is_basic { ".bn2.weight" } else { ".bn3.weight" };
     let classifier = layout.tensor("fc.weight").and_then(|tensor| tensor.shape.last());
     for tensor in &layout.tensors {
         let fan_in = tensor.shape.last().filter(|_| tensor.name != "fc.bias").or(classifier);
         let fan_in = fan_in.copied().unwrap_or(1);
-        let own = if tensor.name.ends_with("bn3.weight") {
+        let own = if tensor.name.ends_with(last_norm) {
             vec![last; tensor.range.len()]
         } else {
             tensor_values(tensor, seed, fan_in)

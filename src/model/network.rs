@@ -3,7 +3,7 @@
 //! He et al., "Deep Residual Learning" (2015), with the stride in the 3x3 convolution of a bottleneck
 //! as in torchvision.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use kernels::{Conv, MaxPool, ShapeError};
 
@@ -49,26 +49,42 @@ pub struct Unit {
     pub running: [Range<usize>; 2],
 }
 
-/// A bottleneck: indexes into the units.
+/// A residual block, as indexes into the units: 3x3, 3x3 in a basic block, 1x1, 3x3, 1x1 in a bottleneck.
 #[derive(Clone, Copy, Debug)]
 pub struct Block {
-    /// 1x1, 3x3, 1x1.
-    pub units: [usize; 3],
-    /// 1x1 on the shortcut, where shape changes.
+    /// Its first unit.
+    pub first: usize,
+    /// Its last unit, to whose output the shortcut is added.
+    pub last: usize,
+    /// 1x1 on the shortcut, where shape changes; the unit after the last.
     pub projection: Option<usize>,
+}
+
+impl Block {
+    /// All units, in the order of the buffers.
+    pub fn units(&self) -> RangeInclusive<usize> {
+        self.first..=self.projection.unwrap_or(self.last)
+    }
 }
 
 /// Blocks of each stage (He et al., table 1).
 fn stages(model: Arch) -> [usize; 4] {
     match model {
-        Arch::Resnet50 => [3, 4, 6, 3],
+        Arch::Resnet18 => [2, 2, 2, 2],
+        Arch::Resnet34 | Arch::Resnet50 => [3, 4, 6, 3],
         Arch::Resnet101 => [3, 4, 23, 3],
         Arch::Resnet152 => [3, 8, 36, 3],
     }
 }
 
-/// Output channels of a bottleneck over its inner ones.
-const EXPANSION: usize = 4;
+/// Output channels of a block over its inner ones.
+fn expansion(model: Arch) -> usize {
+    match model {
+        Arch::Resnet18 | Arch::Resnet34 => 1,
+        Arch::Resnet50 | Arch::Resnet101 | Arch::Resnet152 => 4,
+    }
+}
+
 /// Channels after the stem.
 const STEM_CHANNELS: usize = 64;
 
@@ -94,9 +110,10 @@ impl Network {
                 let stride = if stage > 0 && index == 0 { 2 } else { 1 };
                 let name = format!("layer{}.{index}", stage + 1);
                 let inner = STEM_CHANNELS << stage;
-                let (block, out) = builder.block(&name, side, [channels, inner], stride)?;
+                let outer = inner * expansion(model);
+                let (block, out) = builder.block(&name, side, [channels, inner, outer], stride)?;
                 blocks.push(block);
-                (side, channels) = (out, inner * EXPANSION);
+                (side, channels) = (out, outer);
             }
         }
         Ok(builder.finish((model, stem, shape), max_pool, blocks, channels))
@@ -160,23 +177,31 @@ impl Builder {
         &mut self,
         name: &str,
         side: usize,
-        [channels, inner]: [usize; 2],
+        [channels, inner, outer]: [usize; 3],
         stride: usize,
     ) -> Result<(Block, usize), ShapeError> {
         let first = self.drafts.len();
-        let outer = inner * EXPANSION;
         let name = |part: &str| format!("{name}.{part}");
-        self.unit([&name("conv1"), &name("bn1")], side, [channels, inner], [1, 1])?;
-        let out = self.unit([&name("conv2"), &name("bn2")], side, [inner, inner], [3, stride])?;
-        self.unit([&name("conv3"), &name("bn3")], out, [inner, outer], [1, 1])?;
+        let own = |number: usize| [name(&format!("conv{number}")), name(&format!("bn{number}"))];
+        // Kernel, stride and channels of each convolution.
+        let basic = [(3, stride, [channels, inner]), (3, 1, [inner, outer])];
+        let bottleneck =
+            [(1, 1, [channels, inner]), (3, stride, [inner, inner]), (1, 1, [inner, outer])];
+        let units = if inner == outer { &basic[..] } else { &bottleneck };
+        let mut out = side;
+        for (index, &(kernel, stride, channels)) in units.iter().enumerate() {
+            let [conv, norm] = own(index + 1);
+            out = self.unit([&conv, &norm], out, channels, [kernel, stride])?;
+        }
+        let last = self.drafts.len() - 1;
         let projection = if channels != outer || stride != 1 {
             let names = [&*name("downsample.0"), &*name("downsample.1")];
             self.unit(names, side, [channels, outer], [1, stride])?;
-            Some(first + 3)
+            Some(last + 1)
         } else {
             None
         };
-        Ok((Block { units: [first, first + 1, first + 2], projection }, out))
+        Ok((Block { first, last, projection }, out))
     }
 
     fn finish(
@@ -232,9 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn the_larger_ones_are_torchvisions_too() {
+    fn the_others_of_the_family_are_torchvisions_too() {
         let shape = Shape { classes: 100, ..Shape::CIFAR };
-        for (model, trained) in [(Arch::Resnet101, 42_705_060), (Arch::Resnet152, 58_348_708)] {
+        for (model, trained) in [
+            (Arch::Resnet18, 11_227_812),
+            (Arch::Resnet34, 21_335_972),
+            (Arch::Resnet101, 42_705_060),
+            (Arch::Resnet152, 58_348_708),
+        ] {
             let network = Network::new(model, Stem::Imagenet, shape).expect("shapes");
             assert_eq!(network.layout.trained, trained, "{model}");
         }

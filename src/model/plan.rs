@@ -37,30 +37,39 @@ impl Plan {
         let mut places = Places::default();
         let mut z = vec![places.take(0..=head, outputs[0])];
         let mut y = vec![places.take(0..=head, pooled.unwrap_or(outputs[0]))];
-        for (index, Block { units, projection }) in blocks.iter().enumerate() {
+        for (index, block) in blocks.iter().enumerate() {
             let kept = index + 1..=head;
-            z.extend(
-                units.iter().chain(projection).map(|&u| places.take(kept.clone(), outputs[u])),
-            );
-            y.push(places.take(kept, outputs[units[2]]));
+            z.extend(block.units().map(|u| places.take(kept.clone(), outputs[u])));
+            y.push(places.take(kept, outputs[block.last]));
         }
-        let mut outer = vec![places.take(0..=1, y[0].len())];
-        let first_of_stage = |index: &usize| blocks[*index].projection.is_some();
+        // Without a projection the gradient behind a block is added to the one before it, in one buffer: basic
+        // blocks begin so.
+        let begins_alone = blocks[0].projection.is_some();
+        let mut outer = Vec::new();
+        if begins_alone {
+            outer.push(places.take(0..=1, y[0].len()));
+        }
+        let first_of_stage = |index: &usize| *index == 0 || blocks[*index].projection.is_some();
         let firsts: Vec<usize> = (0..blocks.len()).filter(first_of_stage).collect();
         for (stage, &first) in firsts.iter().enumerate() {
             let after = firsts.get(stage + 1).copied().unwrap_or(blocks.len());
-            let shared = places.take(first + 1..=after + 1, y[first + 1].len());
-            outer.extend(std::iter::repeat_n(shared, after - first));
+            // The stem's is the first stage's too.
+            let (start, count) = match first == 0 && !begins_alone {
+                true => (0, after + 1),
+                false => (first + 1, after - first),
+            };
+            let shared = places.take(start..=after + 1, y[first + 1].len());
+            outer.extend(std::iter::repeat_n(shared, count));
         }
         // The stem's activation is only computed again where it is pooled.
         let stem = if pooled.is_some() { outputs[0] } else { 0 };
         let mut activation = vec![places.take(0..=0, stem)];
         let mut inner = vec![[0, 1].map(|_| places.take(0..=0, stem))];
-        for (index, Block { units: [u1, u2, u3], .. }) in blocks.iter().enumerate() {
+        for (index, &Block { first, last, .. }) in blocks.iter().enumerate() {
             let here = index + 1..=index + 1;
-            let between = outputs[*u1].max(outputs[*u2]);
+            let between = outputs[first..last].iter().copied().max().unwrap_or(0);
             activation.push(places.take(here.clone(), between));
-            inner.push([0, 1].map(|_| places.take(here.clone(), between.max(outputs[*u3]))));
+            inner.push([0, 1].map(|_| places.take(here.clone(), between.max(outputs[last]))));
         }
         Self { z, y, outer, activation, inner, end: places.end(), batch_max: n }
     }
@@ -196,13 +205,16 @@ mod tests {
 
     #[test]
     fn what_is_needed_at_the_same_depth_does_not_overlap() {
-        for stem in [Stem::Imagenet, Stem::Cifar] {
-            let network = Network::new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
+        let all =
+            [Arch::Resnet18, Arch::Resnet34, Arch::Resnet50, Arch::Resnet101, Arch::Resnet152];
+        let stems = [Stem::Imagenet, Stem::Cifar];
+        for (model, stem) in all.into_iter().flat_map(|model| stems.map(|stem| (model, stem))) {
+            let network = Network::new(model, stem, Shape::CIFAR).expect("shapes");
             let Plan { z, y, outer, activation, inner, end, .. } = Plan::new(&network, 3);
             let head = network.blocks.len() + 1;
             for depth in 0..=head {
-                // A stem has one unit, a block three or four; the head has none.
-                let units = |block: &Block| 3 + usize::from(block.projection.is_some());
+                // A stem has one unit, a block two to four; the head has none.
+                let units = |block: &Block| block.units().count();
                 let above = depth.min(network.blocks.len());
                 let count = 1 + network.blocks[..above].iter().map(units).sum::<usize>();
                 let mut live: Vec<&Range<usize>> = z[..count].iter().chain(&y[..=above]).collect();
@@ -222,7 +234,9 @@ mod tests {
             }
             assert_eq!((z.len(), y.len()), (network.units.len(), network.blocks.len() + 1));
             let kept: usize = z.iter().chain(&y).map(Range::len).sum();
-            assert!(end < kept + kept / 20, "{end} values for {kept} that are kept");
+            // Behind the wide maps of a stem, basic blocks keep little that could lie where these were.
+            let most = if model == Arch::Resnet18 { kept / 10 } else { kept / 20 };
+            assert!(end < kept + most, "{end} values for {kept} that are kept");
         }
     }
 }

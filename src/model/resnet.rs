@@ -4,7 +4,8 @@
 //! activations between are computed again when the backward pass needs them.
 //!
 //! ```text
-//! block   x --conv1-- z1 --bn,relu-- a1 --conv2-- z2 --bn,relu-- a2 --conv3-- z3 --bn-- + --relu-- y
+//! bottleneck (a basic block has one convolution less)
+//!         x --conv1-- z1 --bn,relu-- a1 --conv2-- z2 --bn,relu-- a2 --conv3-- z3 --bn-- + --relu-- y
 //!         '------------------ identity, or conv -- zp -- bn ------------------------'
 //! ```
 
@@ -277,10 +278,11 @@ impl<T: Product> ResNet<T> {
         params: &[f32],
         n: usize,
     ) -> Reads<'static> {
-        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
-        self.convolve(u1, x, params, n);
-        self.convolve(u2, self.activation(u1, index + 1, n), params, n);
-        self.convolve(u3, self.activation(u2, index + 1, n), params, n);
+        let Block { first, last, projection } = self.network.blocks[index];
+        self.convolve(first, x, params, n);
+        for u in first + 1..=last {
+            self.convolve(u, self.activation(u - 1, index + 1, n), params, n);
+        }
         if let Some(p) = projection {
             self.convolve(p, Reads::There(self.y(index, n)), params, n);
         }
@@ -315,36 +317,36 @@ impl<T: Product> ResNet<T> {
 
     fn backward_block(&mut self, index: usize, flow: &mut Flow) {
         let n = flow.n;
-        let Block { units: [u1, u2, u3], projection } = self.network.blocks[index];
-        self.backward_norm(u3, 1, flow);
+        let Block { first: u1, last, projection } = self.network.blocks[index];
+        self.backward_norm(last, 1, flow);
         if let Some(p) = projection {
             self.backward_norm(p, 2, flow);
         }
-        let (dy, [inner0, inner1]) = (self.outer(index + 1, n), self.plan.inner[index + 1].clone());
-        let dz3 = first(&inner0, dy.len());
-        let gradient = Reads::Made(Made::Slope(u3, dy.clone()), dz3.clone());
-        let da2 = self.backward_input(u3, flow, gradient, (&inner1, false), Behind::Unit(u2));
-        let a2 = self.make(self.activation(u2, index + 1, n), n);
-        self.backward_weight(u3, flow, (a2, dz3));
-        self.backward_norm(u2, 1, flow);
-        let dz2 = self.apply_slope(u2, da2, n);
-        let gradient = Reads::There(dz2.clone());
-        let da1 = self.backward_input(u2, flow, gradient, (&inner0, false), Behind::Unit(u1));
-        let a1 = self.make(self.activation(u1, index + 1, n), n);
-        self.backward_weight(u2, flow, (a1, dz2));
-        self.backward_norm(u1, 1, flow);
-        let dz1 = self.apply_slope(u1, da1, n);
+        let dy = self.outer(index + 1, n);
+        // Gradients by a unit's output and by its input take turns in two buffers.
+        let [mut own, mut other] = self.plan.inner[index + 1].clone();
+        let mut dz = first(&own, dy.len());
+        let mut gradient = Reads::Made(Made::Slope(last, dy.clone()), dz.clone());
+        for u in (u1 + 1..=last).rev() {
+            let da = self.backward_input(u, flow, gradient, (&other, false), Behind::Unit(u - 1));
+            let a = self.make(self.activation(u - 1, index + 1, n), n);
+            self.backward_weight(u, flow, (a, dz));
+            self.backward_norm(u - 1, 1, flow);
+            dz = self.apply_slope(u - 1, da, n);
+            gradient = Reads::There(dz.clone());
+            std::mem::swap(&mut own, &mut other);
+        }
         let (x, outer) = (self.y(index, n), self.plan.outer[index].clone());
         if let Some(p) = projection {
-            let dzp = first(&inner1, dy.len());
+            let dzp = first(&other, dy.len());
             let gradient = Reads::Made(Made::Slope(p, dy), dzp.clone());
             self.backward_input(p, flow, gradient, (&outer, false), Behind::Nothing);
             self.backward_weight(p, flow, (x.clone(), dzp));
         }
         let pooled = index == 0 && self.network.max_pool.is_some();
         let behind = if pooled { Behind::Nothing } else { Behind::Output(index) };
-        self.backward_weight(u1, flow, (x, dz1.clone()));
-        self.backward_input(u1, flow, Reads::There(dz1), (&outer, true), behind);
+        self.backward_weight(u1, flow, (x, dz));
+        self.backward_input(u1, flow, gradient, (&outer, true), behind);
     }
 
     fn backward_stem(&mut self, flow: &mut Flow) {
@@ -463,8 +465,8 @@ impl<T: Product> ResNet<T> {
         let (first, last) = match depth.checked_sub(1) {
             None => (0, 0),
             Some(index) => {
-                let Block { units, projection } = blocks[index];
-                (units[0], projection.unwrap_or(units[2]))
+                let units = blocks[index].units();
+                (*units.start(), *units.end())
             }
         };
         units[first].weight.start..units[last].affine[1].end
@@ -537,7 +539,7 @@ impl<'a> View<'a> {
             Made::Slope(u, g) => Rows::Slope(&norms[u].slope, [rest.get(g), z(u)]),
             Made::Output(0) => Rows::Activation(&norms[0].fold, z(0), Identity::None),
             Made::Output(depth) => {
-                let Block { units: [.., u], projection } = network.blocks[depth - 1];
+                let Block { last: u, projection, .. } = network.blocks[depth - 1];
                 let identity = match projection {
                     None => Identity::Plain(rest.get(self.plan.y(depth - 1, self.n))),
                     Some(p) => Identity::Projected(z(p), &norms[p].fold),
@@ -561,8 +563,8 @@ impl<'a> View<'a> {
                 let (unit, projection) = match index.checked_sub(1) {
                     None => (0, None),
                     Some(index) => {
-                        let Block { units, projection } = self.network.blocks[index];
-                        (units[2], projection)
+                        let Block { last, projection, .. } = self.network.blocks[index];
+                        (last, projection)
                     }
                 };
                 let mask = Mask::Output(rest.get(self.plan.y(index, self.n)));
