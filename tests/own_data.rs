@@ -57,7 +57,19 @@ fn json(args: &[&str]) -> Value {
 fn a_folder_of_pictures_is_learned_evaluated_and_predicted() {
     let dir = Dir::new("own-folder");
     let (data, names) = pictures(&dir);
-    let model = train(&dir, &[("--classes", text(&names)), ("--lr", "0.002")], &data);
+    let model = train(
+        &dir,
+        &[("--classes", text(&names)), ("--lr", "0.002"), ("--evaluate-every", "1")],
+        &data,
+    );
+    let history = std::fs::read(model.join("history.json")).expect("history");
+    let history: Value = serde_json::from_slice(&history).expect("JSON");
+    let found = &history["evaluations"][0];
+    // Three pictures of each class that there is, of which each worker has every other one.
+    let images = |worker: usize| found["by_worker"][worker][1].as_u64();
+    assert_eq!([images(0), images(1)], [Some(3); 2], "{history}");
+    assert_eq!(found["confusion"].as_array().map(Vec::len), Some(9));
+    assert!(model.join("model.best-data").exists());
     let meta = std::fs::read(model.join("model.ckpt-meta")).expect("meta");
     let meta: Value = serde_json::from_slice(&meta).expect("JSON");
     assert_eq!(meta["classes"], serde_json::json!(["dog", "lynx", "cat"]));

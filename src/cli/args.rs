@@ -18,6 +18,7 @@ use crate::commands::transfer::ModelArgs;
 use crate::commands::verify::{QuoteArgs, VerifyArgs};
 use crate::commands::volumes::{LuksArgs, Size};
 use crate::data::dataset::Shard;
+use crate::data::hold_out::HoldOut;
 use crate::hosts::HostList;
 use crate::job::evaluation::Evaluation;
 use crate::job::shape::Shape;
@@ -64,6 +65,12 @@ pub struct Args {
     /// part I of N of the data, from 0, such as 0/2 [all]
     #[argh(option)]
     pub(super) shard: Option<Shard>,
+    /// part of the pictures in CLASS/PICTURE to test with, by their content, such as 0.1
+    #[argh(option)]
+    pub(super) hold_out: Option<HoldOut>,
+    /// leave broken pictures out, each named in the log
+    #[argh(switch)]
+    pub(super) skip_broken: bool,
     /// where the model is kept [model]
     #[argh(option, default = "PathBuf::from(\"model\")")]
     pub(super) model_dir: PathBuf,
@@ -121,7 +128,7 @@ pub struct Args {
     /// seed of initialisation, order and augmentation [1]
     #[argh(option, default = "1")]
     pub(super) seed: u64,
-    /// network: resnet50, resnet101 or resnet152 [resnet50]
+    /// network: resnet18, resnet34, resnet50, resnet101 or resnet152 [resnet50]
     #[argh(option, default = "Arch::default()")]
     pub(super) model: Arch,
     /// classes of the job: cifar-10, cifar-100, their number, or a file with a name a line [cifar-10]

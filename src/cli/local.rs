@@ -9,6 +9,8 @@ use super::choice::IsaChoice;
 use crate::commands::saved::saved_model;
 use crate::commands::{bench, demo, eval};
 use crate::data::dataset::Split;
+use crate::data::hold_out::HoldOut;
+use crate::data::source::Selection;
 use crate::failure::{Doing, Failure};
 use crate::job::{Algorithm, Precision, Stem, WORKERS_MAX};
 use crate::report::print;
@@ -58,6 +60,12 @@ saved_model! {
         /// CSV file for each image's class, the one found, and all probabilities
         #[argh(option)]
         predictions: Option<PathBuf>,
+        /// part of the pictures in CLASS/PICTURE that is tested with, as in the job
+        #[argh(option)]
+        hold_out: Option<HoldOut>,
+        /// average the probabilities of each image and of its mirror image
+        #[argh(switch)]
+        mirrored: bool,
         /// images to use: test or train [test]
         #[argh(option, default = "Split::Test", from_str_fn(split))]
         split: Split,
@@ -124,10 +132,16 @@ pub(super) fn run_demo(args: &DemoArgs) -> Result<(), Failure> {
 }
 
 pub(super) fn run_eval(args: &EvalArgs) -> Result<(), Failure> {
-    let source = (args.data.as_path(), args.split);
-    let exec = (args.threads, args.isa.0);
-    let model = (&args.place(args.min_step), args.best);
-    let evaluation = eval::run(model, source, exec, args.predictions.as_deref())?;
+    let evaluation = eval::run(&eval::Options {
+        place: &args.place(args.min_step),
+        best: args.best,
+        mirrored: args.mirrored,
+        data: &args.data,
+        selection: Selection { split: args.split, shard: None, hold_out: args.hold_out },
+        threads: args.threads,
+        isa: args.isa.0,
+        predictions: args.predictions.as_deref(),
+    })?;
     if args.json {
         return print(&serde_json::to_string(&evaluation).doing("report")?);
     }

@@ -46,6 +46,8 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         ps_hosts: args.ps_hosts.0,
         data: args.data,
         shard: args.shard,
+        hold_out: args.hold_out,
+        skip_broken: args.skip_broken,
         place: Place {
             model_dir: args.model_dir,
             volume: args.volume,

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::commands::eval;
 use crate::data::dataset::Split;
+use crate::data::source::Selection;
 use crate::data::synthetic;
 use crate::failure::{Doing, Failure};
 use crate::job::Stem;
@@ -41,8 +42,8 @@ pub struct Options {
     pub threads: usize,
 }
 
-/// Bytes of the demo's volume: two checkpoints, the old one until the new one is safe. It is sparse.
-const VOLUME_LEN: u64 = 512 << 20;
+/// Bytes of the demo's volume: two checkpoints, the old one until the new one is safe, and the best. It is sparse.
+const VOLUME_LEN: u64 = 768 << 20;
 /// Says that a directory is a demo's.
 const MARKER: &str = ".hfl-demo";
 /// Drawn images for training and for the test.
@@ -94,8 +95,16 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         data.display()
     ));
     let outcome = train(options, &data, &place, &course)?;
-    let exec = (options.threads, Isa::detect());
-    let evaluation = eval::run((&place, false), (&data, Split::Test), exec, None)?;
+    let evaluation = eval::run(&eval::Options {
+        place: &place,
+        best: false,
+        mirrored: false,
+        data: &data,
+        selection: Selection { split: Split::Test, shard: None, hold_out: None },
+        threads: options.threads,
+        isa: Isa::detect(),
+        predictions: None,
+    })?;
     say(&format!("{evaluation}\n"));
     say(&summary(&outcome, evaluation.accuracy, &place));
     Ok(())

@@ -7,9 +7,9 @@ use std::time::Instant;
 use kernels::Isa;
 use serde::Serialize;
 
+use crate::commands::calibration::Calibration;
 use crate::data::batch::Batch;
-use crate::data::dataset::Split;
-use crate::data::source::Source;
+use crate::data::source::{Selection, Source};
 use crate::failure::{Doing, Failure};
 use crate::progress::{Progress, Unit};
 use crate::training::classifier::{Saved, ranked};
@@ -34,6 +34,8 @@ pub struct Evaluation {
     /// Share of images whose class is one of the five likeliest; `None` where there are no more than five.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top5: Option<f64>,
+    /// Expected calibration error: how far certainty is from the share of right answers.
+    pub calibration_error: f64,
     /// Each class of the job.
     pub classes: Vec<Class>,
     /// `confusion[class][found]` counts images.
@@ -60,19 +62,34 @@ const BATCH: usize = 256;
 /// How many classes count for the second accuracy.
 const TOP: usize = 5;
 
-/// Evaluates the last or best checkpoint at `place` on a split of `data`; each image's outcome goes to a CSV file, if
-/// one is named.
+/// What is evaluated, on what, and how.
+pub struct Options<'a> {
+    /// Where the model is.
+    pub place: &'a Place,
+    /// The best parameters instead of the last.
+    pub best: bool,
+    /// Average each image's probabilities with those of its mirror image.
+    pub mirrored: bool,
+    /// Where the images are.
+    pub data: &'a Path,
+    /// Which of them.
+    pub selection: Selection,
+    /// Threads of the kernels.
+    pub threads: usize,
+    /// Their instruction set.
+    pub isa: Isa,
+    /// A CSV file for each image's outcome.
+    pub predictions: Option<&'a Path>,
+}
+
+/// Evaluates a saved model.
 ///
 /// # Errors
-/// When model or data cannot be used, or the file cannot be written.
-pub fn run(
-    (place, best): (&Place, bool),
-    (data, split): (&Path, Split),
-    (threads, isa): (usize, Isa),
-    predictions: Option<&Path>,
-) -> Result<Evaluation, Failure> {
+/// When model or data cannot be used, or the CSV file cannot be written.
+pub fn run(options: &Options) -> Result<Evaluation, Failure> {
+    let &Options { place, best, data, selection, threads, isa, predictions, .. } = options;
     let saved = Saved::open(place, best)?;
-    let source = Source::open(data, split, None).map_err(|error| {
+    let source = Source::select(data, selection).map_err(|error| {
         let hint = "--data with CIFAR's binary files, test/CLASS/PICTURE or an .npz file";
         Failure::new(error).hint(hint)
     })?;
@@ -82,15 +99,23 @@ pub fn run(
     let names = model.job.classes.names().to_vec();
     let mut confusion = vec![vec![0; names.len()]; names.len()];
     let mut among_top = 0;
+    let mut calibration = Calibration::default();
     let mut table = heading(&names);
     let mut batch = Batch::default();
     let start = Instant::now();
     let progress = Progress::new("evaluated", set.len() as u64, Unit::Images);
     for first in (0..set.len()).step_by(BATCH) {
-        set.batch(first, BATCH.min(set.len() - first), &mut batch);
-        for (index, probabilities) in model.classify(&batch).iter().enumerate() {
+        let count = BATCH.min(set.len() - first);
+        set.batch(first, count, &mut batch);
+        let mut found = model.classify(&batch);
+        if options.mirrored {
+            set.mirrored_batch(first, count, &mut batch);
+            average(&mut found, &model.classify(&batch));
+        }
+        for (index, probabilities) in found.iter().enumerate() {
             let (order, label) = (ranked(probabilities), usize::from(batch.labels[index]));
             confusion[label][order[0]] += 1;
+            calibration.take(probabilities[order[0]], order[0] == label);
             among_top += u64::from(order.iter().take(TOP).any(|&class| class == label));
             if predictions.is_some() {
                 let title = &titles[first + index];
@@ -113,11 +138,18 @@ pub fn run(
         parameters: hex(&model.parameters),
         images: set.len(),
         accuracy: share(right),
+        calibration_error: calibration.error(),
         top5: (names.len() > TOP).then(|| share(among_top)),
         classes: classes(names, &confusion),
         confusion,
         images_per_s: set.len() as f64 / seconds,
     })
+}
+
+fn average(found: &mut [Vec<f64>], others: &[Vec<f64>]) {
+    for (probability, other) in found.iter_mut().flatten().zip(others.iter().flatten()) {
+        *probability = (*probability + other) / 2.0;
+    }
 }
 
 fn classes(names: Vec<String>, confusion: &[Vec<u64>]) -> Vec<Class> {
@@ -176,6 +208,7 @@ impl fmt::Display for Evaluation {
         if let Some(top5) = self.top5 {
             writeln!(f, "top 5       {:.2} %", 100.0 * top5)?;
         }
+        writeln!(f, "calibration {:.2} % off", 100.0 * self.calibration_error)?;
         let width = self.classes.iter().map(|class| class.name.chars().count()).max().unwrap_or(0);
         let width = width.clamp(10, 30);
         write!(f, "\n{:width$} {:>7} {:>9} {:>8}", "class", "images", "precision", "recall")?;

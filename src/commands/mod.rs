@@ -1,6 +1,7 @@
 //! The commands beside the roles, a file or folder each.
 
 pub mod bench;
+mod calibration;
 mod core_latency;
 pub mod demo;
 pub mod doctor;

@@ -37,6 +37,11 @@ impl Default for View {
 }
 
 impl View {
+    /// The whole image, mirrored.
+    pub(super) fn mirrored() -> Self {
+        Self { flip: true, ..Self::default() }
+    }
+
     pub(super) fn random([a, b, c, _]: [u32; 4]) -> Self {
         let offsets = 2 * PADDING as u32 + 1;
         Self { top: (a % offsets) as usize, left: (b % offsets) as usize, flip: c & 1 == 1 }

@@ -92,7 +92,8 @@ fn training_files(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
         }
     }
     if files.is_empty() {
-        let what = "data_batch_*.bin file, train.bin, train/CLASS/ or .npz";
+        let what =
+            "data_batch_*.bin file, train.bin, train/CLASS/ (or CLASS/ with --hold-out) or .npz";
         return Err(DataError::Empty(directory.into(), what.into()));
     }
     files.sort();

@@ -102,6 +102,12 @@ impl Dataset {
         (0..n).for_each(|i| self.put(first + i, View::default(), batch, i));
     }
 
+    /// The images `first..first + n`, mirrored: left is right.
+    pub fn mirrored_batch(&self, first: usize, n: usize, batch: &mut Batch) {
+        batch.resize(self.shape, n);
+        (0..n).for_each(|i| self.put(first + i, View::mirrored(), batch, i));
+    }
+
     /// Writes an image to its place in a batch.
     pub(super) fn put(&self, index: usize, view: View, batch: &mut Batch, i: usize) {
         let record = &self.records[index * self.record_len()..][..self.record_len()];
@@ -130,6 +136,22 @@ mod tests {
             let byte = data.records()[i * RECORD_LEN + 1 + (colour * 32 + h) * 32 + w];
             let want = (f32::from(byte) / 255.0 - mean[colour]) / deviation[colour];
             assert_eq!(batch.images[((h * 32 + w) * 2 + i) * 3 + colour], want);
+        }
+    }
+
+    #[test]
+    fn a_mirrored_image_has_its_columns_the_other_way_round() {
+        let data = numbered(3);
+        let (mut plain, mut mirrored) = (Batch::default(), Batch::default());
+        data.batch(1, 2, &mut plain);
+        data.mirrored_batch(1, 2, &mut mirrored);
+        assert_eq!(plain.labels, mirrored.labels);
+        assert_ne!(plain.images, mirrored.images);
+        let pixel = |batch: &Batch, h: usize, w: usize, i: usize| {
+            batch.images[((h * 32 + w) * 2 + i) * 3..][..3].to_vec()
+        };
+        for (h, w, i) in [(0, 0, 0), (7, 30, 1), (31, 12, 0)] {
+            assert_eq!(pixel(&plain, h, w, i), pixel(&mirrored, h, 31 - w, i));
         }
     }
 

@@ -1,11 +1,13 @@
-//! A folder of class folders with pictures: `train/CLASS/*` to learn from, `test/CLASS/*` to test with.
+//! A folder of class folders with pictures: `train/CLASS/*` to learn from, `test/CLASS/*` to test with; or `CLASS/*`
+//! for both, parted by content.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::data::dataset::Split;
-use crate::data::error::DataError;
+use crate::data::error::{DataError, read_file};
+use crate::data::hold_out::HoldOut;
 
 /// Pictures by their class, in the order of class names and then of file names.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub(super) struct Folder {
     pub(super) files: Vec<(PathBuf, usize)>,
 }
 
+/// Largest picture file.
+pub(super) const FILE_LEN_MAX: u64 = 256 << 20;
 /// Most pictures of a folder: their paths are kept in memory.
 const FILES_MAX: usize = 10_000_000;
 
@@ -32,7 +36,27 @@ pub(super) fn place(directory: &Path, split: Split) -> PathBuf {
 /// # Errors
 /// When something else than a class folder is among them, or something else than a file in one of them.
 pub(super) fn scan(directory: &Path, split: Split) -> Result<Folder, DataError> {
-    let top = place(directory, split);
+    scan_some(place(directory, split), |_| Ok(true))
+}
+
+/// As [`scan`] of class folders that are not parted: what the part holds is to test with, all else to learn from.
+///
+/// # Errors
+/// As [`scan`].
+pub(super) fn scan_parted(
+    directory: &Path,
+    split: Split,
+    hold_out: HoldOut,
+) -> Result<Folder, DataError> {
+    scan_some(directory.into(), |file| {
+        Ok(hold_out.holds(&read_file(file, FILE_LEN_MAX)?) == (split == Split::Test))
+    })
+}
+
+fn scan_some(
+    top: PathBuf,
+    is_wanted: impl Fn(&Path) -> Result<bool, DataError>,
+) -> Result<Folder, DataError> {
     let mut folder = Folder { names: Vec::new(), files: Vec::new() };
     for path in entries(&top)? {
         let wrong = |why: &str| DataError::Format(path.clone(), why.into());
@@ -51,7 +75,9 @@ pub(super) fn scan(directory: &Path, split: Split) -> Result<Folder, DataError> 
             if folder.files.len() == FILES_MAX {
                 return Err(DataError::Format(top, format!("more than {FILES_MAX} pictures")));
             }
-            folder.files.push((file, folder.names.len()));
+            if is_wanted(&file)? {
+                folder.files.push((file, folder.names.len()));
+            }
         }
         folder.names.push(name);
     }

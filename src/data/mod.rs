@@ -5,6 +5,7 @@ pub mod cifar;
 pub mod dataset;
 pub mod error;
 mod folder;
+pub mod hold_out;
 pub mod merkle;
 pub mod npz;
 pub mod picture;

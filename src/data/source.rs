@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::data::dataset::{Dataset, Shard, Split};
 use crate::data::error::{DataError, read_file};
+use crate::data::hold_out::HoldOut;
 use crate::data::picture::{self, Picture};
 use crate::data::{cifar, folder, npz, resize};
 use crate::job::classes::ClassNames;
@@ -20,6 +21,18 @@ pub struct Source {
     /// One class a picture, as numbers of `names`.
     labels: Vec<u8>,
     pixels: Pixels,
+    skips_broken: bool,
+}
+
+/// Which pictures of a path.
+#[derive(Clone, Copy, Debug)]
+pub struct Selection {
+    /// To learn from, or to test with.
+    pub split: Split,
+    /// A part of these.
+    pub shard: Option<Shard>,
+    /// What parts `CLASS/*`.
+    pub hold_out: Option<HoldOut>,
 }
 
 /// How data calls its classes.
@@ -39,25 +52,38 @@ enum Pixels {
     Files(Vec<PathBuf>),
 }
 
-/// Largest picture file.
-const FILE_LEN_MAX: u64 = 256 << 20;
-
 impl Source {
+    /// [`Source::select`] of a split, or a shard of it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(path: &Path, split: Split, shard: Option<Shard>) -> Result<Self, DataError> {
+        Self::select(path, Selection { split, shard, hold_out: None })
+    }
+
     /// Recognises what is at `path` and lists it: CIFAR-10's or CIFAR-100's binary files, a folder of class
     /// folders, or an `.npz` file, named itself or the only one of the directory.
     ///
     /// # Errors
     /// When it is none of them, or damaged; the error names the file.
-    pub fn open(path: &Path, split: Split, shard: Option<Shard>) -> Result<Self, DataError> {
-        let all = if let Some(npz) = npz_file(path)? {
-            of_arrays(path, npz::parse(&npz, &read_file(&npz, npz::LEN_MAX)?, split)?)
-        } else if [Split::Train, Split::Test]
-            .iter()
-            .any(|split| folder::place(path, *split).is_dir())
-        {
-            of_folder(path, folder::scan(path, split)?)?
-        } else {
-            of_cifar(path, cifar::read(path, split)?)
+    pub fn select(path: &Path, selection: Selection) -> Result<Self, DataError> {
+        let Selection { split, shard, hold_out } = selection;
+        let npz = npz_file(path)?;
+        let is_parted =
+            [Split::Train, Split::Test].iter().any(|split| folder::place(path, *split).is_dir());
+        let all = match (npz, hold_out) {
+            (None, Some(hold_out)) if !is_parted => {
+                of_folder(path, folder::scan_parted(path, split, hold_out)?)?
+            }
+            (_, Some(_)) => {
+                let why = "--hold-out parts CLASS/PICTURE, and here train and test are apart";
+                return Err(DataError::Format(path.into(), why.into()));
+            }
+            (Some(npz), None) => {
+                of_arrays(path, npz::parse(&npz, &read_file(&npz, npz::LEN_MAX)?, split)?)
+            }
+            (None, None) if is_parted => of_folder(path, folder::scan(path, split)?)?,
+            (None, None) => of_cifar(path, cifar::read(path, split)?),
         };
         match shard {
             None => Ok(all),
@@ -69,15 +95,17 @@ impl Source {
     ///
     /// # Errors
     /// When what is there is damaged.
-    pub fn open_if_any(
-        path: &Path,
-        split: Split,
-        shard: Option<Shard>,
-    ) -> Result<Option<Self>, DataError> {
-        match Self::open(path, split, shard) {
+    pub fn select_if_any(path: &Path, selection: Selection) -> Result<Option<Self>, DataError> {
+        match Self::select(path, selection) {
             Err(error) if error.is_absence() => Ok(None),
-            opened => opened.map(Some),
+            selected => selected.map(Some),
         }
+    }
+
+    /// Leaves out pictures that are broken, with a line in the log for each, if it is asked to.
+    #[must_use]
+    pub fn skipping_broken(self, skips_broken: bool) -> Self {
+        Self { skips_broken, ..self }
     }
 
     /// Picture files whose classes nobody knows.
@@ -88,6 +116,7 @@ impl Source {
             names: Names::Numbered,
             labels: vec![0; files.len()],
             pixels: Pixels::Files(files),
+            skips_broken: false,
         }
     }
 
@@ -149,26 +178,64 @@ impl Source {
         let part = self.len().div_ceil(threads.max(1)).max(1);
         let progress = Progress::new("decoded", self.len() as u64, Unit::Images);
         let fill = |first: usize, part: &mut [u8]| {
+            let mut broken = Vec::new();
             for (index, record) in part.chunks_exact_mut(record_len).enumerate() {
-                record[0] = numbers[usize::from(self.labels[first + index])];
-                self.pixels.write(first + index, shape.side, &mut record[1..])?;
+                let index = first + index;
+                record[0] = numbers[usize::from(self.labels[index])];
+                match self.pixels.write(index, shape.side, &mut record[1..]) {
+                    Err(why @ DataError::Picture(..)) if self.skips_broken => {
+                        broken.push((index, why));
+                    }
+                    written => written?,
+                }
                 progress.advance(1);
             }
-            Ok(())
+            Ok(broken)
         };
-        let outcomes: Vec<Result<(), DataError>> = std::thread::scope(|scope| {
-            let parts = records.chunks_mut(part * record_len).enumerate();
-            let fill = &fill;
-            let running: Vec<_> =
-                parts.map(|(at, records)| scope.spawn(move || fill(at * part, records))).collect();
-            running
-                .into_iter()
-                .map(|thread| thread.join().expect("a decoder that returns"))
-                .collect()
-        });
+        let outcomes: Vec<Result<Vec<(usize, DataError)>, DataError>> =
+            std::thread::scope(|scope| {
+                let parts = records.chunks_mut(part * record_len).enumerate();
+                let fill = &fill;
+                let running: Vec<_> = parts
+                    .map(|(at, records)| scope.spawn(move || fill(at * part, records)))
+                    .collect();
+                running
+                    .into_iter()
+                    .map(|thread| thread.join().expect("a decoder that returns"))
+                    .collect()
+            });
         // The first of the files, whichever thread was first.
-        outcomes.into_iter().collect::<Result<(), DataError>>()?;
+        let broken = outcomes.into_iter().collect::<Result<Vec<_>, DataError>>()?;
+        let broken: Vec<_> = broken.into_iter().flatten().collect();
+        self.leave_out(&broken, &mut records, record_len)?;
         Ok(Dataset::new(shape, normalisation, records))
+    }
+
+    /// Takes the records of broken pictures out, and names each in the log.
+    fn leave_out(
+        &self,
+        broken: &[(usize, DataError)],
+        records: &mut Vec<u8>,
+        record_len: usize,
+    ) -> Result<(), DataError> {
+        if broken.is_empty() {
+            return Ok(());
+        }
+        broken.iter().for_each(|(_, why)| log::warn!("skipped {why}"));
+        log::warn!("{}: {} of {} skipped", self.origin.display(), broken.len(), self.len());
+        if broken.len() == self.len() {
+            return Err(DataError::Empty(self.origin.clone(), "whole picture".into()));
+        }
+        let mut out = broken.iter().map(|(index, _)| *index).peekable();
+        let mut kept = 0;
+        for index in 0..self.len() {
+            if out.next_if_eq(&index).is_none() {
+                records.copy_within(index * record_len..(index + 1) * record_len, kept);
+                kept += record_len;
+            }
+        }
+        records.truncate(kept);
+        Ok(())
     }
 
     /// The job's number of each class here.
@@ -250,7 +317,7 @@ impl Pixels {
 
 /// Reads and decodes a picture file.
 fn decode(path: &Path) -> Result<Picture, DataError> {
-    let bytes = read_file(path, FILE_LEN_MAX)?;
+    let bytes = read_file(path, folder::FILE_LEN_MAX)?;
     picture::decode(&bytes).map_err(|why| DataError::Picture(path.into(), why))
 }
 
@@ -282,6 +349,7 @@ fn of_arrays(path: &Path, arrays: npz::Arrays) -> Source {
         names: Names::Numbered,
         labels,
         pixels: Pixels::Arrays(size, images),
+        skips_broken: false,
     }
 }
 
@@ -295,6 +363,7 @@ fn of_folder(path: &Path, folder: folder::Folder) -> Result<Source, DataError> {
         names: Names::Known(names.into()),
         labels,
         pixels: Pixels::Files(files.into_iter().map(|(file, _)| file).collect()),
+        skips_broken: false,
     })
 }
 
@@ -306,6 +375,7 @@ fn of_cifar(path: &Path, records: cifar::Records) -> Source {
         names: Names::Known(classes.into()),
         labels,
         pixels: Pixels::Planes(planes),
+        skips_broken: false,
     }
 }
 

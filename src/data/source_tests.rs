@@ -211,3 +211,101 @@ fn arrays_that_do_not_fit_are_refused_by_reason() {
     let why = npz::parse(Path::new("giant.npz"), &giant, Split::Train).expect_err("refused");
     assert!(why.to_string().starts_with("giant.npz: "), "{why}");
 }
+
+#[test]
+fn pictures_that_are_not_parted_are_parted_by_their_content() {
+    let dir = Dir::new("hold-out");
+    let kinds = ["colour.jpg", "grey.jpg", "grey.png", "turned.png", "deep.png", "palette.png"];
+    for (number, kind) in kinds.iter().enumerate() {
+        dir.copy(kind, &format!("{}/{number}.png", ["cat", "dog"][number % 2]));
+    }
+    let select = |split| {
+        let hold_out = Some("0.5".parse().expect("a part"));
+        Source::select(&dir.0, Selection { split, shard: None, hold_out })
+    };
+    let titles = |split| select(split).map_or(Vec::new(), |source| source.titles());
+    let (learned, tested) = (titles(Split::Train), titles(Split::Test));
+    assert_eq!(learned.len() + tested.len(), kinds.len());
+    assert!(!learned.is_empty() && !tested.is_empty(), "{learned:?}, {tested:?}");
+    assert!(learned.iter().all(|title| !tested.contains(title)));
+    // Under other names and in another class each stays on its side.
+    fs::rename(dir.0.join("dog"), dir.0.join("wolf")).expect("rename");
+    assert_eq!(titles(Split::Test).len(), tested.len());
+    // Both sides know all classes, also those of which they have no picture.
+    assert_eq!(select(Split::Train).expect("a folder").classes().len(), 2);
+    let without = Source::open(&dir.0, Split::Train, None).expect_err("not parted").to_string();
+    assert!(without.contains("--hold-out"), "{without}");
+    fs::create_dir_all(dir.0.join("train")).expect("create");
+    let parted = select(Split::Train).expect_err("parted already").to_string();
+    assert!(parted.contains("--hold-out") && parted.contains("apart"), "{parted}");
+}
+
+/// A PNG that claims to be so large.
+fn giant() -> Vec<u8> {
+    let mut bytes = fs::read(recorded("colour.png")).expect("recorded");
+    bytes[16..24].copy_from_slice(&[0, 1, 0x86, 0xa0].repeat(2));
+    let sum = crc32fast::hash(&bytes[12..29]);
+    bytes[29..33].copy_from_slice(&sum.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn of_twenty_odd_pictures_each_is_read_or_named_and_the_broken_ones_are_left_out_on_request() {
+    let dir = Dir::new("twenty");
+    let whole = |name: &str| fs::read(recorded(name)).expect("recorded");
+    let cut = |name: &str, by: usize| whole(name)[..whole(name).len() - by].to_vec();
+    let mut damaged = whole("colour.png");
+    let at = damaged.len() - 20;
+    damaged[at] ^= 1;
+    let odd: [(&str, Vec<u8>, Option<&str>); 20] = [
+        ("00-empty", Vec::new(), Some("empty")),
+        ("01-zeros", vec![0; 4096], Some("unknown format")),
+        ("02-text", b"hello".to_vec(), Some("unknown format")),
+        ("03-svg", b"<svg/>".to_vec(), Some("markup")),
+        ("04-pdf", b"%PDF-1.7".to_vec(), Some("a PDF")),
+        ("05-gif", whole("animated.gif"), Some("a GIF")),
+        ("06-webp", whole("colour.webp"), Some("a WebP")),
+        ("07-animated", whole("animated.png"), Some("an animation of 3 frames")),
+        ("08-cmyk", whole("cmyk.jpg"), Some("CMYK")),
+        ("09-giant", giant(), Some("100000 x 100000 pixels")),
+        ("10-cut", cut("colour.jpg", 2), Some("truncated")),
+        ("11-half", cut("progressive.jpg", 200), Some("")),
+        ("12-cut-png", cut("colour.png", 12), Some("")),
+        ("13-damaged", damaged, Some("no valid PNG")),
+        ("14-only-a-head", whole("colour.png")[..8].to_vec(), Some("")),
+        ("15-16-bit", whole("deep.png"), None),
+        ("16-rotated", whole("turned.jpg"), None),
+        ("17-palette", whole("palette.png"), None),
+        ("18-alpha", whole("alpha.png"), None),
+        ("19-grey", whole("grey.jpg"), None),
+    ];
+    let job = names(&["a"]);
+    for (name, bytes, why) in &odd {
+        let file = format!("train/a/{name}");
+        dir.put(&file, bytes);
+        let alone = Dir::new(&format!("alone-{name}"));
+        alone.put(&file, bytes);
+        let outcome = alone.open(Split::Train).and_then(|source| load(source, 32, &job));
+        match why {
+            None => assert_eq!(outcome.expect(name).len(), 1),
+            Some(part) => {
+                let why = outcome.map(|_| ()).expect_err(name).to_string();
+                assert!(why.contains(name) && why.contains(part), "{why}");
+                let source = alone.open(Split::Train).expect("a folder").skipping_broken(true);
+                let none = load(source, 32, &job).map(|_| ()).expect_err(name).to_string();
+                assert!(none.contains("no whole picture"), "{none}");
+            }
+        }
+    }
+    let first = load(dir.open(Split::Train).expect("a folder"), 32, &job).map(|_| ());
+    assert!(first.expect_err("broken").to_string().contains("00-empty"));
+    let source = dir.open(Split::Train).expect("a folder").skipping_broken(true);
+    let kept = load(source, 32, &job).expect("those that are whole");
+    assert_eq!(kept.len(), 5);
+    let rotated = fs::read(recorded("turned.jpg")).expect("recorded");
+    let alone = Dir::new("rotated");
+    alone.put("train/a/0", &rotated);
+    let alone = load(alone.open(Split::Train).expect("a folder"), 32, &job).expect("whole");
+    let len = kept.records().len() / 5;
+    assert!(kept.records()[len..2 * len] == *alone.records(), "in the order of the files");
+}

@@ -8,7 +8,9 @@ use kernels::{Isa, Pool};
 use luks::Passphrase;
 use protocol::{CHUNK_LEN_MAX, Config, Role};
 
-use crate::data::dataset::Shard;
+use crate::data::dataset::{Shard, Split};
+use crate::data::hold_out::HoldOut;
+use crate::data::source::Selection;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::training::store::{Place, Store};
@@ -31,6 +33,10 @@ pub struct Options {
     pub data: PathBuf,
     /// Part of the data that a worker takes.
     pub shard: Option<Shard>,
+    /// What parts pictures that lie in `CLASS/*`.
+    pub hold_out: Option<HoldOut>,
+    /// Leave broken pictures out instead of ending with the first.
+    pub skip_broken: bool,
     /// Where checkpoints are.
     pub place: Place,
     /// Initial parameters of a new job.
@@ -70,6 +76,11 @@ impl Options {
                 .place
                 .open(|| fetch(config, service).map(|secret| Passphrase::from_bytes(&secret))),
         }
+    }
+
+    /// Which pictures of the data a worker takes.
+    pub(super) fn selection(&self, split: Split) -> Selection {
+        Selection { split, shard: self.shard, hold_out: self.hold_out }
     }
 
     /// Threads of the kernels, and their tier.

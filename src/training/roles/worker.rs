@@ -69,8 +69,9 @@ pub(super) fn run(
     config: Arc<Config>,
     metrics: Arc<Metrics>,
 ) -> Result<(), Failure> {
-    let source = Source::open(&options.data, Split::Train, options.shard)
-        .map_err(|error| Failure::new(error).hint(DATA_HINT))?;
+    let source = Source::select(&options.data, options.selection(Split::Train))
+        .map_err(|error| Failure::new(error).hint(DATA_HINT))?
+        .skipping_broken(options.skip_broken);
     let shown = options.data.display();
     log::info!("{} samples in {shown}: {}", source.len(), source.format());
     let keeps = index == 0 || options.place.volume.is_some();
@@ -221,24 +222,20 @@ impl Running<'_> {
         if job.evaluation.every == 0 {
             return Ok(None);
         }
-        let Options { data, shard, threads, .. } = self.options;
-        let Some(source) = Source::open_if_any(data, Split::Test, *shard).map_err(refused)? else {
+        let Options { data, threads, skip_broken, .. } = self.options;
+        let selection = self.options.selection(Split::Test);
+        let Some(source) = Source::select_if_any(data, selection).map_err(refused)? else {
             log::info!("{}: no test images here, the others evaluate", data.display());
             return Ok(None);
         };
         log::info!("{} test images", source.len());
+        let source = source.skipping_broken(*skip_broken);
         source.load(job, *threads).map(|set| Some(Evaluator::new(set))).map_err(refused)
     }
 
     fn prepared(&mut self, job: &Job, source: Source) -> Result<Training, Failure> {
         let samples = source.len();
-        if samples == 1 && job.needs_two() {
-            return Err(Failure::new(format!(
-                "{}: one image, which cannot be normalised over the one pixel of the last maps",
-                self.options.data.display()
-            ))
-            .hint("more data, another --shard, or a job with --stem cifar"));
-        }
+        self.check_enough(job, samples)?;
         let batch_max = (job.batch_max() as usize).min(samples);
         let network = Network::of(job).doing("network")?.computed(job.conv);
         room::check_worker(job, &network, samples)?;
@@ -248,6 +245,8 @@ impl Running<'_> {
             })?;
         }
         let data = source.load(job, self.options.threads).map_err(refused)?;
+        // Fewer than before, where broken ones were left out.
+        self.check_enough(job, data.len())?;
         let evaluator = self.evaluator(job)?;
         let len = network.layout.len;
         self.params = Arena::new(len).doing("memory for the parameters")?;
@@ -262,6 +261,17 @@ impl Running<'_> {
             batch: Batch::default(),
             gradients: Arena::new(len).doing("memory for the gradients")?,
         })
+    }
+
+    fn check_enough(&self, job: &Job, samples: usize) -> Result<(), Failure> {
+        if samples != 1 || !job.needs_two() {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "{}: one image, which cannot be normalised over the one pixel of the last maps",
+            self.options.data.display()
+        ))
+        .hint("more data, another --shard, or a job with --stem cifar"))
     }
 
     /// Computes a step and pushes gradients while the backward pass runs.
