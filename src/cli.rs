@@ -7,7 +7,9 @@ mod local;
 mod predict;
 mod role;
 
-use crate::commands::{doctor, initdata, report, roster, secret, transfer, verify, volumes};
+use crate::commands::{
+    doctor, export, initdata, report, roster, secret, transfer, verify, volumes,
+};
 use crate::failure::Failure;
 use crate::report::print;
 use crate::training::roles;
@@ -36,6 +38,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Demo(args)), _) => local::run_demo(&args),
         (Some(Command::Doctor(args)), _) => doctor::run(&args),
         (Some(Command::Eval(args)), _) => local::run_eval(&args),
+        (Some(Command::Export(args)), _) => export::run(&args),
         (Some(Command::Initdata(args)), _) => initdata::run(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
         (Some(Command::Model(args)), _) => transfer::run(args),

@@ -4,6 +4,7 @@ mod cli;
 mod cluster;
 mod container;
 mod doctor;
+mod export;
 mod fuzz_seeds;
 mod guest;
 mod layers;

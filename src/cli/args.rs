@@ -10,6 +10,7 @@ use super::choice::{ClassSource, IsaChoice, ReportKind, ScheduleKind};
 use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
 use crate::commands::doctor::DoctorArgs;
+use crate::commands::export::ExportArgs;
 use crate::commands::initdata::InitdataArgs;
 use crate::commands::report::ReportArgs;
 use crate::commands::roster::RosterArgs;
@@ -221,6 +222,7 @@ pub(super) enum Command {
     Demo(DemoArgs),
     Doctor(DoctorArgs),
     Eval(EvalArgs),
+    Export(ExportArgs),
     Initdata(InitdataArgs),
     Luks(LuksArgs),
     Model(ModelArgs),

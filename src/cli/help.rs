@@ -23,7 +23,8 @@ A job
 Try       demo     a job on this machine      doctor    checks of a host before a job
           bench    time of training steps
 Use       eval     accuracy of a model        predict   classes of pictures
-          model    fetch it, or serve it      report    the page about a job
+          export   it for other programs      report    the page about a job
+          model    fetch it, or serve it
 Trust     quote    measurements of a TD       verify    judge a quote or a certificate
           roster   judge who took part        initdata  tie a pod to its quote
           secret   passphrases for attested peers

@@ -6,6 +6,7 @@ mod core_latency;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod initdata;
 pub mod predict;
 pub mod report;

@@ -1,5 +1,6 @@
 //! A network in the number format of its job.
 
+pub mod fused;
 pub mod gradients;
 pub mod inference;
 pub mod init;

@@ -18,6 +18,7 @@ use crate::job::{Arch, Job, Stem};
 use crate::model::network::Network;
 use crate::model::params::{self, Kind, Layout, Tensor};
 use crate::training::store::{Progress, Store};
+use crate::training::tensors::{self, Described};
 use protocol::hex;
 
 /// The file with the values.
@@ -187,27 +188,15 @@ const HEADER_LEN_MAX: usize = 64 << 10;
 /// What the header says of a tensor, and the value of a counter.
 const ENTRY_LEN_MAX: usize = 256;
 
-/// The safetensors format, tensor by tensor, so that no second copy of the state is made: length of the
-/// header, header as JSON filled with spaces to a multiple of 8, then the tensors without gaps.
 fn write(out: &mut dyn Write, layout: &Layout, job: &Job, state: &State) -> std::io::Result<()> {
     let entries = entries(layout, state);
-    let mut header = serde_json::Map::new();
-    header.insert("__metadata__".into(), serde_json::to_value(metadata(job, state))?);
-    let mut end = 0;
-    for (name, entry) in &entries {
-        let start = end;
-        end += entry.len();
-        let described = serde_json::json!({
-            "dtype": entry.dtype(),
-            "shape": entry.shape(),
-            "data_offsets": [start, end],
-        });
-        header.insert(name.clone(), described);
-    }
-    let mut header = serde_json::to_vec(&header)?;
-    header.resize(header.len().next_multiple_of(8), b' ');
-    out.write_all(&(header.len() as u64).to_le_bytes())?;
-    out.write_all(&header)?;
+    let described = entries.iter().map(|(name, entry)| Described {
+        name,
+        kind: entry.kind(),
+        shape: entry.shape(),
+        len: entry.len(),
+    });
+    out.write_all(&tensors::head(&metadata(job, state), described)?)?;
     entries.iter().try_for_each(|(_, entry)| out.write_all(&entry.bytes()))
 }
 
@@ -335,10 +324,10 @@ fn entries<'a>(layout: &'a Layout, state: &'a State) -> Vec<(String, Entry<'a>)>
 }
 
 impl Entry<'_> {
-    fn dtype(&self) -> Dtype {
+    fn kind(&self) -> &'static str {
         match self {
-            Self::Counter(_) => Dtype::I64,
-            Self::Values(..) => Dtype::F32,
+            Self::Counter(_) => "I64",
+            Self::Values(..) => "F32",
         }
     }
 

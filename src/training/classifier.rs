@@ -50,6 +50,11 @@ impl Saved {
         Ok(Self { network, checkpoint })
     }
 
+    /// The network, the job that it is of, and its parameters.
+    pub fn parts(&self) -> (&Network, &Job, &[f32]) {
+        (&self.network, &self.checkpoint.job, &self.checkpoint.state.params)
+    }
+
     /// Gets it ready for batches of so many images.
     ///
     /// # Errors

@@ -11,5 +11,6 @@ pub mod round;
 pub mod server;
 pub mod store;
 pub mod tally;
+pub(crate) mod tensors;
 pub mod volume;
 pub mod worker;

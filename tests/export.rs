@@ -1,0 +1,162 @@
+//! An exported model elsewhere: ONNX Runtime computes our logits, and folded weights are there under their names.
+//!
+//! `onnx.py` runs what `export_for_onnx_runtime` writes and records the logits with the file's digest: the recorded
+//! logits are of exactly the bytes that this test exports.
+
+use std::path::{Path, PathBuf};
+
+use hfl::data::batch::Batch;
+use hfl::data::cifar;
+use hfl::data::synthetic;
+use hfl::job::classes::ClassNames;
+use hfl::job::evaluation::Evaluation;
+use hfl::job::rng::Stream;
+use hfl::job::schedule::Schedule;
+use hfl::job::shape::Shape;
+use hfl::job::state::State;
+use hfl::job::{Algorithm, Arch, Augment, Job, Normalisation, Order, Precision, Stem, Weighting};
+use hfl::model::inference::Inference;
+use hfl::model::init;
+use hfl::model::network::Network;
+use hfl::model::params::Kind;
+use hfl::training::checkpoint;
+use hfl::training::store::Store;
+use kernels::{Isa, Pool};
+use serde_json::Value;
+
+use crate::cli::hfl;
+use crate::processes::Dir;
+
+const IMAGES: usize = 4;
+const MODELS: [Arch; 2] = [Arch::Resnet18, Arch::Resnet50];
+
+fn job(model: Arch) -> Job {
+    Job {
+        stem: Stem::Imagenet,
+        precision: Precision::Fp32,
+        conv: Algorithm::Direct,
+        workers: 1,
+        batch_size: 8,
+        epochs: 1,
+        steps: None,
+        schedule: Schedule::Constant { rate: 0.1 },
+        momentum: 0.9,
+        weight_decay: 5e-4,
+        seed: 5,
+        augment: Augment::None,
+        order: Order::Sequential,
+        init: None,
+        weighting: Weighting::Data,
+        model,
+        shape: Shape::CIFAR,
+        classes: ClassNames::default(),
+        normalisation: Normalisation::Cifar,
+        evaluation: Evaluation::default(),
+    }
+}
+
+/// Parameters in which every tensor matters: no statistic and no factor is what a new model has.
+fn params(network: &Network) -> Vec<f32> {
+    let mut params = init::initialise(&network.layout, 5, init::PLAIN_BLOCKS);
+    for tensor in network.layout.tensors.iter().filter(|tensor| tensor.shape.len() == 1) {
+        let stream = Stream::new(5, &tensor.name);
+        let is_scale = tensor.name.ends_with("var") || tensor.name.ends_with("weight");
+        for (at, value) in params[tensor.range.clone()].iter_mut().enumerate() {
+            let part = stream.uniform(at as u64);
+            *value = if is_scale { 0.5 + part } else { part - 0.5 };
+        }
+    }
+    assert!(network.layout.tensors.iter().any(|tensor| tensor.kind == Kind::Statistic));
+    params
+}
+
+/// Saves such a model and exports it; where the file is.
+fn exported(dir: &Path, model: Arch, format: &str) -> PathBuf {
+    let job = job(model);
+    let network = Network::of(&job).expect("shapes");
+    let state = State::new(params(&network), network.layout.trained, 1);
+    let place = dir.join(model.to_string());
+    let mut store = Store::directory(&place).expect("store");
+    checkpoint::save(&mut store, &network.layout, &job, &state).expect("checkpoint");
+    let out = dir.join(format!("{model}.{format}"));
+    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
+    let (place, name) = (text(&place), text(&out));
+    let output = hfl(&["export", "--model-dir", &place, "--format", format, "--out", &name]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    out
+}
+
+fn logits(model: Arch) -> Vec<f32> {
+    let network = Network::of(&job(model)).expect("shapes");
+    let params = params(&network);
+    let exec = (Pool::new(2), Isa::detect());
+    let mut inference = Inference::new(network, params, IMAGES, exec).expect("memory");
+    let mut batch = Batch::default();
+    let data = cifar::from_records(synthetic::records(8, IMAGES)).expect("records");
+    data.batch(0, IMAGES, &mut batch);
+    inference.run(&batch).to_vec()
+}
+
+fn digest(path: &Path) -> String {
+    let bytes = std::fs::read(path).expect("the export");
+    protocol::hex(ring::digest::digest(&ring::digest::SHA256, &bytes).as_ref())
+}
+
+#[test]
+#[ignore = "writes the inputs of tests/onnx.py to $ONNX_DIR"]
+fn export_for_onnx_runtime() {
+    let dir = PathBuf::from(std::env::var("ONNX_DIR").expect("ONNX_DIR"));
+    MODELS.iter().for_each(|&model| drop(exported(&dir, model, "onnx")));
+    std::fs::write(dir.join("images.bin"), synthetic::records(8, IMAGES)).expect("write");
+}
+
+#[test]
+fn onnx_runtime_computes_our_logits() {
+    let recorded = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/onnx.json");
+    let recorded: Value =
+        serde_json::from_slice(&std::fs::read(recorded).expect("recorded by onnx.py"))
+            .expect("JSON");
+    let dir = Dir::new("onnx");
+    for model in MODELS {
+        let recorded = &recorded[model.to_string()];
+        let file = exported(&dir.path(""), model, "onnx");
+        assert_eq!(recorded["sha256"], digest(&file), "{model}: another file than was run");
+        let theirs: Vec<f32> = serde_json::from_value(recorded["logits"].clone()).expect("logits");
+        let ours = logits(model);
+        assert_eq!(theirs.len(), ours.len());
+        let largest = ours.iter().fold(0.0_f32, |most, logit| most.max(logit.abs()));
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let far = (ours - theirs).abs();
+            assert!(far < 1e-4 * largest.max(1.0), "{model}: {ours}, ONNX Runtime {theirs}");
+        }
+    }
+}
+
+#[test]
+fn folded_weights_are_written_under_torchvisions_names_and_nothing_else_is_overwritten() {
+    let dir = Dir::new("folded");
+    let file = exported(&dir.path(""), Arch::Resnet18, "safetensors");
+    let bytes = std::fs::read(&file).expect("the export");
+    let len = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + len]).expect("JSON");
+    let shape = |name: &str| header[name]["shape"].clone();
+    assert_eq!(shape("layer2.0.downsample.0.weight"), serde_json::json!([128, 64, 1, 1]));
+    assert_eq!(shape("layer4.1.conv2.bias"), serde_json::json!([512]));
+    assert_eq!(header.as_object().map(serde_json::Map::len), Some(2 * 21 + 1));
+    let classes = header["__metadata__"]["classes"].as_str().expect("names");
+    assert!(classes.starts_with("[\"airplane\",\"automobile\""), "{classes}");
+    let end = header["fc.bias"]["data_offsets"][1].as_u64().expect("an offset") as usize;
+    assert_eq!(8 + len + end, bytes.len());
+    exported(&dir.path(""), Arch::Resnet18, "safetensors");
+    std::fs::write(&file, "a thesis").expect("write");
+    let (place, name) = (dir.path("resnet18"), file.to_str().expect("UTF-8"));
+    let place = place.to_str().expect("UTF-8");
+    let flags = ["export", "--model-dir", place, "--format", "safetensors", "--out", name];
+    let refused = hfl(&flags);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("is no safetensors file"), "{why}");
+    assert_eq!(std::fs::read_to_string(&file).expect("read"), "a thesis");
+    let refused = hfl(&[&flags[..], &["--best"]].concat());
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("model.best-data: no such file"), "{why}");
+}
