@@ -5,28 +5,29 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use hfl::job::classes::ClassNames;
-use hfl::job::evaluation::Evaluation;
 use hfl::job::rng::Stream;
-use hfl::job::schedule::Schedule;
-use hfl::job::shape::Shape;
 use hfl::job::state::{Found, Member, State};
-use hfl::job::{Algorithm, Arch, Augment, Job, Normalisation, Order, Precision, Stem, Weighting};
+use hfl::job::{Job, Wire};
 use hfl::model::gradients::Part;
-use hfl::model::params::{Kind, Layout};
+use hfl::model::params::Layout;
+use hfl::training::cells::Cells;
+use hfl::training::contribution::Contribution;
+use hfl::training::note::Note;
+use hfl::training::rounds::RoundLog;
 use hfl::training::server::ParameterServer;
-use hfl::training::worker::{Push, Work, Worker};
+use hfl::training::worker::{Work, Worker};
 use kernels::{Isa, Pool};
 use protocol::{
     Attester, Config, Link, Policy, Role, Roster, Session, SimPlatform, Trust, Verifier,
 };
 
+use crate::participants::{computed, job, layout, samples, start, table};
 use crate::socket::{self, Socket};
 
 pub(crate) const WORKERS: u16 = 3;
 pub(crate) const STEPS: u64 = 4;
 /// Values in a chunk.
-const CELL: usize = 64;
+pub(crate) const CELL: usize = 64;
 /// Virtual milliseconds after which a cluster that is not done has hung.
 const TIME_MAX_MS: u64 = 600_000;
 const CHECKPOINT_EVERY: u64 = 2;
@@ -44,10 +45,23 @@ pub(crate) struct Faults {
     pub(crate) deaths_per_mille: u32,
     /// How long worker 1 computes, and looks at nothing else meanwhile.
     pub(crate) late_ms: u64,
+    /// It does so in steps that are a multiple of this.
+    pub(crate) late_every: u64,
+    /// The step in which worker 2 sends what is no number.
+    pub(crate) bad_step: Option<u64>,
+    /// The step for which worker 2 is asked when it leaves for good.
+    pub(crate) leaves_step: Option<u64>,
 }
 
-pub(crate) const QUIET: Faults =
-    Faults { delay_ms_max: 1, broken_per_mille: 0, deaths_per_mille: 0, late_ms: 0 };
+pub(crate) const QUIET: Faults = Faults {
+    delay_ms_max: 1,
+    broken_per_mille: 0,
+    deaths_per_mille: 0,
+    late_ms: 0,
+    late_every: 1,
+    bad_step: None,
+    leaves_step: None,
+};
 
 /// What a run ends with.
 #[derive(Debug, PartialEq)]
@@ -64,11 +78,17 @@ pub(crate) struct End {
     pub(crate) connections: usize,
     /// Steps that workers computed.
     pub(crate) computed: u64,
+    /// Who contributed to what.
+    pub(crate) rounds: RoundLog,
+    /// What the server said.
+    pub(crate) notes: Vec<String>,
 }
 
 struct Node {
     worker: Worker,
     params: Vec<f32>,
+    gradients: Vec<f32>,
+    contribution: Option<Contribution>,
     link: Option<usize>,
     /// When to connect again, or to come back from the dead.
     connect_at_ms: u64,
@@ -78,7 +98,7 @@ struct Node {
 }
 
 /// A connection: a link at each end, and what happened to them that nobody looked at yet.
-struct Wire {
+struct Connection {
     client: Link<Socket>,
     server: Link<Socket>,
     worker: usize,
@@ -100,45 +120,16 @@ pub(crate) struct Cluster {
     saved: State,
     roster: Roster,
     nodes: Vec<Node>,
-    wires: BTreeMap<usize, Wire>,
+    wires: BTreeMap<usize, Connection>,
     next_wire: usize,
     evaluations: BTreeMap<u64, [u64; 2]>,
     deaths: u32,
     broken: u32,
     computed: u64,
-}
-
-fn layout() -> Layout {
-    Layout::new([
-        ("a.weight".into(), vec![150], Kind::Weight),
-        ("a.bias".into(), vec![30], Kind::Affine),
-        ("a.running_mean".into(), vec![37], Kind::Statistic),
-    ])
-}
-
-pub(crate) fn job() -> Job {
-    Job {
-        stem: Stem::Imagenet,
-        precision: Precision::Fp32,
-        conv: Algorithm::Direct,
-        workers: WORKERS,
-        batch_size: 8,
-        epochs: 1,
-        steps: Some(STEPS),
-        schedule: Schedule::Cosine { rate: 0.1, warm_up: None },
-        momentum: 0.9,
-        weight_decay: 5e-4,
-        seed: 1,
-        augment: Augment::None,
-        order: Order::Sequential,
-        init: None,
-        weighting: Weighting::Data,
-        model: Arch::Resnet50,
-        shape: Shape::CIFAR,
-        classes: ClassNames::default(),
-        normalisation: Normalisation::Cifar,
-        evaluation: Evaluation::default(),
-    }
+    rounds: RoundLog,
+    notes: Vec<String>,
+    /// Since when the server waits for the round at hand.
+    waits_since_ms: u64,
 }
 
 fn clock() -> u64 {
@@ -163,23 +154,6 @@ fn config(role: Role) -> Arc<Config> {
     Arc::clone(configs.iter().find(is_role).expect("a role of this cluster"))
 }
 
-/// Gradients as a pure function of parameters, worker and step, like a real model's.
-fn gradients(worker: usize, step: u64, params: &[f32]) -> (u32, f32, Vec<f32>) {
-    let stream = Stream::new(worker as u64, "gradient");
-    let values =
-        params.iter().enumerate().map(|(i, &p)| 0.3 * p + stream.normal(step << 20 | i as u64));
-    (3 + worker as u32, 1.0 + worker as f32 / (1.0 + step as f32), values.collect())
-}
-
-/// What a worker finds on its test images, a pure function of the parameters too; the second has none.
-fn table(worker: usize, params: &[f32]) -> Vec<u32> {
-    let bits =
-        params.iter().fold(worker as u64, |sum, p| sum.rotate_left(7) ^ u64::from(p.to_bits()));
-    let stream = Stream::new(bits, "table");
-    let counts = (0..100).map(|at| stream.words(at)[0] % 5);
-    if worker == 1 { Vec::new() } else { counts.collect() }
-}
-
 impl Cluster {
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
         Self::of(job(), seed, faults)
@@ -187,12 +161,12 @@ impl Cluster {
 
     pub(crate) fn of(job: Job, seed: u64, faults: Faults) -> Self {
         let layout = layout();
-        let stream = Stream::new(7, "start");
-        let params = (0..layout.len as u64).map(|i| stream.normal(i)).collect();
-        let saved = State::new(params, layout.trained, WORKERS);
+        let saved = start(&layout);
         let node = |_| Node {
-            worker: Worker::new(CELL),
+            worker: Worker::new(),
             params: Vec::new(),
+            gradients: Vec::new(),
+            contribution: None,
             link: None,
             connect_at_ms: 0,
             computing: None,
@@ -216,6 +190,9 @@ impl Cluster {
             deaths: 0,
             broken: 0,
             computed: 0,
+            rounds: RoundLog::default(),
+            notes: Vec::new(),
+            waits_since_ms: 0,
         }
     }
 
@@ -237,7 +214,19 @@ impl Cluster {
         let (deaths, broken, computed) = (self.deaths, self.broken, self.computed);
         let State { step, found, .. } = *self.server.state();
         let (connections, evaluations) = (self.next_wire - 1, self.evaluations);
-        End { params, step, evaluations, found, deaths, broken, connections, computed }
+        let (rounds, notes) = (self.rounds, self.notes);
+        End {
+            params,
+            step,
+            evaluations,
+            found,
+            deaths,
+            broken,
+            connections,
+            computed,
+            rounds,
+            notes,
+        }
     }
 
     fn draw(&mut self, below: u64) -> u64 {
@@ -258,16 +247,25 @@ impl Cluster {
         if victim == usize::from(WORKERS) {
             let roster = self.roster.clone();
             self.server = server(&self.job, &self.layout, &self.saved).with_roster(roster);
+            // Its rounds since then are those of nobody.
+            self.rounds.cut(self.saved.step);
+            self.waits_since_ms = back;
             self.server_up_at_ms = back;
             self.wires.values_mut().for_each(|wire| wire.broken = true);
         } else if !self.nodes[victim].finished {
             let node = &mut self.nodes[victim];
-            (node.worker, node.params, node.connect_at_ms) = (Worker::new(CELL), Vec::new(), back);
-            node.computing = None;
+            (node.worker, node.params, node.connect_at_ms) = (Worker::new(), Vec::new(), back);
+            (node.computing, node.contribution) = (None, None);
             if let Some(wire) = node.link.take().and_then(|link| self.wires.get_mut(&link)) {
                 wire.broken = true;
             }
         }
+    }
+
+    /// Until when the server waits for everybody.
+    fn deadline_ms(&self) -> Option<u64> {
+        let quorum = self.job.quorum?;
+        Some(self.waits_since_ms + 1000 * u64::from(quorum.seconds))
     }
 
     fn connect(&mut self) {
@@ -285,7 +283,7 @@ impl Cluster {
             let client = Session::client(config(Role::Worker(index as u16)), "ps0", now);
             let server = Session::server(config(Role::ParameterServer(0)), self.job.digest(), now);
             let [near, far] = socket::pair(room);
-            let wire = Wire {
+            let wire = Connection {
                 client: Link::new(near, client.expect("client")),
                 server: Link::new(far, server.expect("server")),
                 worker: index,
@@ -339,7 +337,8 @@ impl Cluster {
             wire.edges[0] |= due(&wire.client);
             wire.edges[1] |= due(&wire.server);
         }
-        let changed = self.wires.values().any(|wire| wire.edges[1] || wire.is_over());
+        let changed = self.deadline_ms() == Some(self.now_ms)
+            || self.wires.values().any(|wire| wire.edges[1] || wire.is_over());
         if self.now_ms >= self.server_up_at_ms && changed {
             for wire in self.wires.values_mut() {
                 wire.edges[1] = false;
@@ -398,18 +397,34 @@ impl Cluster {
                 self.roster = self.server.roster().clone();
                 self.server.roster_is_kept();
             }
+            let is_over = self.deadline_ms().is_some_and(|at| at <= self.now_ms);
+            if is_over && self.server.leave_out_late() {
+                self.waits_since_ms = self.now_ms;
+            }
+            let said = |note| match note {
+                Note::Said(text) => Some(text),
+                _ => None,
+            };
+            self.notes.extend(self.server.take_notes().into_iter().filter_map(said));
             if let Some((found, _)) = self.server.settle_evaluation() {
                 let before = self.evaluations.insert(found.step, found.total());
-                assert!(before.is_none_or(|before| before == found.total()), "step {}", found.step);
+                // Where neither deaths nor delays change the result, it is found again.
+                let is_same = before.is_none_or(|before| before == found.total());
+                let may_differ = self.job.wire == Wire::Int8 || self.job.quorum.is_some();
+                assert!(is_same || may_differ, "step {}", found.step);
                 if self.server.state().is_finished() {
                     self.saved = self.server.state().clone();
                 }
             }
-            if let Some(closed) = self.server.close_round().expect("finite")
-                && ((closed.step + 1).is_multiple_of(CHECKPOINT_EVERY)
-                    || self.server.state().is_finished())
-            {
-                self.saved = self.server.state().clone();
+            if let Some(closed) = self.server.close_round().expect("finite") {
+                let first = closed.step + 1 - closed.count;
+                self.rounds.push(&closed);
+                self.waits_since_ms = self.now_ms;
+                let state = self.server.state();
+                let before = first / CHECKPOINT_EVERY;
+                if state.step / CHECKPOINT_EVERY > before || state.is_finished() {
+                    self.saved = state.clone();
+                }
             }
             if self.server.progress() == before {
                 return;
@@ -430,12 +445,19 @@ impl Cluster {
             });
             match work {
                 Work::Wait => return,
-                Work::Prepare(_) => {
+                Work::Prepare(job) => {
                     node.params = vec![0.0; self.layout.len];
-                    let (samples, data) = (14 + index as u64, Some([index as u8; 32]));
+                    let isa = Isa::detect();
+                    let cells = Cells::of_gradients(&job, &self.layout, CELL, isa);
+                    let trained = self.layout.trained;
+                    node.contribution.get_or_insert_with(|| Contribution::new(cells, trained));
+                    let cells = Cells::of_parameters(&job, &self.layout, CELL, isa);
+                    let (samples, data) = (samples(index), Some([index as u8; 32]));
                     let mut member = Some(Member { samples, batches: 2, data });
                     wire.client.drive(|session| {
-                        member.take().map_or(Ok(()), |member| node.worker.join(session, member))
+                        member
+                            .take()
+                            .map_or(Ok(()), |member| node.worker.join(session, member, cells))
                     });
                 }
                 Work::Evaluate { step } => {
@@ -445,7 +467,28 @@ impl Cluster {
                         table.take().map_or(Ok(()), told)
                     });
                 }
-                Work::Compute { step, .. } if index == 1 && self.faults.late_ms > 0 => {
+                Work::Compute { step, .. } | Work::Repeat { step } if node.is_whole(step) => {
+                    let Some(contribution) = &mut node.contribution else { return };
+                    let mut sent = false;
+                    wire.client.drive(|session| match std::mem::replace(&mut sent, true) {
+                        true => Ok(()),
+                        false => contribution.repeat(session, &node.gradients),
+                    });
+                }
+                Work::Skip { .. } => {
+                    node.contribution.iter_mut().for_each(Contribution::forget);
+                }
+                Work::Repeat { step } => panic!("step {step} was never sent"),
+                Work::Compute { step, .. }
+                    if index == 2 && self.faults.leaves_step == Some(step) =>
+                {
+                    (node.finished, wire.broken) = (true, true);
+                }
+                Work::Compute { step, .. }
+                    if index == 1
+                        && self.faults.late_ms > 0
+                        && step.is_multiple_of(self.faults.late_every) =>
+                {
                     node.computing = Some((step, self.now_ms + self.faults.late_ms));
                     return;
                 }
@@ -462,22 +505,36 @@ impl Cluster {
         }
     }
 
-    /// Computes a step and sends its gradients in two parts, as a backward pass gives them.
+    /// Computes a round and sends what comes of it in two parts, as a backward pass gives them.
     fn push(&mut self, index: usize, step: u64) {
         let node = &mut self.nodes[index];
         let Some(wire) = node.link.and_then(|link| self.wires.get_mut(&link)) else { return };
-        self.computed += 1;
-        let (samples, loss, values) = gradients(index, step, &node.params);
-        let mut push = Push::new(&node.worker, step, values.len());
-        for range in [100..values.len(), 0..100] {
-            let gradients = &values[range.start..];
-            let part = Part { loss, range, params: &mut [], gradients };
-            wire.client.drive(|session| push.advance(session, samples, &part));
+        let Some(contribution) = &mut node.contribution else { return };
+        let count = self.job.round_len(step, self.job.steps.unwrap_or(STEPS));
+        contribution.begin(step, count);
+        self.computed += count;
+        let (samples, loss, mut values) =
+            computed(&self.job, index, (step, count), (&mut node.params, self.layout.trained));
+        if index == 2 && self.faults.bad_step == Some(step) {
+            values[10] = f32::NAN;
+        }
+        node.gradients = values;
+        let mut push = contribution.push();
+        for range in [100..node.gradients.len(), 0..100] {
+            let (start, gradients) = (range.start, &node.gradients[range.start..]);
+            push.take(samples, &Part { loss, range, params: &mut [], gradients });
+            wire.client.drive(|session| push.send(session, (start, gradients)));
         }
     }
 }
 
-impl Wire {
+impl Node {
+    fn is_whole(&self, step: u64) -> bool {
+        self.contribution.as_ref().is_some_and(|contribution| contribution.is_whole(step))
+    }
+}
+
+impl Connection {
     fn is_over(&self) -> bool {
         self.broken || self.client.is_over() || self.server.is_over()
     }

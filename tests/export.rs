@@ -14,7 +14,9 @@ use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::shape::Shape;
 use hfl::job::state::State;
-use hfl::job::{Algorithm, Arch, Augment, Job, Normalisation, Order, Precision, Stem, Weighting};
+use hfl::job::{
+    Algorithm, Arch, Augment, Job, Normalisation, Order, Outer, Precision, Stem, Weighting, Wire,
+};
 use hfl::model::inference::Inference;
 use hfl::model::init;
 use hfl::model::network::Network;
@@ -52,6 +54,10 @@ fn job(model: Arch) -> Job {
         classes: ClassNames::default(),
         normalisation: Normalisation::Cifar,
         evaluation: Evaluation::default(),
+        wire: Wire::Fp32,
+        local_steps: None,
+        outer: Outer::default(),
+        quorum: None,
     }
 }
 

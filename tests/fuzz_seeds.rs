@@ -23,6 +23,7 @@ fn seeds_are_there_for_every_target() {
         "luks_journal",
         "luks_json",
         "message",
+        "narrow",
         "policy",
         "quote",
         "session",

@@ -15,7 +15,9 @@ use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::shape::Shape;
 use hfl::job::state::State;
-use hfl::job::{Algorithm, Arch, Augment, Job, Normalisation, Order, Precision, Stem, Weighting};
+use hfl::job::{
+    Algorithm, Arch, Augment, Job, Normalisation, Order, Outer, Precision, Stem, Weighting, Wire,
+};
 use hfl::model::gradients::Pieces;
 use hfl::model::init;
 use hfl::model::network::Network;
@@ -120,6 +122,10 @@ fn export_inputs() {
             classes: ClassNames::default(),
             normalisation: Normalisation::Cifar,
             evaluation: Evaluation::default(),
+            wire: Wire::Fp32,
+            local_steps: None,
+            outer: Outer::default(),
+            quorum: None,
         };
         let state = State::new(params, network.layout.trained, 1);
         let mut store = Store::directory(&directory).expect("store");

@@ -39,6 +39,7 @@ mod conv;
 mod gemm;
 mod linear;
 mod loss;
+pub mod narrow;
 mod norm;
 #[allow(unsafe_code)]
 mod parallel;

@@ -261,7 +261,7 @@ mod tests {
             Message::Job(b"{}".to_vec()),
             Message::Join { data: [7; 32], samples: 300, batches: 3 },
             Message::Parameters { step: 2, steps: 1000 },
-            Message::Gradients { step: 2, samples: 128, loss: 1.5 },
+            Message::Gradients { step: 2, samples: 128, loss: 1.5, fresh: false },
             Message::Finished { steps: 1000, parameters: [7; 32] },
         ];
         let mut stream = chunk;

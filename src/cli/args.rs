@@ -23,7 +23,9 @@ use crate::data::hold_out::HoldOut;
 use crate::hosts::HostList;
 use crate::job::evaluation::Evaluation;
 use crate::job::shape::Shape;
-use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem, Weighting};
+use crate::job::{
+    Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem, Weighting, Wire,
+};
 use crate::trust::fetch::Service;
 use crate::trust::{Attestation, Source, TrustOptions};
 
@@ -126,6 +128,24 @@ pub struct Args {
     /// weight of a worker: data (its share of all samples) or batch (of a step's) [data]
     #[argh(option, default = "Weighting::Data")]
     pub(super) weighting: Weighting,
+    /// number format of what workers and ps0 exchange: fp32, bf16 or int8 [fp32]
+    #[argh(option, default = "Wire::Fp32")]
+    pub(super) wire: Wire,
+    /// steps of a worker between two exchanges; momentum begins anew with each [1]
+    #[argh(option, default = "1")]
+    pub(super) local_steps: u32,
+    /// share of the workers' mean change that ps0 applies, with --local-steps [1]
+    #[argh(option, default = "1.0")]
+    pub(super) outer_rate: f32,
+    /// momentum (Nesterov's) over such changes, as DiLoCo has it [0]
+    #[argh(option, default = "0.0")]
+    pub(super) outer_momentum: f32,
+    /// workers with which a round may close once --deadline is over [all]
+    #[argh(option)]
+    pub(super) quorum: Option<u16>,
+    /// seconds for which a round waits for workers beyond --quorum
+    #[argh(option)]
+    pub(super) deadline: Option<u32>,
     /// seed of initialisation, order and augmentation [1]
     #[argh(option, default = "1")]
     pub(super) seed: u64,

@@ -12,7 +12,7 @@ use crate::failure::{Doing, Failure};
 use crate::job::evaluation::Evaluation;
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_MAX, SIDE_STEP, Shape};
-use crate::job::{BATCH_MAX, Job, Stem, WORKERS_MAX};
+use crate::job::{BATCH_MAX, DEADLINE_MAX, Job, LOCAL_STEPS_MAX, Outer, Quorum, Stem, WORKERS_MAX};
 use crate::termination;
 use crate::training::roles;
 use crate::training::store::Place;
@@ -96,6 +96,14 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
     within("--threads", args.threads, THREADS_MAX)?;
     within("--batch-size", args.batch_size as usize, BATCH_MAX as usize)?;
     within("--epochs", args.epochs as usize, u32::MAX as usize)?;
+    within("--local-steps", args.local_steps as usize, LOCAL_STEPS_MAX as usize)?;
+    let outer = Outer { rate: args.outer_rate, momentum: args.outer_momentum };
+    if args.local_steps == 1 && outer != Outer::default() {
+        return Err(Failure::usage(
+            "--outer-rate and --outer-momentum say what becomes of local steps",
+        )
+        .hint("--local-steps 2 or more"));
+    }
     if args.steps == Some(0) || args.checkpoint_every == 0 {
         return Err(Failure::usage("--steps and --checkpoint-every count from 1"));
     }
@@ -107,6 +115,8 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
         ("--lr", args.lr, f32::MAX),
         ("--momentum", args.momentum, 1.0),
         ("--weight-decay", args.weight_decay, 1.0),
+        ("--outer-rate", args.outer_rate, f32::MAX),
+        ("--outer-momentum", args.outer_momentum, 1.0),
     ];
     for (name, value, max) in parts {
         if !(0.0..=max).contains(&value) {
@@ -160,7 +170,34 @@ fn job(args: &Args) -> Result<Job, Failure> {
         classes,
         normalisation: args.normalisation,
         evaluation: Evaluation { every: args.evaluate_every, patience: args.patience },
+        wire: args.wire,
+        local_steps: (args.local_steps > 1).then_some(args.local_steps),
+        outer: Outer { rate: args.outer_rate, momentum: args.outer_momentum },
+        quorum: quorum(args)?,
     })
+}
+
+/// When a round may close without everybody.
+fn quorum(args: &Args) -> Result<Option<Quorum>, Failure> {
+    let all = args.workers();
+    match (args.quorum, args.deadline) {
+        (None, None) => Ok(None),
+        (Some(workers), Some(seconds)) => {
+            if workers == 0 || usize::from(workers) > all {
+                return Err(Failure::usage(format!(
+                    "--quorum is {workers}, expected 1 to the number of workers, {all}"
+                )));
+            }
+            if !(1..=DEADLINE_MAX).contains(&seconds) {
+                return Err(Failure::usage(format!(
+                    "--deadline is {seconds}, expected 1 to {DEADLINE_MAX} seconds"
+                )));
+            }
+            Ok(Some(Quorum { workers, seconds }))
+        }
+        (Some(_), None) => Err(Failure::usage("--quorum needs --deadline SECONDS")),
+        (None, Some(_)) => Err(Failure::usage("--deadline needs --quorum WORKERS")),
+    }
 }
 
 /// What defines a job is ps0's to say. Somebody who gives it to a worker believes otherwise.
@@ -189,7 +226,7 @@ fn say_the_rule_of_the_rate(args: &Args) {
 }
 
 /// The options that define a job, and what they are.
-fn job_flags(args: &Args) -> [(&'static str, String); 23] {
+fn job_flags(args: &Args) -> [(&'static str, String); 29] {
     [
         ("--model", args.model.to_string()),
         ("--classes", format!("{:?}", args.classes)),
@@ -213,6 +250,12 @@ fn job_flags(args: &Args) -> [(&'static str, String); 23] {
         ("--order", args.order.to_string()),
         ("--evaluate-every", args.evaluate_every.to_string()),
         ("--patience", format!("{:?}", args.patience)),
+        ("--wire", args.wire.to_string()),
+        ("--local-steps", args.local_steps.to_string()),
+        ("--outer-rate", args.outer_rate.to_string()),
+        ("--outer-momentum", args.outer_momentum.to_string()),
+        ("--quorum", format!("{:?}", args.quorum)),
+        ("--deadline", format!("{:?}", args.deadline)),
         ("--init", format!("{:?}", args.init)),
     ]
 }

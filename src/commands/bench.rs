@@ -1,6 +1,5 @@
 //! `hfl bench`: step time of this machine, forward to parameter update, in one process.
 
-use std::ops::Range;
 use std::time::Instant;
 
 use kernels::{Arena, Isa, Pool, Sgd};
@@ -16,7 +15,7 @@ use crate::model::gradients::{Part, Pieces};
 use crate::model::inference::Inference;
 use crate::model::init;
 use crate::model::network::Network;
-use crate::model::params::{Kind, Layout};
+use crate::training::update::{trained, update_part};
 
 /// What to time.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +86,10 @@ pub struct Scaling {
     pub round_trip_ns: Option<f64>,
 }
 
+/// The update of a step, as a parameter server does it; each tensor has its own decay.
+const STEP: Sgd = Sgd { rate: 0.01, momentum: 0.9, decay: 0.0, scale: 1.0 };
+/// That of the weights.
+const WEIGHT_DECAY: f32 = 5e-4;
 /// Steps before the timed ones.
 const WARM_UP: usize = 3;
 
@@ -151,7 +154,7 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
     pools.extend(options.scaling.then(|| Pool::new(1)));
     let exec = (pools[0].clone(), options.isa);
     let mut model = Model::new(network, way, options.batch, exec)?;
-    let trained = trained(&model.network().layout);
+    let trained = trained(&model.network().layout, WEIGHT_DECAY);
     let mut round_trips = Vec::new();
     let ways = timed(options.steps, pools.len(), |turn| {
         if options.scaling && turn == 0 {
@@ -159,7 +162,10 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
         }
         model.compute_on(pools[turn].clone());
         let (params, velocity) = (params.as_mut_slice(), velocity.as_mut_slice());
-        let update = |part: Part| update(&trained, options.isa, part, velocity);
+        // A benchmark has no model to spoil.
+        let update = |part: Part| {
+            let _ = update_part(&trained, options.isa, STEP, part, velocity);
+        };
         seconds(|| {
             model.step(params, &batch, gradients.as_mut_slice(), (Pieces::Small, update));
         })
@@ -209,28 +215,6 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0
-}
-
-/// One SGD step over the values of a part that are of trained tensors, as the parameter server does it. `trained`
-/// are those in order, each with its decay.
-fn update(trained: &[(Range<usize>, f32)], isa: Isa, part: Part, velocity: &mut [f32]) {
-    let Part { range, params, gradients, .. } = part;
-    let first = trained.partition_point(|(tensor, _)| tensor.end <= range.start);
-    for (tensor, decay) in trained[first..].iter().take_while(|(t, _)| t.start < range.end) {
-        let here = tensor.start.max(range.start)..tensor.end.min(range.end);
-        let step = Sgd { rate: 0.01, momentum: 0.9, decay: *decay, scale: 1.0 };
-        let velocity = &mut velocity[here.clone()];
-        let here = here.start - range.start..here.end - range.start;
-        // A benchmark has no model to spoil.
-        let _ = step.update(isa, &mut params[here.clone()], velocity, &gradients[here]);
-    }
-}
-
-/// The trained tensors, which a layout has in the order of the buffer, and their decay.
-fn trained(layout: &Layout) -> Vec<(Range<usize>, f32)> {
-    let decay = |kind| if kind == Kind::Weight { 5e-4 } else { 0.0 };
-    let trained = layout.tensors.iter().filter(|tensor| tensor.kind != Kind::Statistic);
-    trained.map(|tensor| (tensor.range.clone(), decay(tensor.kind))).collect()
 }
 
 fn random_batch(shape: Shape, n: usize) -> Batch {

@@ -20,11 +20,14 @@ impl Default for Evaluation {
 }
 
 impl Evaluation {
-    /// Whether the model after `step` of `steps` updates is evaluated, where `batches` make an epoch: at the end of
-    /// each such number of epochs, and at the end of the job.
-    pub fn is_due(self, step: u64, steps: u64, batches: u64) -> bool {
+    /// Whether the model after `step` of `steps` updates is evaluated, where `batches` make an epoch and `each` a
+    /// round: with the round that ends each such number of epochs, and at the end of the job.
+    pub fn is_due(self, step: u64, steps: u64, [batches, each]: [u64; 2]) -> bool {
         let between = u64::from(self.every).saturating_mul(batches);
-        between > 0 && step > 0 && (step == steps || step.is_multiple_of(between))
+        if between == 0 || step == 0 {
+            return false;
+        }
+        step == steps || step / between > step.saturating_sub(each) / between
     }
 }
 
@@ -36,11 +39,13 @@ mod tests {
     fn evaluations_end_epochs_and_the_job() {
         let due = |every, steps: u64| {
             let plan = Evaluation { every, ..Evaluation::default() };
-            (0..=steps).filter(|&step| plan.is_due(step, steps, 4)).collect::<Vec<u64>>()
+            (0..=steps).filter(|&step| plan.is_due(step, steps, [4, 1])).collect::<Vec<u64>>()
         };
         assert_eq!(due(1, 10), [4, 8, 10]);
         assert_eq!(due(2, 16), [8, 16]);
         assert_eq!(due(9, 3), [3]);
         assert!(due(0, 16).is_empty());
+        let rounds = (0..=21).step_by(3).filter(|&at| Evaluation::default().is_due(at, 22, [4, 3]));
+        assert!(rounds.eq([6, 9, 12, 18, 21]), "the rounds in which 4, 8, 12, 16 and 20 lie");
     }
 }

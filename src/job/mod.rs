@@ -65,6 +65,18 @@ pub struct Job {
     /// When the model is evaluated.
     #[serde(default, skip_serializing_if = "is_default")]
     pub evaluation: Evaluation,
+    /// Number format of values between workers and server.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub wire: Wire,
+    /// Steps that each worker makes of its own in a round, if it does: it sends what they changed, not gradients.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub local_steps: Option<u32>,
+    /// What the server makes of the mean of such changes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub outer: Outer,
+    /// When a round closes without everybody, if it may.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub quorum: Option<Quorum>,
 }
 
 /// The network's first layers.
@@ -130,6 +142,45 @@ pub enum Weighting {
     Data,
 }
 
+/// Number format of values between workers and server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Wire {
+    /// Single precision.
+    #[default]
+    Fp32,
+    /// bfloat16, rounded to nearest even.
+    Bf16,
+    /// Gradients in 8 bits with a scale a block, what is rounded off added to the next ones; parameters in bfloat16.
+    Int8,
+}
+
+/// The outer step: plain averaging, unless it says otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outer {
+    /// Share of the mean change that is applied.
+    pub rate: f32,
+    /// Nesterov's momentum.
+    pub momentum: f32,
+}
+
+impl Default for Outer {
+    fn default() -> Self {
+        Self { rate: 1.0, momentum: 0.0 }
+    }
+}
+
+/// When a round closes without everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quorum {
+    /// Workers that have to be in.
+    pub workers: u16,
+    /// Seconds for which the others are waited for.
+    pub seconds: u32,
+}
+
 /// What is not said does not change a job's digest.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
@@ -192,6 +243,16 @@ impl Job {
         self.batch_size + u32::from(self.needs_two())
     }
 
+    /// Whether workers make steps of their own between two exchanges.
+    pub fn is_local(&self) -> bool {
+        self.local_steps.is_some()
+    }
+
+    /// Steps of the round that begins with `step`, of so many in all.
+    pub fn round_len(&self, step: u64, steps: u64) -> u64 {
+        u64::from(self.local_steps.unwrap_or(1)).min(steps.saturating_sub(step))
+    }
+
     /// SHA-256 over the job's wire form.
     pub fn digest(&self) -> [u8; 32] {
         let hash = digest(&SHA256, &self.encode());
@@ -199,7 +260,7 @@ impl Job {
     }
 
     /// Whether a training that began as this job may go on as the other: it differs in the learning rate alone,
-    /// of which workers know nothing, and which has to be lowered where a training diverged.
+    /// which has to be lowered where a training diverged.
     pub fn is_continued_by(&self, other: &Self) -> bool {
         Self { schedule: other.schedule, ..self.clone() } == *other
     }
@@ -224,6 +285,17 @@ impl Job {
         if job.classes.len() != job.shape.classes {
             return Err(JobError::OutOfRange("names of classes", job.classes.len() as u64));
         }
+        if job.local_steps.is_some_and(|steps| !(2..=LOCAL_STEPS_MAX).contains(&steps)) {
+            return Err(JobError::OutOfRange("local_steps", job.local_steps.map_or(0, u64::from)));
+        }
+        if let Some(Quorum { workers, seconds }) = job.quorum {
+            if !(1..=job.workers).contains(&workers) {
+                return Err(JobError::OutOfRange("quorum", workers.into()));
+            }
+            if !(1..=DEADLINE_MAX).contains(&seconds) {
+                return Err(JobError::OutOfRange("deadline", seconds.into()));
+            }
+        }
         if let Some((name, value)) = job.shape.out_of_range() {
             return Err(JobError::OutOfRange(name, value));
         }
@@ -233,6 +305,10 @@ impl Job {
 
 /// Most images of one worker in a step: memory is taken for so many.
 pub const BATCH_MAX: u32 = 4096;
+/// Most steps of a worker between two exchanges.
+pub const LOCAL_STEPS_MAX: u32 = 10_000;
+/// Most seconds for which a round waits for its last workers: a week.
+pub const DEADLINE_MAX: u32 = 7 * 24 * 3600;
 /// Most workers of a job.
 pub const WORKERS_MAX: u16 = 64;
 
@@ -285,6 +361,7 @@ names!(Arch {
     "resnet152" => Resnet152
 });
 names!(Normalisation { "cifar" => Cifar, "imagenet" => Imagenet });
+names!(Wire { "fp32" => Fp32, "bf16" => Bf16, "int8" => Int8 });
 names!(Order { "shuffled" => Shuffled, "sequential" => Sequential });
 
 #[cfg(test)]
@@ -320,6 +397,11 @@ mod tests {
             ("workers\":2", "workers\":0"),
             ("workers\":2", "workers\":65"),
             ("\"seed\"", "\"x\":0,\"seed\""),
+            ("\"seed\"", "\"wire\":\"int4\",\"seed\""),
+            ("\"seed\"", "\"quorum\":{\"workers\":3,\"seconds\":9},\"seed\""),
+            ("\"seed\"", "\"quorum\":{\"workers\":1,\"seconds\":0},\"seed\""),
+            ("\"seed\"", "\"local_steps\":1,\"seed\""),
+            ("\"seed\"", "\"local_steps\":10001,\"seed\""),
             ("\"seed\"", "\"shape\":{\"side\":0,\"channels\":3,\"classes\":10},\"seed\""),
             ("\"seed\"", "\"shape\":{\"side\":48,\"channels\":3,\"classes\":10},\"seed\""),
             ("\"seed\"", "\"shape\":{\"side\":288,\"channels\":3,\"classes\":10},\"seed\""),

@@ -454,7 +454,7 @@ mod tests {
     use crate::job::schedule::Schedule;
     use crate::job::shape::Shape;
     use crate::job::state::Member;
-    use crate::job::{Algorithm, Augment, Normalisation, Order, Precision, Weighting};
+    use crate::job::{Algorithm, Augment, Normalisation, Order, Outer, Precision, Weighting, Wire};
 
     fn trained() -> (Network, Checkpoint) {
         let network = Network::new(Arch::Resnet50, Stem::Cifar, Shape::CIFAR).expect("shapes");
@@ -479,6 +479,10 @@ mod tests {
             classes: ClassNames::default(),
             normalisation: Normalisation::Cifar,
             evaluation: Evaluation::default(),
+            wire: Wire::Fp32,
+            local_steps: None,
+            outer: Outer::default(),
+            quorum: None,
         };
         let layout = &network.layout;
         let params = (0..layout.len).map(|i| i as f32).collect();

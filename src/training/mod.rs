@@ -1,16 +1,20 @@
 //! A job under way: server and worker as pure values, the files they keep, and the roles that drive them.
 
+pub mod cells;
 pub mod checkpoint;
 pub mod classifier;
+pub mod contribution;
 pub mod evaluator;
 pub mod note;
 pub mod roles;
 pub mod room;
 pub mod roster;
 pub mod round;
+pub mod rounds;
 pub mod server;
 pub mod store;
 pub mod tally;
 pub(crate) mod tensors;
+pub mod update;
 pub mod volume;
 pub mod worker;

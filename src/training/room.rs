@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::statvfs;
 
 use crate::failure::{Doing, Failure};
-use crate::job::{Job, Precision};
+use crate::job::{Job, Precision, Wire};
 use crate::memory;
 use crate::model::Model;
 use crate::model::network::Network;
@@ -29,6 +29,13 @@ pub fn of_worker(precision: Precision, network: &Network, batch_max: usize) -> u
     let images = batch_max * network.shape.image_len() * size_of::<f32>();
     let step = Model::memory_len(network, precision, batch_max) + images;
     step as u64 + 3 * values(network.layout.len) + BESIDES
+}
+
+/// Bytes that a worker keeps for a job's exchange: what rounding left, parameters of before, velocity.
+fn kept_for_rounds(job: &Job, layout: &Layout) -> u64 {
+    let carried = usize::from(job.wire == Wire::Int8);
+    let own = if job.is_local() { 2 } else { 0 };
+    values((carried + own) * layout.trained)
 }
 
 /// Bytes that a parameter server takes: parameters, velocity and sums; before that, where there is a
@@ -53,6 +60,7 @@ pub fn check_worker(job: &Job, network: &Network, samples: usize) -> Result<(), 
     let need = |batch_size: u32| {
         let job = Job { batch_size, ..job.clone() };
         of_worker(job.precision, network, samples.min(job.batch_max() as usize))
+            + kept_for_rounds(&job, &network.layout)
     };
     let full = need(job.batch_size);
     if full <= left.bytes {

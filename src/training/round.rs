@@ -5,14 +5,19 @@
 //! that comes before its turn is left with its connection, which stops reading. A chunk that was
 //! counted already (its worker died and computed the step again, to the same bits) is ignored.
 
-use std::ops::Range;
+use serde::{Deserialize, Serialize};
+
+use crate::training::cells::Cells;
 
 /// The state of a round.
 pub struct Round {
+    cells: Cells,
     sum: Vec<f32>,
-    cell: usize,
-    /// For each cell, how many workers it has: those with the lowest numbers.
+    /// Values of a cell that do not travel as they are.
+    room: Vec<f32>,
+    /// For each cell, the worker below whose number it has all, but for those that are left out.
     counted: Vec<u16>,
+    left_out: Vec<bool>,
     announced: Vec<Option<Announced>>,
     /// A value that is not finite is in the sum.
     spoiled: bool,
@@ -27,6 +32,30 @@ pub struct Announced {
     pub weight: f32,
     /// Mean loss of its batch.
     pub loss: f32,
+    /// Nothing of earlier rounds is in its gradients, though something could be.
+    pub fresh: bool,
+}
+
+/// What the head of a worker's gradients makes of a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// It goes on.
+    Known,
+    /// It begins anew, and the others have to send theirs again: the worker lost what it had carried over, so that
+    /// its gradients are others than those that are in the sum already.
+    Anew,
+}
+
+/// A worker's part in a closed round: with parameters and data, all that its gradients depended on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Contributed {
+    /// Its number.
+    pub worker: u16,
+    /// Its samples.
+    pub samples: u32,
+    /// See [`Announced::fresh`].
+    pub fresh: bool,
 }
 
 /// What became of a chunk.
@@ -52,13 +81,15 @@ pub enum RoundError {
 }
 
 impl Round {
-    /// A round over `len` values in cells of `cell` values with `workers` workers.
-    pub fn new(len: usize, cell: usize, workers: u16) -> Self {
-        assert!(len > 0 && cell > 0 && workers > 0);
+    /// A round over values that travel in such cells, with `workers` workers.
+    pub fn new(cells: Cells, workers: u16) -> Self {
+        assert!(workers > 0);
         Self {
-            sum: vec![0.0; len],
-            cell,
-            counted: vec![0; len.div_ceil(cell)],
+            cells,
+            sum: vec![0.0; cells.len()],
+            room: Vec::new(),
+            counted: vec![0; cells.count()],
+            left_out: vec![false; usize::from(workers)],
             announced: vec![None; usize::from(workers)],
             spoiled: false,
         }
@@ -68,7 +99,7 @@ impl Round {
     ///
     /// # Errors
     /// When the worker announced something else in this round before.
-    pub fn announce(&mut self, worker: u16, announced: Announced) -> Result<(), RoundError> {
+    pub fn announce(&mut self, worker: u16, announced: Announced) -> Result<Head, RoundError> {
         let slot = &mut self.announced[usize::from(worker)];
         if !announced.loss.is_finite() {
             return Err(RoundError::NotFinite);
@@ -77,60 +108,105 @@ impl Round {
         {
             return Err(RoundError::Unannounced);
         }
-        *slot = Some(announced);
-        Ok(())
+        let differs = slot.replace(announced).is_some_and(|old| old.fresh != announced.fresh);
+        if differs && self.counted.iter().any(|&counted| counted > worker) {
+            self.begin_sum();
+            return Ok(Head::Anew);
+        }
+        Ok(Head::Known)
     }
 
-    /// Adds a worker's values (little-endian) at `offset` bytes. They are looked at in the pass that adds them, so
+    /// Begins the sum anew: everybody has to send again.
+    pub fn begin_sum(&mut self) {
+        self.counted.fill(0);
+        self.spoiled = false;
+    }
+
+    /// Goes on without a worker; says whether the sum begins anew, since something of it was in there.
+    pub fn leave_out(&mut self, worker: u16) -> bool {
+        let index = usize::from(worker);
+        self.left_out[index] = true;
+        self.announced[index] = None;
+        let was_in = self.counted.iter().any(|&counted| counted > worker);
+        if was_in {
+            self.begin_sum();
+        }
+        was_in
+    }
+
+    /// Whether the round goes on without the worker.
+    pub fn is_left_out(&self, worker: u16) -> bool {
+        self.left_out[usize::from(worker)]
+    }
+
+    /// Those who are not left out.
+    pub fn active(&self) -> impl Iterator<Item = u16> + '_ {
+        (0_u16..).zip(&self.left_out).filter(|(_, is_out)| !**is_out).map(|(worker, _)| worker)
+    }
+
+    /// The first worker that a cell waits for.
+    pub fn awaited(&self) -> Option<u16> {
+        let counted = self.counted.iter().copied().min()?;
+        self.active().find(|worker| *worker >= counted)
+    }
+
+    /// Whether the worker announced its gradients.
+    pub fn has_announced(&self, worker: u16) -> bool {
+        self.announced[usize::from(worker)].is_some()
+    }
+
+    /// Adds a worker's values at `offset` bytes of the flat buffer. They are looked at in the pass that adds them, so
     /// after [`RoundError::NotFinite`] the sum is spoiled: the round cannot be closed.
     ///
     /// # Errors
     /// When the bytes are not exactly one cell, nothing was announced, or a value is not finite.
     pub fn add(&mut self, worker: u16, offset: u64, data: &[u8]) -> Result<Added, RoundError> {
         let announced = self.announced[usize::from(worker)].ok_or(RoundError::Unannounced)?;
-        let (index, range) = self.cell_at(offset, data.len()).ok_or(RoundError::NotACell)?;
-        let counted = self.counted[index];
-        if worker < counted {
+        let (index, range) = self.cells.find(offset, data.len()).ok_or(RoundError::NotACell)?;
+        let turn = self.active().find(|worker| *worker >= self.counted[index]);
+        if turn.is_none_or(|turn| worker < turn) {
             return Ok(Added::Duplicate);
         }
-        if worker > counted {
+        if turn != Some(worker) {
             return Ok(Added::TooEarly);
         }
         let weight = announced.weight;
-        let (values, _) = data.as_chunks::<4>();
-        let sum = &mut self.sum[range];
-        // The largest exponent tells: a comparison a value would not be done on whole vectors.
-        let mut largest = 0;
-        if worker == 0 {
-            for (sum, &value) in sum.iter_mut().zip(values) {
-                let value = f32::from_le_bytes(value);
-                largest = largest.max(value.abs().to_bits());
-                *sum = weight * value;
-            }
+        let way = (self.active().next() == Some(worker), weight);
+        let largest = if self.cells.are_plain() {
+            let (values, _) = data.as_chunks::<4>();
+            add_to(&mut self.sum[range], values.iter().map(|&v| f32::from_le_bytes(v)), way)
         } else {
-            for (sum, &value) in sum.iter_mut().zip(values) {
-                let value = f32::from_le_bytes(value);
-                largest = largest.max(value.abs().to_bits());
-                *sum += weight * value;
-            }
-        }
+            self.room.resize(range.len(), 0.0);
+            self.cells.decode(&range, data, &mut self.room);
+            add_to(&mut self.sum[range], self.room.iter().copied(), way)
+        };
         if largest >= f32::INFINITY.to_bits() {
             self.spoiled = true;
             return Err(RoundError::NotFinite);
         }
-        self.counted[index] += 1;
+        self.counted[index] = worker + 1;
         Ok(Added::Counted)
     }
 
     /// Whether every worker's gradients are in.
     pub fn is_closed(&self) -> bool {
-        let workers = self.announced.len();
-        !self.spoiled && self.counted.iter().all(|&counted| usize::from(counted) == workers)
+        !self.spoiled && self.awaited().is_none()
     }
 
     /// The weighted sum, complete once the round is closed.
     pub fn sum(&self) -> &[f32] {
         &self.sum
+    }
+
+    /// Who is in the sum.
+    pub fn contributed(&self) -> Vec<Contributed> {
+        let announced = (0_u16..).zip(&self.announced);
+        announced
+            .filter_map(|(worker, announced)| {
+                let Announced { samples, fresh, .. } = (*announced)?;
+                Some(Contributed { worker, samples, fresh })
+            })
+            .collect()
     }
 
     /// Samples of all workers.
@@ -155,21 +231,32 @@ impl Round {
     pub fn reset(&mut self) {
         self.counted.fill(0);
         self.announced.fill(None);
+        self.left_out.fill(false);
         self.spoiled = false;
-    }
-
-    fn cell_at(&self, offset: u64, len: usize) -> Option<(usize, Range<usize>)> {
-        let start = usize::try_from(offset).ok().filter(|offset| offset.is_multiple_of(4))? / 4;
-        let index = start / self.cell;
-        let range = cell_range(self.sum.len(), self.cell, index)?;
-        (range.start == start && range.len() * 4 == len).then_some((index, range))
     }
 }
 
-/// The values of cell `index` in a buffer of `len` values.
-pub fn cell_range(len: usize, cell: usize, index: usize) -> Option<Range<usize>> {
-    let start = index.checked_mul(cell)?;
-    (start < len).then(|| start..len.min(start + cell))
+/// Adds weighted values to a sum, or begins it with them. Returns the bits of the largest magnitude: the exponent
+/// tells whether all are finite, where a comparison a value would not be done on whole vectors.
+#[inline(always)]
+fn add_to(
+    sum: &mut [f32],
+    values: impl Iterator<Item = f32>,
+    (is_first, weight): (bool, f32),
+) -> u32 {
+    let mut largest = 0;
+    if is_first {
+        for (sum, value) in sum.iter_mut().zip(values) {
+            largest = largest.max(value.abs().to_bits());
+            *sum = weight * value;
+        }
+    } else {
+        for (sum, value) in sum.iter_mut().zip(values) {
+            largest = largest.max(value.abs().to_bits());
+            *sum += weight * value;
+        }
+    }
+    largest
 }
 
 #[cfg(test)]
@@ -180,14 +267,16 @@ mod tests {
         values.iter().flat_map(|value| value.to_le_bytes()).collect()
     }
 
-    const ONE: Announced = Announced { samples: 1, weight: 1.0, loss: 1.0 };
+    const ONE: Announced = Announced { samples: 1, weight: 1.0, loss: 1.0, fresh: false };
 
     #[test]
     fn the_sum_has_the_same_bits_for_every_order_of_arrival() {
         let values = [[1e8, 1.0], [1.0, 1e-8], [-1e8, 0.1]];
         let sum = |order: [u16; 3]| {
-            let mut round = Round::new(2, 2, 3);
-            (0..3).for_each(|worker| round.announce(worker, ONE).expect("first"));
+            let mut round = Round::new(Cells::plain(2, 2), 3);
+            (0..3).for_each(|worker| {
+                round.announce(worker, ONE).expect("first");
+            });
             let mut waiting: Vec<u16> = order.to_vec();
             while !waiting.is_empty() {
                 waiting.retain(|&worker| {
@@ -204,9 +293,13 @@ mod tests {
 
     #[test]
     fn each_worker_counts_once_with_its_samples_as_weight() {
-        let mut round = Round::new(5, 2, 2);
-        round.announce(0, Announced { samples: 3, weight: 3.0, loss: 1.0 }).expect("first");
-        round.announce(1, Announced { samples: 1, weight: 1.0, loss: 2.0 }).expect("first");
+        let mut round = Round::new(Cells::plain(5, 2), 2);
+        round
+            .announce(0, Announced { samples: 3, weight: 3.0, loss: 1.0, fresh: false })
+            .expect("first");
+        round
+            .announce(1, Announced { samples: 1, weight: 1.0, loss: 2.0, fresh: false })
+            .expect("first");
         for (worker, value) in [(0, 2.0), (1, 10.0)] {
             for (offset, len) in [(16, 1), (8, 2), (0, 2)] {
                 let data = bytes(&vec![value; len]);
@@ -225,10 +318,13 @@ mod tests {
     #[test]
     fn what_is_not_finite_never_closes_a_round() {
         for value in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut round = Round::new(5, 5, 2);
-            let loss = round.announce(0, Announced { samples: 1, weight: 1.0, loss: value });
+            let mut round = Round::new(Cells::plain(5, 5), 2);
+            let loss =
+                round.announce(0, Announced { samples: 1, weight: 1.0, loss: value, fresh: false });
             assert_eq!(loss, Err(RoundError::NotFinite));
-            (0..2).for_each(|worker| round.announce(worker, ONE).expect("first"));
+            (0..2).for_each(|worker| {
+                round.announce(worker, ONE).expect("first");
+            });
             round.add(0, 0, &bytes(&[1.0; 5])).expect("finite");
             let mut values = [f32::MAX; 5];
             values[4] = value;
@@ -237,7 +333,9 @@ mod tests {
             round.add(1, 0, &bytes(&[1.0; 5])).expect("finite");
             assert!(!round.is_closed());
             round.reset();
-            (0..2).for_each(|worker| round.announce(worker, ONE).expect("first"));
+            (0..2).for_each(|worker| {
+                round.announce(worker, ONE).expect("first");
+            });
             (0..2).for_each(|worker| {
                 round.add(worker, 0, &bytes(&[1.0; 5])).expect("finite");
             });
@@ -246,8 +344,55 @@ mod tests {
     }
 
     #[test]
+    fn who_begins_anew_makes_the_others_send_again_if_it_is_in_the_sum() {
+        let mut round = Round::new(Cells::plain(4, 2), 2);
+        let fresh = Announced { fresh: true, ..ONE };
+        assert_eq!(round.announce(0, ONE), Ok(Head::Known));
+        assert_eq!(round.announce(1, ONE), Ok(Head::Known));
+        assert_eq!(round.add(0, 8, &bytes(&[1.0; 2])), Ok(Added::Counted));
+        assert_eq!(round.announce(1, fresh), Ok(Head::Known), "none of it was in the sum");
+        assert_eq!(round.announce(0, ONE), Ok(Head::Known), "the same as before");
+        assert_eq!(round.announce(0, fresh), Ok(Head::Anew));
+        for worker in 0..2 {
+            for offset in [8, 0] {
+                assert_eq!(round.add(worker, offset, &bytes(&[2.0; 2])), Ok(Added::Counted));
+            }
+        }
+        assert!(round.is_closed());
+        assert_eq!(round.sum(), [4.0; 4]);
+    }
+
+    #[test]
+    fn a_round_goes_on_without_who_is_left_out_and_its_sum_has_nothing_of_them() {
+        for out in 0..3_u16 {
+            for was_in in [false, true] {
+                let mut round = Round::new(Cells::plain(2, 1), 3);
+                for worker in 0..3 {
+                    round.announce(worker, ONE).expect("first");
+                }
+                for worker in (0..3).take_while(|worker| was_in && *worker <= out) {
+                    let part = bytes(&[100.0]);
+                    assert_eq!(round.add(worker, 4, &part), Ok(Added::Counted));
+                }
+                assert_eq!(round.leave_out(out), was_in, "worker {out}");
+                assert_eq!(round.awaited(), (0..3).find(|worker| *worker != out));
+                for (worker, offset) in [(0, 0), (1, 0), (2, 0), (0, 4), (1, 4), (2, 4)] {
+                    if worker != out {
+                        let part = bytes(&[f32::from(worker) + 1.0]);
+                        assert_eq!(round.add(worker, offset, &part), Ok(Added::Counted));
+                    }
+                }
+                assert!(round.is_closed());
+                assert_eq!(round.sum(), [5.0 - f32::from(out); 2]);
+                let contributed: Vec<u16> = round.contributed().iter().map(|c| c.worker).collect();
+                assert_eq!(contributed, round.active().collect::<Vec<u16>>());
+            }
+        }
+    }
+
+    #[test]
     fn chunks_that_are_no_cell_are_refused() {
-        let mut round = Round::new(5, 2, 1);
+        let mut round = Round::new(Cells::plain(5, 2), 1);
         round.announce(0, ONE).expect("first");
         let cases =
             [(0, 1), (0, 3), (4, 2), (1, 2), (16, 2), (24, 1), (u64::MAX, 2), (u64::MAX - 3, 1)];
@@ -256,7 +401,7 @@ mod tests {
             assert_eq!(result, Err(RoundError::NotACell), "{len} values at byte {offset}");
         }
         assert_eq!(
-            round.announce(0, Announced { samples: 2, weight: 2.0, loss: 1.0 }),
+            round.announce(0, Announced { samples: 2, weight: 2.0, loss: 1.0, fresh: false }),
             Err(RoundError::Unannounced)
         );
     }

@@ -5,19 +5,22 @@
 //! after each pass.
 
 mod evaluating;
+mod late;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-use kernels::{Exec, Isa, Pool, Sgd, momentum_sgd};
+use kernels::{Exec, Isa, Pool};
 use protocol::{Admission, Ended, Event, Message, Refusal, Role, Roster, Session, hex};
 
 use crate::job::state::{Member, State};
 use crate::job::{Job, Weighting};
-use crate::model::params::{self, Kind, Layout};
+use crate::model::params::{self, Layout};
+use crate::training::cells::Cells;
 use crate::training::note::Note;
-use crate::training::round::{Added, Announced, Round, RoundError, cell_range};
+use crate::training::round::{Added, Contributed, Round, RoundError};
 use crate::training::tally::Tally;
+use crate::training::update::update;
 
 /// The server of one job.
 pub struct ParameterServer {
@@ -26,7 +29,9 @@ pub struct ParameterServer {
     state: State,
     round: Round,
     tally: Tally,
-    cell: usize,
+    /// How parameters travel, and room for one cell.
+    cells: Cells,
+    room: Vec<u8>,
     links: BTreeMap<usize, Link>,
     progress: u64,
     roster: Roster,
@@ -35,6 +40,9 @@ pub struct ParameterServer {
     exec: (Pool, Isa),
     /// What is worth telling, since it was asked the last time.
     notes: Vec<Note>,
+    /// Who was in the last round; what the rounds before a restart were is not known.
+    counted_last: Vec<bool>,
+    is_new: bool,
     /// A worker's values that cannot be part of a model; the job cannot go on.
     fault: Option<NotFinite>,
 }
@@ -74,6 +82,10 @@ struct Link {
     told: usize,
     /// Next cell of the parameters to send.
     sending: Option<usize>,
+    /// It is to be asked for its gradients once more.
+    repeat: bool,
+    /// It is to be told that a round closes, or closed, without it.
+    skipped: bool,
     place: Place,
     told_end: bool,
     challenge: Challenge,
@@ -103,38 +115,47 @@ enum Challenge {
 }
 
 /// A closed round.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Closed {
-    /// The step, counted from 0.
+    /// Its last step, counted from 0.
     pub step: u64,
+    /// How many steps it had.
+    pub count: u64,
     /// Steps of the whole job.
     pub steps: u64,
     /// Mean loss over all samples.
     pub loss: f32,
     /// Samples of all workers.
     pub samples: u64,
+    /// Who contributed, in the order of their numbers.
+    pub contributed: Vec<Contributed>,
 }
 
 impl ParameterServer {
     /// A server that goes on from `state`; values travel in cells of `cell`.
     pub fn new(job: Job, layout: Layout, state: State, cell: usize, exec: (Pool, Isa)) -> Self {
         assert_eq!((state.params.len(), state.velocity.len()), (layout.len, layout.trained));
-        let round = Round::new(layout.len, cell, job.workers);
+        let round = Round::new(Cells::of_gradients(&job, &layout, cell, exec.1), job.workers);
+        let cells = Cells::of_parameters(&job, &layout, cell, exec.1);
         let tally = Tally::new(job.shape.classes, job.workers);
         let (links, roster, notes) = (BTreeMap::new(), Roster::default(), Vec::new());
+        let counted_last = vec![true; usize::from(job.workers)];
         Self {
             job,
             layout,
             state,
             round,
             tally,
-            cell,
+            cells,
+            room: Vec::new(),
             links,
             progress: 0,
             roster,
             kept: 0,
             exec,
             notes,
+            counted_last,
+            is_new: true,
             fault: None,
         }
     }
@@ -194,10 +215,10 @@ impl ParameterServer {
         self.roster.admit(own);
     }
 
-    /// Whether every worker of the job knows that it is finished.
+    /// Whether every worker knows that the job is finished, but for those that were left out of its last round.
     pub fn all_told(&self) -> bool {
         let told = |worker| self.links.values().any(|l| l.worker == worker && l.told_end);
-        (0..self.job.workers).all(told)
+        (0_u16..).zip(&self.counted_last).all(|(worker, is_in)| !is_in || told(worker))
     }
 
     /// Works through the events of a session and queues the next piece of what it has to be sent; to be called
@@ -221,17 +242,15 @@ impl ParameterServer {
                     false
                 }
                 Some(Event::Chunk { step: of, offset, data }) => {
-                    let added = match self.links.get(&id) {
-                        Some(link) if of == step && link.place == Place::Held => {
-                            let worker = link.worker;
-                            let added = match self.state.is_finished() {
-                                // A job that gave up at this step takes no more of it.
-                                true => Ok(Added::Duplicate),
-                                false => self.round.add(worker, offset, data),
-                            };
+                    let link = self.links.get(&id).filter(|link| link.place == Place::Held);
+                    let added = match link.map(|link| link.worker) {
+                        None => Err(Refusal::Protocol),
+                        Some(worker) if self.is_void(worker, of) => Ok(Added::Duplicate),
+                        Some(worker) if of == step => {
+                            let added = self.round.add(worker, offset, data);
                             added.map_err(|why| self.refused(worker, why))
                         }
-                        _ => Err(Refusal::Protocol),
+                        Some(_) => Err(Refusal::Protocol),
                     };
                     match added {
                         Err(refusal) => return Err(session.close(Some(refusal))),
@@ -293,25 +312,32 @@ impl ParameterServer {
             return Ok(None);
         }
         let (loss, samples) = (self.round.loss(), self.round.samples());
-        if !self.update(steps) {
+        let exec = Exec::new(&self.exec.0, self.exec.1);
+        if !update((&self.job, &self.layout), &mut self.state, &self.round, exec, steps) {
             let fault = NotFinite::Update { step: self.state.step };
             self.fault = Some(fault);
             return Err(fault);
         }
-        let closed = Closed { step: self.state.step, steps, loss, samples };
+        let count = self.job.round_len(self.state.step, steps);
+        let contributed = self.round.contributed();
+        self.note_who_contributed();
         self.round.reset();
-        self.state.step += 1;
+        self.is_new = false;
+        self.state.step += count;
+        self.expect_who_is_here();
+        let closed = Closed { step: self.state.step - 1, count, steps, loss, samples, contributed };
         self.progress += 1;
         for link in self.links.values_mut().filter(|link| link.place == Place::Held) {
-            link.sending = Some(0);
+            (link.sending, link.repeat) = (Some(0), false);
         }
         Ok(Some(closed))
     }
 
     /// Batches of the worker that has most, which make an epoch.
     fn batches(&self) -> Option<u64> {
-        let all = self.state.members.iter().copied().collect::<Option<Vec<Member>>>()?;
-        all.iter().map(|member| member.batches).max()
+        let members = &self.state.members;
+        let is_known = self.job.quorum.is_some() || members.iter().all(Option::is_some);
+        members.iter().flatten().map(|member| member.batches).max().filter(|_| is_known)
     }
 
     /// What a worker is told whose part of a round is refused.
@@ -319,6 +345,9 @@ impl ParameterServer {
         match why {
             RoundError::Unannounced | RoundError::NotACell => Refusal::Protocol,
             RoundError::NotFinite => {
+                if self.leave_out_refused(worker) {
+                    return Refusal::NotFinite;
+                }
                 let step = self.state.step;
                 self.fault.get_or_insert(NotFinite::Contribution { worker, step });
                 self.progress += 1;
@@ -367,6 +396,8 @@ impl ParameterServer {
             worker,
             told: 0,
             sending: None,
+            repeat: false,
+            skipped: false,
             place: Place::None,
             told_end: false,
             challenge: Challenge::None,
@@ -381,15 +412,14 @@ impl ParameterServer {
             Message::Join { data, samples, batches } => {
                 self.join(id, Member { samples, batches, data: Some(data) })
             }
-            Message::Gradients { step, samples, loss } => {
-                let largest = self.job.batch_max();
-                if step != self.state.step || link.place != Place::Held || samples > largest {
+            Message::Gradients { step, samples, loss, fresh } => {
+                if link.place == Place::Held && self.is_void(link.worker, step) {
+                    return Ok(());
+                }
+                if step != self.state.step || link.place != Place::Held {
                     return Err(Refusal::Protocol);
                 }
-                let weight = self.weight(link.worker, samples);
-                let announced = Announced { samples, weight, loss };
-                let worker = link.worker;
-                self.round.announce(worker, announced).map_err(|why| self.refused(worker, why))
+                self.announce(link.worker, (samples, loss, fresh))
             }
             Message::Evaluated { step, ref confusion } => self.evaluated(id, step, confusion),
             // Of a step that may be closed by now.
@@ -447,19 +477,30 @@ impl ParameterServer {
         let members = self.state.members.iter().flatten();
         let [own, first] = [usize::from(worker), 0]
             .map(|index| self.state.members[index].map_or(0, |member| member.samples));
+        // Where somebody may come later, nothing depends on who is known by now.
+        let is_even = self.job.quorum.is_none() && members.clone().all(|m| m.samples == first);
         match self.job.weighting {
-            Weighting::Data if members.clone().any(|member| member.samples != first) => own as f32,
+            Weighting::Data if !is_even => own as f32,
             Weighting::Data | Weighting::Batch => samples as f32,
         }
     }
 
     fn take_place(&mut self, id: usize, member: Member) {
         let Some(link) = self.links.get_mut(&id) else { return };
-        (link.place, link.sending) = (Place::Held, Some(0));
         let worker = link.worker;
-        self.tally.forget(worker);
-        let before = self.state.members[usize::from(worker)].replace(member);
-        self.settle_steps();
+        let index = usize::from(worker);
+        let is_out = self.round.is_left_out(worker);
+        let knows_nothing = self.is_new && self.state.step > 0;
+        (link.place, link.sending) = (Place::Held, (!is_out).then_some(0));
+        link.skipped =
+            self.job.quorum.is_some() && (is_out || knows_nothing || !self.counted_last[index]);
+        if !is_out {
+            self.tally.forget(worker);
+        }
+        let before = self.state.members[index].replace(member);
+        if self.state.members.iter().all(Option::is_some) {
+            self.settle_steps();
+        }
         let missing = self.missing().len();
         let all = self.job.workers;
         let here = usize::from(all) - missing;
@@ -472,11 +513,12 @@ impl ParameterServer {
         self.notes.push(Note::Said(text));
     }
 
-    /// The number of steps is known once every worker has said how many batches it has.
+    /// The number of steps is known once the workers have said how many batches they have.
     fn settle_steps(&mut self) {
         let Some(longest) = self.batches() else { return };
         let epochs = u64::from(self.job.epochs).saturating_mul(longest);
         self.state.steps.get_or_insert(self.job.steps.unwrap_or(epochs));
+        self.progress += 1;
     }
 
     /// Queues the next piece of what this worker waits for; first of all, who else is there.
@@ -494,11 +536,17 @@ impl ParameterServer {
         let (Some(link), Some(steps)) = (self.links.get_mut(&id), self.state.steps) else {
             return Ok(());
         };
+        let step = self.state.step;
+        if std::mem::take(&mut link.skipped) {
+            session.send(&Message::Skipped { step })?;
+        }
+        if std::mem::take(&mut link.repeat) {
+            session.send(&Message::Repeat { step })?;
+        }
         let Some(index) = link.sending else { return Ok(()) };
         if session.wants_output() {
             return Ok(());
         }
-        let step = self.state.step;
         let is_asked = is_evaluating && self.tally.lacks(link.worker);
         if self.state.is_finished() && !is_asked {
             // The end is told once all have said what they found.
@@ -517,38 +565,11 @@ impl ParameterServer {
             }
             session.send(&Message::Parameters { step, steps })?;
         }
-        let range = cell_range(self.state.params.len(), self.cell, index).expect("a cell");
-        link.sending = (range.end < self.state.params.len()).then_some(index + 1);
-        let offset = (range.start * size_of::<f32>()) as u64;
-        session.send_chunk(step, offset, bytemuck::cast_slice(&self.state.params[range]))
-    }
-
-    /// One SGD step with the mean gradient; statistics become the workers' mean. Whether all of it is finite.
-    fn update(&mut self, steps: u64) -> bool {
-        let State { params, velocity, step, .. } = &mut self.state;
-        let scale = 1.0 / self.round.weight();
-        let rate = self.job.schedule.rate(*step, steps);
-        let exec = Exec::new(&self.exec.0, self.exec.1);
-        let mut is_finite = true;
-        for tensor in &self.layout.tensors {
-            let range = tensor.range.clone();
-            let sum = &self.round.sum()[range.clone()];
-            let decay = match tensor.kind {
-                Kind::Affine => 0.0,
-                Kind::Weight => self.job.weight_decay,
-                Kind::Statistic => {
-                    for (value, sum) in params[range].iter_mut().zip(sum) {
-                        *value = scale * sum;
-                        is_finite &= value.is_finite();
-                    }
-                    continue;
-                }
-            };
-            let sgd = Sgd { rate, momentum: self.job.momentum, decay, scale };
-            is_finite &=
-                momentum_sgd(exec, sgd, &mut params[range.clone()], &mut velocity[range], sum);
-        }
-        is_finite
+        let range = self.cells.range(index).expect("a cell");
+        link.sending = (range.end < self.cells.len()).then_some(index + 1);
+        let values = &self.state.params[range.clone()];
+        let bytes = self.cells.encode(&range, values, &mut self.room);
+        session.send_chunk(step, Cells::offset(&range), bytes)
     }
 }
 

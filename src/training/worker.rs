@@ -4,16 +4,16 @@ use protocol::{Ended, Entry, Event, Message, Refusal, Role, Roster, Session};
 
 use crate::job::Job;
 use crate::job::state::Member;
-use crate::model::gradients::Part;
-use crate::training::round::cell_range;
+use crate::training::cells::Cells;
 
 /// A worker's view of its job.
 pub struct Worker {
-    cell: usize,
     /// The job, once known; it may not change when we connect again.
     job: Option<Job>,
-    /// The step whose parameters are coming in, and how many bytes have come.
-    incoming: Option<(u64, u64)>,
+    /// How parameters travel, once there is a place for them.
+    cells: Option<Cells>,
+    /// The step whose parameters are coming in, and the cell that is the next.
+    incoming: Option<(u64, usize)>,
     steps: u64,
     /// The step whose parameters are to be evaluated before anything else is done with them.
     evaluate: Option<u64>,
@@ -42,6 +42,16 @@ pub enum Work {
         /// Steps of the whole job.
         steps: u64,
     },
+    /// Send the gradients of this step once more.
+    Repeat {
+        /// The step.
+        step: u64,
+    },
+    /// We were left out of a round: what was carried over is void.
+    Skip {
+        /// The step of the round, or the one after it.
+        step: u64,
+    },
     /// The job is done.
     Finish {
         /// Steps of the whole job.
@@ -51,12 +61,18 @@ pub enum Work {
     },
 }
 
+impl Default for Worker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Worker {
-    /// A worker that exchanges values in cells of `cell`.
-    pub fn new(cell: usize) -> Self {
+    /// A worker that knows nothing yet.
+    pub fn new() -> Self {
         Self {
-            cell,
             job: None,
+            cells: None,
             incoming: None,
             steps: 0,
             evaluate: None,
@@ -127,11 +143,17 @@ impl Worker {
         }
     }
 
-    /// Tells the server about our data.
+    /// Tells the server about our data; parameters come in such cells from now on.
     ///
     /// # Errors
     /// When the session is over.
-    pub fn join(&self, session: &mut Session, member: Member) -> Result<(), Ended> {
+    pub fn join(
+        &mut self,
+        session: &mut Session,
+        member: Member,
+        cells: Cells,
+    ) -> Result<(), Ended> {
+        self.cells = Some(cells);
         let Member { samples, batches, data } = member;
         session.send(&Message::Join { data: data.unwrap_or_default(), samples, batches })
     }
@@ -168,19 +190,15 @@ impl Worker {
         step: u64,
         (offset, data): (u64, &[u8]),
     ) -> Option<bool> {
-        let (expected, received) = self.incoming.filter(|&(of, at)| of == step && at == offset)?;
-        let start = usize::try_from(received).ok()? / size_of::<f32>();
-        let (values, rest) = data.as_chunks::<4>();
-        let target = params.get_mut(start..start.checked_add(values.len())?)?;
-        if !rest.is_empty() || values.is_empty() {
+        let cells = self.cells?;
+        let (of, next) = self.incoming?;
+        let (index, range) = cells.find(offset, data.len())?;
+        if (of, next) != (step, index) {
             return None;
         }
-        for (target, &value) in target.iter_mut().zip(values) {
-            *target = f32::from_le_bytes(value);
-        }
-        let end = start + values.len();
-        let complete = end == params.len();
-        self.incoming = (!complete).then_some((expected, received + data.len() as u64));
+        let complete = range.end == cells.len();
+        cells.decode(&range, data, params.get_mut(range.clone())?);
+        self.incoming = (!complete).then_some((step, index + 1));
         Some(complete)
     }
 
@@ -211,53 +229,10 @@ impl Worker {
                 self.steps = steps;
                 Ok(None)
             }
+            Message::Repeat { step } if self.job.is_some() => Ok(Some(Work::Repeat { step })),
+            Message::Skipped { step } if self.job.is_some() => Ok(Some(Work::Skip { step })),
             Message::Finished { steps, parameters } => Ok(Some(Work::Finish { steps, parameters })),
             _ => Err(Refusal::Protocol),
         }
-    }
-}
-
-/// Hands over gradients from the end of the buffer to its start, a cell as soon as it is complete.
-pub struct Push {
-    step: u64,
-    cell: usize,
-    len: usize,
-    /// Cells from this one on are sent.
-    next: usize,
-    announced: bool,
-}
-
-impl Push {
-    /// The push of a step's gradients, a buffer of `len` values.
-    pub fn new(worker: &Worker, step: u64, len: usize) -> Self {
-        let cell = worker.cell;
-        Self { step, cell, len, next: len.div_ceil(cell), announced: false }
-    }
-
-    /// Queues the cells that are complete now that this part is.
-    ///
-    /// # Errors
-    /// When the session is over.
-    pub fn advance(
-        &mut self,
-        session: &mut Session,
-        samples: u32,
-        Part { loss, range: done, gradients, .. }: &Part,
-    ) -> Result<(), Ended> {
-        if !self.announced {
-            self.announced = true;
-            session.send(&Message::Gradients { step: self.step, samples, loss: *loss })?;
-        }
-        while let Some(index) = self.next.checked_sub(1) {
-            let range = cell_range(self.len, self.cell, index).expect("a cell");
-            if range.start < done.start {
-                break;
-            }
-            let offset = (range.start * size_of::<f32>()) as u64;
-            let values = &gradients[range.start - done.start..range.end - done.start];
-            session.send_chunk(self.step, offset, bytemuck::cast_slice(values))?;
-            self.next = index;
-        }
-        Ok(())
     }
 }

@@ -8,7 +8,7 @@ use crate::role::{Role, RoleKind};
 use crate::session::roster::Entry;
 
 /// Version of everything in this crate that both ends must agree on.
-pub const PROTOCOL_VERSION: u16 = 2;
+pub const PROTOCOL_VERSION: u16 = 3;
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub enum Message {
         samples: u32,
         /// Mean loss of the batch.
         loss: f32,
+        /// Nothing of earlier rounds is in them, though the job's number format carries over what is rounded off.
+        fresh: bool,
     },
     /// The job is done.
     Finished {
@@ -120,6 +122,18 @@ pub enum Message {
     },
     /// Where the time of a worker's step went, for the report; nothing is decided by it.
     Spent(Spent),
+    /// The gradients of `step` are to be sent again: another worker lost what it had carried over, so that the sum
+    /// is made anew.
+    Repeat {
+        /// The step that they are of.
+        step: u64,
+    },
+    /// The receiver was left out of a round, the last one or the one at hand: nothing of what it sent, or is about to
+    /// send for it, counts.
+    Skipped {
+        /// The step that the round began with, or the one after it.
+        step: u64,
+    },
 }
 
 /// Microseconds of a worker's step; what takes longer than an hour says the most that there is.
@@ -246,6 +260,8 @@ impl Message {
             Self::Evaluate { .. } => "evaluate",
             Self::Evaluated { .. } => "evaluated",
             Self::Spent(_) => "spent",
+            Self::Repeat { .. } => "repeat",
+            Self::Skipped { .. } => "skipped",
         }
     }
 
@@ -266,10 +282,6 @@ impl Message {
             (message, State::Open) => match message {
                 Self::Hello { .. } | Self::Evidence { .. } | Self::Refused(_) => return false,
                 Self::Alive { .. } => return sender.is_some(),
-                Self::Job(_)
-                | Self::Parameters { .. }
-                | Self::Evaluate { .. }
-                | Self::Finished { .. } => (false, &[ParameterServer][..]),
                 Self::Join { .. }
                 | Self::Gradients { .. }
                 | Self::Evaluated { .. }
@@ -277,9 +289,15 @@ impl Message {
                 Self::SecretRequest { .. } => (true, &[ParameterServer, Worker, TrustedNode][..]),
                 Self::Secret(_) => (false, &[SecretService][..]),
                 Self::Pull => (true, &[TrustedNode][..]),
-                Self::Volume { .. } | Self::VolumeEnd | Self::Admitted(_) => {
-                    (false, &[ParameterServer][..])
-                }
+                Self::Admitted(_)
+                | Self::Evaluate { .. }
+                | Self::Finished { .. }
+                | Self::Job(_)
+                | Self::Parameters { .. }
+                | Self::Repeat { .. }
+                | Self::Skipped { .. }
+                | Self::Volume { .. }
+                | Self::VolumeEnd => (false, &[ParameterServer][..]),
             },
         };
         who.0 == from_client && sender.is_some_and(|sender| who.1.contains(&sender))
@@ -299,7 +317,7 @@ mod tests {
             Message::Job(vec![9]),
             Message::Join { data: [7; 32], samples: 300, batches: 3 },
             Message::Parameters { step: 2, steps: 1000 },
-            Message::Gradients { step: 2, samples: 128, loss: 1.5 },
+            Message::Gradients { step: 2, samples: 128, loss: 1.5, fresh: true },
             Message::Finished { steps: 1000, parameters: [7; 32] },
             Message::SecretRequest { app_id: "app".into() },
             Message::Secret(vec![4, 5]),
@@ -320,6 +338,8 @@ mod tests {
                     quote: vec![1],
                 },
             })),
+            Message::Repeat { step: 2 },
+            Message::Skipped { step: 2 },
             Message::Alive { number: 300 },
             Message::Evaluate { step: 300 },
             Message::Evaluated { step: 300, confusion: vec![7, 0, 300, 9] },
@@ -337,14 +357,14 @@ mod tests {
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 18] = [
+        let golden: [&[u8]; 20] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3, 1, 4],
             &[2, 3],
             &[3, 1, 9],
             &[4, 7, 7, 7],
             &[5, 2, 0xe8, 7],
-            &[6, 2, 0x80, 1, 0, 0, 0xc0, 0x3f],
+            &[6, 2, 0x80, 1, 0, 0, 0xc0, 0x3f, 1],
             &[7, 0xe8, 7, 7, 7],
             &[8, 3, b'a', b'p', b'p'],
             &[9, 2, 4, 5],
@@ -352,6 +372,8 @@ mod tests {
             &[11, 0x80, 0x80, 0x40],
             &[12],
             &[13, 0xac, 2, 8, 8],
+            &[18, 2],
+            &[19, 2],
             &[14, 0xac, 2],
             &[15, 0xac, 2],
             &[16, 0xac, 2, 4, 7, 0, 0xac, 2, 9],
@@ -390,6 +412,8 @@ mod tests {
                     "volume",
                     "end of volume",
                     "admitted",
+                    "repeat",
+                    "skipped",
                     "evaluate",
                 ],
             ),

@@ -97,13 +97,15 @@ fn chunks_and_messages_arrive_in_order_and_a_held_chunk_comes_again() {
     let mut pair = Pair::new(config(Role::Worker(0)), config(Role::ParameterServer(0)));
     pair.run(usize::MAX);
     let data: Vec<u8> = (0..frame::CHUNK_LEN_MAX).map(|i| i as u8).collect();
-    pair.client.send(&Message::Gradients { step: 3, samples: 4, loss: 0.5 }).expect("open");
+    pair.client
+        .send(&Message::Gradients { step: 3, samples: 4, loss: 0.5, fresh: false })
+        .expect("open");
     pair.client.send_chunk(3, 512, &data).expect("open");
     let mut bytes = Vec::new();
     pair.client.output(&mut bytes).expect("memory");
     pair.server.receive(&bytes).expect("valid");
     assert!(!pair.server.wants_input(), "a whole chunk waits");
-    let gradients = Message::Gradients { step: 3, samples: 4, loss: 0.5 };
+    let gradients = Message::Gradients { step: 3, samples: 4, loss: 0.5, fresh: false };
     assert!(matches!(pair.server.next_event(), Ok(Some(Event::Message(m))) if m == gradients));
     for _ in 0..2 {
         let shown = pair.server.next_event().expect("valid").expect("a chunk");
@@ -382,7 +384,9 @@ fn a_question_is_answered_after_what_was_said_before_and_not_by_an_old_answer() 
     assert_eq!(pair.server.answered(), first);
     assert!(first < second);
     // The client is asked while its gradients wait to be sent.
-    pair.client.send(&Message::Gradients { step: 0, samples: 4, loss: 0.5 }).expect("open");
+    pair.client
+        .send(&Message::Gradients { step: 0, samples: 4, loss: 0.5, fresh: false })
+        .expect("open");
     let asked = out(&mut pair.server);
     pair.client.receive(&asked).expect("valid");
     none_left(&mut pair.client);

@@ -9,8 +9,9 @@ use crate::failure::{Doing, Failure};
 use crate::history::curve::Point;
 use crate::history::page::page;
 use crate::history::{self, Evaluation, Event, EventKind, History, Participant, Shares};
-use crate::job::Job;
 use crate::job::state::State;
+use crate::job::{Job, Outer, Quorum, Wire};
+use crate::training::rounds::{self, RoundLog};
 use crate::training::server::Closed;
 use crate::training::store::{Progress, Store};
 use crate::trust::clock;
@@ -23,6 +24,7 @@ pub(super) struct Record {
     history: History,
     /// Whether the page is written.
     page: bool,
+    rounds: RoundLog,
 }
 
 impl Record {
@@ -35,7 +37,7 @@ impl Record {
         let digest = hex(&job.digest());
         let begun = known.filter(|known| known.digest == digest && state.step > 0);
         let history = begun.unwrap_or_else(|| History::new(digest, settings(job), clock()));
-        let mut record = Self { history, page };
+        let mut record = Self { history, rounds: known_rounds(store, state.step), page };
         record.note(state.step, EventKind::Started, String::new());
         record
     }
@@ -49,6 +51,13 @@ impl Record {
         let rate = job.schedule.rate(closed.step, closed.steps);
         let point = Point::step(closed.step, closed.loss, rate, seconds, closed.samples);
         self.history.curve.push(point);
+        self.rounds.push(closed);
+    }
+
+    /// Writes who contributed to the rounds so far.
+    pub(super) fn keep_rounds(&self, store: &mut Store, progress: Progress) -> io::Result<()> {
+        let bytes = self.rounds.encode();
+        store.save(rounds::FILE, progress, &|out| out.write_all(&bytes))
     }
 
     /// What workers found on their test images.
@@ -140,6 +149,17 @@ fn measurements(report: &TdReport) -> Vec<(String, String)> {
     all
 }
 
+/// The rounds that led to a step, as far as they were kept.
+fn known_rounds(store: &Store, step: u64) -> RoundLog {
+    let Ok(Some(bytes)) = store.read(rounds::FILE) else { return RoundLog::default() };
+    let mut rounds = RoundLog::parse(&bytes).unwrap_or_else(|why| {
+        log::warn!("{}: {why}; rounds before step {step} are not known", rounds::FILE);
+        RoundLog::default()
+    });
+    rounds.cut(step);
+    rounds
+}
+
 /// The job as the report shows it.
 fn settings(job: &Job) -> Vec<(String, String)> {
     let mut settings: Vec<(String, String)> = [
@@ -165,6 +185,17 @@ fn settings(job: &Job) -> Vec<(String, String)> {
         let every = job.evaluation.every;
         settings.push(("evaluation".into(), format!("every {every} epochs{patience}")));
     }
+    if job.wire != Wire::Fp32 {
+        settings.push(("wire format".into(), job.wire.to_string()));
+    }
+    settings.extend(job.local_steps.map(|steps| {
+        let Outer { rate, momentum } = job.outer;
+        let outer = format!("{steps}, then an outer step of rate {rate}, momentum {momentum}");
+        ("local steps".into(), outer)
+    }));
+    settings.extend(job.quorum.map(|Quorum { workers, seconds }| {
+        ("quorum".into(), format!("{workers} after {seconds} s"))
+    }));
     settings.extend(job.steps.map(|steps| ("steps".into(), steps.to_string())));
     settings.extend(job.init.map(|init| ("initial parameters sha256".into(), hex(&init))));
     settings

@@ -24,6 +24,7 @@ use crate::training::checkpoint;
 use crate::training::note::Note;
 use crate::training::room;
 use crate::training::roster;
+use crate::training::rounds;
 use crate::training::server::{NotFinite, ParameterServer};
 use crate::training::store::{Progress, Store};
 
@@ -46,6 +47,8 @@ struct Running {
     verified: BTreeSet<LinkId>,
     bytes: [u64; 2],
     last: Instant,
+    /// Since when the round at hand waits, or whom it waits for changed.
+    waits_since: Instant,
     /// Step of the checkpoint on the disk, and when it came there.
     saved: Option<u64>,
     saved_at: Instant,
@@ -119,6 +122,7 @@ pub(super) fn run(
         verified: BTreeSet::new(),
         bytes: [0; 2],
         last: Instant::now(),
+        waits_since: Instant::now(),
         saved,
         saved_at: Instant::now(),
         missing: Missing::default(),
@@ -187,6 +191,7 @@ impl Running {
                 let before = self.server.progress();
                 self.pump();
                 self.keep_roster()?;
+                self.leave_out_late();
                 self.evaluate()?;
                 self.close_round(options)?;
                 self.remove_ended();
@@ -216,7 +221,10 @@ impl Running {
     /// How long until there is something to do though nothing happens.
     fn due(&self, options: &Options, finished: Option<Instant>) -> Option<Duration> {
         let unsaved = self.has_unsaved();
+        // Once it is over, only what a worker sends can change anything.
+        let deadline = self.deadline().filter(|at| *at > Instant::now());
         let at = [
+            deadline,
             finished.map(|since| since + FINISH_WAIT),
             self.missing.next(),
             unsaved.then(|| self.saved_at + options.checkpoint_after),
@@ -299,6 +307,19 @@ impl Running {
         Ok(())
     }
 
+    /// Until when a round waits for everybody, if it may close without somebody.
+    fn deadline(&self) -> Option<Instant> {
+        let quorum = self.server.job().quorum?;
+        Some(self.waits_since + Duration::from_secs(quorum.seconds.into()))
+    }
+
+    fn leave_out_late(&mut self) {
+        let is_over = self.deadline().is_some_and(|at| at <= Instant::now());
+        if is_over && self.server.leave_out_late() {
+            self.waits_since = Instant::now();
+        }
+    }
+
     /// Takes in what all workers found on their test images, before the parameters change.
     fn evaluate(&mut self) -> Result<(), Leaving> {
         let Some((evaluation, is_best)) = self.server.settle_evaluation() else { return Ok(()) };
@@ -333,6 +354,7 @@ impl Running {
         self.record.updated(update);
         let seconds = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();
+        self.waits_since = self.last;
         self.report.step((closed.step, closed.steps), closed.loss, seconds, closed.samples);
         self.record.step(self.server.job(), &closed, seconds);
         let [bytes_received, bytes_sent] = self.traffic();
@@ -346,7 +368,9 @@ impl Running {
             bytes_sent,
         });
         let state = self.server.state();
-        match state.step.is_multiple_of(options.checkpoint_every) || state.is_finished() {
+        let every = options.checkpoint_every;
+        let is_due = state.step / every > (state.step - closed.count) / every;
+        match is_due || state.is_finished() {
             true => self.save(),
             false => Ok(()),
         }
@@ -373,6 +397,11 @@ impl Running {
     fn save(&mut self) -> Result<(), Leaving> {
         let start = Instant::now();
         let (job, state) = (self.server.job(), self.server.state());
+        // First: rounds beyond a checkpoint are dropped, those that are missing could not be made up.
+        let progress = Progress { job: job.digest(), step: state.step };
+        self.record.keep_rounds(&mut self.store, progress).map_err(|error| {
+            Leaving::unsaved(self.store.not_written(rounds::FILE, &error, &kept(self.saved)))
+        })?;
         let saved = checkpoint::save(&mut self.store, &self.network.layout, job, state);
         saved.map_err(|error| {
             let kept = kept(self.saved);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernels::Arena;
+use kernels::{Arena, Isa};
 use protocol::{Config, Ended, LinkId, Message, Net, Refusal, hex};
 
 use super::options::{CELL, Options};
@@ -18,15 +18,18 @@ use crate::job::Job;
 use crate::job::state::Member;
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::model::gradients::Pieces;
+use crate::model::gradients::{Part, Pieces};
 use crate::model::network::Network;
 use crate::report::Report;
 use crate::termination;
+use crate::training::cells::Cells;
 use crate::training::checkpoint;
+use crate::training::contribution::Contribution;
 use crate::training::evaluator::Evaluator;
 use crate::training::room;
 use crate::training::store::Store;
-use crate::training::worker::{Push, Work, Worker};
+use crate::training::update::Inner;
+use crate::training::worker::{Work, Worker};
 
 /// First and longest pause between two tries. Nothing tells a worker that ps0 listens again; two seconds are a small
 /// part of a start with attestation.
@@ -51,8 +54,8 @@ struct Running<'a> {
 
 /// What a job needs to compute steps.
 struct Training {
-    network: Model,
     job: Job,
+    network: Model,
     data: Dataset,
     /// Unless there are no test images, or none are asked for.
     evaluator: Option<Evaluator>,
@@ -61,6 +64,9 @@ struct Training {
     sampler: Sampler,
     batch: Batch,
     gradients: Arena,
+    contribution: Contribution,
+    /// Where steps are made without the server.
+    inner: Option<Inner>,
 }
 
 pub(super) fn run(
@@ -80,7 +86,7 @@ pub(super) fn run(
         options,
         index,
         store,
-        worker: Worker::new(CELL),
+        worker: Worker::new(),
         source: Some(source),
         report: Report::new(options.json, Arc::clone(&metrics)),
         metrics,
@@ -160,7 +166,14 @@ impl Running<'_> {
                     Work::Wait => break,
                     Work::Prepare(job) => self.prepare(net, id, &job)?,
                     Work::Evaluate { step } => self.evaluate(net, id, step)?,
+                    Work::Compute { step, .. } | Work::Repeat { step } if self.is_whole(step) => {
+                        self.repeat(net, id);
+                    }
                     Work::Compute { step, steps } => self.compute(net, id, (step, steps)),
+                    Work::Skip { step } => self.skip(step),
+                    Work::Repeat { .. } => {
+                        net.drive(id, |session| Err(session.close(Some(Refusal::Protocol))));
+                    }
                     Work::Finish { steps, parameters } => {
                         log::info!("{steps} steps, parameters sha256:{}", hex(&parameters));
                         self.report.finished();
@@ -185,7 +198,14 @@ impl Running<'_> {
             let Some(source) = self.source.take() else { return Ok(()) };
             self.training = Some(self.prepared(job, source)?);
         }
-        let Some(model) = &self.training else { return Ok(()) };
+        let Some(model) = &mut self.training else { return Ok(()) };
+        if model.job != *job {
+            // With a lower rate it goes on from another place.
+            model.job = job.clone();
+            model.contribution.forget();
+        }
+        let cells =
+            Cells::of_parameters(job, &model.network.network().layout, CELL, self.options.isa);
         let member = Member {
             samples: model.data.len() as u64,
             batches: model.sampler.batches(model.data.len()),
@@ -195,7 +215,7 @@ impl Running<'_> {
         let mut member = Some(member);
         net.drive(id, |session| {
             let Some(member) = member.take() else { return Ok(()) };
-            self.worker.join(session, member)?;
+            self.worker.join(session, member, cells)?;
             // It spares the server parameters that nobody evaluates.
             if is_blind { self.worker.evaluated(session, 0, Vec::new()) } else { Ok(()) }
         });
@@ -249,6 +269,9 @@ impl Running<'_> {
         self.check_enough(job, data.len())?;
         let evaluator = self.evaluator(job)?;
         let len = network.layout.len;
+        let cells = Cells::of_gradients(job, &network.layout, CELL, self.options.isa);
+        let contribution = Contribution::new(cells, network.layout.trained);
+        let inner = job.is_local().then(|| Inner::new(job, &network.layout));
         self.params = Arena::new(len).doing("memory for the parameters")?;
         Ok(Training {
             network: Model::new(network, (job.precision, job.conv), batch_max, self.options.pool())
@@ -260,6 +283,8 @@ impl Running<'_> {
             sampler: Sampler::of(job, self.index),
             batch: Batch::default(),
             gradients: Arena::new(len).doing("memory for the gradients")?,
+            contribution,
+            inner,
         })
     }
 
@@ -274,32 +299,116 @@ impl Running<'_> {
         .hint("more data, another --shard, or a job with --stem cifar"))
     }
 
-    /// Computes a step and pushes gradients while the backward pass runs.
+    /// Whether what is asked for is the last that was computed.
+    fn is_whole(&self, step: u64) -> bool {
+        self.training.as_ref().is_some_and(|model| model.contribution.is_whole(step))
+    }
+
+    /// The next contribution begins with nothing carried over.
+    fn skip(&mut self, step: u64) {
+        log::warn!("step {step}: left out of a round; we take part again in the next");
+        if let Some(model) = &mut self.training {
+            model.contribution.forget();
+        }
+    }
+
+    /// Sends the last contribution once more.
+    fn repeat(&mut self, net: &mut Net, id: LinkId) {
+        let Some(Training { contribution, gradients, .. }) = &mut self.training else { return };
+        let mut sent = false;
+        net.drive(id, |session| match std::mem::replace(&mut sent, true) {
+            true => Ok(()),
+            false => contribution.repeat(session, gradients.as_slice()),
+        });
+    }
+
+    /// Computes a round and pushes what comes of it.
     fn compute(&mut self, net: &mut Net, id: LinkId, (step, steps): (u64, u64)) {
         let Some(model) = &mut self.training else { return };
         std::thread::sleep(self.options.pause);
         let start = Instant::now();
         self.stopwatch.enter(Phase::Forward, start);
-        model.sampler.fill(&model.data, step, &mut model.batch);
-        let samples = model.batch.len() as u32;
-        let mut push = Push::new(&self.worker, step, self.params.as_slice().len());
-        let (stopwatch, mut backward) = (&mut self.stopwatch, None);
-        let loss = model.network.step(
-            self.params.as_mut_slice(),
-            &model.batch,
-            model.gradients.as_mut_slice(),
-            (Pieces::Whole, |part| {
-                backward.get_or_insert_with(Instant::now);
-                net.drive(id, |session| push.advance(session, samples, &part));
-            }),
-        );
-        stopwatch.enter(Phase::Backward, backward.unwrap_or(start));
-        stopwatch.enter(Phase::Push, Instant::now());
-        let mut spent = Some(Message::Spent(stopwatch.take(samples)));
+        let params = self.params.as_mut_slice();
+        model.contribution.begin(step, model.job.round_len(step, steps));
+        let (last, loss, samples, backward) = match model.inner {
+            None => model.compute_step(params, step, (net, id)),
+            Some(_) => {
+                match model.compute_round(params, (step, steps), self.options.isa, (net, id)) {
+                    Some(computed) => computed,
+                    // Stopped between two steps.
+                    None => return,
+                }
+            }
+        };
+        self.stopwatch.enter(Phase::Backward, backward.unwrap_or(start));
+        self.stopwatch.enter(Phase::Push, Instant::now());
+        let mut spent = Some(Message::Spent(self.stopwatch.take(samples)));
         net.drive(id, |session| spent.take().map_or(Ok(()), |spent| session.send(&spent)));
         let since = self.last.replace(Instant::now()).unwrap_or(start);
         let seconds = since.elapsed().as_secs_f64();
-        self.report.step((step, steps), loss, seconds, u64::from(samples));
+        self.report.step((last, steps), loss, seconds, u64::from(samples));
+    }
+}
+
+impl Training {
+    /// One step, whose gradients are pushed while the backward pass runs. Returns the step, its loss and samples, and
+    /// when the backward pass began.
+    fn compute_step(
+        &mut self,
+        params: &mut [f32],
+        step: u64,
+        (net, id): (&mut Net, LinkId),
+    ) -> (u64, f32, u32, Option<Instant>) {
+        self.sampler.fill(&self.data, step, &mut self.batch);
+        let samples = self.batch.len() as u32;
+        let mut push = self.contribution.push();
+        let mut backward = None;
+        let pushed = |part: Part| {
+            backward.get_or_insert_with(Instant::now);
+            push.take(samples, &part);
+            net.drive(id, |session| push.send(session, (part.range.start, part.gradients)));
+        };
+        let gradients = self.gradients.as_mut_slice();
+        let loss = self.network.step(params, &self.batch, gradients, (Pieces::Whole, pushed));
+        (step, loss, samples, backward)
+    }
+
+    /// The steps of a round without the server, and the push of what they changed. Returns the last step, mean loss
+    /// and samples, and when the last backward pass began; nothing where we are to stop.
+    fn compute_round(
+        &mut self,
+        params: &mut [f32],
+        (first, steps): (u64, u64),
+        isa: Isa,
+        (net, id): (&mut Net, LinkId),
+    ) -> Option<(u64, f32, u32, Option<Instant>)> {
+        let inner = self.inner.as_mut()?;
+        inner.begin(params);
+        let (mut losses, mut samples, mut backward) = (0.0, 0, None);
+        let end = first + self.job.round_len(first, steps);
+        for step in first..end {
+            self.sampler.fill(&self.data, step, &mut self.batch);
+            let rate = self.job.schedule.rate(step, steps);
+            backward = None;
+            let update = |part: Part| {
+                backward.get_or_insert_with(Instant::now);
+                inner.update(isa, rate, part);
+            };
+            let gradients = self.gradients.as_mut_slice();
+            let loss = self.network.step(params, &self.batch, gradients, (Pieces::Small, update));
+            losses += f64::from(loss) * self.batch.len() as f64;
+            samples += self.batch.len() as u32;
+            if termination::requested() {
+                return None;
+            }
+        }
+        let gradients = self.gradients.as_mut_slice();
+        inner.difference(params, gradients);
+        let loss = (losses / f64::from(samples)) as f32;
+        let mut push = self.contribution.push();
+        push.take(samples, &Part { loss, range: 0..gradients.len(), params, gradients });
+        net.drive(id, |session| push.send(session, (0, gradients)));
+        Some((end - 1, loss, samples, backward))
     }
 }
 

@@ -11,7 +11,8 @@ impl ParameterServer {
     pub fn is_evaluating(&self) -> bool {
         let State { step, found, .. } = &self.state;
         let batches = self.batches();
-        let due = |steps, batches| self.job.evaluation.is_due(*step, steps, batches);
+        let each = self.job.local_steps.map_or(1, u64::from);
+        let due = |steps, batches| self.job.evaluation.is_due(*step, steps, [batches, each]);
         found.last != *step && self.state.steps.zip(batches).is_some_and(|(s, b)| due(s, b))
     }
 

@@ -5,7 +5,8 @@ use crate::job::classes::ClassNames;
 use crate::job::evaluation::Evaluation;
 use crate::job::schedule::Schedule;
 use crate::job::shape::Shape;
-use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem};
+use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Outer, Precision, Stem, Wire};
+use crate::model::params::Kind;
 
 fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
     let job = Job {
@@ -29,6 +30,10 @@ fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
         classes: ClassNames::default(),
         normalisation: Normalisation::Cifar,
         evaluation: Evaluation::default(),
+        wire: Wire::Fp32,
+        local_steps: None,
+        outer: Outer::default(),
+        quorum: None,
     };
     let layout = Layout::new([("weight".into(), vec![4], Kind::Weight)]);
     let mut state = State::new(vec![0.0; 4], 4, 2);

@@ -74,7 +74,7 @@ impl Host {
     }
 
     fn say(&mut self, id: LinkId, step: u64) {
-        let mut message = Some(Message::Gradients { step, samples: 1, loss: 0.0 });
+        let mut message = Some(Message::Gradients { step, samples: 1, loss: 0.0, fresh: false });
         self.net.drive(id, |session| message.take().map_or(Ok(()), |said| session.send(&said)));
     }
 

@@ -1,0 +1,165 @@
+//! `Contribution`: what a worker sends in a round, and what it keeps of that until the next.
+//!
+//! With error feedback, what rounding takes off a contribution is added to the one after it. That rest is kept in
+//! memory alone: a worker that is started again, or is asked for a round that does not follow its last one, begins at
+//! zero and says so (`fresh`). A fresh contribution depends on nothing but parameters and step.
+
+use protocol::{Ended, Message, Session};
+
+use crate::model::gradients::Part;
+use crate::training::cells::Cells;
+
+/// A worker's contribution to the round at hand, or to its last one.
+pub struct Contribution {
+    cells: Cells,
+    head: Option<Head>,
+    /// With error feedback: trained values as they were to be sent, then what rounding left of them.
+    carry: Option<Vec<f32>>,
+    /// Bytes of a cell.
+    room: Vec<u8>,
+}
+
+/// What is said of a contribution.
+#[derive(Clone, Copy, Debug)]
+struct Head {
+    step: u64,
+    /// The step that the next round begins with.
+    next: u64,
+    fresh: bool,
+    /// Samples and their mean loss, once they are known.
+    of: Option<(u32, f32)>,
+    is_whole: bool,
+}
+
+impl Contribution {
+    /// None yet; values will travel in these cells.
+    pub fn new(cells: Cells, trained: usize) -> Self {
+        let carry = cells.need_feedback().then(|| vec![0.0; trained]);
+        Self { cells, head: None, carry, room: Vec::new() }
+    }
+
+    /// Whether this is the contribution to the round of `step`, and complete: it can be sent again.
+    pub fn is_whole(&self, step: u64) -> bool {
+        self.head.is_some_and(|head| head.step == step && head.is_whole)
+    }
+
+    /// Forgets it: what was carried over does not fit what comes.
+    pub fn forget(&mut self) {
+        self.head = None;
+    }
+
+    /// Begins the contribution to the round of `step`, which has `count` steps.
+    pub fn begin(&mut self, step: u64, count: u64) {
+        let follows = self.head.is_some_and(|head| head.next == step && head.is_whole);
+        if let Some(carry) = &mut self.carry {
+            match follows {
+                true => self.cells.subtract_sent(carry),
+                false => carry.fill(0.0),
+            }
+        }
+        // Where nothing is carried over, all are alike.
+        let fresh = self.carry.is_some() && !follows;
+        self.head = Some(Head { step, next: step + count, fresh, of: None, is_whole: false });
+    }
+
+    /// Sends it, from the end of the buffer to its start, a cell as soon as it is complete.
+    pub fn push(&mut self) -> Push<'_> {
+        let next = self.cells.count();
+        Push { contribution: self, taken: next, sent: next, announced: false }
+    }
+
+    /// A cell's place in bytes of the flat buffer, and its bytes; `gradients` are all from `start` on.
+    pub fn cell<'a>(
+        &'a mut self,
+        index: usize,
+        (start, gradients): (usize, &'a [f32]),
+    ) -> (u64, &'a [u8]) {
+        let Self { cells, carry, room, .. } = self;
+        let range = cells.range(index).expect("a cell");
+        let values = &gradients[range.start - start..range.end - start];
+        let mut mixed = Vec::new();
+        let encoded = match carry.as_deref() {
+            None => cells.encode(&range, values, room),
+            Some(carry) if range.end <= carry.len() => {
+                cells.encode(&range, &carry[range.clone()], room)
+            }
+            Some(carry) => {
+                // The cell at the end of the trained values, and those of statistics alone.
+                let trained = carry.get(range.start..).unwrap_or_default();
+                mixed.extend_from_slice(trained);
+                mixed.extend_from_slice(&values[trained.len()..]);
+                cells.encode_narrow(&range, &mixed, room)
+            }
+        };
+        (Cells::offset(&range), encoded)
+    }
+
+    /// Queues all of it again.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn repeat(&mut self, session: &mut Session, gradients: &[f32]) -> Result<(), Ended> {
+        Push { taken: 0, ..self.push() }.send(session, (0, gradients))
+    }
+}
+
+/// A contribution on its way.
+pub struct Push<'a> {
+    contribution: &'a mut Contribution,
+    /// Cells from this one on are as they are to be sent, and those from that one on are sent.
+    taken: usize,
+    sent: usize,
+    announced: bool,
+}
+
+impl Push<'_> {
+    /// Takes the cells that are complete now that this part is. To be called once for each part, whether or not there
+    /// is a connection to send them over.
+    pub fn take(&mut self, samples: u32, Part { loss, range: done, gradients, .. }: &Part) {
+        let Contribution { cells, head, carry, .. } = &mut *self.contribution;
+        let head = head.as_mut().expect("begun");
+        head.of.get_or_insert((samples, *loss));
+        while let Some(index) = self.taken.checked_sub(1) {
+            let range = cells.range(index).expect("a cell");
+            if range.start < done.start {
+                break;
+            }
+            if let Some(carry) = carry {
+                let trained = range.start..range.end.min(carry.len()).max(range.start);
+                let carry = carry.get_mut(trained).unwrap_or_default();
+                for (carry, gradient) in
+                    carry.iter_mut().zip(&gradients[range.start - done.start..])
+                {
+                    *carry += gradient;
+                }
+            }
+            self.taken = index;
+        }
+        head.is_whole = self.taken == 0;
+    }
+
+    /// Queues what was taken; `gradients` are all from `start` on.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn send(
+        &mut self,
+        session: &mut Session,
+        (start, gradients): (usize, &[f32]),
+    ) -> Result<(), Ended> {
+        let Some(Head { step, fresh, of: Some((samples, loss)), .. }) = self.contribution.head
+        else {
+            return Ok(());
+        };
+        if !self.announced {
+            self.announced = true;
+            session.send(&Message::Gradients { step, samples, loss, fresh })?;
+        }
+        while self.sent > self.taken {
+            let (offset, bytes) = self.contribution.cell(self.sent - 1, (start, gradients));
+            session.send_chunk(step, offset, bytes)?;
+            self.sent -= 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! The update of a round: one step of SGD with the mean gradient, or the outer step with the mean difference.
+
+use std::ops::Range;
+
+use kernels::{Exec, Isa, Sgd, momentum_sgd};
+
+use crate::job::state::State;
+use crate::job::{Job, Outer};
+use crate::model::gradients::Part;
+use crate::model::params::{Kind, Layout};
+use crate::training::round::Round;
+
+/// Applies a closed round to the state; statistics become the workers' mean. Whether all of it is finite.
+pub fn update(
+    (job, layout): (&Job, &Layout),
+    state: &mut State,
+    round: &Round,
+    exec: Exec,
+    steps: u64,
+) -> bool {
+    let State { params, velocity, step, .. } = state;
+    let scale = 1.0 / round.weight();
+    let rate = job.schedule.rate(*step, steps);
+    let mut is_finite = true;
+    for tensor in &layout.tensors {
+        let range = tensor.range.clone();
+        let sum = &round.sum()[range.clone()];
+        let params = &mut params[range.clone()];
+        is_finite &= match decay(tensor.kind, job.weight_decay) {
+            None => replace(params, sum, scale),
+            Some(_) if job.is_local() => {
+                outer_step(job.outer, params, &mut velocity[range], (sum, scale))
+            }
+            Some(decay) => {
+                let sgd = Sgd { rate, momentum: job.momentum, decay, scale };
+                momentum_sgd(exec, sgd, params, &mut velocity[range], sum)
+            }
+        };
+    }
+    is_finite
+}
+
+/// The decay of a kind of tensor, where weights have that one; none for what is not trained.
+fn decay(kind: Kind, of_weights: f32) -> Option<f32> {
+    match kind {
+        Kind::Affine => Some(0.0),
+        Kind::Weight => Some(of_weights),
+        Kind::Statistic => None,
+    }
+}
+
+fn replace(values: &mut [f32], sum: &[f32], scale: f32) -> bool {
+    let mut is_finite = true;
+    for (value, sum) in values.iter_mut().zip(sum) {
+        *value = scale * sum;
+        is_finite &= value.is_finite();
+    }
+    is_finite
+}
+
+/// Nesterov's momentum on the mean difference, whose negative stands for a gradient (Douillard et al., "DiLoCo:
+/// distributed low-communication training of language models", 2023). With rate 1 and momentum 0 it is federated
+/// averaging.
+fn outer_step(
+    Outer { rate, momentum }: Outer,
+    params: &mut [f32],
+    velocity: &mut [f32],
+    (sum, scale): (&[f32], f32),
+) -> bool {
+    let mut largest = 0;
+    for ((param, velocity), sum) in params.iter_mut().zip(velocity).zip(sum) {
+        let difference = scale * sum;
+        *velocity = momentum * *velocity + difference;
+        *param += rate * (difference + momentum * *velocity);
+        largest = param.abs().to_bits().max(velocity.abs().to_bits()).max(largest);
+    }
+    largest < f32::INFINITY.to_bits()
+}
+
+/// A worker's own optimiser, which begins anew with each round: what a worker sends depends on nothing but the
+/// parameters and the step, so nothing of it can be lost.
+pub struct Inner {
+    /// Parameters that the round began with.
+    start: Vec<f32>,
+    velocity: Vec<f32>,
+    trained: Vec<(Range<usize>, f32)>,
+    momentum: f32,
+}
+
+impl Inner {
+    /// Room for the optimiser.
+    pub fn new(job: &Job, layout: &Layout) -> Self {
+        Self {
+            start: vec![0.0; layout.trained],
+            velocity: vec![0.0; layout.trained],
+            trained: trained(layout, job.weight_decay),
+            momentum: job.momentum,
+        }
+    }
+
+    /// Begins a round.
+    pub fn begin(&mut self, params: &[f32]) {
+        let trained = self.start.len();
+        self.start.copy_from_slice(&params[..trained]);
+        self.velocity.fill(0.0);
+    }
+
+    /// Updates a part; statistics are taken over.
+    pub fn update(&mut self, isa: Isa, rate: f32, mut part: Part) {
+        let of_trained = self.start.len().clamp(part.range.start, part.range.end);
+        let len = of_trained - part.range.start;
+        let statistics = len..part.range.len();
+        part.params[statistics.clone()].copy_from_slice(&part.gradients[statistics]);
+        part.range.end = of_trained;
+        let sgd = Sgd { rate, momentum: self.momentum, decay: 0.0, scale: 1.0 };
+        // What is not finite is found by who adds the differences up.
+        let _ = update_part(&self.trained, isa, sgd, part, &mut self.velocity);
+    }
+
+    /// Turns the trained part of the gradients into the difference that the round made. The statistics in
+    /// them are those of the last step.
+    pub fn difference(&self, params: &[f32], gradients: &mut [f32]) {
+        for ((gradient, param), start) in gradients.iter_mut().zip(params).zip(&self.start) {
+            *gradient = param - start;
+        }
+    }
+}
+
+/// The trained tensors, which a layout has in the order of the buffer, and their decay.
+pub fn trained(layout: &Layout, of_weights: f32) -> Vec<(Range<usize>, f32)> {
+    let tensors = layout.tensors.iter();
+    tensors.filter_map(|t| Some((t.range.clone(), decay(t.kind, of_weights)?))).collect()
+}
+
+/// One SGD step over the values of a part that are of trained tensors. `trained` are those in order, each with its
+/// decay. Whether all is finite.
+pub fn update_part(
+    trained: &[(Range<usize>, f32)],
+    isa: Isa,
+    step: Sgd,
+    part: Part,
+    velocity: &mut [f32],
+) -> bool {
+    let Part { range, params, gradients, .. } = part;
+    let first = trained.partition_point(|(tensor, _)| tensor.end <= range.start);
+    let mut is_finite = true;
+    for (tensor, decay) in trained[first..].iter().take_while(|(t, _)| t.start < range.end) {
+        let here = tensor.start.max(range.start)..tensor.end.min(range.end);
+        let velocity = &mut velocity[here.clone()];
+        let here = here.start - range.start..here.end - range.start;
+        let step = Sgd { decay: *decay, ..step };
+        is_finite &= step.update(isa, &mut params[here.clone()], velocity, &gradients[here]);
+    }
+    is_finite
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outer_steps_are_averaging_and_nesterovs_momentum() {
+        let sum = [4.0_f32, -8.0];
+        let (mut params, mut velocity) = (vec![1.0_f32; 2], vec![0.0; 2]);
+        assert!(outer_step(Outer::default(), &mut params, &mut velocity, (&sum, 0.25)));
+        assert_eq!(params, [2.0, -1.0]);
+        let outer = Outer { rate: 0.7, momentum: 0.9 };
+        let (mut params, mut velocity) = (vec![1.0_f32; 2], vec![0.0; 2]);
+        // PyTorch's SGD(lr=0.7, momentum=0.9, nesterov=True) with gradients -1, twice.
+        let (mut weight, mut buffer) = (1.0_f32, 0.0_f32);
+        for _ in 0..2 {
+            assert!(outer_step(outer, &mut params, &mut velocity, (&sum, 0.25)));
+            buffer = 0.9 * buffer - 1.0;
+            weight -= 0.7 * (-1.0 + 0.9 * buffer);
+        }
+        assert_eq!(params[0], weight);
+        assert!(!outer_step(outer, &mut params, &mut velocity, (&[f32::NAN, 0.0], 0.25)));
+    }
+}
