@@ -39,7 +39,7 @@ pub trait Disk {
 pub(crate) fn check_range(disk_len: u64, len: usize, offset: u64) -> Result<(), Error> {
     match offset.checked_add(len as u64) {
         Some(end) if end <= disk_len => Ok(()),
-        _ => Err(Error::damaged(format!("{len} bytes at {offset} end outside of {disk_len}"))),
+        _ => Err(Error::truncated(format!("{len} bytes at {offset} end outside of {disk_len}"))),
     }
 }
 

@@ -58,7 +58,9 @@ impl Source {
     ) -> Result<u8, Error> {
         let (mut header, mut disk) = self.locked_header()?;
         let opened = match header.unlock(old, self.slot, limit_kib()) {
-            Err(Error::WrongPassphrase) => header.unlock(new, self.slot, limit_kib()),
+            Err(Error::WrongPassphrase | Error::Untried(_)) => {
+                header.unlock(new, self.slot, limit_kib())
+            }
             opened => opened,
         };
         let (number, key) = opened?;
@@ -78,7 +80,7 @@ impl Source {
     /// such a file too.
     ///
     /// # Errors
-    /// As [`Source::open`]; `Refused` for a header without MAC; when there is a file already.
+    /// As [`Source::open`]; `NoMac`; when there is a file already.
     pub fn backup(&self, passphrase: &Passphrase, target: &Path) -> Result<Header, Error> {
         let path = self.header.as_ref().unwrap_or(&self.path);
         let header = self.checked_header(&FileDisk::new(open_file(path, false)?)?)?;
@@ -139,7 +141,7 @@ impl Source {
         let opened = header.unlock(passphrase, self.slot, limit_kib())?;
         match header.has_mac() {
             true => Ok(opened),
-            false => Err(Error::refused("a header without MAC: nothing says whose it is")),
+            false => Err(Error::NoMac),
         }
     }
 

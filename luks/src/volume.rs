@@ -12,7 +12,7 @@ use crate::data::encrypted::Encrypted;
 use crate::data::integrity::Authenticated;
 use crate::disk::{Disk, FileDisk, Slice};
 use crate::header::Header;
-use crate::header::binary::{Binary, Checksum};
+use crate::header::binary::{Binary, Checksum, LABEL_LEN, is_printable};
 use crate::header::mac::{HeaderId, ManifestKey};
 use crate::header::metadata::{Metadata, Policy, Segment};
 use crate::keys::antiforensic::STRIPES;
@@ -36,7 +36,7 @@ const DIGEST_ITERATIONS: u32 = 1000;
 pub struct Options {
     /// Bytes of the file, headers included.
     pub size: u64,
-    /// A label, at most 47 printable characters.
+    /// A label, at most 47 bytes of UTF-8 without control characters.
     pub label: String,
     /// Encryption sector, 512 or 4096 bytes.
     pub sector: u32,
@@ -59,6 +59,11 @@ impl Options {
             cost: KdfCost::DEFAULT,
             preallocate: false,
         }
+    }
+
+    /// Bytes of the file behind the header, as long as that is in the same file.
+    pub fn data_len(&self) -> u64 {
+        self.size.saturating_sub(DATA_OFFSET)
     }
 }
 
@@ -124,7 +129,7 @@ impl Source {
             return Err(Error::refused(format!("header id {}, not the expected one", header.id())));
         }
         if self.require_mac && !header.has_mac() {
-            return Err(Error::refused("a header without MAC"));
+            return Err(Error::NoMac);
         }
         Ok(header)
     }
@@ -163,21 +168,24 @@ pub struct Volume {
     header: Header,
     slot: u8,
     key: Secret,
-    data: Box<dyn Disk>,
+    data: AnyDisk,
 }
+
+/// A disk that threads may share.
+type AnyDisk = Box<dyn Disk + Send + Sync>;
 
 impl Volume {
     pub(crate) fn new(
         header: Header,
         slot: u8,
         key: Secret,
-        disk: Box<dyn Disk>,
+        disk: AnyDisk,
         writable: bool,
     ) -> Result<Self, Error> {
         let segment = header.metadata().segment;
         let len = segment.len_on(disk.len())?;
         let slice = Slice { disk, offset: segment.offset, len };
-        let data: Box<dyn Disk> = match segment.integrity {
+        let data: AnyDisk = match segment.integrity {
             false => Box::new(Encrypted::new(slice, &key, segment.sector)),
             true => Box::new(Authenticated::open(slice, &key, segment.sector, writable)?),
         };
@@ -306,11 +314,10 @@ fn new_header(
     offset: u64,
     passphrases: &[Passphrase],
 ) -> Result<(Header, Secret), Error> {
-    let label_fits =
-        options.label.len() < 48 && options.label.bytes().all(|b| (b' '..=b'~').contains(&b));
+    let label_fits = options.label.len() < LABEL_LEN && options.label.chars().all(is_printable);
     if !label_fits || ![512, 4096].contains(&options.sector) {
         return Err(Error::refused(
-            "a label of over 47 plain characters, or sectors not of 512 or 4096",
+            "a label of over 47 bytes or with control characters, or sectors not of 512 or 4096",
         ));
     }
     if !(1..=8).contains(&passphrases.len()) || passphrases.iter().any(|p| p.bytes().is_empty()) {

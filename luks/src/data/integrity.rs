@@ -178,7 +178,7 @@ impl<D: Disk> Authenticated<D> {
     fn verify(&self, sector: u64, data: &[u8], tag: &[u8]) -> Result<(), Error> {
         let message = [&tag_head(sector), data].concat();
         hmac::verify(&self.mac, &message, tag)
-            .map_err(|_| Error::damaged(format!("sector {sector} fails authentication")))
+            .map_err(|_| Error::Unauthentic(format!("sector {sector}")))
     }
 
     /// Reads whole blocks that lie in one area.

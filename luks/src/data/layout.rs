@@ -81,12 +81,14 @@ impl Layout {
         if layout.sections.saturating_mul(layout.section_sectors()) > JOURNAL_SECTORS_MAX {
             return Err(wrong("a journal of more than 64 MiB"));
         }
-        match layout.provided > 0
-            && layout.provided.is_multiple_of(per_block)
-            && layout.fits(device)
-        {
+        if layout.provided == 0 || !layout.provided.is_multiple_of(per_block) {
+            return Err(wrong("an impossible number of sectors"));
+        }
+        match layout.fits(device) {
             true => Ok(layout),
-            false => Err(wrong("more data than the device has")),
+            false => {
+                Err(Error::truncated("more data in dm-integrity's superblock than on the device"))
+            }
         }
     }
 

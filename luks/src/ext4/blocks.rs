@@ -21,7 +21,7 @@ impl<D: Disk> Blocks<D> {
     pub(super) fn check(&self, first: u64, count: u64) -> Result<(), Error> {
         match first.checked_add(count) {
             Some(end) if first > 0 && end <= self.count => Ok(()),
-            _ => Err(Error::damaged("a block outside of the file system")),
+            _ => Err(Error::file_system("a block outside of the file system")),
         }
     }
 

@@ -35,12 +35,12 @@ pub(super) fn entries(block: &[u8]) -> Result<Vec<Entry>, Error> {
     while at < block.len() {
         let rest = &block[at..];
         if rest.len() < HEAD {
-            return Err(Error::damaged("a directory block"));
+            return Err(Error::file_system("a directory block"));
         }
         let len = usize::from(le16(rest, 4));
         let name_len = usize::from(rest[6]);
         if len < HEAD || len % 4 != 0 || len > rest.len() || HEAD + name_len > len {
-            return Err(Error::damaged("a directory entry"));
+            return Err(Error::file_system("a directory entry"));
         }
         let name = rest[HEAD..][..name_len].to_vec();
         entries.push(Entry { at, len, inode: le32(rest, 0), kind: rest[7], name });

@@ -59,7 +59,7 @@ impl Walk {
         node: &[u8],
         depth: Option<u16>,
     ) -> Result<(), Error> {
-        let damaged = || Error::damaged("a tree of extents");
+        let damaged = || Error::file_system("a tree of extents");
         let [magic, entries, _, its_depth] = [0, 2, 4, 6].map(|at| le16(node, at));
         let depth_fits = depth.map_or(its_depth <= DEPTH_MAX, |depth| its_depth == depth);
         if magic != MAGIC || !depth_fits || (usize::from(entries) + 1) * ENTRY > node.len() {

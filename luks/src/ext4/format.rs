@@ -126,6 +126,16 @@ impl<D: Disk> FileSystem<D> {
     }
 }
 
+/// Bytes that content can take in a file system that is made on so many; 0 where there is none.
+pub fn capacity(disk_len: u64) -> u64 {
+    let Ok(groups) = plan(disk_len / BLOCK as u64) else {
+        return 0;
+    };
+    let free: u64 = groups.iter().map(|group| group.first + group.len - group.content()).sum();
+    // Root, lost+found and the journal.
+    (free - 2 - JOURNAL_BLOCKS) * BLOCK as u64
+}
+
 /// Root, lost+found and an empty journal, one after the other from `root` on.
 fn write_first_content<D: Disk>(
     blocks: &mut Blocks<D>,
@@ -166,7 +176,7 @@ fn plan(blocks: u64) -> Result<Vec<Group>, Error> {
     let needed = |first: &Group| first.content() + JOURNAL_BLOCKS + 256;
     match groups.first() {
         Some(first) if first.len >= needed(first) => Ok(groups),
-        _ => Err(Error::refused("a volume of less than about 6 MiB of data")),
+        _ => Err(Error::refused("a file system on less than about 6 MiB of data")),
     }
 }
 
@@ -227,7 +237,7 @@ fn superblock(groups: &[Group], free: u64, label: &str, now: u32) -> Vec<u8> {
     // Half MD4 for hashed directories, and the kind of the journal's backup.
     bytes[0xfc] = 1;
     bytes[0xfd] = 1;
-    let label = &label.as_bytes()[..label.len().min(16)];
+    let label = label[..label.floor_char_boundary(16)].as_bytes();
     bytes[120..120 + label.len()].copy_from_slice(label);
     bytes
 }

@@ -42,10 +42,11 @@ pub(super) struct Journal {
 impl Journal {
     /// The journal in these blocks.
     pub(super) fn open<D: Disk>(blocks: &Blocks<D>, extents: Vec<Extent>) -> Result<Self, Error> {
-        let first = extents.first().ok_or_else(|| Error::damaged("a journal without blocks"))?;
+        let first =
+            extents.first().ok_or_else(|| Error::file_system("a journal without blocks"))?;
         let superblock = blocks.read(first.physical)?;
         let word = |at| be32(&superblock, at);
-        let damaged = || Error::damaged("the superblock of the journal");
+        let damaged = || Error::file_system("the superblock of the journal");
         if word(0) != MAGIC || !KIND_SUPERBLOCK.contains(&word(4)) {
             return Err(damaged());
         }
@@ -149,7 +150,8 @@ impl Journal {
         let mut tags = Vec::new();
         let mut at = HEAD;
         loop {
-            let tag = block.get(at..at + len).ok_or_else(|| Error::damaged("a journal block"))?;
+            let tag =
+                block.get(at..at + len).ok_or_else(|| Error::file_system("a journal block"))?;
             let flags = u16::from_be_bytes([tag[6], tag[7]]);
             let high = if self.wide_tags { u64::from(be32(tag, 8)) << 32 } else { 0 };
             let number = high | u64::from(be32(tag, 0));
@@ -163,7 +165,8 @@ impl Journal {
 
     fn revoked(&self, block: &[u8]) -> Result<Vec<u64>, Error> {
         let used = be32(block, HEAD) as usize;
-        let numbers = block.get(HEAD + 4..used).ok_or_else(|| Error::damaged("a journal block"))?;
+        let numbers =
+            block.get(HEAD + 4..used).ok_or_else(|| Error::file_system("a journal block"))?;
         Ok(match self.wide_tags {
             true => numbers
                 .chunks_exact(8)
@@ -261,7 +264,7 @@ impl Journal {
         let at = u64::from(at);
         let holds = |extent: &&Extent| (extent.logical..extent.logical + extent.len).contains(&at);
         let extent = self.extents.iter().find(holds);
-        let extent = extent.ok_or_else(|| Error::damaged("a journal with holes"))?;
+        let extent = extent.ok_or_else(|| Error::file_system("a journal with holes"))?;
         Ok(extent.physical + at - extent.logical)
     }
 }

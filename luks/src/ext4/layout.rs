@@ -81,7 +81,7 @@ pub(super) struct Geometry {
 
 impl Geometry {
     pub(super) fn parse(bytes: &[u8; SUPERBLOCK_LEN], disk_len: u64) -> Result<Self, Error> {
-        let wrong = |what: &str| Error::damaged(format!("ext4 superblock: {what}"));
+        let wrong = |what: &str| Error::file_system(format!("ext4 superblock: {what}"));
         if le16(bytes, 56) != MAGIC {
             return Err(Error::refused("no ext4 file system in the volume"));
         }
@@ -112,11 +112,17 @@ impl Geometry {
             writable: writable(bytes, block, [compat, incompat, ro]),
         };
         let bits = 8 * block as u64;
+        if geometry.blocks.checked_mul(block as u64).is_some_and(|len| len > disk_len) {
+            return Err(Error::truncated(format!(
+                "a file system of {} blocks of {block} bytes, in {disk_len} bytes",
+                geometry.blocks
+            )));
+        }
         if !(1..=bits).contains(&geometry.blocks_per_group)
             || !(1..=bits).contains(&u64::from(geometry.inodes_per_group))
             || geometry.first_block != u64::from(block == 1024)
             || geometry.blocks <= geometry.first_block
-            || geometry.blocks.checked_mul(block as u64).is_none_or(|len| len > disk_len)
+            || geometry.blocks.checked_mul(block as u64).is_none()
         {
             return Err(wrong("impossible numbers of blocks or inodes"));
         }
@@ -156,11 +162,11 @@ fn writable(bytes: &[u8], block: usize, features: [u32; 3]) -> Result<(), &'stat
         || block != 4096
         || le16(bytes, 88) as usize != INODE_LEN
     {
-        return Err("an ext4 file system that hfl did not make: it can be read, not written");
+        return Err("hfl did not make it");
     }
     match le16(bytes, 58) & 2 {
         0 => Ok(()),
-        _ => Err("an ext4 file system with recorded errors: check it with e2fsck first"),
+        _ => Err("errors are recorded in it: e2fsck first"),
     }
 }
 
@@ -183,6 +189,11 @@ impl Descriptor<'_> {
 
     pub(super) fn inode_table(&self) -> u64 {
         self.block(8)
+    }
+
+    pub(super) fn free_blocks(&self) -> u64 {
+        let high = if self.0.len() >= 64 { le16(self.0, 44) } else { 0 };
+        u64::from(le16(self.0, 12)) | u64::from(high) << 16
     }
 }
 

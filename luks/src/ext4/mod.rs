@@ -16,6 +16,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+pub use format::capacity;
 pub use write::NewFile;
 
 use crate::Error;
@@ -89,7 +90,7 @@ impl<D: Disk> FileSystem<D> {
     /// Opens for reading; a log that a crash left is replayed in memory.
     ///
     /// # Errors
-    /// `Damaged` or `Refused` when it is no ext4 file system that this crate reads.
+    /// `FileSystem`, `Truncated` or `Refused` when it is no ext4 file system that this crate reads.
     pub fn open(disk: D) -> Result<Self, Error> {
         let (mut opened, journal) = Self::load(disk)?;
         if let Some(mut journal) = journal.filter(|_| opened.geometry.recover) {
@@ -102,16 +103,16 @@ impl<D: Disk> FileSystem<D> {
     /// Opens for writing; a log that a crash left is replayed onto the disk.
     ///
     /// # Errors
-    /// As [`FileSystem::open`], and for a file system of another profile.
+    /// As [`FileSystem::open`]; `Foreign` for a file system of another profile.
     pub fn open_writable(disk: D) -> Result<Self, Error> {
         let (mut opened, journal) = Self::load(disk)?;
-        opened.geometry.writable.map_err(Error::refused)?;
-        let mut journal = journal.ok_or_else(|| Error::damaged("no journal"))?;
+        opened.geometry.writable.map_err(Error::Foreign)?;
+        let mut journal = journal.ok_or_else(|| Error::file_system("no journal"))?;
         if opened.geometry.recover {
             let changes = journal.replay(&opened.blocks)?;
             journal.apply(&mut opened.blocks, &changes)?;
             opened.geometry = opened.read_geometry()?;
-            opened.geometry.writable.map_err(Error::refused)?;
+            opened.geometry.writable.map_err(Error::Foreign)?;
         }
         opened.journal = Some(journal);
         opened.set_recover(true)?;
@@ -143,14 +144,14 @@ impl<D: Disk> FileSystem<D> {
         let found = Geometry::parse(bytes, self.blocks.disk.len())?;
         match (found.block, found.blocks) == (self.geometry.block, self.geometry.blocks) {
             true => Ok(found),
-            false => Err(Error::damaged("a journal that changes the size of the file system")),
+            false => Err(Error::file_system("a journal that changes the size of the file system")),
         }
     }
 
     /// What is in a directory, without `.` and `..`.
     ///
     /// # Errors
-    /// `NotFound`, `Damaged`.
+    /// `NotFound`, `FileSystem`.
     pub fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
         let (number, inode) = self.lookup(path)?;
         if inode.kind() != MODE_DIRECTORY {
@@ -185,7 +186,7 @@ impl<D: Disk> FileSystem<D> {
     /// Whether there is a file or a directory of this name.
     ///
     /// # Errors
-    /// `Damaged`.
+    /// `FileSystem`.
     pub fn exists(&self, path: &str) -> Result<bool, Error> {
         match self.lookup(path) {
             Ok(_) => Ok(true),
@@ -247,6 +248,19 @@ impl<D: Disk> FileSystem<D> {
         self.blocks.count * self.geometry.block as u64
     }
 
+    /// Bytes that content can still take.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub fn free_space(&self) -> Result<u64, Error> {
+        let mut blocks = 0u64;
+        for group in 0..self.geometry.groups {
+            let free = self.descriptor(group, |descriptor| descriptor.free_blocks())?;
+            blocks = blocks.saturating_add(free);
+        }
+        Ok(blocks.saturating_mul(self.geometry.block as u64))
+    }
+
     /// Never: the superblock alone has a block.
     pub fn is_empty(&self) -> bool {
         false
@@ -290,7 +304,7 @@ impl<D: Disk> FileSystem<D> {
         let (extents, _) = extent::read(&self.blocks, inode)?;
         let count = inode.len().div_ceil(self.geometry.block as u64);
         if extents.iter().any(|extent| extent.logical + extent.len > count) {
-            return Err(Error::damaged("a directory longer than it says"));
+            return Err(Error::file_system("a directory longer than it says"));
         }
         Ok(extents
             .iter()
@@ -307,7 +321,7 @@ impl<D: Disk> FileSystem<D> {
     /// Block of an inode and its offset in there.
     fn inode_place(&self, number: u32) -> Result<(u64, usize), Error> {
         if number == 0 || number > self.geometry.inodes {
-            return Err(Error::damaged(format!("inode {number} is not there")));
+            return Err(Error::file_system(format!("inode {number} is not there")));
         }
         let index = number - 1;
         let group = index / self.geometry.inodes_per_group;

@@ -227,7 +227,7 @@ fn what_mke2fs_makes_is_read_and_not_written() {
         let image = run("/sbin/mke2fs", args, &vec![0; 16 << 20]);
         let fs = FileSystem::open(image.clone()).expect("open");
         assert_eq!(fs.list("/").expect("root")[0].name, b"lost+found");
-        assert!(matches!(FileSystem::open_writable(image), Err(Error::Refused(_))));
+        assert!(matches!(FileSystem::open_writable(image), Err(Error::Foreign(_))));
     }
     let old = run("/sbin/mke2fs", &["-q", "-F", "-t", "ext2"], &vec![0; 16 << 20]);
     assert!(FileSystem::open(old).expect("open").list("/").is_err(), "no extents");
@@ -247,4 +247,13 @@ fn flipped_bytes_are_errors_or_other_content_but_nothing_else() {
             crate::fuzz::walk(damaged);
         }
     }
+}
+
+#[test]
+fn the_capacity_of_a_disk_is_what_a_fresh_file_system_has_free() {
+    for len in [7 << 20, 64 << 20, (128 << 20) + (1 << 20), 300 << 20] {
+        let fs = FileSystem::format(vec![0; len], "", 0).expect("format");
+        assert_eq!(fs.free_space().expect("counted"), capacity(len as u64), "{len}");
+    }
+    assert_eq!(capacity(5 << 20), 0);
 }

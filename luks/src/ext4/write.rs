@@ -410,6 +410,6 @@ fn clear(bits: &mut [u8], bit: u32) -> Result<(), Error> {
             bits[bit as usize / 8] &= !(1 << (bit % 8));
             Ok(())
         }
-        false => Err(Error::damaged("a block or an inode that is freed twice")),
+        false => Err(Error::file_system("a block or an inode that is freed twice")),
     }
 }

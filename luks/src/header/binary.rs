@@ -6,12 +6,16 @@ use crate::Error;
 
 /// Bytes of the binary header.
 pub(crate) const LEN: usize = 4096;
-/// Metadata sizes that the format knows: 16 KiB to 4 MiB; this crate reads up to 1 MiB.
-pub(crate) const SIZES: [u64; 7] =
-    [16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20];
+/// Metadata sizes that the format knows.
+pub(crate) const SIZES: [u64; 9] =
+    [16 << 10, 32 << 10, 64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 2 << 20, 4 << 20];
+/// The largest metadata that is read.
+pub(crate) const SIZE_MAX: u64 = 1 << 20;
 
 const MAGIC: [[u8; 6]; 2] = [*b"LUKS\xba\xbe", *b"SKUL\xba\xbe"];
 const VERSION: u16 = 2;
+/// Bytes of a label's field, with the NUL at its end.
+pub(crate) const LABEL_LEN: usize = 48;
 const CHECKSUM_AT: usize = 448;
 const CHECKSUM_LEN: usize = 64;
 
@@ -71,8 +75,8 @@ impl Binary {
         }
         let size = be64(bytes, 8);
         if !SIZES.contains(&size) {
-            return Err(Error::refused(format!(
-                "metadata of {size} bytes, expected 16 KiB to 1 MiB"
+            return Err(Error::damaged(format!(
+                "metadata of {size} bytes, which LUKS2 does not have"
             )));
         }
         if be64(bytes, 256) != offset || (copy == Copy::Secondary && size != offset) {
@@ -82,26 +86,28 @@ impl Binary {
         if padding.copied().any(|byte| byte != 0) {
             return Err(Error::refused("bytes in the padding of the binary header"));
         }
-        let checksum = match text(bytes, 72, 32)?.as_str() {
+        let checksum = match text(bytes, 72, 32, is_plain)?.as_str() {
             "sha256" => Checksum::Sha256,
             "sha512" => Checksum::Sha512,
-            _ => return Err(Error::refused("a header checksum other than sha256 or sha512")),
+            _ => {
+                return Err(Error::refused("a header checksum other than sha256 or sha512"));
+            }
         };
         let used = checksum.algorithm().output_len();
         if bytes[CHECKSUM_AT + used..512].iter().any(|&byte| byte != 0) {
             return Err(Error::refused("bytes behind the checksum"));
         }
-        let uuid = text(bytes, 168, 40)?;
+        let uuid = text(bytes, 168, 40, is_plain)?;
         if !is_uuid(&uuid) {
             return Err(Error::damaged("the UUID is none"));
         }
         Ok(Self {
             size,
             sequence: be64(bytes, 16),
-            label: text(bytes, 24, 48)?,
+            label: text(bytes, 24, LABEL_LEN, is_printable)?,
             checksum,
             uuid,
-            subsystem: text(bytes, 208, 48)?,
+            subsystem: text(bytes, 208, 48, is_printable)?,
         })
     }
 
@@ -142,15 +148,30 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
-/// A NUL-terminated field of printable ASCII; only NULs follow the first.
-fn text(bytes: &[u8], at: usize, len: usize) -> Result<String, Error> {
+/// A NUL-terminated field of UTF-8 with such characters; only NULs follow the first.
+fn text(
+    bytes: &[u8],
+    at: usize,
+    len: usize,
+    allowed: impl Fn(char) -> bool,
+) -> Result<String, Error> {
     let field = &bytes[at..at + len];
     let end = field.iter().position(|&byte| byte == 0).unwrap_or(len);
-    let printable = field[..end].iter().all(|byte| (b' '..=b'~').contains(byte));
-    if end == len || !printable || field[end..].iter().any(|&byte| byte != 0) {
-        return Err(Error::refused(format!("a text field at byte {at} that is no plain text")));
+    let text = std::str::from_utf8(&field[..end]).ok().filter(|text| text.chars().all(allowed));
+    match text {
+        Some(text) if end < len && field[end..].iter().all(|&byte| byte == 0) => Ok(text.into()),
+        _ => Err(Error::refused(format!("a text field at byte {at} that is no plain text"))),
     }
-    Ok(field[..end].iter().map(|&byte| char::from(byte)).collect())
+}
+
+/// What names of algorithms and a UUID consist of.
+fn is_plain(c: char) -> bool {
+    (' '..='~').contains(&c)
+}
+
+/// What may be in a text that people chose.
+pub(crate) fn is_printable(c: char) -> bool {
+    !c.is_control()
 }
 
 /// Whether this is a UUID in lower case.
@@ -198,7 +219,7 @@ mod tests {
         let binary = Binary {
             size: 16 << 10,
             sequence: 3,
-            label: "model".into(),
+            label: "modèle".into(),
             checksum: Checksum::Sha256,
             uuid: "4410f1bd-f4c0-421c-8ec4-bba9bd80bffa".into(),
             subsystem: "hfl".into(),

@@ -103,7 +103,7 @@ pub(crate) fn is_in(metadata: &Metadata) -> bool {
 /// Whether the header has a MAC.
 ///
 /// # Errors
-/// `Damaged` if it has one that the volume key did not make.
+/// `Mac` if it has one that the volume key did not make.
 pub(crate) fn verify(
     metadata: &Metadata,
     key: &[u8],
@@ -115,7 +115,7 @@ pub(crate) fn verify(
     for (_, token) in tokens {
         let mac = Object::new(token.clone(), "header MAC")?.base64("mac")?;
         hmac::verify(&derive(key, uuid, HEADER_INFO), covered.as_bytes(), &mac)
-            .map_err(|_| Error::damaged("the header MAC does not match this header"))?;
+            .map_err(|_| Error::Mac)?;
     }
     Ok(found)
 }

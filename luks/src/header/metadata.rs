@@ -219,14 +219,14 @@ impl Segment {
     /// Bytes of the data on a device of `device` bytes.
     ///
     /// # Errors
-    /// `Damaged` when it does not fit.
-    pub(crate) fn len_on(self, device: u64) -> Result<u64, Error> {
+    /// `Truncated` when it does not fit.
+    pub fn len_on(self, device: u64) -> Result<u64, Error> {
         let unit = u64::from(self.sector);
         let available = device.saturating_sub(self.offset) / unit * unit;
         match self.size.unwrap_or(available) {
-            0 => Err(Error::damaged("the segment is empty: the device ends where its data begins")),
-            size if size > available => Err(Error::damaged(format!(
-                "the segment ends outside of the device: {size} bytes from byte {}, {device} in all",
+            0 => Err(Error::truncated("the device ends where its data begins")),
+            size if size > available => Err(Error::truncated(format!(
+                "the data has {size} bytes from byte {} on, the device {device} in all",
                 self.offset
             ))),
             size => Ok(size),
@@ -325,6 +325,11 @@ fn keyslot(number: u8, value: Value, policy: Policy) -> Result<Keyslot, Error> {
     af.integer("stripes", STRIPES as u64, STRIPES as u64)?;
     let af_hash = match af.string("hash")?.as_str() {
         "sha1" if policy == Policy::Compat => Hash::Sha1,
+        "sha1" => {
+            return Err(Error::NeedsCompat(format!(
+                "{place}: an anti-forensic splitter with sha1"
+            )));
+        }
         name => Hash::parse(name)?,
     };
     af.end()?;

@@ -34,7 +34,7 @@ impl Header {
     /// Reads the header at the start of a disk.
     ///
     /// # Errors
-    /// `NotLuks`, `Damaged` or `Refused`: nothing outside of the allow-list passes.
+    /// `NotLuks`, `Truncated`, `Damaged`, `NeedsCompat` or `Refused`: nothing outside of the allow-list passes.
     pub fn read(disk: &dyn Disk, policy: Policy) -> Result<Self, Error> {
         let (binary, metadata, stale) = read_copies(disk, policy)?;
         let read = |slot: &Keyslot| {
@@ -60,12 +60,12 @@ impl Header {
         &self.binary.uuid
     }
 
-    /// The label, printable ASCII.
+    /// The label, without control characters.
     pub fn label(&self) -> &str {
         &self.binary.label
     }
 
-    /// The subsystem, printable ASCII.
+    /// The subsystem, without control characters.
     pub fn subsystem(&self) -> &str {
         &self.binary.subsystem
     }
@@ -103,8 +103,8 @@ impl Header {
     /// The volume key and the slot that gave it: slots by priority, or only slot `number`.
     ///
     /// # Errors
-    /// `WrongPassphrase`; `Memory` when a slot that may be the right one needs more than the limit;
-    /// `Damaged` when the header MAC is not of this header.
+    /// `WrongPassphrase`, `Untried`; `Memory` when a slot that may be the right one needs more than the limit;
+    /// `Mac` when the header MAC is not of this header.
     pub fn unlock(
         &self,
         passphrase: &Passphrase,
@@ -123,7 +123,11 @@ impl Header {
                 slots.filter(|slot| slot.number == number).filter(bound).collect()
             }
         };
-        let mut failure = Error::WrongPassphrase;
+        let skipped = |slot: &&Keyslot| number.is_none() && slot.priority == 0;
+        let skipped = self.metadata.keyslots.iter().filter(skipped).filter(bound);
+        let skipped: Vec<u8> = skipped.map(|slot| slot.number).collect();
+        let mut failure =
+            if skipped.is_empty() { Error::WrongPassphrase } else { Error::Untried(skipped) };
         for slot in slots {
             let at = self.metadata.keyslots.iter().position(|other| other == slot);
             let material = &self.material[at.expect("a slot of this header")];
@@ -158,6 +162,7 @@ impl Header {
         let token = mac::token(key, &self.binary.uuid, &self.covered());
         self.metadata.tokens.push((number, token));
         self.metadata.tokens.sort_by_key(|&(number, _)| number);
+        self.binary.checksum = binary::Checksum::Sha256;
         let next = self.binary.sequence.checked_add(1);
         self.binary.sequence =
             next.ok_or_else(|| Error::refused("a header that counts no further"))?;
@@ -238,11 +243,13 @@ fn alone(
     let accepted = policy == Policy::Compat || mac::is_in(&whole.1);
     match other {
         // A whole copy with other content is not damage.
-        Error::Refused(_) => {
+        Error::Refused(_) | Error::NeedsCompat(_) => {
             Err(Error::refused(format!("two copies of the header that differ: {other}")))
         }
         _ if accepted => Ok((whole.0, whole.1, Some(stale))),
-        _ => Err(Error::damaged(format!("one copy of the header: {other}"))),
+        _ => Err(Error::NeedsCompat(format!(
+            "a header with one whole copy and no MAC; the other: {other}"
+        ))),
     }
 }
 
@@ -259,11 +266,17 @@ fn read_copy(disk: &dyn Disk, copy: Copy, offset: u64, policy: Policy) -> Result
         Error::Refused(what) if policy == Policy::Compat => Error::Damaged(what),
         error => error,
     })?;
+    if binary.size > binary::SIZE_MAX {
+        return Err(Error::refused(format!(
+            "metadata of {} MiB, up to 1 MiB is read",
+            binary.size >> 20
+        )));
+    }
     if policy == Policy::Strict && binary.checksum != binary::Checksum::Sha256 {
-        return Err(Error::refused("a header checksum other than sha256"));
+        return Err(Error::NeedsCompat("a header checksum with sha512".into()));
     }
     if disk.len() < offset.saturating_add(binary.size) {
-        return Err(Error::damaged("the header ends early"));
+        return Err(Error::truncated("the file ends within its header"));
     }
     let mut bytes = vec![0; binary.size as usize];
     disk.read_at(&mut bytes, offset)?;

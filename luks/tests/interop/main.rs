@@ -165,7 +165,7 @@ fn what_cryptsetup_formats_opens_here() {
                 try_cryptsetup("token import --json-file -", &[&path], token).expect("a token");
                 let mut source = Source::new(&path);
                 source.require_mac = true;
-                assert!(matches!(source.open(&key, true), Err(Error::Refused(_))));
+                assert!(matches!(source.open(&key, true), Err(Error::NoMac)));
                 source.require_mac = false;
                 source.seal(&key).expect("seal");
                 source.require_mac = true;
@@ -273,7 +273,7 @@ fn a_header_with_a_changed_segment_fails_its_mac_even_when_checksums_are_right()
     let changed = rewritten(&bytes, "\"sector_size\":4096", "\"sector_size\":512");
     std::fs::write(&path, &changed).expect("write");
     Source::new(&path).read_header().expect("well formed");
-    assert!(matches!(Source::new(&path).open(&key, false), Err(Error::Damaged(_))));
+    assert!(matches!(Source::new(&path).open(&key, false), Err(Error::Mac)));
 }
 
 /// The volume with another text in the JSON of both copies, under right checksums.
@@ -306,7 +306,7 @@ fn a_segment_that_does_not_fit_its_device_is_refused_before_it_is_opened() {
     let longer = rewritten(&whole, "\"dynamic\"", "\"8392704\"");
     for bytes in [&longer[..], &whole[..16 << 20], &whole[..(16 << 20) + 4095]] {
         std::fs::write(&path, bytes).expect("write");
-        assert!(matches!(source.read_header(), Err(Error::Damaged(_))), "{} bytes", bytes.len());
+        assert!(matches!(source.read_header(), Err(Error::Truncated(_))), "{} bytes", bytes.len());
         assert!(source.open(&key, false).is_err());
     }
     std::fs::write(&path, rewritten(&whole, "\"dynamic\"", "\"8388608\"")).expect("write");
@@ -321,7 +321,7 @@ fn a_segment_that_does_not_fit_its_device_is_refused_before_it_is_opened() {
     source.read_header().expect("fits");
     Source::new(&header).read_header().expect("alone");
     std::fs::write(&data, b"").expect("truncate");
-    assert!(matches!(source.read_header(), Err(Error::Damaged(_))));
+    assert!(matches!(source.read_header(), Err(Error::Truncated(_))));
 }
 
 #[test]
