@@ -25,5 +25,6 @@ mod step;
 mod tidy;
 mod train;
 mod verify;
+mod volume_hints;
 mod volume_keys;
 mod volumes;

@@ -190,7 +190,7 @@ fn swapped_and_older_files_are_noticed() {
     put(&mut inside(), "model/manifest.json", changed.as_bytes());
     let error =
         Store::volume(&path, &passphrase(), Access::Read).err().expect("refused").to_string();
-    assert!(error.contains("not authentic"), "{error}");
+    assert!(error.contains("fails authentication"), "{error}");
 }
 
 #[test]

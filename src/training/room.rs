@@ -1,10 +1,12 @@
-//! Room for a job, looked at before it starts: memory for a step, disk for two checkpoints.
+//! Room for a job, looked at before it starts: memory for a step, disk for its checkpoints.
 //!
 //! Both were found out hours later, by a kernel that ends processes and by a write that fails.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use luks::ext4::capacity;
 use rustix::fs::statvfs;
 
 use crate::failure::{Doing, Failure};
@@ -22,6 +24,8 @@ const BESIDES: u64 = 32 << 20;
 const CONNECTION: u64 = 4 << 20;
 /// The files beside the checkpoint: description, roster, history, report.
 const SMALL_FILES: u64 = 4 << 20;
+/// What a volume's file has besides its data: header, keyslots, the journal and tables of its file system.
+const HEADER: u64 = 24 << 20;
 
 /// Bytes that a worker takes besides its data: a step of batches of up to `batch_max` images,
 /// parameters, gradients, and gradients that wait to be sent over a slow line.
@@ -115,20 +119,91 @@ pub fn check_server(job: &Job, layout: &Layout, resumes: bool) -> Result<(), Fai
     }
 }
 
-/// Fails if a model directory has not the room for its checkpoints: the last one is kept until the next is whole,
-/// and the best one beside it. A volume's room is its own.
+/// Bytes of a job's checkpoints and what is beside them: the last one is kept until the next is whole, and the best
+/// one beside it.
+fn of_checkpoints(evaluates: bool, layout: &Layout) -> u64 {
+    let checkpoints = if evaluates { 3 } else { 2 };
+    checkpoints * checkpoint::len_max(layout) + SMALL_FILES
+}
+
+/// Fails if the place of a model has not the room for its checkpoints.
 ///
 /// # Errors
 /// With what is needed and what is left.
-pub fn check_directory(store: &Store, job: &Job, layout: &Layout) -> Result<(), Failure> {
-    let Store::Directory(path) = store else { return Ok(()) };
+pub fn check_store(store: &Store, job: &Job, layout: &Layout) -> Result<(), Failure> {
     let names = [checkpoint::DATA_FILE, checkpoint::BEST_FILE];
-    let there = names.iter().flat_map(|&name| [name.to_owned(), Store::unfinished(name)]);
-    let there = there.filter_map(|name| fs::metadata(path.join(name)).ok());
-    let there: u64 = there.map(|meta| meta.len()).sum();
-    let checkpoints = if job.evaluation.every > 0 { 3 } else { 2 };
-    let need = checkpoints * checkpoint::len_max(layout) + SMALL_FILES;
-    check_disk(path, need.saturating_sub(there))
+    let mut there = 0;
+    for name in names {
+        there += store.len_of(name).doing(store.name_of(name))?;
+    }
+    let whole = of_checkpoints(job.evaluation.every > 0, layout);
+    match store {
+        Store::Directory(path) => {
+            for name in names.map(Store::unfinished) {
+                there += store.len_of(&name).doing(store.name_of(&name))?;
+            }
+            check_disk(path, whole.saturating_sub(there))
+                .map_err(|failure| failure.hint("make room there, or another --model-dir"))
+        }
+        Store::Volume(sealed) => {
+            let need = whole.saturating_sub(there);
+            let left = sealed.free_space().doing(sealed.path().display())?;
+            if left < need {
+                return Err(too_little(sealed.path(), need, left).hint(LARGER));
+            }
+            check_sparse(sealed.path(), whole)
+        }
+    }
+}
+
+/// What to do about a volume that is too small.
+const LARGER: &str =
+    "hfl luks convert OLD NEW --size, or a new one: hfl luks create --size, --create-volume";
+
+/// Fails if a volume that is about to be made would have no room for a job's checkpoints, or the file system below it.
+///
+/// # Errors
+/// With what is needed and what there would be.
+pub fn check_new_volume(path: &Path, size: u64, job: &Job, layout: &Layout) -> Result<(), Failure> {
+    check_size(path, size, of_checkpoints(job.evaluation.every > 0, layout))
+}
+
+fn check_size(path: &Path, size: u64, need: u64) -> Result<(), Failure> {
+    let left = capacity(luks::Options::new(size).data_len());
+    if left < need {
+        return Err(too_little(path, need, left).hint(LARGER));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    check_disk(folder.unwrap_or(Path::new(".")), need)
+        .map_err(|failure| failure.hint("make room there, or another place for the volume"))
+}
+
+/// Room for checkpoints, the best one among them, in a volume that nobody opens: what its data could hold at most, of
+/// what is needed, and whether the file system below has it.
+///
+/// # Errors
+/// With what is needed and what is left.
+pub fn check_closed_volume(path: &Path, data_len: u64, layout: &Layout) -> Result<String, Failure> {
+    let (need, most) = (of_checkpoints(true, layout), capacity(data_len));
+    if most < need {
+        return Err(too_little(path, need, most).hint(LARGER));
+    }
+    check_sparse(path, need)?;
+    Ok(format!("{} inside, checkpoints take {}", mebibytes(most), mebibytes(need)))
+}
+
+/// Fails if a sparse file cannot get its blocks when they are written.
+fn check_sparse(path: &Path, need: u64) -> Result<(), Failure> {
+    let meta = fs::metadata(path).doing(path.display())?;
+    if !meta.is_file() {
+        return Ok(());
+    }
+    // What the file has of its blocks it keeps, and the file system inside takes the first that are free there.
+    let has = meta.blocks() * 512;
+    let missing = (need + HEADER).saturating_sub(has).min(meta.len().saturating_sub(has));
+    check_disk(path, missing).map_err(|failure| {
+        failure.hint("make room where the volume's file lies: it is sparse (create --preallocate takes it at once)")
+    })
 }
 
 fn check_disk(path: &Path, need: u64) -> Result<(), Failure> {
@@ -138,13 +213,16 @@ fn check_disk(path: &Path, need: u64) -> Result<(), Failure> {
     if left >= need || found.f_blocks == 0 {
         return Ok(());
     }
-    Err(Failure::new(format!(
+    Err(too_little(path, need, left))
+}
+
+fn too_little(path: &Path, need: u64, left: u64) -> Failure {
+    Failure::new(format!(
         "{}: checkpoints, the last one until the next is whole, take {} more, {} are left",
         path.display(),
         mebibytes(need),
         mebibytes(left)
     ))
-    .hint("make room there, or another --model-dir"))
 }
 
 fn mebibytes(bytes: u64) -> String {
@@ -154,6 +232,8 @@ fn mebibytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::shape::Shape;
+    use crate::job::{Arch, Stem};
 
     #[test]
     fn the_largest_that_fits_is_found() {
@@ -171,6 +251,19 @@ mod tests {
         let refused = check_disk(&path, 1 << 60).expect_err("an exbibyte").to_string();
         assert!(refused.contains(&path.display().to_string()), "{refused}");
         assert!(refused.contains("take 1099511627776 MiB more"), "{refused}");
-        assert!(refused.contains("--model-dir"), "{refused}");
+    }
+
+    #[test]
+    fn volumes_that_are_too_small_are_refused_before_they_are_made() {
+        let layout =
+            Network::new(Arch::default(), Stem::Imagenet, Shape::default()).expect("fits").layout;
+        let path = std::env::temp_dir().join("no-such-volume");
+        for (mib, fits) in [(16, false), (64, false), (150, false), (380, false), (420, true)] {
+            let checked = check_size(&path, mib << 20, of_checkpoints(false, &layout));
+            assert_eq!(checked.is_ok(), fits, "{mib} MiB: {checked:?}");
+        }
+        let refused = check_size(&path, 150 << 20, of_checkpoints(true, &layout));
+        let refused = refused.expect_err("small").to_string();
+        assert!(refused.contains("take 5") && refused.contains("--create-volume"), "{refused}");
     }
 }

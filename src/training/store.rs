@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use luks::disk::Disk;
 use luks::ext4::{FileSystem, NewFile};
@@ -18,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Doing, Failure};
 use crate::files::{FILE_LEN_MAX, read_bounded};
-use crate::training::volume;
+use crate::training::volume::{self, now};
 use crate::trust::passphrase::KeySource;
 use protocol::{hex, unhex};
 
@@ -271,6 +270,21 @@ impl Store {
         }
     }
 
+    /// Bytes of a file, 0 of one that is not there.
+    ///
+    /// # Errors
+    /// When the file system is damaged.
+    pub fn len_of(&self, name: &str) -> io::Result<u64> {
+        match self {
+            Self::Directory(path) => Ok(fs::metadata(path.join(name)).map_or(0, |meta| meta.len())),
+            Self::Volume(sealed) => match sealed.files.file(&format!("{DIRECTORY}/{name}")) {
+                Ok(file) => Ok(file.len()),
+                Err(luks::Error::NotFound(_)) => Ok(0),
+                Err(error) => Err(io::Error::other(error)),
+            },
+        }
+    }
+
     /// Reads a file; `None` when there is none.
     ///
     /// # Errors
@@ -325,6 +339,16 @@ impl Store {
 }
 
 impl Sealed {
+    /// The volume's file or device.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes that the file system inside has left.
+    pub(super) fn free_space(&self) -> io::Result<u64> {
+        self.files.free_space().map_err(io::Error::other)
+    }
+
     fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         let path = format!("{DIRECTORY}/{name}");
         let Some(bytes) =
@@ -418,13 +442,13 @@ fn read_manifest(
     files: &FileSystem<Volume>,
     key: &ManifestKey,
 ) -> Result<Option<Manifest>, luks::Error> {
-    let damaged = || luks::Error::Damaged(format!("{DIRECTORY}/{MANIFEST}"));
+    let damaged = || luks::Error::Unauthentic(format!("{DIRECTORY}/{MANIFEST}"));
     let path = format!("{DIRECTORY}/{MANIFEST}");
     let Some(bytes) = read_inside(files, &path, MANIFEST_LEN_MAX)? else { return Ok(None) };
     let signed: Signed = serde_json::from_slice(&bytes).map_err(|_| damaged())?;
     let mac = unhex(&signed.mac).ok_or_else(damaged)?;
     if !key.verify(signed.manifest.as_bytes(), &mac) {
-        return Err(luks::Error::Damaged(format!("{DIRECTORY}/{MANIFEST} is not authentic")));
+        return Err(luks::Error::Unauthentic(format!("{DIRECTORY}/{MANIFEST}")));
     }
     serde_json::from_str(&signed.manifest).map(Some).map_err(|_| damaged())
 }
@@ -440,7 +464,7 @@ fn read_inside(
         Err(error) => return Err(error),
     };
     if file.len() > len_max {
-        return Err(luks::Error::Damaged(format!("{path} is longer than {len_max} bytes")));
+        return Err(luks::Error::FileSystem(format!("{path} is longer than {len_max} bytes")));
     }
     let mut bytes = vec![0; file.len() as usize];
     files.read_at(&file, &mut bytes, 0)?;
@@ -469,9 +493,4 @@ fn write_whole(path: &Path, write: &dyn Fn(&mut dyn Write) -> io::Result<()>) ->
     let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
     write(&mut file)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-}
-
-/// Seconds since 1970, as ext4 keeps them.
-fn now() -> u32 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as u32)
 }

@@ -1,12 +1,13 @@
 //! The checks, one function a thing; each tells what it found, none ends the others.
 
 use std::fs::{self, File};
+use std::io::{Seek, SeekFrom};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kernels::Isa;
-use luks::Source as Volume;
+use luks::{Header, Source as Volume};
 use protocol::dcap::{self, Anchor, Collateral, date};
 use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, RemoteVerifier, Role};
 use zeroize::Zeroizing;
@@ -56,7 +57,7 @@ pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
     findings.push(policy(args));
     findings.extend(collateral(args, quote.as_ref()));
     findings.push(kernel_volumes());
-    findings.extend(args.volume.as_deref().map(volume));
+    findings.extend(args.volume.as_deref().map(|path| volume(args, path)));
     match is_worker {
         true => {
             findings.push(data(args));
@@ -311,11 +312,23 @@ fn kernel_volumes() -> Finding {
     Finding::ok("volumes", found)
 }
 
-fn volume(path: &Path) -> Finding {
+fn volume(args: &DoctorArgs, path: &Path) -> Finding {
     const ITEM: &str = "volume";
     match Volume::new(path).read_header() {
         Ok(header) if header.has_mac() => {
-            Finding::ok(ITEM, format!("{}: header id {}", path.display(), header.id()))
+            let name = path.display();
+            let is_server = matches!(args.role, Role::ParameterServer(_));
+            match room_inside(args, path, &header) {
+                Ok(room) if is_server => {
+                    Finding::ok(ITEM, format!("{name}: header id {}; {room}", header.id()))
+                }
+                Err(failure) if is_server => Finding::failed(
+                    ITEM,
+                    first_line(&failure),
+                    "a larger volume (hfl luks convert OLD NEW --size), or room where its file lies",
+                ),
+                _ => Finding::ok(ITEM, format!("{name}: header id {}", header.id())),
+            }
         }
         Ok(_) => Finding::failed(
             ITEM,
@@ -326,6 +339,17 @@ fn volume(path: &Path) -> Finding {
             Finding::failed(ITEM, format!("{}: {error}", path.display()), "hfl luks create")
         }
     }
+}
+
+/// Whether two checkpoints have room in a volume, as far as can be said without its passphrase.
+fn room_inside(args: &DoctorArgs, path: &Path, header: &Header) -> Result<String, Failure> {
+    let network = Network::new(Arch::default(), args.stem, Shape::default()).doing("network")?;
+    let device = File::open(path).and_then(|mut file| file.seek(SeekFrom::End(0)));
+    let segment = header.metadata().segment;
+    let len = segment.len_on(device.doing(path.display())?).doing(path.display())?;
+    // Tags and their journal take less than that.
+    let len = if segment.integrity { len - len / 24 } else { len };
+    room::check_closed_volume(path, len, &network.layout)
 }
 
 fn data(args: &DoctorArgs) -> Finding {

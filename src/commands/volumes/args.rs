@@ -29,6 +29,7 @@ pub struct LuksArgs {
 #[argh(subcommand)]
 pub(super) enum Command {
     Close(CloseArgs),
+    Convert(ConvertArgs),
     Create(CreateArgs),
     Dump(DumpArgs),
     Export(ExportArgs),
@@ -63,7 +64,7 @@ pub(super) struct CreateArgs {
     /// authenticate every sector (aes-xts and hmac-sha256)
     #[argh(switch)]
     pub(super) integrity: bool,
-    /// label, up to 47 characters
+    /// label, up to 47 bytes
     #[argh(option, default = "String::new()")]
     pub(super) label: String,
     /// bytes of a sector, 512 or 4096 [4096]
@@ -153,6 +154,29 @@ opening! {
 }
 
 opening! {
+    /// Copy a volume's files into a new one that hfl also writes: from luksFormat and mkfs.ext4, or to another size.
+    #[derive(FromArgs, Debug)]
+    #[argh(
+        subcommand,
+        name = "convert",
+        example = "{command_name} old.img model.luks --key-file key",
+        note = "The same passphrase opens the new volume (hfl luks key change). Names and contents are copied; \
+                owners, modes and times are new."
+    )]
+    ConvertArgs {
+        /// file to create
+        #[argh(positional)]
+        pub(super) new: PathBuf,
+        /// bytes of the new volume, with K, M, G or T [as the old one has]
+        #[argh(option)]
+        pub(super) size: Option<Size>,
+        /// authenticate every sector (aes-xts and hmac-sha256)
+        #[argh(switch)]
+        pub(super) integrity: bool,
+    }
+}
+
+opening! {
     /// Decrypt without privileges: the whole inside, or its files.
     #[derive(FromArgs, Debug)]
     #[argh(subcommand, name = "export", example = "{command_name} model.luks --files out")]
@@ -227,22 +251,11 @@ pub(super) struct StatusArgs {
     pub(super) json: bool,
 }
 
-/// Put a header MAC into a volume made elsewhere, or a fresh one.
-#[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "seal")]
-pub(super) struct SealArgs {
-    /// file or block device
-    #[argh(positional)]
-    pub(super) volume: PathBuf,
-    /// file with a detached header
-    #[argh(option)]
-    pub(super) header: Option<PathBuf>,
-    /// file whose bytes are the passphrase, - for stdin
-    #[argh(option)]
-    pub(super) key_file: Option<PathBuf>,
-    /// open file descriptor to read the passphrase from
-    #[argh(option)]
-    pub(super) key_fd: Option<u32>,
+opening! {
+    /// Put a header MAC into a volume made elsewhere, or a fresh one, and write both copies of the header.
+    #[derive(FromArgs, Debug)]
+    #[argh(subcommand, name = "seal")]
+    SealArgs {}
 }
 
 /// A number of bytes.

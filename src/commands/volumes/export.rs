@@ -38,11 +38,19 @@ pub(super) struct Exported {
     /// Files that were copied.
     pub(super) count: usize,
     /// What was not, each with why.
-    pub(super) left_out: Vec<String>,
+    left_out: Vec<String>,
     seen: usize,
 }
 
 impl Exported {
+    /// Fails with the list of what was left out, if anything was.
+    pub(super) fn complete(&self) -> Result<(), Failure> {
+        match self.left_out.as_slice() {
+            [] => Ok(()),
+            left => Err(Failure::new(format!("left out:\n  {}", left.join("\n  ")))),
+        }
+    }
+
     /// Remembers what stays behind, and says so at once.
     fn leave_out(&mut self, name: &[u8], why: impl Display) {
         let line = format!("{}: {why}", name.escape_ascii());
@@ -58,16 +66,20 @@ pub(super) fn export_files<D: Disk>(
 ) -> Result<Exported, Failure> {
     fs::create_dir_all(target).doing(target.display())?;
     let mut exported = Exported::default();
-    export_directory(files, "", target, &mut exported);
+    // Names that could leave `target` do not exist in ext4 as it is read.
+    visit(files, "", &mut exported, &mut |kind, inside| match kind {
+        Kind::Directory => fs::create_dir_all(target.join(inside)),
+        _ => export_file(files, inside, &target.join(inside)),
+    });
     Ok(exported)
 }
 
-/// Copies a directory; names that could leave `target` do not exist in ext4 as it is read.
-fn export_directory<D: Disk>(
+/// Shows the directories and files below `path` to `copy`, directories first, and remembers what it could not copy.
+pub(super) fn visit<D: Disk>(
     files: &FileSystem<D>,
     path: &str,
-    target: &Path,
     exported: &mut Exported,
+    copy: &mut dyn FnMut(Kind, &str) -> io::Result<()>,
 ) {
     let entries = match files.list(path) {
         Ok(entries) => entries,
@@ -91,12 +103,12 @@ fn export_directory<D: Disk>(
                 continue;
             }
         };
-        let outside = target.join(inside.rsplit('/').next().unwrap_or(inside));
         let copied = match entry.kind {
             Kind::Directory if inside == "lost+found" => continue,
-            Kind::Directory => fs::create_dir_all(&outside)
-                .map(|()| export_directory(files, inside, &outside, exported)),
-            Kind::File => export_file(files, inside, &outside).map(|()| exported.count += 1),
+            Kind::Directory => {
+                copy(Kind::Directory, inside).map(|()| visit(files, inside, exported, copy))
+            }
+            Kind::File => copy(Kind::File, inside).map(|()| exported.count += 1),
             Kind::Other => Err(io::Error::other("a link, a device or a socket")),
         };
         if let Err(error) = copied {

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use argh::FromArgs;
-use luks::{Header, Source};
+use luks::{Header, Policy, Source};
 
+use super::opening::explained;
 use crate::failure::Failure;
 use crate::report::print;
-use crate::training::volume::explained;
 use crate::trust::passphrase::KeySource;
 
 /// Back up a header with its keyslots, or restore it. Both check that the volume key vouches for it.
@@ -44,6 +44,12 @@ macro_rules! copying {
             /// file with a detached header
             #[argh(option)]
             header: Option<PathBuf>,
+            /// tolerate one damaged copy of the header, sha512 checksums, sha1 splitters
+            #[argh(switch)]
+            compat: bool,
+            /// try this keyslot only
+            #[argh(option)]
+            slot: Option<u8>,
             /// file whose bytes are the passphrase, - for stdin
             #[argh(option)]
             key_file: Option<PathBuf>,
@@ -54,7 +60,12 @@ macro_rules! copying {
 
         impl $name {
             fn source(&self) -> (Source, KeySource) {
-                let source = Source { header: self.header.clone(), ..Source::new(&self.volume) };
+                let source = Source {
+                    header: self.header.clone(),
+                    policy: if self.compat { Policy::Compat } else { Policy::Strict },
+                    slot: self.slot,
+                    ..Source::new(&self.volume)
+                };
                 (source, KeySource { file: self.key_file.clone(), descriptor: self.key_fd })
             }
         }

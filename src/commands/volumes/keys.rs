@@ -10,13 +10,14 @@ use protocol::Role;
 use rustix::termios::isatty;
 
 use super::derivation::Derivation;
+use super::opening::explained;
 use crate::failure::Failure;
 use crate::report::print;
 use crate::termination;
-use crate::training::volume::explained;
+use crate::trust::TrustOptions;
 use crate::trust::fetch::{Service, fetch};
+use crate::trust::flags::attested;
 use crate::trust::passphrase::KeySource;
-use crate::trust::{Attestation, Source as Collateral, TrustOptions};
 
 /// Add, change or remove a passphrase of a volume. A kill at any moment leaves the volume openable.
 #[derive(FromArgs, Debug)]
@@ -43,8 +44,7 @@ enum Command {
 /// Options of all three, and those of their own; argh cannot share them.
 macro_rules! opening {
     ($(#[$attribute:meta])* $name:ident { $($own:tt)* }) => {
-        $(#[$attribute])*
-        struct $name {
+        attested! { $(#[$attribute])* struct $name {
             /// file or block device
             #[argh(positional)]
             volume: PathBuf,
@@ -73,19 +73,7 @@ macro_rules! opening {
             /// role to ask in: node, ps0, worker0, ... [node]
             #[argh(option, default = "Role::TrustedNode")]
             role: Role,
-            /// source of evidence: auto, tdx, coco, azure or sim [auto]
-            #[argh(option, default = "Attestation::Auto")]
-            attestation: Attestation,
-            /// collateral: file, https://PCCS:8081[#SHA256], folder to keep it in; as often as needed
-            #[argh(option)]
-            collateral: Vec<Collateral>,
-            /// policy file that the service must satisfy; tdx needs one [sim: the same image as this one]
-            #[argh(option)]
-            policy: Option<PathBuf>,
-            /// what the simulated TD runs, for tests of who is refused
-            #[argh(option, default = "TrustOptions::SIM_IMAGE.into()", hidden_help)]
-            sim_image: String,
-        }
+        }}
 
         impl $name {
             /// The volume, and where what opens it comes from.
@@ -104,12 +92,7 @@ macro_rules! opening {
                     address: self.secret_service.clone(),
                     wait: Duration::from_secs(self.secret_wait),
                     role: self.role,
-                    trust: TrustOptions {
-                        attestation: self.attestation,
-                        collateral: self.collateral.clone(),
-                        policy: self.policy.clone(),
-                        sim_image: self.sim_image.clone(),
-                    },
+                    trust: self.trust(),
                 }
             }
         }
@@ -157,7 +140,11 @@ setting! {
     /// Add a keyslot with another passphrase.
     #[derive(FromArgs, Debug)]
     #[argh(subcommand, name = "add")]
-    AddArgs {}
+    AddArgs {
+        /// the keyslot that opens the volume [any]
+        #[argh(option)]
+        slot: Option<u8>,
+    }
 }
 
 setting! {
@@ -261,7 +248,8 @@ pub(super) fn run(args: KeyArgs) -> Result<(), Failure> {
 }
 
 fn add(args: &AddArgs) -> Result<(), Failure> {
-    let (source, old) = args.opening();
+    let (mut source, old) = args.opening();
+    source.slot = args.slot;
     let [passphrase, new] = args.asking().both(&old, &args.new_origin())?;
     let cost = args.kdf.cost(args.kdf_memory, args.kdf_time);
     let number = source.add_key(&passphrase, &new, cost);

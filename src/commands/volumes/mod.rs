@@ -1,26 +1,29 @@
 //! `hfl luks`: the commands on encrypted volumes.
 
 mod args;
+mod convert;
 mod derivation;
 mod export;
 mod headers;
 mod keys;
+mod opening;
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
 
 use luks::ext4::FileSystem;
-use luks::{Error, Header, Passphrase, Source, Volume, mapping};
+use luks::{Error, Header, Passphrase, mapping};
 use serde_json::{Value, json};
 
 pub use args::{LuksArgs, Size};
 
 use args::{Command, CreateArgs, DumpArgs, ExportArgs, MountArgs, OpenArgs, SealArgs, StatusArgs};
 use export::{CHUNK, copy, export_files, new_file};
+use opening::{explained, mapped, open_volume};
 
 use crate::failure::{Doing, Failure};
 use crate::report::print;
-use crate::training::volume::{create_volume, explained};
+use crate::training::volume::create_volume;
 use crate::trust::passphrase::KeySource;
 
 /// Runs a command.
@@ -30,6 +33,7 @@ use crate::trust::passphrase::KeySource;
 pub fn run(args: LuksArgs) -> Result<(), Failure> {
     match args.command {
         Command::Close(args) => mapping::close(&args.name).doing("close"),
+        Command::Convert(args) => convert::run(&args),
         Command::Create(args) => create(&args),
         Command::Dump(args) => dump(&args),
         Command::Export(args) => export_volume(&args),
@@ -130,7 +134,7 @@ fn table(header: &Header) -> String {
         let _ = writeln!(text, "{name:<10} {value}");
     };
     line("uuid", &header.uuid());
-    line("label", &header.label());
+    line("label", &header.label().escape_debug());
     line("header id", &header.id());
     let mac =
         if header.has_mac() { "present, checked when it opens" } else { "none (hfl luks seal)" };
@@ -179,30 +183,15 @@ fn export_volume(args: &ExportArgs) -> Result<(), Failure> {
                 FileSystem::open(volume).map_err(|error| explained(&args.volume, &error))?;
             let exported = export_files(&files, directory)?;
             print(&format!("{} files in {}", exported.count, directory.display()))?;
-            match exported.left_out.as_slice() {
-                [] => Ok(()),
-                left => Err(Failure::new(format!("left out:\n  {}", left.join("\n  ")))),
-            }
+            exported.complete()
         }
-    }
-}
-
-fn open_volume(source: &Source, passphrase: &Passphrase) -> Result<Volume, Failure> {
-    let volume = source.open(passphrase, false).map_err(|error| explained(&source.path, &error))?;
-    warn_without_mac(volume.header());
-    Ok(volume)
-}
-
-fn warn_without_mac(header: &Header) {
-    if !header.has_mac() {
-        log::warn!("no header MAC: nothing vouches for the header (hfl luks seal adds one)");
     }
 }
 
 fn open(args: &OpenArgs) -> Result<(), Failure> {
     let (source, key) = args.source();
     let device = mapping::open(&source, &key.read()?, &args.name, args.read_only)
-        .map_err(|error| explained(&args.volume, &error))?;
+        .map_err(|error| mapped(&args.volume, &error))?;
     print(&format!("/dev/mapper/{}", device.name))
 }
 
@@ -213,7 +202,7 @@ fn mount(args: &MountArgs) -> Result<(), Failure> {
     let name = args.name.clone().unwrap_or_else(|| format!("hfl-{}", header.uuid()));
     let passphrase = key.read()?;
     let device = mapping::mount(&source, &passphrase, &name, &args.directory, args.read_only);
-    let device = device.map_err(fail)?;
+    let device = device.map_err(|error| mapped(&args.volume, &error))?;
     print(&format!("/dev/mapper/{} on {}", device.name, args.directory.display()))
 }
 
@@ -248,9 +237,7 @@ fn status(args: &StatusArgs) -> Result<(), Failure> {
 }
 
 fn seal(args: &SealArgs) -> Result<(), Failure> {
-    let mut source = Source::new(&args.volume);
-    source.header = args.header.clone();
-    let key = KeySource { file: args.key_file.clone(), descriptor: args.key_fd };
+    let (source, key) = args.source();
     let header = source.seal(&key.read()?).map_err(|error| explained(&args.volume, &error))?;
     print(&format!("sealed {}\nheader id {}", args.volume.display(), header.id()))
 }

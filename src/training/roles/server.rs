@@ -87,12 +87,17 @@ pub(super) fn run(
     metrics: Arc<Metrics>,
 ) -> Result<(), Failure> {
     let mut net = listening(options, index, &config, &metrics)?;
+    let layout = Network::of(&options.job).doing("network")?.layout;
+    if let (Some(path), Some(size)) = (&options.place.volume, options.place.create)
+        && !path.exists()
+    {
+        room::check_new_volume(path, size, &options.job, &layout)?;
+    }
     let mut store = options.open_store(&config)?;
     // Two servers would overwrite each other's checkpoints. Workers may share the directory.
     let _lock = store.lock()?;
     let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
-    let layout = Network::of(&options.job).doing("network")?.layout;
-    room::check_directory(&store, &options.job, &layout)?;
+    room::check_store(&store, &options.job, &layout)?;
     room::check_server(&options.job, &layout, resumes)?;
     drop(layout);
     if options.init.is_none() && !resumes {
