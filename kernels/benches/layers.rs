@@ -1,5 +1,9 @@
 //! `cargo bench -p kernels [-- STEM [TIER [BATCH [THREADS [LAYER]]]]]`: the convolutions of ResNet-50, GFLOP/s a pass
-//! and its share of the peak that the same run measures; medians, rounds alternating over the layers.
+//! and its shares of the peak and of the memory's bandwidth that the same run measures; medians, rounds alternating
+//! over the layers.
+//!
+//! TIER is one of the CPU's in `f32`, or in bfloat16 `amx` (tiles), `amx-model`, or `bf16` (pairs, AVX512-BF16); with
+//! `+fast` behind it by the fast algorithms.
 
 use std::time::Instant;
 
@@ -23,18 +27,24 @@ fn main() {
     let pool = Pool::new(threads);
     let is_fast = tier.ends_with("+fast");
     let tier = tier.trim_end_matches("+fast").to_owned();
+    let what = (&*stem, &*tier, is_fast);
     if tier == "bf16" {
-        assert!(Isa::detect().has_bf16(), "this CPU has no AVX512-BF16");
-        return table::<Bf16>(
-            Exec::new(&pool, Isa::detect()),
-            (&stem, &tier, is_fast),
-            batch,
-            &wanted,
-        );
+        let is_pairs = |isa: &Isa| isa.has_bf16() && !isa.has_tiles();
+        let isa = Isa::available().into_iter().rfind(is_pairs).expect("a CPU with AVX512-BF16");
+        return table::<Bf16>(Exec::new(&pool, isa), what, batch, &wanted);
     }
     let isa = Isa::named(&tier);
-    let isa = isa.expect("TIER is portable, avx2, avx512 or bf16, and this CPU has it");
-    table::<f32>(Exec::new(&pool, isa), (&stem, &tier, is_fast), batch, &wanted);
+    if tier == "amx" && isa.is_none() {
+        panic!(
+            "TIER amx: {}",
+            Isa::tiles_checked().expect_err("a tier that is there has its name")
+        );
+    }
+    let isa = isa.expect("TIER is portable, avx2, avx512, bf16 or amx, and this CPU has it");
+    match isa.has_tiles() {
+        true => table::<Bf16>(Exec::new(&pool, isa), what, batch, &wanted),
+        false => table::<f32>(Exec::new(&pool, isa), what, batch, &wanted),
+    }
 }
 
 /// Passes of a layer: three convolutions, with what is done to their tiles, and two over memory.
@@ -51,15 +61,19 @@ fn table<T: Product>(
         "{stem} stem, {tier}{}, {batch} images, {threads} threads",
         if is_fast { ", fast algorithms" } else { "" }
     );
+    let bandwidth = bandwidth(pool);
     println!(
-        "GFLOP/s, and share of the peak that is measured beside; the passes include the sums for"
+        "GFLOP/s, share of the peak measured beside, MB moved, share of the bandwidth ({bandwidth:.1} GB/s of a copy);"
     );
-    println!("normalisation; activate and slope (its gradient) in ms");
     println!(
-        "{:22} {:>2} {:>5} {:>23} {:>23} {:>23} {:>8} {:>6}",
+        "the passes include the sums for normalisation; activate and slope (its gradient) in ms"
+    );
+    println!(
+        "{:22} {:>2} {:>5} {:>36} {:>36} {:>36} {:>8} {:>6}",
         "layer", "n", "peak", "forward", "by input", "by weight", "activate", "slope"
     );
     let (mut total, mut work, mut possible) = ([0.0; PASSES], [0.0; 3], [0.0; 3]);
+    let mut moved = [0.0; 3];
     for shape in shapes(stem) {
         let (name, conv, count) = layer(shape);
         if !name.contains(wanted) {
@@ -68,6 +82,7 @@ fn table<T: Product>(
         let conv = if is_fast { conv.with_fast_algorithms() } else { conv };
         let flops = 2.0 * conv.multiplications(batch) as f64;
         let flops = [flops, if conv.channels_in == 3 { 0.0 } else { flops }, flops];
+        let bytes = bytes::<T>(&conv, batch);
         let (seconds, peak) = Layer::<T>::new(conv, batch).time(Exec::new(pool, isa));
         print!("{name:22} {count:>2} {peak:5.0}");
         for pass in 0..PASSES {
@@ -76,8 +91,11 @@ fn table<T: Product>(
         for pass in 0..3 {
             work[pass] += flops[pass] * count as f64;
             possible[pass] += seconds[pass] * count as f64 * peak * 1e9;
+            moved[pass] += bytes[pass] * count as f64;
             let rate = flops[pass] / seconds[pass] / 1e9;
             print!(" {:7.2} ms {rate:4.0} {:5.1} %", seconds[pass] * 1e3, 100.0 * rate / peak);
+            let share = bytes[pass] / seconds[pass] / bandwidth / 1e7;
+            print!(" {:6.1} {share:3.0} %", bytes[pass] / 1e6);
         }
         let [.., activate, slope] = seconds.map(|seconds| seconds * 1e3);
         println!(" {activate:8.2} {slope:6.2}");
@@ -87,6 +105,7 @@ fn table<T: Product>(
         let (seconds, flops) = (total[pass], work[pass]);
         let share = 100.0 * flops / possible[pass];
         print!(" {:7.1} ms {:4.0} {share:5.1} %", seconds * 1e3, flops / seconds / 1e9);
+        print!(" {:6.0} {:3.0} %", moved[pass] / 1e6, moved[pass] / seconds / bandwidth / 1e7);
     }
     let [.., activate, slope] = total.map(|seconds| seconds * 1e3);
     println!(" {activate:8.1} {slope:6.1}");
@@ -98,6 +117,34 @@ fn table<T: Product>(
         100.0 * sum(&work) / sum(&possible),
         sum(&total[3..])
     );
+}
+
+/// Bytes that each pass reads and writes at least, once each: activations as they are stored, weights as `f32` and, in
+/// bfloat16, as the panels they become.
+fn bytes<T: Product>(conv: &Conv, n: usize) -> [f64; 3] {
+    let first = conv.channels_in == 3;
+    let value = size_of::<T>();
+    let x = conv.input_len(n) * if first { size_of::<f32>() } else { value };
+    let (y, weights) = (conv.output_len(n) * value, conv.weights() * size_of::<f32>());
+    let panels =
+        weights + if first || value == size_of::<f32>() { 0 } else { conv.weights() * value };
+    // By input the mask and what was normalised are read beside.
+    let by_input = if first { 0 } else { y + 3 * x + panels };
+    [x + panels + y, by_input, x + y + weights].map(|bytes| bytes as f64)
+}
+
+/// GB/s of a copy by all threads, read and written: far more than the caches hold.
+fn bandwidth(pool: &Pool) -> f64 {
+    const LEN: usize = 1 << 25;
+    let (source, mut target) = (filled::<f32>(LEN), filled::<f32>(LEN));
+    let seconds = (0..ROUNDS).map(|_| {
+        let start = Instant::now();
+        pool.for_each_chunk(target.as_mut_slice(), 1 << 16, |index, target| {
+            target.copy_from_slice(&source.as_slice()[index << 16..][..target.len()]);
+        });
+        start.elapsed().as_secs_f64()
+    });
+    (2 * LEN * size_of::<f32>()) as f64 / median(seconds.collect()) / 1e9
 }
 
 /// GFLOP/s of multiply-adds on registers alone, on all threads.

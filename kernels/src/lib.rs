@@ -52,7 +52,7 @@ mod x86_64;
 
 pub use base::arena::Arena;
 pub use base::exec::Exec;
-pub use base::isa::Isa;
+pub use base::isa::{Isa, NoTiles};
 pub use base::panel::PANEL;
 pub use base::tile::{Extent, sums_len};
 pub use base::value::{Bf16, Value};

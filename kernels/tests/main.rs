@@ -4,3 +4,4 @@ mod bits;
 mod bounds;
 mod operands;
 mod oracle;
+mod tiles;

@@ -10,6 +10,7 @@ use kernels::{
 use ndarray::{Array1, Array2, Array4, ArrayView4};
 
 use crate::operands::{stored, values, widened, with};
+use crate::tiles::tile_tiers;
 
 fn array4(shape: (usize, usize, usize, usize), data: &[f32]) -> Array4<f64> {
     ArrayView4::from_shape(shape, data).expect("shape").mapv(f64::from)
@@ -143,7 +144,8 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
     let y4 = scalar::conv_forward(x4.view(), filter.view(), window);
     let dw4 = scalar::conv_backward_weight(x4.view(), dy4.view(), kernel, window);
     let mut sums = vec![0.0; conv.sums_len(n)];
-    for isa in Isa::available() {
+    let of_tiles = if T::WORD > 1 { tile_tiers() } else { Vec::new() };
+    for isa in Isa::available().into_iter().chain(of_tiles) {
         let what = format!("{} {side}x{side} {channels:?} k{kernel}/{stride} n{n}", isa.name());
         let exec = Exec::new(&pool, isa);
         let nan = T::narrow(f32::NAN);

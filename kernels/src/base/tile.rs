@@ -8,13 +8,16 @@ use std::ops::Range;
 use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
 use crate::base::isa::Isa;
-use crate::base::panel::PANEL;
+use crate::base::panel::{PANEL, STRIP};
 use crate::base::value::Value;
 use crate::parallel::{DisjointBlocks, DisjointChunks, Pool};
 
 /// Images of a tile: short enough that sums over them in `f32` lose few digits, and no function of the
 /// threads, so that neither are the sums.
 pub(crate) const IMAGES: usize = 128;
+
+/// Words of the pairs of images of a tile, a strip wide.
+pub(crate) const STRIP_WORDS: usize = IMAGES / 2 * STRIP;
 
 /// Sums of a channel that a tile has room for.
 pub(crate) const SUMS: usize = 3;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ndarray::{ArrayViewMut2, ArrayViewMut3, ArrayViewMut4, Axis};
+use ndarray::{ArrayViewMut2, ArrayViewMut4, Axis};
 
 use super::shape::Conv;
 use super::window::Entry;
@@ -19,6 +19,8 @@ use crate::parallel::DisjointBlocks;
 const TASK_ROWS: usize = 512;
 /// The fewest, for many threads: below it the strips of `dy` are packed for too few products.
 const TASK_ROWS_MIN: usize = 32;
+/// Panels of a task on tiles, at most.
+const WIDE: usize = 4;
 /// Tasks of a gradient by weight that are enough. A number of its own and no function of the threads, so that the
 /// bits are not one either; 32 threads have one each.
 const TASKS: usize = 32;
@@ -37,10 +39,23 @@ impl Conv {
         strips: impl Fn(Matrix<T>, &mut [X::Word]) + Sync,
     ) {
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
-        self.split(exec, self.single(n), results, Packed::default, |packed, task, block| {
-            let block = block.index_axis_move(Axis(0), 0);
-            self.sum_weights(exec.isa, n, (x, dy), task, (&strips, packed), block);
-        });
+        let operands = (x, dy);
+        if X::WORD > 1 && exec.isa.has_tiles() {
+            let cut = self.wide(n);
+            self.split(exec, cut, results, Packed::<_, WIDE>::default, |packed, task, block| {
+                self.sum_weights(exec.isa, n, operands, task, (&strips, packed), block);
+            });
+            return;
+        }
+        self.split(
+            exec,
+            self.single(n),
+            results,
+            Packed::<_, 1>::default,
+            |packed, task, block| {
+                self.sum_weights(exec.isa, n, operands, task, (&strips, packed), block);
+            },
+        );
     }
 
     /// Two panels at a time by Strassen's product, as [`Conv::pairs`] are cut.
@@ -106,7 +121,7 @@ impl Conv {
 
     /// Values of all parts, where there are several.
     pub(super) fn parts_len(&self, n: usize) -> usize {
-        let cuts = [Some(self.single(n)), self.pairs(n)];
+        let cuts = [Some(self.single(n)), Some(self.wide(n)), self.pairs(n)];
         let splits = cuts.into_iter().flatten().map(|cut| self.splits(cut)).max().unwrap_or(1);
         if splits == 1 { 0 } else { splits * self.weights() }
     }
@@ -120,6 +135,18 @@ impl Conv {
             rows: [self.taps(), self.channels_in],
             block: [self.taps(), rows],
         }
+    }
+
+    /// As many panels at a time as share what is transposed for tiles, which takes as long as the products of one;
+    /// of as many rows in all.
+    fn wide(&self, n: usize) -> Cut {
+        let cut = self.single(n);
+        let mut panels = WIDE;
+        while !(self.channels_out / PANEL).is_multiple_of(panels) {
+            panels /= 2;
+        }
+        let rows = (cut.block[1] / panels).next_multiple_of(PANEL).min(self.channels_in);
+        Cut { panels, block: [self.taps(), rows], ..cut }
     }
 
     /// Two panels at a time by Strassen's product, where it can be taken on vector tiers: as upper and lower rows
@@ -145,60 +172,68 @@ impl Conv {
         pixels * n.div_ceil(IMAGES)
     }
 
-    /// One task of the gradient by weight: a range of steps, one panel, rows from `c` on.
-    fn sum_weights<X: Product, T: Product>(
+    /// One task of the gradient by weight: a range of steps, some panels, rows from `c` on.
+    fn sum_weights<X: Product, T: Product, const N: usize>(
         &self,
         isa: Isa,
         n: usize,
         (x, dy): (&[X], &[T]),
         (steps, panel, c): (Range<usize>, usize, usize),
-        (strips, packed): (impl Fn(Matrix<T>, &mut [X::Word]), &mut Packed<X::Word>),
-        mut block: ArrayViewMut3<f32>,
+        (strips, packed): (impl Fn(Matrix<T>, &mut [X::Word]), &mut Packed<X::Word, N>),
+        mut block: ArrayViewMut4<f32>,
     ) {
         let (k, channels) = (self.channels_out, self.channels_in);
         let (pixels, n) = self.rows(self.output, n);
         let chunks = n.div_ceil(IMAGES);
-        let place = |step: usize| (step / chunks, step % chunks * IMAGES);
-        let gradient = |pixel: usize, image: usize| &dy[(pixel * n + image) * k + panel * PANEL..];
+        let place = |step: usize| [step / chunks, step % chunks * IMAGES];
+        let gradient = |[pixel, image]: [usize; 2], panel: usize| {
+            &dy[(pixel * n + image) * k + panel * PANEL..]
+        };
         let input = |entry: &Entry, image: usize, c: usize| {
             &x[(entry.pixel as usize * n + image) * channels + c..]
         };
         let Packed { dy: packed, columns } = packed;
         let mut begun = 0_u64;
         for step in steps {
-            let (pixel, image) = place(step);
+            let here @ [pixel, image] = place(step);
             let rows = IMAGES.min(n - image);
-            let dy = Matrix { data: gradient(pixel, image), rows, cols: PANEL, stride: k };
-            strips(dy, packed);
-            let (pixel_after, after) = place((step + 1).min(pixels * chunks - 1));
+            for (dy, packed) in (panel..).zip(packed.iter_mut()).take(block.dim().0) {
+                let dy = Matrix { data: gradient(here, dy), rows, cols: PANEL, stride: k };
+                strips(dy, packed);
+            }
+            let next_place @ [pixel_after, after] = place((step + 1).min(pixels * chunks - 1));
             let entries = self.forward.of(pixel);
             let ahead = self.forward.of(pixel_after).first();
             for (index, entry) in entries.iter().enumerate() {
                 let tap = entry.tap as usize;
-                let mut tile = block.index_axis_mut(Axis(0), tap);
-                for (chunk, tile) in tile.axis_chunks_iter_mut(Axis(0), X::CHUNK).enumerate() {
+                let mut tiles = block.index_axis_mut(Axis(1), tap);
+                for (chunk, mut tiles) in tiles.axis_chunks_iter_mut(Axis(1), X::CHUNK).enumerate()
+                {
                     let c = c + chunk * X::CHUNK;
                     let data = input(entry, image, c);
-                    let x = Matrix { data, rows, cols: tile.nrows(), stride: channels };
+                    let x = Matrix { data, rows, cols: tiles.dim().1, stride: channels };
                     let next = PrefetchNext {
                         a: match entries.get(index + 1) {
                             Some(entry) => input(entry, image, c),
                             None => ahead.map_or(data, |entry| input(entry, after, c)),
                         },
                         a_stride: channels,
-                        b: gradient(pixel_after, after),
+                        b: gradient(next_place, panel),
                         b_stride: k,
                         rows_at_once: X::WORD,
                     };
                     let x = X::columns(isa, x, columns);
-                    X::multiply_transposed(isa, x, packed, next, tile, begun >> tap & 1 == 1);
+                    let goes_on = begun >> tap & 1 == 1;
+                    for (tile, packed) in tiles.outer_iter_mut().zip(&*packed) {
+                        X::multiply_transposed(isa, x, packed, next, tile, goes_on);
+                    }
                 }
                 begun |= 1 << tap;
             }
         }
-        for (tap, mut tile) in block.outer_iter_mut().enumerate() {
+        for (tap, mut tiles) in block.axis_iter_mut(Axis(1)).enumerate() {
             if begun >> tap & 1 == 0 {
-                tile.fill(0.0);
+                tiles.fill(0.0);
             }
         }
     }
@@ -298,14 +333,18 @@ fn add_up(Exec { pool, isa }: Exec, parts: &[f32], dw: &mut [f32]) {
 /// Columns that are packed at a time where they have to be: as many as a format's chunk has.
 const COLUMNS: usize = 128;
 
-/// Operands of a gradient by weight as its kernel reads them.
-struct Packed<W> {
-    dy: [W; IMAGES * PANEL],
+/// Operands of a gradient by weight as its kernel reads them: by cache lines.
+#[repr(align(64))]
+struct Packed<W, const N: usize> {
+    /// Of each panel.
+    dy: [[W; IMAGES * PANEL]; N],
     columns: [W; IMAGES / 2 * COLUMNS],
 }
 
-impl<W: Copy + Default> Default for Packed<W> {
+impl<W: Copy + Default, const N: usize> Default for Packed<W, N> {
     fn default() -> Self {
-        Self { dy: [W::default(); IMAGES * PANEL], columns: [W::default(); IMAGES / 2 * COLUMNS] }
+        let (dy, columns) =
+            ([[W::default(); IMAGES * PANEL]; N], [W::default(); IMAGES / 2 * COLUMNS]);
+        Self { dy, columns }
     }
 }

@@ -13,7 +13,8 @@
 //!
 //! In bfloat16 two neighbouring values of `k` make a word: panels are `[k/2][64][2]`, and what is
 //! summed over images is interleaved by pairs of them. Sums stay in registers from the first to the
-//! last term, since `c` could not hold them.
+//! last term, since `c` could not hold them. Tiles read the same panels; what they sum over images
+//! they read along rows of channels.
 
 pub(crate) mod epilogue;
 pub(crate) mod product;
@@ -22,8 +23,12 @@ pub(crate) mod strassen;
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayViewMut2, Axis};
 
+#[cfg(target_arch = "x86_64")]
+use crate::base::isa::Amx;
 use crate::base::isa::Isa;
 use crate::base::panel::{Matrix, PANEL, Prefetch, PrefetchNext, STRIP};
+#[cfg(target_arch = "x86_64")]
+use crate::base::tile::STRIP_WORDS;
 use crate::base::tile::{Tile, rows_of};
 use crate::base::value::{Bf16, Value};
 use epilogue::Store;
@@ -127,6 +132,10 @@ pub(crate) fn multiply_bf16(
     let Products { k, stride, .. } = products;
     assert_eq!((k % 2, stride % 2), (0, 0));
     #[cfg(target_arch = "x86_64")]
+    if let Some(tiles) = isa.tiles() {
+        return tiles.multiply_to(products, store, tile);
+    }
+    #[cfg(target_arch = "x86_64")]
     if let Some(token) = isa.bf16() {
         return token.multiply_to(products, store, tile);
     }
@@ -191,6 +200,10 @@ pub(crate) fn multiply_transposed_bf16(
     mut c: ArrayViewMut2<f32>,
     accumulate: bool,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(tiles) = isa.tiles() {
+        return tiles.multiply_transposed(a, &b[..a.cols * PANEL], c, accumulate);
+    }
     assert_eq!((a.cols, c.ncols()), (c.nrows(), PANEL));
     #[cfg(target_arch = "x86_64")]
     if let Some(token) = isa.bf16() {
@@ -245,6 +258,24 @@ pub(crate) fn interleave(isa: Isa, a: Matrix<Bf16>, width: usize, target: &mut [
             }
         }
     }
+}
+
+/// Rows of images as rows of channels, of words of two images each: left operands of tiles.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn transpose_for_tiles<'a>(
+    isa: Isa,
+    tiles: Amx,
+    a: Matrix<Bf16>,
+    packed: &'a mut [u32],
+) -> Matrix<'a, u32> {
+    let mut strip = [0; STRIP_WORDS];
+    let pairs = a.rows.div_ceil(2);
+    for (column, rows) in (0..a.cols).step_by(STRIP).zip(packed.chunks_exact_mut(STRIP_WORDS)) {
+        let a = Matrix { data: &a.data[column..], cols: STRIP, ..a };
+        interleave(isa, a, STRIP, &mut strip[..pairs * STRIP]);
+        tiles.transpose_strip(&strip, rows);
+    }
+    Amx::transposed(packed, a.cols, pairs)
 }
 
 /// Rows of 64 columns, two by two, as rows of 64 words.

@@ -49,7 +49,7 @@ pub trait Product: Value {
         accumulate: bool,
     );
 
-    /// `a` as the transposed product reads it: words down the columns.
+    /// `a` as the transposed product reads it: words down the columns, or on tiles along rows of columns.
     #[doc(hidden)]
     fn columns<'a>(
         isa: Isa,
@@ -155,6 +155,10 @@ impl Product for Bf16 {
     }
 
     fn columns<'a>(isa: Isa, a: Matrix<'a, Bf16>, packed: &'a mut [u32]) -> Matrix<'a, u32> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tiles) = isa.tiles() {
+            return super::transpose_for_tiles(isa, tiles, a, packed);
+        }
         let rows = a.rows.div_ceil(2);
         let packed = &mut packed[..rows * a.cols];
         super::interleave(isa, a, a.cols, packed);

@@ -2,14 +2,14 @@
 
 /// Treats denormal numbers as zero on this thread while it runs kernels: they cost up to a hundred
 /// times a normal operation, and gradients are full of them late in a training.
-pub(super) struct FlushDenormals {
+pub(crate) struct FlushDenormals {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     before: u32,
 }
 
 impl FlushDenormals {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    pub(super) fn enter() -> Self {
+    pub(crate) fn enter() -> Self {
         /// MXCSR bits 15 (flush to zero) and 6 (denormals are zero).
         const FLUSH: u32 = 0x8040;
         let mut before = 0_u32;
@@ -23,7 +23,7 @@ impl FlushDenormals {
     }
 
     #[cfg(any(not(target_arch = "x86_64"), miri))]
-    pub(super) fn enter() -> Self {
+    pub(crate) fn enter() -> Self {
         Self {}
     }
 }

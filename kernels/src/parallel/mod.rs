@@ -7,6 +7,7 @@ mod retire;
 mod sync;
 mod team;
 
+pub(crate) use denormals::FlushDenormals;
 pub(crate) use disjoint::{DisjointBlocks, DisjointChunks};
 pub use pool::Pool;
 pub use retire::Retiring;

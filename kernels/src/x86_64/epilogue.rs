@@ -1,5 +1,7 @@
 //! The end of a register tile: what happens to sums in registers, and where they are written to.
 
+use std::ops::Range;
+
 use ndarray::ArrayViewMut2;
 
 use super::kernel::{Arithmetic, Enter, Kernel};
@@ -166,6 +168,14 @@ impl<T: Value> RawStore<T> {
         let sums = sums.as_mut_ptr();
         let written = true;
         Self { kind, out, columns, add, written, streamed, in_blocks, sums, sums_stride }
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.out.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
     }
 
     /// Of sums that are kept as they are.
@@ -365,7 +375,23 @@ impl Tier {
         let end = RawStore::new(store, tile);
         let (rows, columns) = (end.out.rows, end.columns);
         assert!(rows == 0 || (rows - 1) * stride + columns <= source.len());
-        self.enter(Write { end: &end, source: (source.as_ptr(), stride) });
+        let part = [0..rows, 0..columns];
+        self.enter(Write { end: &end, source: (source.as_ptr(), stride), part });
+    }
+
+    /// Ends a part of a tile: rows of 64 sums, to be written from a row and a panel's first column on. Parts of the
+    /// same columns come in the order of their rows.
+    pub(super) fn write_part<T: Value>(
+        self,
+        end: &RawStore<T>,
+        (row, column): (usize, usize),
+        sums: &[f32],
+    ) {
+        let rows = row..row + sums.len() / PANEL;
+        assert!(sums.len().is_multiple_of(PANEL) && rows.end <= end.out.rows);
+        assert!(column.is_multiple_of(PANEL) && column < end.columns);
+        let part = [rows, column..column + PANEL];
+        self.enter(Write { end, source: (sums.as_ptr(), PANEL), part });
     }
 
     /// See [`Store::write_in_place`].
@@ -374,14 +400,16 @@ impl Tier {
         end.written = !matches!(end.kind, Kind::Keep | Kind::Measure(_));
         // Every row is read before it is written.
         let source = (end.out.start.cast_const(), end.out.stride);
-        self.enter(Write { end: &end, source });
+        let part = [0..end.out.rows, 0..end.columns];
+        self.enter(Write { end: &end, source, part });
     }
 }
 
-/// A tile that was computed elsewhere; the source has its rows.
+/// Rows and columns of a tile that were computed elsewhere; the source begins with the first of them.
 struct Write<'a, S, T> {
     end: &'a RawStore<T>,
     source: Source<S>,
+    part: [Range<usize>; 2],
 }
 
 impl<S: Value, T: Value> Kernel<f32> for Write<'_, S, T> {
@@ -390,32 +418,35 @@ impl<S: Value, T: Value> Kernel<f32> for Write<'_, S, T> {
     #[inline(always)]
     unsafe fn run<A: Arithmetic<Word = f32>, const COLUMNS: usize, const ROWS: usize>(self) {
         // SAFETY: (T) from the caller, (B).
-        unsafe { write::<A, S, T, COLUMNS>(self.end, self.source) }
+        unsafe { write::<A, S, T, COLUMNS>(self.end, self.source, self.part) }
     }
 }
 
 /// # Safety
-/// The source has the rows of the tile; (T) for `A`.
+/// The part is of the tile, and the source has its rows; (T) for `A`.
 #[inline(always)]
 unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
     end: &RawStore<T>,
-    source: Source<S>,
+    (source, stride): Source<S>,
+    [part, columns]: [Range<usize>; 2],
 ) {
-    let (mut next, rows) = (0, end.out.rows);
+    let (mut next, rows) = (part.start, part.end);
     while next < rows {
         let row = next;
         let is_rest = end.in_blocks && row.is_multiple_of(BLOCK) && rows - row < BLOCK;
         let count = if is_rest { (rows - row).div_ceil(2) } else { ROWS.min(rows - row) };
         next += count;
         for row in row..row + ROWS {
-            for column in (0..end.columns).step_by(LINE / size_of::<T>()) {
+            for column in columns.clone().step_by(LINE / size_of::<T>()) {
                 end.prefetch::<A::Lanes>(row + AHEAD, column);
             }
         }
-        for column in (0..end.columns).step_by(NV * A::COUNT) {
+        for column in columns.clone().step_by(NV * A::COUNT) {
             let at = (row, column);
+            let first = (row - part.start) * stride + column - columns.start;
             // SAFETY: passed on; the arms take no more rows than are left.
             unsafe {
+                let source = (source.add(first), stride);
                 match count {
                     1 => write_rows::<A, S, T, 1, NV>(end, source, at),
                     2 => write_rows::<A, S, T, 2, NV>(end, source, at),
@@ -430,7 +461,7 @@ unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
 }
 
 /// # Safety
-/// As [`write`], of which these are `MR` rows and `NV` vectors.
+/// As [`write`], of which these are `MR` rows and `NV` vectors; the source begins with them.
 #[inline(always)]
 unsafe fn write_rows<A: Arithmetic, S: Value, T: Value, const MR: usize, const NV: usize>(
     end: &RawStore<T>,
@@ -442,8 +473,7 @@ unsafe fn write_rows<A: Arithmetic, S: Value, T: Value, const MR: usize, const N
     unsafe {
         each!(i < MR {
             each!(j < NV {
-                let at = (row + i) * stride + column + j * A::COUNT;
-                values[i][j] = A::Lanes::load(source.add(at));
+                values[i][j] = A::Lanes::load(source.add(i * stride + j * A::COUNT));
             });
         });
         end.put::<A, MR, NV>((row, column), values);

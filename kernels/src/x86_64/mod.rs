@@ -10,6 +10,7 @@
 //! Nothing below names this folder: `gemm`, `norm` and `winograd` call methods of the tokens in `base::isa`, whose
 //! bodies are here.
 
+mod amx;
 mod avx2;
 mod avx512;
 mod avx512_bf16;
@@ -34,6 +35,7 @@ impl Enter<f32> for Tier {
         match self {
             Self::Avx2(token) => token.enter(kernel),
             Self::Avx512(token) => token.enter(kernel),
+            Self::Amx(token) => token.enter(kernel),
         }
     }
 }

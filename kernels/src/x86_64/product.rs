@@ -167,7 +167,7 @@ impl<T> Group<'_, T> {
 
 impl<T> Products<'_, T> {
     /// Every panel's rows lie inside the terms' slices.
-    pub(super) fn assert_panels(&self, panels: usize) {
+    pub(in crate::x86_64) fn assert_panels(&self, panels: usize) {
         let len = (panels.max(1) - 1) * self.panel_stride + self.k * PANEL;
         assert!(self.terms.iter().all(|term| len <= term.b.len()));
     }

@@ -46,7 +46,7 @@ impl Kernel<f32> for Transpose {
                 unsafe {
                     let source = self.source.add(row * PANEL + column);
                     let target = self.target.add(column * PANEL + row);
-                    A::Lanes::transpose(source, target, PANEL, self.streamed);
+                    A::Lanes::transpose(source, target, [PANEL, PANEL], self.streamed);
                 }
             }
         }

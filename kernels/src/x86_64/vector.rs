@@ -34,7 +34,7 @@ pub(super) trait Vector: Copy {
     ///
     /// # Safety
     /// They are readable and writable; what is written past the caches is on a boundary as for [`Vector::stream`].
-    unsafe fn transpose(source: *const f32, target: *mut f32, stride: usize, streamed: bool);
+    unsafe fn transpose(source: *const f32, target: *mut f32, strides: [usize; 2], streamed: bool);
     /// Asks for the cache line of `source`, which may be anywhere, to the second-level cache.
     fn prefetch(source: *const u8);
     /// The same to the first-level cache.
@@ -116,13 +116,18 @@ macro_rules! memory {
 macro_rules! transpose {
     ($in_registers:ident) => {
         #[inline(always)]
-        unsafe fn transpose(source: *const f32, target: *mut f32, stride: usize, streamed: bool) {
+        unsafe fn transpose(
+            source: *const f32,
+            target: *mut f32,
+            [stride, target_stride]: [usize; 2],
+            streamed: bool,
+        ) {
             // SAFETY: (T), and the caller vouches for the memory.
             unsafe {
                 let rows = std::array::from_fn(|i| Self::load(source.add(i * stride)));
                 let columns = $in_registers(rows);
                 for (i, column) in columns.into_iter().enumerate() {
-                    let target = target.add(i * stride);
+                    let target = target.add(i * target_stride);
                     if streamed { column.stream(target) } else { column.store(target) }
                 }
             }
