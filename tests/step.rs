@@ -115,6 +115,21 @@ fn bits_are_the_same_with_more_threads_than_tiles() {
 }
 
 #[test]
+fn a_step_on_the_model_of_tiles_has_the_same_bits_on_any_number_of_threads() {
+    let way = (Precision::Bf16, Algorithm::Auto);
+    for isa in Isa::model().into_iter().chain(Isa::named("amx")) {
+        let bits =
+            |threads, pieces| bits_of(step((Stem::Imagenet, IMAGES), way, (threads, isa), pieces));
+        assert!(bits(1, Pieces::Whole) == bits(3, Pieces::Small), "{}", isa.name());
+    }
+    // Instructions and model do not differ.
+    if let [Some(model), Some(tiles)] = [Isa::model(), Isa::named("amx")] {
+        let bits = |isa| bits_of(step((Stem::Imagenet, IMAGES), way, (2, isa), Pieces::Small));
+        assert!(bits(model) == bits(tiles));
+    }
+}
+
+#[test]
 fn every_tier_way_and_format_computes_the_same_step() {
     let (loss, gradients) = step(
         (Arch::Resnet50, Stem::Cifar, IMAGES),
@@ -138,6 +153,9 @@ fn every_tier_way_and_format_computes_the_same_step() {
             check((Precision::Bf16, Algorithm::Auto), isa, 0.3);
         }
     }
+    for isa in Isa::model() {
+        check((Precision::Bf16, Algorithm::Auto), isa, 0.3);
+    }
 }
 
 #[test]
@@ -146,7 +164,7 @@ fn bfloat16_is_refused_where_the_cpu_has_no_instructions_for_it() {
     let way = (Precision::Bf16, Algorithm::Auto);
     let refused = Model::new(network, way, 1, (Pool::new(1), Isa::Portable)).err();
     let text = refused.expect("refused").to_string();
-    assert!(text.contains("AVX512-BF16") && text.contains("--precision fp32"), "{text}");
+    assert!(text.contains("AMX or AVX512-BF16") && text.contains("--precision fp32"), "{text}");
 }
 
 /// The loss of a model's step, in which nothing else is looked at.

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use argh::FromArgs;
-use kernels::Isa;
 use protocol::Role;
 
 use super::choice::{ClassSource, IsaChoice, ReportKind, ScheduleKind};
@@ -194,8 +193,8 @@ pub struct Args {
     /// threads of this role [all cores]
     #[argh(option, default = "cores()")]
     pub(super) threads: usize,
-    /// instruction set: auto, avx512, avx2 or portable [auto]
-    #[argh(option, default = "IsaChoice(Isa::detect())")]
+    /// instruction set: auto, amx, avx512, avx2 or portable [auto]
+    #[argh(option, default = "IsaChoice::auto()")]
     pub(super) isa: IsaChoice,
     /// source of evidence: auto, tdx, coco, azure or sim [auto]
     #[argh(option, default = "Attestation::Auto")]

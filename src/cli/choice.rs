@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use kernels::Isa;
+use kernels::{Isa, NoTiles};
 
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
@@ -97,10 +97,26 @@ impl FromStr for IsaChoice {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if text == "auto" {
-            return Ok(Self(Isa::detect()));
+            return Ok(Self::auto());
         }
-        let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
-        let unknown = || format!("this CPU has auto, {}", names.join(", "));
+        let unknown = || {
+            let names: Vec<&str> = Isa::available().into_iter().map(Isa::name).collect();
+            let here = format!("this CPU has auto, {}", names.join(", "));
+            match Isa::tiles_checked() {
+                Err(why) if text == "amx" => format!("{why}; {here}"),
+                _ => here,
+            }
+        };
         Isa::named(text).map(Self).ok_or_else(unknown)
+    }
+}
+
+impl IsaChoice {
+    /// The best tier. A CPU whose tiles are wrong runs on its vectors, and whoever owns it has to know.
+    pub(super) fn auto() -> Self {
+        if let Err(why @ NoTiles::Wrong) = Isa::tiles_checked() {
+            eprintln!("hfl: warning: {why}");
+        }
+        Self(Isa::detect())
     }
 }

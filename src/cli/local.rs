@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use argh::FromArgs;
-use kernels::Isa;
 
 use super::choice::IsaChoice;
 use crate::commands::saved::saved_model;
@@ -72,8 +71,8 @@ saved_model! {
         /// threads [all cores]
         #[argh(option, default = "cores()")]
         threads: usize,
-        /// instruction set: auto, avx512, avx2 or portable [auto]
-        #[argh(option, default = "IsaChoice(Isa::detect())")]
+        /// instruction set: auto, amx, avx512, avx2 or portable [auto]
+        #[argh(option, default = "IsaChoice::auto()")]
         isa: IsaChoice,
         /// one JSON object on stdout
         #[argh(switch)]
@@ -88,7 +87,7 @@ pub(super) struct BenchArgs {
     /// first layers: imagenet or cifar [imagenet]
     #[argh(option, default = "Stem::Imagenet")]
     stem: Stem,
-    /// number format: fp32, or bf16 (faster, needs AVX512-BF16) [fp32]
+    /// number format: fp32, or bf16 (faster, needs AMX or AVX512-BF16) [fp32]
     #[argh(option, default = "Precision::Fp32")]
     precision: Precision,
     /// convolutions: auto (Winograd's, Strassen's) or direct [auto]
@@ -103,8 +102,8 @@ pub(super) struct BenchArgs {
     /// timed steps, after three that are not [6]
     #[argh(option, default = "6")]
     steps: usize,
-    /// instruction set: auto, avx512, avx2 or portable [auto]
-    #[argh(option, default = "IsaChoice(Isa::detect())")]
+    /// instruction set: auto, amx, avx512, avx2 or portable [auto]
+    #[argh(option, default = "IsaChoice::auto()")]
     isa: IsaChoice,
     /// forward passes as hfl eval runs them, not training steps
     #[argh(switch)]
@@ -180,9 +179,10 @@ pub(super) fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
         format!(", {speedup:.2} times as fast as on 1 ({alone_s:.4} s){trip}")
     };
     let scaling = report.scaling.as_ref().map_or(String::new(), scaling);
+    let better = report.no_better_isa.as_ref().map_or(String::new(), |why| format!(" ({why})"));
     print(&format!(
         "{} stem, {}, {} convolutions, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
-         {:.1} images/s, {:.1} GFLOP/s{scaling}",
+         {:.1} images/s, {:.1} GFLOP/s{scaling}{better}",
         report.stem,
         report.precision,
         report.conv,

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use argh::FromArgs;
-use kernels::Isa;
 
 use super::choice::IsaChoice;
 use super::local::{THREADS_MAX, cores};
@@ -32,8 +31,8 @@ saved_model! {
         /// threads [all cores]
         #[argh(option, default = "cores()")]
         threads: usize,
-        /// instruction set: auto, avx512, avx2 or portable [auto]
-        #[argh(option, default = "IsaChoice(Isa::detect())")]
+        /// instruction set: auto, amx, avx512, avx2 or portable [auto]
+        #[argh(option, default = "IsaChoice::auto()")]
         isa: IsaChoice,
         /// one JSON object a picture on stdout
         #[argh(switch)]

@@ -6,6 +6,7 @@ use kernels::{Arena, Isa, Pool, Sgd};
 use serde::Serialize;
 
 use crate::commands::core_latency::round_trip;
+use crate::commands::tier;
 use crate::data::batch::Batch;
 use crate::job::rng::Stream;
 use crate::job::shape::Shape;
@@ -51,8 +52,11 @@ pub struct Report {
     pub precision: Precision,
     /// How convolutions are computed.
     pub conv: Algorithm,
-    /// Instruction-set tier.
+    /// Instruction-set tier of its products.
     pub isa: &'static str,
+    /// Why no better one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_better_isa: Option<String>,
     /// Images of a step.
     pub batch: usize,
     /// Threads.
@@ -98,7 +102,8 @@ const WARM_UP: usize = 3;
 /// # Errors
 /// When the system has not enough memory, or the CPU not the instructions.
 pub fn run(options: Options) -> std::io::Result<Report> {
-    let Options { stem, batch: n, threads, isa, precision, conv, inference, .. } = options;
+    let Options { stem, batch: n, threads, precision, conv, inference, .. } = options;
+    let isa = tier::of(options.isa, precision);
     let network =
         Network::new(Arch::default(), stem, Shape::default()).map_err(std::io::Error::other)?;
     // Two operations a multiplication; forward, gradient by input and gradient by weight.
@@ -121,6 +126,7 @@ pub fn run(options: Options) -> std::io::Result<Report> {
         precision,
         conv,
         isa: isa.name(),
+        no_better_isa: tier::why_no_better(isa, precision),
         batch: n,
         threads,
         median_s: median,

@@ -13,6 +13,7 @@ pub mod report;
 pub mod roster;
 pub(crate) mod saved;
 pub mod secret;
+pub(crate) mod tier;
 pub mod transfer;
 pub mod verify;
 pub mod volumes;

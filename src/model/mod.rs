@@ -40,15 +40,18 @@ impl Model {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::Unsupported,
                 format!(
-                    "precision bf16 needs a CPU with AVX512-BF16, this one runs as {}; \
+                    "precision bf16 needs a CPU with AMX or AVX512-BF16, this one runs as {}; \
                      --precision fp32 runs anywhere",
                     isa.name()
                 ),
             ));
         }
-        let network = network.computed(conv);
+        let network = network.computed(algorithm((precision, conv), isa));
         Ok(match precision {
-            Precision::Fp32 => Self::Single(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
+            Precision::Fp32 => {
+                let isa = isa.of::<f32>();
+                Self::Single(Box::new(ResNet::new(network, batch_max, pool, isa)?))
+            }
             Precision::Bf16 => Self::Half(Box::new(ResNet::new(network, batch_max, pool, isa)?)),
         })
     }
@@ -106,5 +109,14 @@ impl Model {
             Self::Single(model) => model.arena_len(),
             Self::Half(model) => model.arena_len(),
         }
+    }
+}
+
+/// How convolutions are computed: on tiles directly. Winograd's way saves three quarters of the products, but
+/// multiplies what it transforms in `f32` on vectors, which are some ten times as slow.
+fn algorithm((precision, conv): (Precision, Algorithm), isa: Isa) -> Algorithm {
+    match precision == Precision::Bf16 && isa.has_tiles() {
+        true => Algorithm::Direct,
+        false => conv,
     }
 }

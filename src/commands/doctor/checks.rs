@@ -6,7 +6,7 @@ use std::net::{TcpStream, ToSocketAddrs};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kernels::Isa;
+use kernels::{Isa, NoTiles};
 use luks::{Header, Source as Volume};
 use protocol::dcap::{self, Anchor, Collateral, date};
 use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, RemoteVerifier, Role};
@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use super::args::DoctorArgs;
 use super::finding::Finding;
-use crate::commands::bench;
+use crate::commands::{bench, tier};
 use crate::data::dataset::Split;
 use crate::data::source::Source as Pictures;
 use crate::failure::{Doing, Failure};
@@ -86,10 +86,10 @@ fn clock_check() -> Finding {
 }
 
 fn cpu(args: &DoctorArgs) -> Finding {
-    let isa = Isa::detect();
     let precision = args.precision;
+    let isa = tier::of(Isa::detect(), precision);
     if precision == Precision::Bf16 && !isa.has_bf16() {
-        let found = format!("{}, no AVX512-BF16", isa.name());
+        let found = format!("{}, neither AMX nor AVX512-BF16", isa.name());
         return Finding::failed("cpu", found, "--precision fp32, or another machine");
     }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -111,15 +111,21 @@ fn cpu(args: &DoctorArgs) -> Finding {
             return Finding::failed("cpu", error.to_string(), "more memory, or a smaller batch");
         }
     };
+    let why = tier::why_no_better(isa, precision).map_or(String::new(), |why| format!("; {why}"));
     let found = format!(
-        "{}, {threads} threads: about {seconds:.2} s a step of {} images ({} stem, {precision})",
+        "{}, {threads} threads: about {seconds:.2} s a step of {} images ({} stem, {precision}){why}",
         isa.name(),
         args.batch_size,
         args.stem
     );
-    match isa == Isa::Portable {
-        true => Finding::warning("cpu", found, "a CPU with AVX2 is ten times as fast"),
-        false => Finding::ok("cpu", found),
+    match Isa::tiles_checked() {
+        _ if isa == Isa::Portable => {
+            Finding::warning("cpu", found, "a CPU with AVX2 is ten times as fast")
+        }
+        Err(NoTiles::Wrong) => {
+            Finding::warning("cpu", found, "this CPU computes wrongly: replace it")
+        }
+        _ => Finding::ok("cpu", found),
     }
 }
 
