@@ -10,6 +10,8 @@ cargo fmt --all --check
 cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked --quiet
 cargo test --workspace --locked
+# Which tiles these tests ran on: the CPU's, or only their model.
+cargo test -p kernels --locked --test main tiles -- --nocapture 2>/dev/null | grep '^AMX' | sort -u
 .ci/deny.sh
 .ci/threads.sh
 .ci/toolchain.sh

@@ -153,7 +153,7 @@ fn every_tier_way_and_format_computes_the_same_step() {
             check((Precision::Bf16, Algorithm::Auto), isa, 0.3);
         }
     }
-    for isa in Isa::model() {
+    if let Some(isa) = Isa::model() {
         check((Precision::Bf16, Algorithm::Auto), isa, 0.3);
     }
 }

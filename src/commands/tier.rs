@@ -5,7 +5,7 @@ use kernels::{Bf16, Isa};
 use crate::job::Precision;
 
 /// The tier that does the products of a format.
-pub fn of(isa: Isa, precision: Precision) -> Isa {
+pub(crate) fn of(isa: Isa, precision: Precision) -> Isa {
     match precision {
         Precision::Fp32 => isa.of::<f32>(),
         Precision::Bf16 => isa.of::<Bf16>(),
@@ -13,7 +13,7 @@ pub fn of(isa: Isa, precision: Precision) -> Isa {
 }
 
 /// Why not tiles; nothing where they are used.
-pub fn why_no_better(isa: Isa, precision: Precision) -> Option<String> {
+pub(crate) fn why_no_better(isa: Isa, precision: Precision) -> Option<String> {
     let best = of(Isa::detect(), precision);
     if isa.name() != best.name() {
         return Some(format!("--isa auto takes {}", best.name()));
