@@ -118,13 +118,16 @@ fn bits_are_the_same_with_more_threads_than_tiles() {
 fn a_step_on_the_model_of_tiles_has_the_same_bits_on_any_number_of_threads() {
     let way = (Precision::Bf16, Algorithm::Auto);
     for isa in Isa::model().into_iter().chain(Isa::named("amx")) {
-        let bits =
-            |threads, pieces| bits_of(step((Stem::Imagenet, IMAGES), way, (threads, isa), pieces));
+        let bits = |threads, pieces| {
+            bits_of(step((Arch::Resnet50, Stem::Imagenet, IMAGES), way, (threads, isa), pieces))
+        };
         assert!(bits(1, Pieces::Whole) == bits(3, Pieces::Small), "{}", isa.name());
     }
     // Instructions and model do not differ.
     if let [Some(model), Some(tiles)] = [Isa::model(), Isa::named("amx")] {
-        let bits = |isa| bits_of(step((Stem::Imagenet, IMAGES), way, (2, isa), Pieces::Small));
+        let bits = |isa| {
+            bits_of(step((Arch::Resnet50, Stem::Imagenet, IMAGES), way, (2, isa), Pieces::Small))
+        };
         assert!(bits(model) == bits(tiles));
     }
 }
