@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::failure::{Doing, Failure};
 
-/// Largest file that is read.
+/// Largest file that is read whole; what may be larger (data, volumes) is read in parts.
 pub(crate) const FILE_LEN_MAX: u64 = 1 << 30;
 
 /// Reads a file of this system, if it is there and not too large.

@@ -18,7 +18,7 @@ pub const RECORD_LEN: usize = 1 + PIXELS_LEN;
 /// Bytes of a record of CIFAR-100.
 const RECORD100_LEN: usize = 2 + PIXELS_LEN;
 
-/// Largest file that is read.
+/// Largest file that is read: the whole set is in memory, and a device or a log named by mistake must not be.
 const FILE_LEN_MAX: u64 = 4 << 30;
 
 /// What the files hold, labels and pixels apart.

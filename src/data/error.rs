@@ -43,7 +43,7 @@ impl DataError {
     }
 }
 
-/// Names that a message lists at most.
+/// Names that a message lists at most: a screen, not a log.
 const NAMES_MAX: usize = 12;
 
 fn list(names: &[String]) -> String {

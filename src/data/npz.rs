@@ -22,7 +22,7 @@ pub(super) struct Arrays {
 
 /// Largest archive, and largest array in one: both are in memory.
 pub(super) const LEN_MAX: u64 = 4 << 30;
-/// Longest header of an array.
+/// Longest header of an array; NumPy pads a short dictionary to 128 bytes.
 const HEADER_LEN_MAX: usize = 4096;
 
 /// Reads a split's arrays.

@@ -23,7 +23,7 @@ pub struct Picture {
     pub rgb: Vec<u8>,
 }
 
-/// Largest width and height.
+/// Largest width and height, refused before anything is allocated for them.
 pub const SIDE_MAX: usize = 32_768;
 /// Most pixels, 300 MiB as a decoder has them: cameras and scanners make fewer, slides of pathology are cut into tiles.
 pub const PIXELS_MAX: usize = 100 << 20;

@@ -309,7 +309,7 @@ pub const BATCH_MAX: u32 = 4096;
 pub const LOCAL_STEPS_MAX: u32 = 10_000;
 /// Most seconds for which a round waits for its last workers: a week.
 pub const DEADLINE_MAX: u32 = 7 * 24 * 3600;
-/// Most workers of a job.
+/// Most workers of a job: sums are made in their order, so that the last waits for all others.
 pub const WORKERS_MAX: u16 = 64;
 
 /// Why bytes are no job.

@@ -5,7 +5,7 @@ use ring::digest::{Algorithm, SHA256, SHA384, SHA512, digest};
 
 use super::gzip::gunzip;
 
-/// Largest document, unpacked, and largest file in which it comes.
+/// Largest document, unpacked, and largest file in which it comes: gzip may claim a thousand times its size.
 const DOCUMENT_LEN_MAX: usize = 1 << 20;
 /// Begins a gzip file.
 const GZIP: [u8; 2] = [0x1f, 0x8b];

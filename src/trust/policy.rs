@@ -9,7 +9,7 @@ use protocol::dcap::Collateral;
 
 use crate::failure::{Doing, Failure};
 
-/// Largest file that is read.
+/// Largest file that is read: a policy is a few KB, a bundle of collateral up to some MiB.
 const FILE_LEN_MAX: u64 = 8 << 20;
 
 /// Reads a bundle of collateral.

@@ -29,7 +29,7 @@ const DSTACK_LABEL: &[u8] = b"ratls-cert:";
 pub(super) const TAGGED_PAIR: &[u8] = &[0xd9, 0xea, 0x60, 0x82];
 /// The same with a tag of our own ("hfl1"), for what is no quote alone: evidence with a virtual TPM's part.
 pub(super) const TAGGED_VTPM_PAIR: &[u8] = &[0xda, 0x68, 0x66, 0x6c, 0x31, 0x82];
-/// Most claims.
+/// Most claims, which are read before anything about the peer is known; ours and others' have one or two.
 const CLAIMS_MAX: usize = 16;
 
 /// A form of certificates with evidence.

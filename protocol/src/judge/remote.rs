@@ -17,7 +17,7 @@ use crate::http::{Answer, Authority, Client, Url};
 use crate::judge::dcap::Status;
 use crate::judge::token::{Keys, Token, TokenError};
 
-/// Largest configuration file.
+/// Largest configuration file: a few lines, and nothing that was given by mistake is read to its end.
 const FILE_LEN_MAX: usize = 64 << 10;
 /// Pauses before a request is repeated, where a service is busy or out of order.
 const PAUSES: [Duration; 3] =

@@ -6,7 +6,8 @@
 //! ```
 //! All integers little-endian; the length counts what follows the kind.
 
-/// Most bytes of values in a chunk.
+/// Most bytes of values in a chunk: sixteen records of TLS, so that a header costs nothing, and little enough that a
+/// peer's claim of a length reserves no memory that matters.
 pub const CHUNK_LEN_MAX: usize = 256 << 10;
 /// Most bytes of a message: evidence with collateral.
 pub(crate) const MESSAGE_LEN_MAX: usize = 256 << 10;

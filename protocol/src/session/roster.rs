@@ -13,7 +13,8 @@ use crate::judge::verify::{Judged, Shown, Verdict, Verifier};
 use crate::rejection::Rejection;
 use crate::role::Role;
 
-/// Most entries: processes of a job that were admitted, each once.
+/// Most entries: processes of a job that were admitted, each once. Each has a quote of some 8 KiB, and all are in
+/// memory.
 pub const ROSTER_MAX: usize = 4096;
 
 /// A peer that was verified, with its evidence and what this was bound to.

@@ -28,7 +28,7 @@ use crate::trust::policy;
 use crate::trust::{Attestation, EARLIEST, Source, clock};
 use protocol::hex;
 
-/// Longest wait for a connection, and for its attestation.
+/// Longest wait for a connection, and for its attestation, which may wait for a quote (30 s) on the other side.
 const CONNECT_WAIT: Duration = Duration::from_secs(3);
 const ATTEST_WAIT: Duration = Duration::from_secs(35);
 /// Workers of a job, where nothing says how many: the default.

@@ -20,7 +20,7 @@ pub(super) struct Workload {
     pub(super) mounts: Vec<String>,
 }
 
-/// Most bytes of manifests.
+/// Most bytes of manifests, which are parsed whole; an overlay of ours renders to 30 KB.
 pub(super) const MANIFESTS_LEN_MAX: usize = 4 << 20;
 
 /// The variable that differs between the pods of an indexed job.

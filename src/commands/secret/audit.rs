@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use protocol::hex;
 
-/// Longest line.
+/// Longest line: ours are below 1 KiB, and a log may have been replaced by anything.
 const LINE_LEN_MAX: u64 = 8 << 10;
 
 /// What a line tells of.

@@ -14,7 +14,8 @@ use zeroize::Zeroizing;
 
 /// The file inside a volume.
 pub(super) const FILE: &str = "secrets.json";
-/// Largest file, most entries, longest name and secret.
+/// Largest file, most entries, longest name and secret. All of it is in memory and wiped after; a name travels in a
+/// message and into the log.
 const FILE_LEN_MAX: usize = 1 << 20;
 const ENTRIES_MAX: usize = 1024;
 pub(super) const APP_ID_LEN_MAX: usize = 128;

@@ -24,7 +24,7 @@ use crate::trust::passphrase::KeySource;
 use crate::trust::{TrustOptions, clock};
 use protocol::hex;
 
-/// How long a verified peer may take to ask and to leave.
+/// How long a verified peer may take to ask and to leave: its place is one of few.
 const ASK_WAIT: Duration = Duration::from_secs(30);
 
 /// So that a deadline is past, not just reached, when a wait for it ends.

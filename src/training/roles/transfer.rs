@@ -15,7 +15,7 @@ use crate::termination;
 use crate::training::store::Place;
 use crate::training::volume;
 
-/// Longest silence of a peer.
+/// Longest silence of a peer: it writes what it gets to a disk, and computes nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Serves the volume of a finished job, if there is one.

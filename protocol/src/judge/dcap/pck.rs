@@ -9,6 +9,7 @@ use super::pki::Certificate;
 const SGX_EXTENSION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113741.1.13.1");
 /// Encoded identifier of the extension; its fields add one or two bytes.
 const PREFIX: [u8; 9] = [0x2a, 0x86, 0x48, 0x86, 0xf8, 0x4d, 0x01, 0x0d, 0x01];
+/// Intel's sequences have at most 18 fields; each is compared with those before it.
 const FIELDS_MAX: usize = 32;
 
 /// A machine.
