@@ -237,7 +237,7 @@ fn superblock(groups: &[Group], free: u64, label: &str, now: u32) -> Vec<u8> {
     // Half MD4 for hashed directories, and the kind of the journal's backup.
     bytes[0xfc] = 1;
     bytes[0xfd] = 1;
-    let label = label[..label.floor_char_boundary(16)].as_bytes();
+    let label = &label.as_bytes()[..label.floor_char_boundary(16)];
     bytes[120..120 + label.len()].copy_from_slice(label);
     bytes
 }

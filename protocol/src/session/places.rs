@@ -10,8 +10,8 @@ use crate::limit::network;
 /// Most verified peers at a time: four times the workers of a job, so that those who come back find a place while the
 /// old connection is not yet known to be gone.
 pub(super) const VERIFIED_MAX: usize = 256;
-/// Most connections that have not attested yet, each with a TLS state and buffers; of one network, so that four strangers do not
-/// take all; and of one that connects too often, which may be an ingress with honest peers behind it.
+/// Most connections that have not attested yet, each with a TLS state and buffers; of one network, so that four
+/// strangers do not take all; and of one that connects too often, which may be an ingress with honest peers behind it.
 pub(super) const HALF_OPEN_MAX: usize = 256;
 pub(super) const SHARE_MAX: usize = 64;
 pub(super) const SHARE_OVER_RATE: usize = 8;
