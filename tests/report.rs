@@ -33,7 +33,8 @@ fn names(events: &[Event]) -> BTreeSet<String> {
 /// Runs the job; what ps0 said.
 fn job(cast: &Cast) -> Vec<Event> {
     let json = ("--json", "");
-    let ps0 = cast.start("ps0", &[json, ("--report", "html")]);
+    let options = [json, ("--report", "html"), ("--evaluate-every", "1")];
+    let ps0 = cast.start("ps0", &options);
     let slow = ("--pause-ms", "100");
     let worker0 = cast.start("worker0", &[json, slow]);
     let worker1 = cast.start("worker1", &[json, slow]);

@@ -87,6 +87,8 @@ struct Link {
     /// It is to be told that a round closes, or closed, without it.
     skipped: bool,
     place: Place,
+    /// It has no test images, and no place yet.
+    is_blind: bool,
     told_end: bool,
     challenge: Challenge,
 }
@@ -399,6 +401,7 @@ impl ParameterServer {
             repeat: false,
             skipped: false,
             place: Place::None,
+            is_blind: false,
             told_end: false,
             challenge: Challenge::None,
         };
@@ -496,6 +499,9 @@ impl ParameterServer {
             self.job.quorum.is_some() && (is_out || knows_nothing || !self.counted_last[index]);
         if !is_out {
             self.tally.forget(worker);
+            if link.is_blind {
+                self.tally.take(worker, &[]);
+            }
         }
         let before = self.state.members[index].replace(member);
         if self.state.members.iter().all(Option::is_some) {

@@ -310,9 +310,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Every interleaving of a caller and a thread with at most three preemptions, of two callers with one (CHESS, Musuvathi
-/// and Qadeer, "Iterative context bounding for systematic testing of multithreaded programs", 2007), with the
-/// reorderings that C11 allows.
+/// Every interleaving of a caller and a thread with at most three preemptions, of two callers with one (Musuvathi and
+/// Qadeer, "Iterative context bounding for systematic testing of multithreaded programs", 2007), with the reorderings
+/// that C11 allows.
 #[cfg(all(test, loom))]
 mod model {
     use super::*;

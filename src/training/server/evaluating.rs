@@ -49,8 +49,14 @@ impl ParameterServer {
         step: u64,
         confusion: &[u32],
     ) -> Result<(), Refusal> {
-        let link = self.links.get(&id).filter(|link| link.place == Place::Held);
-        let worker = link.ok_or(Refusal::Protocol)?.worker;
+        let link = self.links.get_mut(&id).ok_or(Refusal::Protocol)?;
+        if link.place != Place::Held {
+            // Who waits for a place that another holds has said it with its join: it counts once the place is free.
+            let waits = matches!(link.place, Place::Wanted(_) | Place::Lost);
+            link.is_blind = waits && confusion.is_empty();
+            return link.is_blind.then_some(()).ok_or(Refusal::Protocol);
+        }
+        let worker = link.worker;
         let is_due = step == self.state.step && self.is_evaluating();
         // After a lost connection it may say again what has been settled.
         let is_late = step <= self.state.found.last;

@@ -12,8 +12,8 @@ use x509_cert::time::Time;
 use super::anchor::{Anchor, Encoding};
 use super::fault::{Fault, Item, Problem};
 
-/// Most certificates of a chain (Intel's have three; each costs a signature), and most bytes of a list, which a peer may
-/// bring.
+/// Most certificates of a chain (Intel's have three; each costs a signature), and most bytes of a list, which a peer
+/// may bring.
 const CHAIN_MAX: usize = 4;
 const CRL_LEN_MAX: usize = 4 << 20;
 const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
