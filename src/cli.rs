@@ -8,7 +8,7 @@ mod predict;
 mod role;
 
 use crate::commands::{
-    doctor, export, initdata, report, roster, secret, transfer, verify, volumes,
+    doctor, export, identity, initdata, report, roster, secret, transfer, verify, volumes,
 };
 use crate::failure::Failure;
 use crate::report::print;
@@ -39,6 +39,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Doctor(args)), _) => doctor::run(&args),
         (Some(Command::Eval(args)), _) => local::run_eval(&args),
         (Some(Command::Export(args)), _) => export::run(&args),
+        (Some(Command::Identity(args)), _) => identity::run(args),
         (Some(Command::Initdata(args)), _) => initdata::run(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
         (Some(Command::Model(args)), _) => transfer::run(args),

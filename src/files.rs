@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::failure::{Doing, Failure};
@@ -33,6 +34,16 @@ pub fn read_at_most(path: &Path, len_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(len as usize);
     file.take(len_max).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Writes a new file that only its owner can read.
+///
+/// # Errors
+/// When the name is taken, or the system refuses.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Writes a file whole. What has this name already is replaced if it is of the same kind (`what`, by `is_one`),

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::str::FromStr;
 
-use protocol::Net;
+use protocol::{Net, unhex};
 
 use crate::failure::Failure;
 
@@ -31,6 +31,35 @@ impl FromStr for HostList {
         match hosts.iter().find(|host| !has_port(host)) {
             Some(host) => Err(format!("'{host}' is not host:port")),
             None => Ok(Self(hosts)),
+        }
+    }
+}
+
+/// `host:port#SHA256`: an address, and the key that whoever is met there has to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PinnedHost {
+    /// `host:port`.
+    pub address: String,
+    /// SHA-256 of the SubjectPublicKeyInfo, if it is named.
+    pub key: Option<[u8; 32]>,
+}
+
+impl PinnedHost {
+    /// An address without a key.
+    pub(crate) fn of(address: &str) -> Self {
+        Self { address: address.into(), key: None }
+    }
+}
+
+impl FromStr for PinnedHost {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((address, digits)) = text.split_once('#') else { return Ok(Self::of(text)) };
+        let key = unhex(digits).and_then(|bytes| bytes.try_into().ok());
+        match key {
+            Some(key) => Ok(Self { address: address.into(), key: Some(key) }),
+            None => Err("after '#': 64 digits of the owner's key (hfl identity show)".into()),
         }
     }
 }

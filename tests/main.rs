@@ -12,6 +12,7 @@ mod licences;
 mod metrics;
 mod network;
 mod own_data;
+mod owners;
 mod parity;
 mod participants;
 mod processes;

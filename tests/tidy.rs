@@ -29,6 +29,7 @@ const WORLDS: [(&str, &[&str]); 8] = [
             "protocol/src/certified.rs",
             "protocol/src/evidence/sim.rs",
             "protocol/src/identity/chain.rs",
+            "protocol/src/identity/owner.rs",
             "protocol/src/judge/dcap/pki.rs",
             "protocol/src/http.rs",
             "protocol/src/http/standin.rs",

@@ -255,7 +255,13 @@ mod tests {
         let vtpm = Vtpm { claims, message: attest, signature: vec![9; 256], pcrs };
         write("evidence", "vtpm", &vtpm.encode(&quote));
         let messages = [
-            Message::Hello { version: 1, role: Role::Worker(1), nonce: [5; 32], job: [6; 32] },
+            Message::Hello {
+                version: 1,
+                role: Role::Worker(1),
+                nonce: [5; 32],
+                job: [6; 32],
+                policy: [7; 32],
+            },
             Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Refused(Refusal::Evidence),
             Message::Job(b"{}".to_vec()),

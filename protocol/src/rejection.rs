@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::evidence::quote::QuoteError;
 use crate::hex::Hex;
-use crate::judge::dcap::{Fault, Item, Problem, Shortcoming};
+use crate::judge::dcap::{self, Fault, Item, Problem, Shortcoming};
 use crate::judge::remote::RemoteError;
 use crate::role::Role;
 
@@ -45,6 +45,12 @@ pub enum Rejection {
     Reflection,
     /// The measurement may not take this role.
     RoleOfMeasurement(Role),
+    /// The measurement was accepted until this moment, in seconds since 1970.
+    Outlived(u64),
+    /// The key (SHA-256 of the SubjectPublicKeyInfo) is none that the policy lists for this role.
+    Key(Role, [u8; 32]),
+    /// The fellow of a job judges others by a policy (its digest) that is neither ours nor listed in ours.
+    Policy(Role, [u8; 32]),
 }
 
 /// A measurement that is not what a policy says.
@@ -86,6 +92,9 @@ impl Rejection {
             Self::ReportData => "report-data",
             Self::Reflection => "reflection",
             Self::RoleOfMeasurement(_) => "role",
+            Self::Outlived(_) => "measurement-outlived",
+            Self::Key(..) => "key",
+            Self::Policy(..) => "policy",
         }
     }
 }
@@ -115,15 +124,36 @@ impl fmt::Display for Rejection {
                  measured by a TPM, and the policy lists no pcrs (or the other way round)"
             ),
             Self::Vtpm(what) => write!(f, "the virtual TPM's evidence: {what}"),
-            Self::MissingEvidence => write!(f, "the certificate carries no evidence"),
+            Self::MissingEvidence => {
+                write!(
+                    f,
+                    "no evidence, and the key is none of the policy's service_keys or node_keys"
+                )
+            }
             Self::Certificate(what) => write!(f, "the certificate is malformed: {what}"),
             Self::ReportData => {
                 write!(f, "the quote is bound to another key, connection, role or job")
             }
             Self::Reflection => write!(f, "the peer shows our own key"),
+            Self::RoleOfMeasurement(role @ Role::SecretService) => write!(
+                f,
+                "a TD with these measurements may not be {role}: no set of the policy has it in its roles, and \
+                 there are no service_keys"
+            ),
             Self::RoleOfMeasurement(role) => {
                 write!(f, "a TD with these measurements may not be {role}")
             }
+            Self::Outlived(until) => {
+                write!(f, "a TD with these measurements was accepted until {}", dcap::date(*until))
+            }
+            Self::Key(role, key) => {
+                write!(f, "the key {} is none that the policy lists for {role}", Hex(key))
+            }
+            Self::Policy(role, digest) => write!(
+                f,
+                "{role} judges others by the policy {}, which is neither ours nor listed in ours (policies)",
+                Hex(digest)
+            ),
         }
     }
 }

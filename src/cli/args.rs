@@ -10,6 +10,7 @@ use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::export::ExportArgs;
+use crate::commands::identity::IdentityArgs;
 use crate::commands::initdata::InitdataArgs;
 use crate::commands::report::ReportArgs;
 use crate::commands::roster::RosterArgs;
@@ -19,7 +20,7 @@ use crate::commands::verify::{QuoteArgs, VerifyArgs};
 use crate::commands::volumes::{LuksArgs, Size};
 use crate::data::dataset::Shard;
 use crate::data::hold_out::HoldOut;
-use crate::hosts::HostList;
+use crate::hosts::{HostList, PinnedHost};
 use crate::job::evaluation::Evaluation;
 use crate::job::shape::Shape;
 use crate::job::{
@@ -88,9 +89,9 @@ pub struct Args {
     /// open file descriptor to read the volume's passphrase from
     #[argh(option)]
     pub(super) key_fd: Option<u32>,
-    /// host:port of the service that has the volume's passphrase (hfl secret serve)
+    /// host:port[#SHA256 of its owner's key] of the service with the volume's passphrase (hfl secret serve)
     #[argh(option)]
-    pub(super) secret_service: Option<String>,
+    pub(super) secret_service: Option<PinnedHost>,
     /// name of the passphrase there [hfl-tdx-coco-app]
     #[argh(option, default = "Service::APP_ID.into()")]
     pub(super) app_id: String,
@@ -220,6 +221,9 @@ pub struct Args {
     /// print the version
     #[argh(switch)]
     pub(super) version: bool,
+    /// owner's key to show (hfl identity create)
+    #[argh(option)]
+    pub(super) identity: Option<PathBuf>,
     /// what the simulated TD runs, for tests of who is refused
     #[argh(option, default = "TrustOptions::SIM_IMAGE.into()", hidden_help)]
     pub(super) sim_image: String,
@@ -242,6 +246,7 @@ pub(super) enum Command {
     Doctor(DoctorArgs),
     Eval(EvalArgs),
     Export(ExportArgs),
+    Identity(IdentityArgs),
     Initdata(InitdataArgs),
     Luks(LuksArgs),
     Model(ModelArgs),

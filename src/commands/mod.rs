@@ -7,6 +7,7 @@ pub mod demo;
 pub mod doctor;
 pub mod eval;
 pub mod export;
+pub mod identity;
 pub mod initdata;
 pub mod predict;
 pub mod report;

@@ -50,7 +50,8 @@ pub fn run(args: RosterArgs) -> Result<(), Failure> {
     let roster = parse(&bytes.ok_or_else(|| Failure::new(format!("{name}: not there")))?);
     let roster = roster.doing(&name)?;
     let sim_image = TrustOptions::SIM_IMAGE.into();
-    let verifier = TrustOptions { attestation, collateral, policy, sim_image }.verifier()?;
+    let verifier =
+        TrustOptions { attestation, collateral, policy, identity: None, sim_image }.verifier()?;
     let refused = roster.entries().iter().filter(|entry| !shown(entry, &verifier, at)).count();
     print(&format!("{} entries, head sha256:{}", roster.entries().len(), hex(roster.head())))?;
     match refused {

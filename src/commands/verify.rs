@@ -232,6 +232,7 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
                 attestation: args.attestation,
                 collateral: Vec::new(),
                 policy: None,
+                identity: None,
                 sim_image: TrustOptions::SIM_IMAGE.into(),
             };
             let quote = trust.attester()?.quote(&[0; 64]).doing("quote of this TD")?;
@@ -311,13 +312,13 @@ fn judge(quote: &[u8], collateral: &[u8], root: &Anchor, now: u64, policy: &Poli
                 Body::Td(report) => vtpm
                     .as_ref()
                     .map_or(Ok(()), |vtpm| vtpm.verify(&report.report_data).map(drop))
-                    .and_then(|()| policy.check(report, pcrs.as_ref(), None)),
+                    .and_then(|()| policy.check(report, pcrs.as_ref(), None, now)),
                 // Measurements of TDs are not those of enclaves.
                 Body::Enclave(_) if policy.accepts_anything() => Ok(()),
                 Body::Enclave(_) => Err(Rejection::Platform("an enclave, the policy is for TDs")),
             };
             let refused = td
-                .and_then(|()| policy.check_platform(&verdict, now))
+                .and_then(|()| policy.check_platform(&verdict, None, now))
                 .err()
                 .map(|why| (why.code().to_owned(), why.to_string(), advice(&why)));
             Outcome { verdict: Some(verdict), pcrs, refused }

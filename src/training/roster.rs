@@ -22,13 +22,16 @@ struct Written {
     nonces: [String; 2],
     exporter: String,
     job: String,
+    /// Digests of the policies that both judged by: the peer's, the server's.
+    policies: [String; 2],
     quote: String,
     previous: String,
 }
 
 impl Written {
     fn new(entry: &Entry) -> Self {
-        let Admission { role, server, time, keys, nonces, exporter, job, quote } = &entry.admission;
+        let Admission { role, server, time, keys, nonces, exporter, job, policies, quote } =
+            &entry.admission;
         Self {
             number: entry.number,
             role: role.to_string(),
@@ -38,6 +41,7 @@ impl Written {
             nonces: [hex(&nonces[0]), hex(&nonces[1])],
             exporter: hex(exporter),
             job: hex(job),
+            policies: [hex(&policies[0]), hex(&policies[1])],
             quote: Base64::encode_string(quote),
             previous: hex(&entry.previous),
         }
@@ -57,6 +61,7 @@ impl Written {
                 nonces: pair(&self.nonces)?,
                 exporter: bytes(&self.exporter)?,
                 job: bytes(&self.job)?,
+                policies: pair(&self.policies)?,
                 quote: Base64::decode_vec(&self.quote).ok()?,
             },
         })

@@ -7,6 +7,7 @@ use protocol::{Config, Ended, Event, Message, Net, Refusal, Role, Session};
 use zeroize::Zeroizing;
 
 use crate::failure::{Doing, Failure};
+use crate::hosts::PinnedHost;
 use crate::termination;
 
 /// First and longest pause between two tries: within the rate that a service allows one address.
@@ -15,8 +16,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5
 /// Where a secret is to be had.
 #[derive(Clone, Debug)]
 pub struct Service {
-    /// `host:port`.
-    pub address: String,
+    /// Where it listens, and whose it has to be.
+    pub at: PinnedHost,
     /// Name of the secret.
     pub app_id: String,
     /// How long to try.
@@ -34,9 +35,12 @@ impl Service {
 ///
 /// # Errors
 /// When the service refuses, is not to be trusted, or does not answer in time.
-pub fn fetch(config: &Arc<Config>, service: &Service) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let Service { address, app_id, wait } = service;
+pub fn fetch(own: &Arc<Config>, service: &Service) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let Service { at: PinnedHost { address, key }, app_id, wait } = service;
+    let pinned = key.map(|key| own.with_policy(own.verifier.policy.clone().with_service_key(key)));
+    let config = pinned.transpose().doing("the key of the service")?.map(Arc::new);
     let end = Instant::now() + *wait;
+    let config = config.as_ref().unwrap_or(own);
     let mut net = Net::new(Arc::clone(config)).doing("network")?;
     termination::wake(&mut net)?;
     let mut pause = PAUSES[0];
@@ -70,7 +74,7 @@ fn attempt(
     service: &Service,
     end: Instant,
 ) -> Result<Result<Zeroizing<Vec<u8>>, Ended>, Failure> {
-    let id = match net.connect(&service.address) {
+    let id = match net.connect(&service.at.address) {
         Ok(id) => id,
         // A name may come to be known while pods start.
         Err(error) => return Ok(Err(Ended::Io(error))),

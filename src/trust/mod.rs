@@ -8,7 +8,7 @@ pub mod passphrase;
 pub mod policy;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,15 +16,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use luks::linux;
 use protocol::{
     Attester, Authority, AzureVm, CollateralStore, Config, ConfigfsTsm, GuestComponents, Host,
-    Pccs, Policy, QuoteService, RemoteVerifier, Role, SimPlatform, Stream, Trust, Url, Verifier,
-    dcap,
+    OwnerKey, Pccs, Policy, QuoteService, RemoteVerifier, Role, SimPlatform, Stream, Trust, Url,
+    Verifier, dcap,
 };
 use zeroize::Zeroizing;
 
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
 use crate::trust::policy::{read_collateral, read_policy};
-use protocol::unhex;
+use protocol::{hex, unhex};
 
 /// Where evidence comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub enum Attestation {
     Azure,
     /// Simulated TDs under a public test root.
     Sim,
+    /// None: an owner's key stands in its place, for a secret service and a trusted node.
+    None,
 }
 
 impl FromStr for Attestation {
@@ -51,7 +53,8 @@ impl FromStr for Attestation {
             "tdx" => Ok(Self::Tdx),
             "coco" => Ok(Self::Coco),
             "azure" => Ok(Self::Azure),
-            _ => Err("expected auto, tdx, coco, azure or sim".into()),
+            "none" => Ok(Self::None),
+            _ => Err("expected auto, tdx, coco, azure, sim or none".into()),
         }
     }
 }
@@ -69,6 +72,8 @@ pub struct TrustOptions {
     pub collateral: Vec<Source>,
     /// What peers must be; simulated TDs without it must be the same as this one.
     pub policy: Option<PathBuf>,
+    /// The owner's key that we show; a fresh one without.
+    pub identity: Option<PathBuf>,
     /// What the simulated TD runs: a name in the place of an image, for tests of who is refused.
     pub sim_image: String,
 }
@@ -87,16 +92,39 @@ impl TrustOptions {
             let what = format!("this machine's clock is behind: it says {}", dcap::date(now));
             return Err(Failure::new(what).hint("set the time: no certificate would be valid"));
         }
-        let attester = self.attester()?;
+        let attester = self.evidence(role)?;
         let verifier = self.verifier()?;
-        if attester.name() == GuestComponents::NAME && verifier.policy.leaves_config_open() {
+        let is_pod = attester.as_ref().is_some_and(|from| from.name() == GuestComponents::NAME);
+        if is_pod && verifier.policy.leaves_config_open() {
             log::warn!(
                 "the policy leaves mr_config_id open: ANY image in the same guest meets it, and peers are pods as \
                  this one (hfl initdata, hfl quote --policy-template --init-data FILE)"
             );
         }
-        let config = Config::new(role, attester, verifier, clock);
+        if self.policy.is_some() {
+            log::info!("we judge others by the policy sha256:{}", hex(&verifier.policy.digest()));
+        }
+        let config = match (&self.identity, attester) {
+            (Some(path), attester) => {
+                let key = read_key(path)?;
+                log::info!("our key is sha256:{}", hex(&key.hash().doing(path.display())?));
+                Config::of_owner(role, &key, attester, verifier, clock)
+            }
+            (None, Some(attester)) => Config::new(role, attester, verifier, clock),
+            (None, None) => {
+                return Err(Failure::usage("--attestation none: a key stands in its place")
+                    .hint("--identity FILE (hfl identity create)"));
+            }
+        };
         config.map(Arc::new).doing("evidence of this TD")
+    }
+
+    /// The source of our evidence in a role; none for an owner's machine.
+    fn evidence(&self, role: Role) -> Result<Option<Arc<dyn Attester>>, Failure> {
+        match (self.attestation, role) {
+            (Attestation::None, Role::SecretService | Role::TrustedNode) => Ok(None),
+            _ => self.attester().map(Some),
+        }
     }
 
     /// The source of our evidence.
@@ -121,6 +149,8 @@ impl TrustOptions {
                 Failure::new("no TPM with a paravisor's report (/dev/tpmrm0, index 0x01400001)")
                     .hint("as root in a confidential virtual machine; in a container --attestation coco")
             }),
+            Attestation::None => Err(Failure::usage("--attestation none: this needs evidence")
+                .hint("an owner's key stands in its place for a secret service and a trusted node only")),
             // A kernel there may have configfs-tsm with nobody behind it: the more particular one first.
             Attestation::Auto => azure().or_else(td).or_else(guest_components).ok_or_else(|| {
                 Failure::new(
@@ -129,7 +159,10 @@ impl TrustOptions {
                 )
                 .hint(match self.policy {
                     // Who judges peers by a policy is not led to where anybody meets one.
-                    Some(_) => "this has to run in a TD; hfl doctor says what is missing",
+                    Some(_) => {
+                        "this has to run in a TD (hfl doctor says what is missing); an owner's secret service or \
+                         trusted node without one: --attestation none --identity FILE"
+                    }
                     None => "--attestation sim trains with simulated evidence, which protects nothing",
                 })
             }),
@@ -152,6 +185,10 @@ impl TrustOptions {
             Failure::new("no policy to judge peers with")
                 .hint("--policy FILE; hfl quote --policy-template makes one to be checked")
         })?;
+        if policy.simulated {
+            log::warn!("SIMULATED peers are accepted, as the policy says: anybody can be one");
+            return Ok(Verifier { trust: Trust::Simulated, policy });
+        }
         if let Some(service) = self.remote()? {
             return Ok(Verifier { trust: Trust::Remote(Arc::new(service)), policy });
         }
@@ -164,6 +201,9 @@ impl TrustOptions {
     /// When it cannot be read, is none, or has rules that the other options leave nobody to check.
     pub fn policy(&self) -> Result<Option<Policy>, Failure> {
         let policy = self.policy.as_deref().map(read_policy).transpose()?;
+        if let (Some(policy), Some(path)) = (&policy, &self.policy) {
+            self.check_kind(policy).doing(format!("policy {}", path.display()))?;
+        }
         let rule = policy.as_ref().and_then(Policy::needs_collateral);
         if let Some(rule) = rule
             && self.attestation != Attestation::Sim
@@ -173,6 +213,20 @@ impl TrustOptions {
             return Err(Failure::new(what).hint("collateral instead, or a policy without it"));
         }
         Ok(policy)
+    }
+
+    /// Measurements of real TDs say nothing about simulated ones, which anybody can make to any measure; and the
+    /// other way round.
+    fn check_kind(&self, policy: &Policy) -> Result<(), String> {
+        let is_real = !policy.accepts_anything() && !policy.simulated;
+        match self.attestation {
+            Attestation::Sim if is_real => Err("it is of real TDs, and simulated evidence would \
+                 let anybody in (our own: --attestation auto in a TD, none with --identity)"
+                .into()),
+            Attestation::Sim | Attestation::None => Ok(()),
+            _ if policy.simulated => Err("it is of simulated TDs, which anybody can make".into()),
+            _ => Ok(()),
+        }
     }
 
     /// The remote verifier that the only file configures, if it does.
@@ -292,6 +346,15 @@ impl Host for TdxDevice {
     fn connect(&self) -> io::Result<Box<dyn Stream>> {
         Ok(Box::new(linux::vsock_to_host(QGS_PORT, QGS_WAIT)?))
     }
+}
+
+/// Reads an owner's key, in memory that is wiped.
+pub(crate) fn read_key(path: &Path) -> Result<OwnerKey, Failure> {
+    let bytes = read_bounded(path).doing(path.display())?;
+    let bytes = bytes.ok_or_else(|| {
+        Failure::new(format!("{}: not there", path.display())).hint("hfl identity create")
+    })?;
+    OwnerKey::parse(&Zeroizing::new(bytes)).doing(path.display())
 }
 
 /// Seconds since 1970.

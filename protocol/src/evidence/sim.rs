@@ -27,6 +27,8 @@ const ROOT_NAME: &str = "hfl simulated TDX root, anybody can sign";
 /// SEPT_VE_DISABLE: a TD that does not let its host surprise it with unmapped pages.
 const TD_ATTRIBUTES: [u8; 8] = [0, 0, 0, 0x10, 0, 0, 0, 0];
 const XFAM: [u8; 8] = [0xe7, 0x02, 0x06, 0, 0, 0, 0, 0];
+/// What is measured as the module.
+const MODULE: &str = "module";
 /// Time that the platform's certificates are valid before and after it is made, in seconds.
 const VALIDITY: i64 = 365 * 24 * 3600;
 
@@ -37,6 +39,11 @@ pub fn is_simulated(quote: &Quote) -> bool {
     let pem = quote.chain.strip_suffix(&[0]).unwrap_or(&quote.chain);
     let certificates = CertificateDer::pem_slice_iter(pem).take(CHAIN_MAX);
     certificates.flatten().any(|der| der.windows(name.len()).any(|part| part == name))
+}
+
+/// Whether a TD's measurements are those of simulated TDs, by their module.
+pub(crate) fn is_simulated_td(report: &TdReport) -> bool {
+    report.mr_seam == measurement(MODULE)
 }
 
 /// A platform that makes quotes about one imaginary TD.
@@ -60,7 +67,7 @@ impl SimPlatform {
         let (pck_key, chain) = platform_chain(now, &random);
         let mut report = TdReport {
             tee_tcb_svn: [5, 1, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-            mr_seam: measurement("module"),
+            mr_seam: measurement(MODULE),
             mr_signer_seam: [0; 48],
             seam_attributes: [0; 8],
             td_attributes: TD_ATTRIBUTES,

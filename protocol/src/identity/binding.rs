@@ -25,11 +25,13 @@ pub struct Binding<'a> {
     pub exporter: &'a [u8; 32],
     /// Digest of the job.
     pub job: &'a [u8; 32],
+    /// Digests of the policies that both judge others by: the prover's, the verifier's.
+    pub policies: [&'a [u8; 32]; 2],
 }
 
 /// Label of the TLS exporter.
 pub(crate) const EXPORTER_LABEL: &[u8] = b"EXPORTER-hfl-attest-v1";
-const LABEL: &[u8] = b"hfl-session-v1";
+const LABEL: &[u8] = b"hfl-session-v2";
 
 impl Binding<'_> {
     /// SHA-512 over all parts; each has a fixed length, so that no two bindings share an encoding.
@@ -39,7 +41,8 @@ impl Binding<'_> {
         context.update(&self.prover.encode());
         context.update(&self.verifier.encode());
         context.update(&[u8::from(self.from_client)]);
-        for part in self.keys.into_iter().chain(self.nonces).chain([self.exporter, self.job]) {
+        let parts = self.keys.into_iter().chain(self.nonces).chain([self.exporter, self.job]);
+        for part in parts.chain(self.policies) {
             context.update(part);
         }
         context.finish().as_ref().try_into().expect("SHA-512 has 64 bytes")
@@ -61,6 +64,7 @@ mod tests {
             nonces: [&a, &b],
             exporter: &a,
             job: &a,
+            policies: [&a, &b],
         };
         let variants = [
             Binding { prover: Role::Worker(1), ..base },
@@ -70,6 +74,8 @@ mod tests {
             Binding { nonces: [&b, &a], ..base },
             Binding { exporter: &b, ..base },
             Binding { job: &b, ..base },
+            Binding { policies: [&b, &b], ..base },
+            Binding { policies: [&a, &a], ..base },
         ];
         for variant in variants {
             assert_ne!(variant.report_data(), base.report_data(), "{variant:?}");

@@ -10,6 +10,7 @@ use x509_cert::der::{Decode, Encode};
 use zeroize::Zeroizing;
 
 use crate::identity::evidence::{CERTIFICATE_LEN_MAX, TAGGED_PAIR, TAGGED_VTPM_PAIR, bytes_head};
+use crate::identity::owner::OwnerKey;
 
 use crate::Attester;
 use crate::evidence::sim::time_of;
@@ -40,10 +41,26 @@ impl Identity {
     /// When the platform gives no quote.
     pub fn new(attester: &dyn Attester, now: u64) -> std::io::Result<Self> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(std::io::Error::other)?;
-        let spki_hash = sha256(&key.subject_public_key_info());
-        let claims = claims(&spki_hash);
-        let quote = attester.quote(&report_data(&claims))?;
-        Self::with_evidence(key, now, Some(&encode_evidence(&quote, &claims)))
+        Self::over(key, Some(attester), now)
+    }
+
+    /// An owner's key, with evidence where there is a source of it.
+    ///
+    /// # Errors
+    /// When the platform gives no quote.
+    pub fn of_owner(
+        key: &OwnerKey,
+        attester: Option<&dyn Attester>,
+        now: u64,
+    ) -> std::io::Result<Self> {
+        Self::over(key.pair()?, attester, now)
+    }
+
+    fn over(key: KeyPair, attester: Option<&dyn Attester>, now: u64) -> std::io::Result<Self> {
+        let claims = claims(&sha256(&key.subject_public_key_info()));
+        let quote = attester.map(|attester| attester.quote(&report_data(&claims))).transpose()?;
+        let evidence = quote.map(|quote| encode_evidence(&quote, &claims));
+        Self::with_evidence(key, now, evidence.as_deref())
     }
 
     /// The certificate, DER.

@@ -4,3 +4,4 @@ pub(crate) mod binding;
 pub(crate) mod certificate;
 pub(crate) mod chain;
 pub(crate) mod evidence;
+pub(crate) mod owner;

@@ -13,6 +13,7 @@ use crate::evidence::quote::TdReport;
 use crate::evidence::sim;
 use crate::evidence::tpm::Pcrs;
 use crate::evidence::vtpm::{Evidence, Vtpm};
+use crate::identity::certificate::spki_hash;
 use crate::identity::chain;
 use crate::identity::evidence::CertificateEvidence;
 use crate::judge::dcap::{self, Anchor, Collateral, Shortcoming};
@@ -61,6 +62,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) report_data: &'a [u8; 64],
     /// What the peer claims to be, if it does already.
     pub(crate) role: Option<Role>,
+    /// When it came, in seconds since 1970: measurements are judged by the rule of that day.
+    pub(crate) at: u64,
     /// What the peer brought to judge it by.
     pub(crate) collateral: Option<&'a Collateral>,
 }
@@ -81,9 +84,9 @@ impl Verdict {
     /// The first reason to refuse it.
     pub fn satisfies(&self, policy: &Policy, role: Role, now: u64) -> Result<(), Rejection> {
         if let Some(platform) = &self.platform {
-            policy.check_platform(platform, now)?;
+            policy.check_platform(platform, Some(role), now)?;
         }
-        policy.check(&self.report, self.pcrs.as_deref(), Some(role))
+        policy.check(&self.report, self.pcrs.as_deref(), Some(role), now)
     }
 }
 
@@ -100,7 +103,10 @@ impl Verifier {
         role: Option<Role>,
         now: u64,
     ) -> Result<Verdict, Rejection> {
-        self.verify_shown(&Shown { bytes: quote, report_data, role, collateral: None }, now)
+        self.verify_shown(
+            &Shown { bytes: quote, report_data, role, at: now, collateral: None },
+            now,
+        )
     }
 
     /// The same with collateral that the peer brought, for a platform of which we have none.
@@ -132,7 +138,7 @@ impl Verifier {
         let evidence = Evidence::parse(shown.bytes).map_err(Rejection::Malformed)?;
         let quote = &evidence.quote;
         let report = *quote.td().map_err(Rejection::Malformed)?;
-        self.check_td(&evidence, &report, shown.report_data, shown.role)?;
+        self.check_td(&evidence, &report, shown)?;
         let mut refresh = None;
         let platform = match &self.trust {
             Trust::Simulated => {
@@ -157,7 +163,7 @@ impl Verifier {
                     }
                     (judged, _) => judged?,
                 };
-                self.policy.check_platform(&verdict, now)?;
+                self.policy.check_platform(&verdict, shown.role, now)?;
                 Some(Box::new(verdict))
             }
             Trust::Remote(service) => {
@@ -195,8 +201,16 @@ impl Verifier {
     /// # Errors
     /// The first reason to refuse it.
     pub(crate) fn verify_certificate(&self, certificate: &[u8], now: u64) -> Result<(), Rejection> {
-        let evidence = CertificateEvidence::parse(certificate)?;
-        self.verify_first(&evidence.quote, &evidence.report_data, now)
+        match CertificateEvidence::parse(certificate) {
+            Ok(evidence) => self.verify_first(&evidence.quote, &evidence.report_data, now),
+            // The key of an owner; for which role is asked when a role is claimed.
+            Err(Rejection::MissingEvidence)
+                if self.policy.vouches(None, &spki_hash(certificate)?) =>
+            {
+                Ok(())
+            }
+            Err(why) => Err(why),
+        }
     }
 
     /// Checks the quote in a certificate, and asks nobody: a platform of which we have no collateral yet, and one
@@ -213,14 +227,15 @@ impl Verifier {
     ) -> Result<(), Rejection> {
         let evidence = Evidence::parse(quote).map_err(Rejection::Malformed)?;
         let report = *evidence.quote.td().map_err(Rejection::Malformed)?;
-        self.check_td(&evidence, &report, report_data, None)?;
+        let shown = Shown { bytes: quote, report_data, role: None, at: now, collateral: None };
+        self.check_td(&evidence, &report, &shown)?;
         match &self.trust {
             Trust::Simulated => verify_simulated(&evidence.quote, now),
             Trust::Remote(_) => {
                 Ok(dcap::origin(&evidence.quote, &Anchor::default(), now).map(drop)?)
             }
             Trust::Hardware(store) => match store.judge(&evidence.quote, None, now) {
-                Ok(verdict) => self.policy.check_platform(&verdict, now),
+                Ok(verdict) => self.policy.check_platform(&verdict, None, now),
                 Err(fault) if is_lack(&fault) => Ok(store.check_genuine(&evidence.quote, now)?),
                 Err(fault) => Err(fault.into()),
             },
@@ -231,12 +246,11 @@ impl Verifier {
         &self,
         evidence: &Evidence,
         report: &TdReport,
-        report_data: &[u8; 64],
-        role: Option<Role>,
+        shown: &Shown,
     ) -> Result<(), Rejection> {
-        let is_over = evidence.is_over(report_data)?;
+        let is_over = evidence.is_over(shown.report_data)?;
         let pcrs = evidence.vtpm.as_ref().map(Vtpm::pcrs);
-        self.policy.check(report, pcrs, role)?;
+        self.policy.check(report, pcrs, shown.role, shown.at)?;
         if is_over { Ok(()) } else { Err(Rejection::ReportData) }
     }
 }

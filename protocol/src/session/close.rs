@@ -97,6 +97,7 @@ impl Ended {
                 Some(Refusal::Protocol)
             }
             Self::Refused(refusal) => Some(*refusal),
+            Self::Rejected(Rejection::Policy(..)) => Some(Refusal::Policy),
             Self::Rejected(_) | Self::Fellow(..) => Some(Refusal::Evidence),
             Self::Version(_) => Some(Refusal::Version),
             Self::Unanswered => Some(Refusal::Later),

@@ -8,6 +8,7 @@ use ring::rand::{SecureRandom, SystemRandom};
 use crate::Attester;
 use crate::identity::binding::Binding;
 use crate::identity::certificate::Identity;
+use crate::identity::owner::OwnerKey;
 use crate::judge::policy::Policy;
 use crate::judge::verify::Verifier;
 use crate::role::Role;
@@ -18,12 +19,14 @@ use crate::session::tls::Tls;
 pub struct Config {
     /// Our role.
     pub role: Role,
-    /// Source of our evidence.
-    pub attester: Arc<dyn Attester>,
+    /// Source of our evidence; `None` where an owner's key stands in its place.
+    pub attester: Option<Arc<dyn Attester>>,
     /// Judge of the peers' evidence.
     pub verifier: Verifier,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
+    /// Digest of the policy that we judge others by.
+    pub(super) policy: [u8; 32],
     /// Collateral of our own platform, which is shown to peers that may have none.
     pub(super) collateral: Vec<u8>,
     pub(super) identity: Arc<Identity>,
@@ -42,12 +45,27 @@ impl Config {
         clock: fn() -> u64,
     ) -> io::Result<Self> {
         let identity = Identity::new(&*attester, clock())?;
+        Self::with_identity(role, Some(attester), verifier, clock, identity)
+    }
+
+    /// The same for an owner's key, with evidence where there is a source of it.
+    ///
+    /// # Errors
+    /// When the platform gives no quote.
+    pub fn of_owner(
+        role: Role,
+        key: &OwnerKey,
+        attester: Option<Arc<dyn Attester>>,
+        verifier: Verifier,
+        clock: fn() -> u64,
+    ) -> io::Result<Self> {
+        let identity = Identity::of_owner(key, attester.as_deref(), clock())?;
         Self::with_identity(role, attester, verifier, clock, identity)
     }
 
     pub(crate) fn with_identity(
         role: Role,
-        attester: Arc<dyn Attester>,
+        attester: Option<Arc<dyn Attester>>,
         verifier: Verifier,
         clock: fn() -> u64,
         identity: Identity,
@@ -55,7 +73,8 @@ impl Config {
         let identity = Arc::new(identity);
         let tls = Tls::new(&identity, &verifier, clock).map_err(io::Error::other)?;
         let collateral = verifier.own_collateral(identity.certificate(), clock());
-        Ok(Self { role, attester, verifier, clock, collateral, identity, tls })
+        let policy = verifier.policy.digest();
+        Ok(Self { role, attester, verifier, clock, policy, collateral, identity, tls })
     }
 
     /// The same identity and trust anchor with another policy for those who come from now on. Asks nobody.
@@ -67,13 +86,29 @@ impl Config {
         let tls = Tls::new(&self.identity, &verifier, self.clock).map_err(io::Error::other)?;
         Ok(Self {
             role: self.role,
-            attester: Arc::clone(&self.attester),
+            attester: self.attester.clone(),
+            policy: verifier.policy.digest(),
             verifier,
             clock: self.clock,
             collateral: self.collateral.clone(),
             identity: Arc::clone(&self.identity),
             tls,
         })
+    }
+
+    /// A fresh quote; empty where an owner's key stands in its place.
+    pub(super) fn quote(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
+        self.attester.as_ref().map_or(Ok(Vec::new()), |attester| attester.quote(report_data))
+    }
+
+    /// SHA-256 of our SubjectPublicKeyInfo: what policies list.
+    pub fn key(&self) -> &[u8; 32] {
+        &self.identity.spki_hash
+    }
+
+    /// Digest of the policy that we judge others by.
+    pub fn policy(&self) -> &[u8; 32] {
+        &self.policy
     }
 
     /// Our own evidence for a job, as an entry of its roster: we admit ourselves. There is no connection, so
@@ -92,10 +127,12 @@ impl Config {
             nonces: [&nonces[0], &nonces[1]],
             exporter: &exporter,
             job: &job,
+            policies: [&self.policy; 2],
         };
-        let quote = self.attester.quote(&binding.report_data())?;
+        let quote = self.quote(&binding.report_data())?;
         let (role, server, time) = (self.role, self.role, (self.clock)());
-        Ok(Admission { role, server, time, keys: [key; 2], nonces, exporter, job, quote })
+        let (keys, policies) = ([key; 2], [self.policy; 2]);
+        Ok(Admission { role, server, time, keys, nonces, exporter, job, policies, quote })
     }
 }
 

@@ -4,16 +4,23 @@ use std::time::Duration;
 
 use rustls::Connection;
 
-use super::{Peer, Session};
+use super::{Claimed, Peer, Session};
 use crate::identity::binding::{Binding, EXPORTER_LABEL};
 use crate::judge::dcap::Collateral;
 use crate::judge::question::{Answer, Question};
 use crate::judge::verify::{Judged, Shown};
 use crate::rejection::Rejection;
+use crate::role::{Role, RoleKind};
 use crate::session::asking::Again;
 use crate::session::close::Ended;
+use crate::session::config::Config;
 use crate::session::message::{Message, State};
 use crate::session::roster::{Admission, Entry};
+
+/// Whether a role is part of a job: such ones judge others by one policy.
+fn is_participant(role: Role) -> bool {
+    matches!(role.kind(), RoleKind::ParameterServer | RoleKind::Worker)
+}
 
 /// How long the answer of a service may take on top of the time to open: a few requests, each with its own limit,
 /// behind those of others.
@@ -47,6 +54,13 @@ impl Session {
         if admission.job != self.job {
             return Err(self.end(refuse(Rejection::ReportData)));
         }
+        let policy = &self.config.verifier.policy;
+        let checked = policy
+            .check_policy(admission.role, &admission.policies[0])
+            .and_then(|()| policy.check_key(admission.role, &admission.keys[0]));
+        if let Err(why) = checked {
+            return Err(self.end(refuse(why)));
+        }
         let now = (self.config.clock)();
         let answer = self.asking.take_answer();
         match admission.judge(&self.config.verifier, answer, now) {
@@ -79,16 +93,30 @@ impl Session {
         collateral: Vec<u8>,
     ) -> Result<(), Ended> {
         let report_data = self.report_data(false)?;
-        let Some((role, _, key)) = self.claimed else {
+        let Some(Claimed { role, key, policy: theirs, .. }) = self.claimed else {
             return Err(Ended::NotAllowed("evidence"));
         };
         let now = (self.config.clock)();
+        let policy = &self.config.verifier.policy;
+        policy.check_key(role, &key).map_err(Ended::Rejected)?;
+        if quote.is_empty() {
+            if !policy.vouches(Some(role), &key) {
+                return Err(Ended::Rejected(Rejection::MissingEvidence));
+            }
+            self.peer = Some(Peer { role, verdict: None, key });
+            self.state = State::Open;
+            return Ok(());
+        }
+        if is_participant(role) && is_participant(self.config.role) {
+            policy.check_policy(role, &theirs).map_err(Ended::Rejected)?;
+        }
         // A bundle that is none is as good as none.
         let theirs = Collateral::parse(&collateral).ok();
         let shown = Shown {
             bytes: &quote,
             report_data: &report_data,
             role: Some(role),
+            at: now,
             collateral: theirs.as_ref(),
         };
         let answer = self.asking.take_answer();
@@ -99,7 +127,7 @@ impl Session {
             }
             Judged::Accepted(verdict, question) => {
                 self.asking.mention(question);
-                self.peer = Some(Peer { role, verdict: *verdict, key });
+                self.peer = Some(Peer { role, verdict: Some(*verdict), key });
                 self.admission = self.admitted(quote)?;
                 self.state = State::Open;
             }
@@ -109,7 +137,9 @@ impl Session {
 
     /// What a server's roster says of this peer.
     fn admitted(&self, quote: Vec<u8>) -> Result<Option<Admission>, Ended> {
-        let (Connection::Server(_), Some((role, nonce, key))) = (&self.tls, self.claimed) else {
+        let (Connection::Server(_), Some(Claimed { role, nonce, key, policy })) =
+            (&self.tls, self.claimed)
+        else {
             return Ok(None);
         };
         Ok(Some(Admission {
@@ -120,6 +150,7 @@ impl Session {
             nonces: [nonce, self.nonce],
             exporter: self.exporter()?,
             job: self.job,
+            policies: [policy, self.config.policy],
             quote,
         }))
     }
@@ -130,13 +161,14 @@ impl Session {
 
     /// The report data of our own evidence, or what the peer's must be.
     pub(super) fn report_data(&self, own: bool) -> Result<[u8; 64], Ended> {
-        let Some((role, nonce, key)) = &self.claimed else {
+        let Some(Claimed { role, nonce, key, policy }) = &self.claimed else {
             return Err(Ended::NotAllowed("evidence"));
         };
         let exporter = self.exporter()?;
         let is_client = matches!(self.tls, Connection::Client(_));
-        let ours = (self.config.role, &self.config.identity.spki_hash, &self.nonce);
-        let theirs = (*role, key, nonce);
+        let Config { identity, policy: own_policy, role: own_role, .. } = &*self.config;
+        let ours = (*own_role, &identity.spki_hash, &self.nonce, own_policy);
+        let theirs = (*role, key, nonce, policy);
         let (prover, verifier) = if own { (ours, theirs) } else { (theirs, ours) };
         let binding = Binding {
             prover: prover.0,
@@ -146,6 +178,7 @@ impl Session {
             nonces: [prover.2, verifier.2],
             exporter: &exporter,
             job: &self.job,
+            policies: [prover.3, verifier.3],
         };
         Ok(binding.report_data())
     }

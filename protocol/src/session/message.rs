@@ -38,6 +38,8 @@ pub enum Message {
         nonce: [u8; 32],
         /// Digest of the server's job; zero from a client.
         job: [u8; 32],
+        /// Digest of the policy that the sender judges others by.
+        policy: [u8; 32],
     },
     /// A quote over the session's [`Binding`](crate::Binding).
     Evidence {
@@ -180,6 +182,34 @@ pub enum Refusal {
     Unsaved,
     /// The server ends: the training came to infinite values or to no numbers.
     Diverged,
+    /// The other's policy is neither ours nor one that ours lists.
+    Policy,
+    /// The worker does not take this job: what is out of the bounds that it was started with.
+    Bounds(Bound),
+}
+
+/// A bound that a worker sets on jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Bound {
+    /// It takes one job only, which is another.
+    Job,
+    /// Fewer images in a step than it allows: gradients over few tell what is in them.
+    Batch,
+    /// More steps than it allows.
+    Steps,
+    /// A network or data that it was not started for.
+    Model,
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Job => "it is not the one of its --job",
+            Self::Batch => "a step has fewer images than its --min-batch",
+            Self::Steps => "it has more steps than its --max-steps",
+            Self::Model => "its network is none of its --models",
+        })
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -199,6 +229,10 @@ impl fmt::Display for Refusal {
                 "it ended, since it could not write what has to be kept (its log says where)"
             }
             Self::Diverged => "it ended, since the training came to values that are not finite",
+            Self::Policy => {
+                "it judges others by another policy than we do, and does not list ours (policies)"
+            }
+            Self::Bounds(bound) => return write!(f, "it does not take the job: {bound}"),
         })
     }
 }
@@ -212,6 +246,8 @@ impl Refusal {
     /// The same for the log of the one who refuses.
     pub fn told(self) -> &'static str {
         match self {
+            Self::Policy => "its policy is neither ours nor listed in ours",
+            Self::Bounds(_) => "its job is out of the bounds that we set",
             Self::Evidence => "its evidence is not accepted",
             Self::Protocol => "it broke the protocol",
             Self::Role => "its evidence is for a role that has no place here",
@@ -289,15 +325,16 @@ impl Message {
                 Self::SecretRequest { .. } => (true, &[ParameterServer, Worker, TrustedNode][..]),
                 Self::Secret(_) => (false, &[SecretService][..]),
                 Self::Pull => (true, &[TrustedNode][..]),
+                Self::Volume { .. } | Self::VolumeEnd => {
+                    (false, &[ParameterServer, TrustedNode][..])
+                }
                 Self::Admitted(_)
                 | Self::Evaluate { .. }
                 | Self::Finished { .. }
                 | Self::Job(_)
                 | Self::Parameters { .. }
                 | Self::Repeat { .. }
-                | Self::Skipped { .. }
-                | Self::Volume { .. }
-                | Self::VolumeEnd => (false, &[ParameterServer][..]),
+                | Self::Skipped { .. } => (false, &[ParameterServer][..]),
             },
         };
         who.0 == from_client && sender.is_some_and(|sender| who.1.contains(&sender))
@@ -311,7 +348,13 @@ mod tests {
 
     fn one_of_each() -> Vec<Message> {
         vec![
-            Message::Hello { version: 1, role: Role::Worker(3), nonce: [5; 32], job: [6; 32] },
+            Message::Hello {
+                version: 1,
+                role: Role::Worker(3),
+                nonce: [5; 32],
+                job: [6; 32],
+                policy: [7; 32],
+            },
             Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Refused(Refusal::Version),
             Message::Job(vec![9]),
@@ -335,6 +378,7 @@ mod tests {
                     nonces: [[2; 32]; 2],
                     exporter: [3; 32],
                     job: [4; 32],
+                    policies: [[5; 32]; 2],
                     quote: vec![1],
                 },
             })),
@@ -419,7 +463,7 @@ mod tests {
             ),
             (RoleKind::Worker, &["join", "gradients", "secret request", "evaluated", "spent"], &[]),
             (RoleKind::SecretService, &[], &["secret"]),
-            (RoleKind::TrustedNode, &["secret request", "pull"], &[]),
+            (RoleKind::TrustedNode, &["secret request", "pull"], &["volume", "end of volume"]),
         ];
         for (kind, as_client, as_server) in expected {
             let both = [(true, as_client), (false, as_server)];

@@ -41,6 +41,7 @@ use rustls::{ClientConnection, Connection, ServerConnection};
 use zeroize::Zeroizing;
 
 use crate::identity::certificate::spki_hash;
+use crate::judge::policy::Policy;
 use crate::judge::verify::Verdict;
 use crate::rejection::Rejection;
 use crate::role::Role;
@@ -78,16 +79,41 @@ pub enum Event<'a> {
 pub struct Peer {
     /// Its role.
     pub role: Role,
-    /// What its quote says.
-    pub verdict: Verdict,
+    /// What its quote says; `None` where its key stands in the place of evidence.
+    pub verdict: Option<Verdict>,
     /// SHA-256 of its SubjectPublicKeyInfo.
     pub key: [u8; 32],
+}
+
+impl Peer {
+    /// Judges the peer once more, by the rules of one thing that it asks for.
+    ///
+    /// # Errors
+    /// The first reason to refuse it.
+    pub fn satisfies(&self, policy: &Policy, now: u64) -> Result<(), Rejection> {
+        policy.check_key(self.role, &self.key)?;
+        match &self.verdict {
+            Some(verdict) => verdict.satisfies(policy, self.role, now),
+            None if policy.vouches(Some(self.role), &self.key) => Ok(()),
+            None => Err(Rejection::MissingEvidence),
+        }
+    }
 }
 
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "Session({:?}, peer {:?})", self.state, self.peer.as_ref().map(|peer| peer.role))
     }
+}
+
+/// What the peer said in its hello, and its key; not verified before `peer` is set.
+#[derive(Clone, Copy, Debug)]
+struct Claimed {
+    role: Role,
+    nonce: [u8; 32],
+    key: [u8; 32],
+    /// Digest of the policy that it judges others by.
+    policy: [u8; 32],
 }
 
 /// One connection.
@@ -97,8 +123,7 @@ pub struct Session {
     state: State,
     job: [u8; 32],
     nonce: [u8; 32],
-    /// Role, nonce and key of the peer after its hello, not verified before `peer` is set.
-    claimed: Option<(Role, [u8; 32], [u8; 32])>,
+    claimed: Option<Claimed>,
     peer: Option<Peer>,
     admission: Option<Admission>,
     asking: Asking,
@@ -248,14 +273,15 @@ impl Session {
             self.state = State::Hello;
             let role = self.config.role;
             let version = PROTOCOL_VERSION;
-            self.put(&Message::Hello { version, role, nonce: self.nonce, job: self.job })?;
+            let (job, policy) = (self.job, self.config.policy);
+            self.put(&Message::Hello { version, role, nonce: self.nonce, job, policy })?;
         }
         Ok(())
     }
 
     /// What the peer says it is, verified or not.
     pub fn claimed(&self) -> Option<Role> {
-        self.claimed.map(|(role, _, _)| role)
+        self.claimed.map(|claimed| claimed.role)
     }
 
     /// The next thing that the role has to know, or `None` until more input comes.
@@ -404,8 +430,11 @@ impl Session {
             return Err(Ended::NotAllowed(message.name()));
         }
         match message {
-            Message::Hello { version, role, nonce, job } => {
-                self.handle_hello(version, (role, nonce, job)).map(|()| None)
+            Message::Hello { version, .. } if version != PROTOCOL_VERSION => {
+                Err(Ended::Version(version))
+            }
+            Message::Hello { role, nonce, job, policy, .. } => {
+                self.handle_hello(role, nonce, job, policy).map(|()| None)
             }
             Message::Evidence { quote, collateral } => {
                 self.handle_evidence(quote, collateral).map(|()| None)
@@ -428,12 +457,11 @@ impl Session {
 
     fn handle_hello(
         &mut self,
-        version: u16,
-        (role, nonce, job): (Role, [u8; 32], [u8; 32]),
+        role: Role,
+        nonce: [u8; 32],
+        job: [u8; 32],
+        policy: [u8; 32],
     ) -> Result<(), Ended> {
-        if version != PROTOCOL_VERSION {
-            return Err(Ended::Version(version));
-        }
         let certificate = self.tls.peer_certificates().and_then(|chain| chain.first());
         let certificate = certificate.ok_or(Ended::Rejected(Rejection::MissingEvidence))?;
         let key = spki_hash(certificate).map_err(Ended::Rejected)?;
@@ -443,9 +471,9 @@ impl Session {
         if matches!(self.tls, Connection::Client(_)) {
             self.job = job;
         }
-        self.claimed = Some((role, nonce, key));
+        self.claimed = Some(Claimed { role, nonce, key, policy });
         let report_data = self.report_data(true)?;
-        let quote = self.config.attester.quote(&report_data).map_err(Ended::NoEvidence)?;
+        let quote = self.config.quote(&report_data).map_err(Ended::NoEvidence)?;
         self.state = State::Evidence;
         let collateral = self.config.collateral.clone();
         self.put(&Message::Evidence { quote, collateral })

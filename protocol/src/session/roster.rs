@@ -34,6 +34,8 @@ pub struct Admission {
     pub exporter: [u8; 32],
     /// Digest of the job.
     pub job: [u8; 32],
+    /// Digests of both policies: the peer's, the server's.
+    pub policies: [[u8; 32]; 2],
     /// The peer's fresh quote.
     pub quote: Vec<u8>,
 }
@@ -63,7 +65,8 @@ impl Admission {
     /// # Errors
     /// The first reason to refuse it.
     pub fn verify(&self, verifier: &Verifier, now: u64) -> Result<Verdict, Rejection> {
-        verifier.verify(&self.quote, &self.report_data(), Some(self.role), now)
+        verifier.policy.check_key(self.role, &self.keys[0])?;
+        verifier.verify_shown(&self.shown(&self.report_data()), now)
     }
 
     /// The same without a wait: what a service has to be asked is a question.
@@ -73,10 +76,13 @@ impl Admission {
         answer: Option<Answer>,
         now: u64,
     ) -> Result<Judged, Rejection> {
-        let report_data = self.report_data();
-        let role = Some(self.role);
-        let shown = Shown { bytes: &self.quote, report_data: &report_data, role, collateral: None };
-        verifier.judge(&shown, answer, now)
+        verifier.judge(&self.shown(&self.report_data()), answer, now)
+    }
+
+    /// The evidence as it was shown then.
+    fn shown<'a>(&'a self, report_data: &'a [u8; 64]) -> Shown<'a> {
+        let (role, at) = (Some(self.role), self.time);
+        Shown { bytes: &self.quote, report_data, role, at, collateral: None }
     }
 
     fn report_data(&self) -> [u8; 64] {
@@ -88,6 +94,7 @@ impl Admission {
             nonces: [&self.nonces[0], &self.nonces[1]],
             exporter: &self.exporter,
             job: &self.job,
+            policies: [&self.policies[0], &self.policies[1]],
         };
         binding.report_data()
     }
@@ -96,15 +103,16 @@ impl Admission {
 impl Entry {
     /// SHA-256 over every field; only the last has no fixed length.
     pub fn digest(&self) -> [u8; 32] {
-        let Admission { role, server, time, keys, nonces, exporter, job, quote } = &self.admission;
+        let Admission { role, server, time, keys, nonces, exporter, job, policies, quote } =
+            &self.admission;
         let mut context = Context::new(&SHA256);
-        context.update(b"hfl-roster-v1");
+        context.update(b"hfl-roster-v2");
         context.update(&self.number.to_le_bytes());
         context.update(&self.previous);
         context.update(&role.encode());
         context.update(&server.encode());
         context.update(&time.to_le_bytes());
-        for part in keys.iter().chain(nonces).chain([exporter, job]) {
+        for part in keys.iter().chain(nonces).chain([exporter, job]).chain(policies) {
             context.update(part);
         }
         context.update(quote);
@@ -170,6 +178,7 @@ mod tests {
             nonces: [[1; 32], [2; 32]],
             exporter: [3; 32],
             job: [4; 32],
+            policies: [[5; 32], [6; 32]],
             quote: Vec::new(),
         };
         let binding = Binding {
@@ -180,6 +189,7 @@ mod tests {
             nonces: [&admission.nonces[0], &admission.nonces[1]],
             exporter: &admission.exporter,
             job: &admission.job,
+            policies: [&admission.policies[0], &admission.policies[1]],
         };
         let platform = SimPlatform::with_td(NOW, image, false);
         admission.quote = platform.quote(&binding.report_data()).expect("a quote");
@@ -220,13 +230,15 @@ mod tests {
         genuine.verify(&verifier, NOW).expect("a fellow");
         let other_image = admission(Role::Worker(1), "evil").verify(&verifier, NOW);
         assert!(matches!(other_image, Err(Rejection::Measurement(_))));
-        let changes: [fn(&mut Admission); 6] = [
+        let changes: [fn(&mut Admission); 8] = [
             |admission| admission.role = Role::Worker(2),
             |admission| admission.server = Role::ParameterServer(1),
             |admission| admission.keys[0][0] ^= 1,
             |admission| admission.nonces[1][0] ^= 1,
             |admission| admission.exporter[0] ^= 1,
             |admission| admission.job[0] ^= 1,
+            |admission| admission.policies[0][0] ^= 1,
+            |admission| admission.policies[1][0] ^= 1,
         ];
         for change in changes {
             let mut changed = genuine.clone();

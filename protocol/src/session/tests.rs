@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::identity::certificate::Identity;
-use crate::{Attester, Policy, SimPlatform, Trust, Verifier};
+use crate::{Attester, OwnerKey, Policy, SimPlatform, Trust, Verifier};
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 
 const NOW: Duration = Duration::ZERO;
@@ -142,7 +142,7 @@ fn certificates_without_evidence_or_with_stolen_evidence_are_refused() {
     for (identity, code) in [(none, "evidence-missing"), (stolen, "report-data")] {
         let attester = Arc::clone(&platform) as Arc<dyn Attester>;
         let role = Role::Worker(0);
-        let odd = Config::with_identity(role, attester, verifier(), clock, identity);
+        let odd = Config::with_identity(role, Some(attester), verifier(), clock, identity);
         let odd = Arc::new(odd.expect("config"));
         let ends = Pair::new(odd, config(Role::ParameterServer(0))).run(usize::MAX);
         assert_eq!(rejected(&ends, 1), code);
@@ -277,7 +277,13 @@ fn another_protocol_version_is_refused() {
     pair.client.state = State::Closed;
     pair.client.receive(&bytes).expect("valid");
     let version = PROTOCOL_VERSION + 1;
-    let hello = Message::Hello { version, role: Role::Worker(0), nonce: [1; 32], job: [0; 32] };
+    let hello = Message::Hello {
+        version,
+        role: Role::Worker(0),
+        nonce: [1; 32],
+        job: [0; 32],
+        policy: [0; 32],
+    };
     pair.client.put(&hello).expect("queue");
     bytes.clear();
     pair.client.output(&mut bytes).expect("memory");
@@ -443,4 +449,112 @@ fn a_forged_platform_is_refused() {
     assert_eq!(check(&flipped).err(), Some("qe-signature"));
     let late = verifier().verify(&bytes, &[1; 64], None, clock() + 400 * 24 * 3600);
     assert_eq!(late.map_err(|why| why.code()), Err("pck-chain"), "expired chain");
+}
+
+/// A configuration with this policy.
+fn judging_by(role: Role, policy: Policy) -> Arc<Config> {
+    let verifier = Verifier { trust: Trust::Simulated, policy };
+    let platform = Arc::new(SimPlatform::new(clock()));
+    Arc::new(Config::new(role, platform, verifier, clock).expect("config"))
+}
+
+/// An owner's machine: no TD, a key.
+fn owner(role: Role, key: &OwnerKey) -> Arc<Config> {
+    let owner = Config::of_owner(role, key, None, verifier(), clock);
+    Arc::new(owner.expect("config"))
+}
+
+fn keyed(list: Role, key: &OwnerKey) -> Policy {
+    let mut policy = verifier().policy;
+    policy.keys.push((crate::Whose::Kind(list.kind()), vec![key.hash().expect("a hash")]));
+    policy
+}
+
+#[test]
+fn an_owner_without_a_td_is_known_by_its_key_in_its_role_only() {
+    let key = OwnerKey::generate().expect("a key");
+    let server = Role::ParameterServer(0);
+    // A node at a server, and a server at a secret service.
+    for (owned, is_client) in [(Role::TrustedNode, true), (Role::SecretService, false)] {
+        let parties = |policy| match is_client {
+            true => (owner(owned, &key), judging_by(server, policy)),
+            false => (judging_by(server, policy), owner(owned, &key)),
+        };
+        let (client, other) = parties(keyed(owned, &key));
+        let mut pair = Pair::new(client, other);
+        let ends = pair.run(usize::MAX);
+        assert!(ends.iter().all(Option::is_none), "{ends:?}");
+        let seen = if is_client { pair.server.peer() } else { pair.client.peer() };
+        let seen = seen.expect("a peer");
+        assert!(seen.verdict.is_none() && seen.role == owned);
+        assert_eq!(seen.key, key.hash().expect("a hash"));
+        // Neither without the list, nor with another's key, nor in another's list.
+        let stranger = OwnerKey::generate().expect("a key");
+        let wrong = [
+            (verifier().policy, "evidence-missing"),
+            (keyed(owned, &stranger), "evidence-missing"),
+        ];
+        for (policy, code) in wrong {
+            let (client, other) = parties(policy);
+            let ends = Pair::new(client, other).run(usize::MAX);
+            assert_eq!(rejected(&ends, usize::from(is_client)), code, "{owned}");
+        }
+    }
+    // The key of a node makes nobody a worker, a server or a secret service.
+    for role in [Role::Worker(0), Role::SecretService, server] {
+        let policy = keyed(Role::TrustedNode, &key);
+        let ends = Pair::new(owner(role, &key), judging_by(server, policy)).run(usize::MAX);
+        assert_eq!(rejected(&ends, 1), "evidence-missing", "{role}");
+    }
+}
+
+#[test]
+fn participants_judge_by_one_policy_or_by_ones_that_they_list() {
+    let ours = verifier().policy;
+    let mut lax = ours.clone();
+    lax.rules.debug = true;
+    let (worker, server) = (Role::Worker(0), Role::ParameterServer(0));
+    let run = |client: &Policy, other: &Policy| {
+        Pair::new(judging_by(worker, client.clone()), judging_by(server, other.clone()))
+            .run(usize::MAX)
+    };
+    let ends = run(&ours, &lax);
+    assert_eq!(rejected(&ends, 1), "policy");
+    let told = match &ends[0] {
+        Some(end @ (Ended::RefusedByPeer(Refusal::Policy) | Ended::Rejected(_))) => end,
+        other => panic!("{other:?}"),
+    };
+    assert!(told.to_string().contains("policies"), "{told}");
+    // One side's word is not enough.
+    let listing = |policy: &Policy, other: &Policy| Policy {
+        policies: vec![other.digest()],
+        ..policy.clone()
+    };
+    let ends = run(&listing(&ours, &lax), &lax);
+    assert_eq!(rejected(&ends, 1), "policy");
+    let ends = run(&listing(&ours, &lax), &listing(&lax, &ours));
+    assert!(ends.iter().all(Option::is_none), "{ends:?}");
+    // A trusted node has rules of its own: it takes no part.
+    let node = judging_by(Role::TrustedNode, lax);
+    let ends = Pair::new(node, judging_by(server, ours)).run(usize::MAX);
+    assert!(ends.iter().all(Option::is_none), "{ends:?}");
+}
+
+/// The genuine program with secrets of the host: it is no secret service of whoever pins its owner's key.
+#[test]
+fn the_genuine_program_is_no_secret_service_of_another_owner() {
+    let (key, host) = [(); 2].map(|()| OwnerKey::generate().expect("a key")).into();
+    let platform = || Some(Arc::new(SimPlatform::new(clock())) as Arc<dyn Attester>);
+    let service = |key| {
+        let config = Config::of_owner(Role::SecretService, key, platform(), verifier(), clock);
+        Arc::new(config.expect("config"))
+    };
+    let asking = || {
+        let pinned = verifier().policy.with_service_key(key.hash().expect("a hash"));
+        judging_by(Role::ParameterServer(0), pinned)
+    };
+    let ends = Pair::new(asking(), service(&host)).run(usize::MAX);
+    assert_eq!(rejected(&ends, 0), "key");
+    let ends = Pair::new(asking(), service(&key)).run(usize::MAX);
+    assert!(ends.iter().all(Option::is_none), "{ends:?}");
 }

@@ -6,7 +6,7 @@ use argh::FromArgs;
 use protocol::Role;
 
 use crate::data::dataset::Shard;
-use crate::hosts::HostList;
+use crate::hosts::{HostList, PinnedHost};
 use crate::job::{Precision, Stem};
 use crate::trust::fetch::Service;
 use crate::trust::flags::attested;
@@ -38,7 +38,7 @@ attested! {
         pub(crate) volume: Option<PathBuf>,
         /// host:port of the service that has the volume's passphrase
         #[argh(option)]
-        pub(crate) secret_service: Option<String>,
+        pub(crate) secret_service: Option<PinnedHost>,
         /// images of one worker in a step [128]
         #[argh(option, default = "128")]
         pub(crate) batch_size: u32,
@@ -57,7 +57,7 @@ attested! {
 impl DoctorArgs {
     /// The secret service that the options name.
     pub(crate) fn service(&self) -> Option<Service> {
-        let address = self.secret_service.clone()?;
-        Some(Service { address, app_id: Service::APP_ID.into(), wait: Service::WAIT })
+        let at = self.secret_service.clone()?;
+        Some(Service { at, app_id: Service::APP_ID.into(), wait: Service::WAIT })
     }
 }

@@ -49,7 +49,10 @@ pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
             findings.push(Finding::failed(
                 "quote",
                 first_line(failure),
-                "run inside a TD, or --attestation sim for tests",
+                match args.policy {
+                    Some(_) => "run inside a TD",
+                    None => "run inside a TD, or --attestation sim for tests",
+                },
             ));
             None
         }
@@ -66,7 +69,7 @@ pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
         false => findings.extend(args.ps_hosts.0.iter().map(|host| port(host))),
     }
     let service = args.service();
-    findings.extend(service.map(|service| peer(args, "secret service", &service.address)));
+    findings.extend(service.map(|service| peer(args, "secret service", &service.at.address)));
     findings
 }
 

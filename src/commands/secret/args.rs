@@ -6,6 +6,7 @@ use std::time::Duration;
 use argh::FromArgs;
 use protocol::Role;
 
+use crate::hosts::PinnedHost;
 use crate::trust::TrustOptions;
 use crate::trust::fetch::Service;
 use crate::trust::flags::attested;
@@ -77,9 +78,9 @@ attested! {
         example = "{command_name} --secret-service localhost:50051 | cryptsetup open model.luks model --key-file -"
     )]
     pub(super) struct GetArgs {
-        /// host:port of the service [localhost:50051]
-        #[argh(option, default = "\"localhost:50051\".into()")]
-        pub(super) secret_service: String,
+        /// host:port[#SHA256 of its owner's key] of the service [localhost:50051]
+        #[argh(option, default = "PinnedHost::of(\"localhost:50051\")")]
+        pub(super) secret_service: PinnedHost,
         /// name of the secret [hfl-tdx-coco-app]
         #[argh(option, default = "Service::APP_ID.into()")]
         pub(super) app_id: String,
@@ -99,7 +100,7 @@ impl GetArgs {
     pub(super) fn options(self) -> (TrustOptions, Service) {
         let trust = self.trust();
         let wait = Duration::from_secs(self.secret_wait);
-        (trust, Service { address: self.secret_service, app_id: self.app_id, wait })
+        (trust, Service { at: self.secret_service, app_id: self.app_id, wait })
     }
 }
 

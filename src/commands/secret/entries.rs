@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use protocol::dcap::parse_timestamp;
-use protocol::{Policy, Rejection, Role, Verdict};
+use protocol::{Peer, Policy, Rejection};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -101,13 +101,13 @@ impl Secrets {
     pub(super) fn decide(
         &self,
         app_id: &str,
-        (verdict, role): (&Verdict, Role),
+        peer: &Peer,
         released: u64,
         now: u64,
     ) -> Result<&[u8], Denied> {
         let entry = self.0.get(app_id).ok_or(Denied::Unknown)?;
         if let Some(policy) = &entry.policy {
-            verdict.satisfies(policy, role, now).map_err(Denied::Rejected)?;
+            peer.satisfies(policy, now).map_err(Denied::Rejected)?;
         }
         if entry.until.is_some_and(|until| now > until) {
             return Err(Denied::Expired);
@@ -228,7 +228,7 @@ impl<'de> Deserialize<'de> for Entry {
 
 #[cfg(test)]
 mod tests {
-    use protocol::{Policy, SimPlatform};
+    use protocol::{Policy, Role, SimPlatform, Verdict};
 
     use super::*;
 
@@ -255,7 +255,9 @@ mod tests {
         let (ours, theirs) = (verdict("ours"), verdict("theirs"));
         let worker = Role::Worker(0);
         let decide = |id, verdict, role, released, now| {
-            secrets.decide(id, (verdict, role), released, now).map(<[u8]>::to_vec)
+            let verdict: Option<&Verdict> = Some(verdict);
+            let peer = Peer { role, verdict: verdict.cloned(), key: [7; 32] };
+            secrets.decide(id, &peer, released, now).map(<[u8]>::to_vec)
         };
         assert_eq!(decide("flat", &theirs, Role::TrustedNode, 9, NOW), Ok(b"word".to_vec()));
         assert_eq!(decide("one", &ours, worker, 0, NOW), Ok(b"s".to_vec()));

@@ -11,7 +11,6 @@ mod serve;
 mod watch;
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 
 use protocol::Role;
 
@@ -22,7 +21,7 @@ use audit::Audit;
 use entries::{FILE, Secrets};
 
 use crate::failure::{Doing, Failure};
-use crate::files::read_bounded;
+use crate::files::{read_bounded, write_private};
 use crate::report::print;
 use crate::training::store::{Access, Progress, Store};
 use crate::training::volume;
@@ -58,15 +57,6 @@ fn get(args: GetArgs) -> Result<(), Failure> {
         None => io::stdout().write_all(&secret).and_then(|()| io::stdout().flush()).doing("stdout"),
         Some(path) => write_private(&path, &secret).doing(path.display()),
     }
-}
-
-/// A new file that only its owner can read.
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn seal(args: &SealArgs) -> Result<(), Failure> {

@@ -240,14 +240,13 @@ fn answer(
     }
     let Some(secrets) = secrets else { return Err(session.close(Some(Refusal::Later))) };
     let now = clock();
-    let who = (&peer.verdict, peer.role);
-    let decision = secrets.decide(app_id, who, audit.released(app_id), now);
+    let decision = secrets.decide(app_id, &peer, audit.released(app_id), now);
     let event = if decision.is_ok() { Event::Released } else { Event::Refused };
     let mut record = Record::new(event, date(now));
     record.app_id = Some(app_id.to_owned());
     record.address = address.map(|address| address.to_string());
     record.role = Some(peer.role.to_string());
-    record.mr_td = Some(hex(&peer.verdict.report.mr_td));
+    record.mr_td = peer.verdict.as_ref().map(|verdict| hex(&verdict.report.mr_td));
     record.key = Some(hex(&peer.key));
     record.reason = decision.as_ref().err().map(ToString::to_string);
     let shown = app_id.escape_default();

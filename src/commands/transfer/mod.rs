@@ -18,6 +18,7 @@ use crate::failure::{Doing, Failure};
 use crate::hosts::listen_addresses;
 use crate::termination;
 use crate::training::roles::transfer;
+use crate::trust::Attestation;
 
 /// Runs a command.
 ///
@@ -28,8 +29,12 @@ pub fn run(args: ModelArgs) -> Result<(), Failure> {
         Command::Pull(args) => pull::run(args),
         Command::Serve(args) => {
             termination::catch()?;
-            let mut net =
-                Net::new(args.trust().config(Role::ParameterServer(0))?).doing("network")?;
+            // A key alone makes nobody a participant of a job: an owner serves as the trusted node that it is.
+            let role = match args.attestation {
+                Attestation::None => Role::TrustedNode,
+                _ => Role::ParameterServer(0),
+            };
+            let mut net = Net::new(args.trust().config(role)?).doing("network")?;
             termination::wake(&mut net)?;
             let local = listen_addresses(&args.ps_hosts)?.listen(&mut net)?;
             log::info!("listening on {local}");

@@ -112,7 +112,8 @@ impl Receiving {
             let fits = match event {
                 Event::Opened => {
                     let peer = session.peer().map(|peer| peer.role);
-                    let is_server = matches!(peer, Some(Role::ParameterServer(_)));
+                    let serves = [Role::ParameterServer(0), Role::TrustedNode];
+                    let is_server = peer.is_some_and(|peer| serves.contains(&peer));
                     self.job = *session.job();
                     match is_server {
                         true => session.send(&Message::Pull).map(|()| true)?,

@@ -87,7 +87,9 @@ impl Record {
 
     /// Somebody's evidence was accepted.
     pub(super) fn admit(&mut self, peer: &Peer) {
-        let platform = peer.verdict.platform.as_deref();
+        // Who takes part in a job shows evidence.
+        let Some(verdict) = &peer.verdict else { return };
+        let platform = verdict.platform.as_deref();
         self.history.admit(Participant {
             role: peer.role.to_string(),
             since: clock(),

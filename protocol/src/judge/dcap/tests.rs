@@ -315,7 +315,7 @@ const NOW: u64 = 1_790_000_000;
 
 fn platform_code(policy: &str, verdict: &Verdict) -> Result<(), String> {
     let policy = Policy::parse(policy.as_bytes()).expect("a policy");
-    policy.check_platform(verdict, NOW).map_err(|why| format!("{}: {why}", why.code()))
+    policy.check_platform(verdict, None, NOW).map_err(|why| format!("{}: {why}", why.code()))
 }
 
 #[test]
@@ -385,7 +385,8 @@ fn collateral_that_a_peer_brings_serves_where_there_is_none_and_is_checked_like_
     let judge = |here: &[Collateral], shown: Option<&Collateral>, policy: Policy, now| {
         let trust = Trust::Hardware(Arc::new(CollateralStore::new(here.to_vec())));
         let verifier = Verifier { trust, policy };
-        let shown = Shown { bytes: &bytes, report_data: &data, role: None, collateral: shown };
+        let shown =
+            Shown { bytes: &bytes, report_data: &data, role: None, at: NOW, collateral: shown };
         let verdict = verifier.verify_shown(&shown, now);
         verdict.map(drop).map_err(|why| why.code())
     };

@@ -120,7 +120,7 @@ fn an_answer_about_one_quote_says_nothing_about_another() {
     let trust = Trust::Remote(Arc::new(remote.expect("a configuration")));
     let verifier = Verifier { trust, policy: Policy::same_as(&report) };
     let report_data = &report.report_data;
-    let shown = Shown { bytes: &quote, report_data, role: None, collateral: None };
+    let shown = Shown { bytes: &quote, report_data, role: None, at: now, collateral: None };
     let judge = |answer| verifier.judge(&shown, answer, now).expect("not refused");
     let of_another = Answer::Appraisal([0; 32], Ok(Status::UpToDate));
     let Judged::Asks(question) = judge(Some(of_another)) else { panic!("believed") };

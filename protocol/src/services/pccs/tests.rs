@@ -107,8 +107,8 @@ pub(crate) fn real_td() -> (Vec<u8>, Collateral, u64) {
         let now = case["now_unix"].as_u64().expect("a time");
         let accepted = Policy::default();
         let verdict = dcap::verify(&parsed, &collateral, &Anchor::default(), now).expect("genuine");
-        let fit = parsed.td().is_ok_and(|td| accepted.check(td, None, None).is_ok());
-        if fit && accepted.check_platform(&verdict, now).is_ok() {
+        let fit = parsed.td().is_ok_and(|td| accepted.check(td, None, None, now).is_ok());
+        if fit && accepted.check_platform(&verdict, None, now).is_ok() {
             return (quote, collateral, now);
         }
     }
@@ -205,7 +205,7 @@ fn only_accepted_code_over_this_very_connection_makes_anybody_ask() {
         Verifier { trust: Trust::Hardware(Arc::new(store)), policy }
     };
     let judge = |verifier: &Verifier, report_data: &[u8; 64], answer| {
-        let shown = Shown { bytes: &bytes, report_data, role: None, collateral: None };
+        let shown = Shown { bytes: &bytes, report_data, role: None, at: now, collateral: None };
         verifier.judge(&shown, answer, now)
     };
     let code = |judged: Result<Judged, Rejection>| judged.expect_err("refused").code();

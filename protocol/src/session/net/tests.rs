@@ -33,7 +33,7 @@ fn config(role: Role, identity: Option<Identity>) -> Arc<Config> {
     let policy = Policy::same_as(platform.report());
     let verifier = Verifier { trust: Trust::Simulated, policy };
     let identity = identity.unwrap_or_else(|| Identity::new(&platform, clock()).expect("identity"));
-    let config = Config::with_identity(role, Arc::new(platform), verifier, clock, identity);
+    let config = Config::with_identity(role, Some(Arc::new(platform)), verifier, clock, identity);
     Arc::new(config.expect("config"))
 }
 
