@@ -166,6 +166,7 @@ impl<'a> Cast<'a> {
         ]);
         if let Some(index) = role.strip_prefix("worker") {
             options.insert("--shard", format!("{index}/2"));
+            options.insert("--min-batch", "1".into());
         } else {
             // What is evaluated has tests of its own.
             options.insert("--evaluate-every", "0".into());

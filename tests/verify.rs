@@ -305,6 +305,53 @@ fn accepting(path: &Path, images: &[&str]) {
     std::fs::write(path, policy.to_string()).expect("write");
 }
 
+/// Lets who has the first policy take part with those who have the others.
+fn listing(path: &Path, others: &[&Path]) {
+    let digest = |path: &&Path| {
+        let bytes = std::fs::read(path).expect("a file");
+        hex(&Policy::parse(&bytes).expect("a policy").digest())
+    };
+    let others: Vec<String> = others.iter().map(digest).collect();
+    let mut policy: Value =
+        serde_json::from_slice(&std::fs::read(path).expect("a file")).expect("JSON");
+    policy["policies"] = json!(others);
+    std::fs::write(path, policy.to_string()).expect("write");
+}
+
+#[test]
+fn an_update_of_all_images_goes_on_with_a_job_that_was_begun_before_it() {
+    let dir = Dir::new("rolling");
+    let cast = Cast::new(&dir, "model");
+    let [before, after, both] =
+        ["before", "after", "both"].map(|name| dir.path(name).to_str().expect("UTF-8").to_owned());
+    accepting(Path::new(&before), &["hfl"]);
+    accepting(Path::new(&after), &["patched"]);
+    accepting(Path::new(&both), &["hfl", "patched"]);
+    let old = |role| cast.start(role, &[("--policy", &*before), ("--pause-ms", "300")]);
+    let (ps0, workers) = (old("ps0"), [old("worker0"), old("worker1")]);
+    ps0.wait_for("step: 1,");
+    ps0.terminate();
+    assert_eq!(ps0.end().0, 1);
+    drop(workers);
+    let new =
+        |role, policy: &str| cast.start(role, &[("--policy", policy), ("--sim-image", "patched")]);
+    // By the new policy alone who was admitted before is nobody, and the error leads to the way.
+    let ps0 = new("ps0", &after);
+    let (code, stderr) = new("worker0", &after).end();
+    assert!(
+        code == 1 && stderr.contains("it admitted ps0") && stderr.contains("until"),
+        "{stderr}"
+    );
+    ps0.terminate();
+    assert_eq!(ps0.end().0, 1);
+    // Both sets, and the policies of everybody so far among those that may be met.
+    listing(Path::new(&both), &[Path::new(&before), Path::new(&after)]);
+    let ps0 = new("ps0", &both);
+    let workers = vec![new("worker0", &both), new("worker1", &both)];
+    cast.finish(&ps0, workers);
+    assert_eq!(ps0.end().0, 0);
+}
+
 #[test]
 fn workers_judge_one_another_and_an_auditor_judges_all_of_them() {
     let dir = Dir::new("roster");
@@ -312,6 +359,8 @@ fn workers_judge_one_another_and_an_auditor_judges_all_of_them() {
     let (both, ours) = (dir.path("both.json"), dir.path("ours.json"));
     accepting(&both, &["hfl", "patched"]);
     accepting(&ours, &["hfl"]);
+    listing(&both, &[&ours]);
+    listing(&ours, &[&both]);
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let (open, strict) = (text(&both), text(&ours));
     // ps0 takes part with both images; worker0 does not want to train with the other one.

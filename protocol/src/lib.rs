@@ -16,9 +16,10 @@
 //!
 //! 1. TLS 1.3; each side's self-signed certificate carries a TDX quote over the hash of its key
 //!    ([`Identity`]). No tickets, no early data.
-//! 2. [`Message::Hello`] both ways: protocol version, role, nonce, digest of the job.
+//! 2. [`Message::Hello`] both ways: protocol version, role, nonce, digests of the job and of the own policy.
 //! 3. [`Message::Evidence`] both ways: a fresh quote whose report data binds this very connection
-//!    ([`Binding`]): roles, both keys, both nonces, the TLS exporter and the job.
+//!    ([`Binding`]): roles, both keys, both nonces, the TLS exporter, the job and both policies. An owner's secret
+//!    service and trusted node may show none where the policy lists their key ([`OwnerKey`]).
 //! 4. Only when both quotes satisfy the [`Policy`] is any other message accepted.
 //!
 //! What strangers and hosts try, what stands against it, and the test that holds it:
@@ -49,6 +50,31 @@
 //! * The same guest starts another container: MRCONFIGID counts where it is set.
 //!   `judge::policy`:
 //!   `the_configuration_counts_where_there_is_one_and_each_register_that_differs_is_named`
+//! * A relay shows an honest party's fresh quote on a connection of its own: the exporter differs.
+//!   `session::tests`:
+//!   `a_tls_terminating_man_in_the_middle_is_refused`
+//! * A quote of an earlier connection, or our own shown to us: nonces, keys and direction are bound.
+//!   `session::tests`:
+//!   `a_replayed_quote_of_an_honest_session_is_refused`
+//! * A certificate without evidence, or with another's: refused before anything else is said.
+//!   `session::tests`:
+//!   `certificates_without_evidence_or_with_stolen_evidence_are_refused`
+//! * The host starts the genuine program as secret service, with secrets of its own: no measurement makes a secret
+//!   service unless its owner says so, and keys say whose it is.
+//!   `session::tests`:
+//!   `the_genuine_program_is_no_secret_service_of_another_owner`
+//! * The key of an owner is used for another role: it stands for evidence in its own only.
+//!   `session::tests`:
+//!   `an_owner_without_a_td_is_known_by_its_key_in_its_role_only`
+//! * A participant has a lax policy and lets others in: policies are bound, and the same or listed.
+//!   `session::tests`:
+//!   `participants_judge_by_one_policy_or_by_ones_that_they_list`
+//! * A server asks for one step of one picture: a worker's bounds.
+//!   `job::bounds` of the program:
+//!   `each_bound_is_a_bound_and_a_named_job_is_the_only_one`
+//! * Somebody is left out of, or put into, the list of who took part: a chain, each entry bound to its evidence.
+//!   `session::roster`:
+//!   `a_chain_grows_and_nothing_else`
 //!
 //! Two parties in memory, on simulated platforms that run the same image:
 //!

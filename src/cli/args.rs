@@ -21,6 +21,7 @@ use crate::commands::volumes::{LuksArgs, Size};
 use crate::data::dataset::Shard;
 use crate::data::hold_out::HoldOut;
 use crate::hosts::{HostList, PinnedHost};
+use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
 use crate::job::shape::Shape;
 use crate::job::{
@@ -74,6 +75,18 @@ pub struct Args {
     /// leave broken pictures out, each named in the log
     #[argh(switch)]
     pub(super) skip_broken: bool,
+    /// the only job that a worker takes: a file (model.ckpt-meta) or its SHA-256 [any within the bounds below]
+    #[argh(option)]
+    pub(super) job: Option<String>,
+    /// fewest pictures of a worker in a step, of jobs that it takes [16]
+    #[argh(option, default = "Bounds::BATCH_MIN")]
+    pub(super) min_batch: u32,
+    /// most steps of jobs that a worker takes [10000000]
+    #[argh(option, default = "Bounds::STEPS_MAX")]
+    pub(super) max_steps: u64,
+    /// a network of jobs that a worker takes, as often as needed [all of --model]
+    #[argh(option)]
+    pub(super) models: Vec<Arch>,
     /// where the model is kept [model]
     #[argh(option, default = "PathBuf::from(\"model\")")]
     pub(super) model_dir: PathBuf,

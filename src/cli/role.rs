@@ -1,14 +1,17 @@
 //! From a role's flags to what it runs with: the job, and numbers that no job can have.
 
+use std::path::Path;
 use std::time::Duration;
 
 use argh::FromArgs;
-use protocol::Role;
+use protocol::{Role, unhex};
+use serde_json::Value;
 
 use super::args::{Args, DEFAULT_RATE};
 use super::choice::{ReportKind, ScheduleKind};
 use super::local::THREADS_MAX;
 use crate::failure::{Doing, Failure};
+use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_MAX, SIDE_STEP, Shape};
@@ -19,6 +22,7 @@ use crate::training::store::Place;
 use crate::trust::TrustOptions;
 use crate::trust::fetch::Service;
 use crate::trust::passphrase::KeySource;
+use crate::trust::policy::read;
 
 /// Images of all workers in a step for which it was chosen.
 const DEFAULT_IMAGES: f32 = 256.0;
@@ -43,6 +47,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
     Ok(roles::Options {
         role,
         job: job(&args)?,
+        bounds: bounds(&args)?,
         ps_hosts: args.ps_hosts.0,
         data: args.data,
         shard: args.shard,
@@ -199,6 +204,29 @@ fn quorum(args: &Args) -> Result<Option<Quorum>, Failure> {
         (Some(_), None) => Err(Failure::usage("--quorum needs --deadline SECONDS")),
         (None, Some(_)) => Err(Failure::usage("--deadline needs --quorum WORKERS")),
     }
+}
+
+/// Which jobs a worker takes.
+fn bounds(args: &Args) -> Result<Bounds, Failure> {
+    let named = args.job.as_deref().map(|text| match unhex(text).map(<[u8; 32]>::try_from) {
+        Some(Ok(digest)) => Ok(digest),
+        _ => job_in(Path::new(text)),
+    });
+    Ok(Bounds {
+        job: named.transpose()?,
+        batch_min: args.min_batch,
+        steps_max: args.max_steps,
+        models: args.models.clone(),
+    })
+}
+
+/// The digest of the job in a file: its definition, or what ps0 keeps beside a model.
+fn job_in(path: &Path) -> Result<[u8; 32], Failure> {
+    let name = path.display();
+    let bytes = read(path)?;
+    let value: Value = serde_json::from_slice(&bytes).doing(format!("--job {name}"))?;
+    let job = serde_json::to_vec(value.get("job").unwrap_or(&value)).doing(&name)?;
+    Ok(Job::parse(&job).doing(format!("--job {name}"))?.digest())
 }
 
 /// What defines a job is ps0's to say. Somebody who gives it to a worker believes otherwise.

@@ -67,16 +67,20 @@ fn shown(entry: &Entry, verifier: &Verifier, at: Option<u64>) -> bool {
     let (said, mr_td) = match &verdict {
         Ok(verdict) => {
             let status = verdict.platform.as_ref().map_or("simulated", |p| p.status.name());
-            (format!("accepted, {status}"), hex(&verdict.report.mr_td))
+            // What is no longer accepted was when it came: the rule of that day.
+            let ends = verifier.policy.ends(&verdict.report).map(date);
+            let day = ends.map_or(String::new(), |end| format!(", by a set that ends {end}"));
+            (format!("accepted, {status}{day}"), hex(&verdict.report.mr_td))
         }
         Err(why) => (format!("REFUSED [{}] {why}", why.code()), "-".into()),
     };
     let line = format!(
-        "{} {} key {} MRTD {mr_td} job {}: {said}",
+        "{} {} key {} MRTD {mr_td} job {} policy {}: {said}",
         date(admission.time),
         admission.role,
         hex(&admission.keys[0]),
         hex(&admission.job),
+        hex(&admission.policies[0]),
     );
     print(&line).is_ok() && verdict.is_ok()
 }

@@ -1,5 +1,6 @@
 //! `Job`: everything that defines a training, decided by ps0 and shown to every worker as a digest.
 
+pub mod bounds;
 pub mod classes;
 pub mod evaluation;
 pub mod rng;

@@ -128,7 +128,7 @@ mkdir data
 head -c 24584 /data_batch_1.bin > data/data_batch_1.bin
 job="--attestation sim --worker-hosts 127.0.0.1:1 --ps-hosts 127.0.0.1:60002"
 hfl --role ps0 $job --steps 2 --batch-size 2 --model-dir /mnt/model > ps0.out 2>&1 &
-check train-worker hfl --role worker0 $job --data data --model-dir worker
+check train-worker hfl --role worker0 --min-batch 1 $job --data data --model-dir worker
 wait
 check train-server grep -q '^parameters: sha256:' ps0.out
 check train-unmount hfl luks unmount /mnt
@@ -145,7 +145,7 @@ chmod 600 /dev/mapper/control /dev/loop*
 nobody() { su nobody -s /bin/sh -c "cd /tmp/nobody && $*"; }
 check nobody-creates nobody hfl luks create w --size 480M $fast --key-file ../key
 nobody hfl --role ps0 $job --steps 1 --batch-size 2 --volume w --key-file ../key > ps0.out 2>&1 &
-check nobody-worker nobody hfl --role worker0 $job --data ../data --model-dir worker
+check nobody-worker nobody hfl --role worker0 --min-batch 1 $job --data ../data --model-dir worker
 wait
 check nobody-trained grep -q '^parameters: sha256:' ps0.out
 check nobody-exports nobody hfl luks export w --files out --key-file ../key
@@ -167,7 +167,7 @@ ps0=$!
 for second in $(seq 60); do grep -q "gets the secret" secret.out && break; sleep 1; done
 sleep 1
 refused mount-of-a-volume-in-use "in use" hfl luks mount u /mnt --name vol --key-file word
-check volume-worker hfl --role worker0 $job --data data --model-dir worker
+check volume-worker hfl --role worker0 --min-batch 1 $job --data data --model-dir worker
 check volume-pull hfl model pull --attestation sim --from 127.0.0.1:60002 --out pulled
 wait $ps0
 check volume-server grep -q '^parameters: sha256:' ps0.out

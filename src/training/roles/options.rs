@@ -13,6 +13,7 @@ use crate::data::hold_out::HoldOut;
 use crate::data::source::Selection;
 use crate::failure::Failure;
 use crate::job::Job;
+use crate::job::bounds::Bounds;
 use crate::training::store::{Place, Store};
 use crate::trust::TrustOptions;
 use crate::trust::fetch::{Service, fetch};
@@ -29,6 +30,8 @@ pub struct Options {
     pub ps_hosts: Vec<String>,
     /// The job as these options define it; a worker takes the server's.
     pub job: Job,
+    /// Which jobs a worker takes.
+    pub bounds: Bounds,
     /// CIFAR-10 binary files of a worker.
     pub data: PathBuf,
     /// Part of the data that a worker takes.

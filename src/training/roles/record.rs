@@ -94,7 +94,7 @@ impl Record {
             role: peer.role.to_string(),
             since: clock(),
             status: platform.map_or(SIMULATED, |platform| platform.status.name()).into(),
-            measurements: measurements(&peer.verdict.report),
+            measurements: measurements(&verdict.report),
             platform: platform.map_or(String::new(), |platform| hex(&platform.machine.fmspc)),
             key: hex(&peer.key),
         });

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::{Arena, Isa};
-use protocol::{Config, Ended, LinkId, Message, Net, Refusal, hex};
+use protocol::{Config, Ended, LinkId, Message, Net, Refusal, Rejection, hex};
 
 use super::options::{CELL, Options};
 use super::stopwatch::{Phase, Stopwatch};
@@ -15,6 +15,7 @@ use crate::data::sampler::Sampler;
 use crate::data::source::Source;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
+use crate::job::bounds::Exceeded;
 use crate::job::state::Member;
 use crate::metrics::Metrics;
 use crate::model::Model;
@@ -169,7 +170,10 @@ impl Running<'_> {
                     Work::Compute { step, .. } | Work::Repeat { step } if self.is_whole(step) => {
                         self.repeat(net, id);
                     }
-                    Work::Compute { step, steps } => self.compute(net, id, (step, steps)),
+                    Work::Compute { step, steps } => {
+                        self.bound(net, id, self.options.bounds.check_steps(steps))?;
+                        self.compute(net, id, (step, steps));
+                    }
                     Work::Skip { step } => self.skip(step),
                     Work::Repeat { .. } => {
                         net.drive(id, |session| Err(session.close(Some(Refusal::Protocol))));
@@ -190,8 +194,29 @@ impl Running<'_> {
         }
     }
 
+    fn samples(&self) -> usize {
+        let loaded = self.training.as_ref().map(|training| training.data.len());
+        loaded.or(self.source.as_ref().map(Source::len)).unwrap_or(0)
+    }
+
+    /// Ends, and tells the server why, where a job is out of our bounds.
+    fn bound(
+        &self,
+        net: &mut Net,
+        id: LinkId,
+        checked: Result<(), Exceeded>,
+    ) -> Result<(), Failure> {
+        let Err(exceeded) = checked else { return Ok(()) };
+        let refusal = Refusal::Bounds(exceeded.bound);
+        net.drive(id, |session| Err(session.close(Some(refusal))));
+        Err(Failure::new(exceeded)
+            .hint("another job at ps0; or, where this one is meant, --job with its digest"))
+    }
+
     /// Makes the model for a job, and tells the server that we are ready.
     fn prepare(&mut self, net: &mut Net, id: LinkId, job: &Job) -> Result<(), Failure> {
+        let samples = self.samples() as u64;
+        self.bound(net, id, self.options.bounds.check(job, samples))?;
         if self.training.is_none() {
             log::info!("job {}", hex(&job.digest()));
             self.report.started(self.options.role, &job.digest());
@@ -429,6 +454,12 @@ fn hint(why: &Ended) -> &'static str {
     match why {
         Ended::RefusedByPeer(Refusal::Role) => "a --role workerN with N below its --worker-hosts",
         Ended::Refused(Refusal::Role) => "a parameter server's address in --ps-hosts",
+        Ended::Fellow(..) => {
+            "code of before an update? keep its set in the policy, with \"until\" (deploy/policy.md)"
+        }
+        Ended::RefusedByPeer(Refusal::Policy) | Ended::Rejected(Rejection::Policy(..)) => {
+            "the same --policy for all; or each lists the other's digest in \"policies\""
+        }
         Ended::RefusedByPeer(Refusal::Taken) => "end the other process, or take another number",
         Ended::RefusedByPeer(Refusal::Data) => "the --data and --shard that the job was begun with",
         Ended::Io(_) => "host:port of ps0 in --ps-hosts, and whether it runs",
