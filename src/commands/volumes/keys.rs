@@ -12,6 +12,7 @@ use rustix::termios::isatty;
 use super::derivation::Derivation;
 use super::opening::explained;
 use crate::failure::Failure;
+use crate::hosts::PinnedHost;
 use crate::report::print;
 use crate::termination;
 use crate::trust::TrustOptions;
@@ -61,9 +62,9 @@ macro_rules! opening {
             /// open file descriptor to read it from
             #[argh(option)]
             key_fd: Option<u32>,
-            /// host:port of the service that has one of the passphrases, or both
+            /// host:port[#SHA256 of its owner's key] of the service that has one of the passphrases, or both
             #[argh(option)]
-            secret_service: Option<String>,
+            secret_service: Option<PinnedHost>,
             /// name there of the passphrase that opens the volume
             #[argh(option)]
             app_id: Option<String>,
@@ -89,7 +90,7 @@ macro_rules! opening {
 
             fn asking(&self) -> Asking {
                 Asking {
-                    address: self.secret_service.clone(),
+                    at: self.secret_service.clone(),
                     wait: Duration::from_secs(self.secret_wait),
                     role: self.role,
                     trust: self.trust(),
@@ -184,7 +185,7 @@ impl Origin {
 
 /// The secret service, and who asks it.
 struct Asking {
-    address: Option<String>,
+    at: Option<PinnedHost>,
     wait: Duration,
     role: Role,
     trust: TrustOptions,
@@ -199,12 +200,12 @@ impl Asking {
         if origin.is_named() {
             return Err(Failure::usage("a passphrase from a file and from the secret service"));
         }
-        let address = self.address.clone();
-        let address = address.ok_or_else(|| {
+        let at = self.at.clone();
+        let at = at.ok_or_else(|| {
             Failure::usage("--app-id and --new-app-id name secrets of --secret-service HOST:PORT")
         })?;
         termination::catch()?;
-        let service = Service { address, app_id: app_id.clone(), wait: self.wait };
+        let service = Service { at, app_id: app_id.clone(), wait: self.wait };
         let secret = fetch(&self.trust.config(self.role)?, &service)?;
         Ok(Some(Passphrase::from_bytes(&secret)))
     }
@@ -230,7 +231,7 @@ impl Asking {
 
     /// A service that is asked for nothing is a mistake.
     fn check<'a>(&self, mut origins: impl Iterator<Item = &'a Origin>) -> Result<(), Failure> {
-        match self.address.is_some() && origins.all(|origin| origin.app_id.is_none()) {
+        match self.at.is_some() && origins.all(|origin| origin.app_id.is_none()) {
             true => Err(Failure::usage("--secret-service: of which passphrase?").hint(
                 "--app-id NAME for what opens the volume, --new-app-id NAME for the new one",
             )),
