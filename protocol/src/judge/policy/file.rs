@@ -112,6 +112,9 @@ struct Set {
     until: Option<String>,
 }
 
+/// What is listed, each for whom.
+type Lists<const N: usize> = Vec<(Whose, Vec<[u8; N]>)>;
+
 impl File {
     /// Every measurement with its switch, in the order of [`Measurement::ALL`].
     fn switches(&mut self) -> [&mut Switch; 10] {
@@ -132,7 +135,7 @@ impl File {
 
 impl File {
     /// The only machines of some roles.
-    fn machines(&self) -> Result<Vec<(Whose, Vec<[u8; 16]>)>, PolicyError> {
+    fn machines(&self) -> Result<Lists<16>, PolicyError> {
         const WRONG: &str = "platforms: 32 digits each, at least one";
         match &self.platforms {
             None => Ok(Vec::new()),
@@ -142,7 +145,7 @@ impl File {
     }
 
     /// The only keys of some roles.
-    fn keys(&self) -> Result<Vec<(Whose, Vec<[u8; 32]>)>, PolicyError> {
+    fn keys(&self) -> Result<Lists<32>, PolicyError> {
         let none = BTreeMap::new();
         let participants = self.participant_keys.as_ref().unwrap_or(&none);
         let mut keys =
@@ -180,7 +183,7 @@ fn by_role<const N: usize>(
     lists: &BTreeMap<String, Vec<String>>,
     key: &str,
     wrong: &str,
-) -> Result<Vec<(Whose, Vec<[u8; N]>)>, PolicyError> {
+) -> Result<Lists<N>, PolicyError> {
     let one = |(name, list): (&String, &Vec<String>)| {
         let kind = RoleKind::ALL.into_iter().find(|kind| kind.name() == *name).map(Whose::Kind);
         let whose = kind.or_else(|| name.parse::<Role>().ok().map(Whose::One));
