@@ -31,4 +31,4 @@ checks=()
 for crate in kernels matrixmultiply; do
   checks+=(--config "profile.dev.package.$crate.overflow-checks=false")
 done
-HFL_GUEST_KERNEL=$PWD/$place cargo test "${checks[@]}" --locked --test main guest -- --ignored --nocapture --test-threads 2
+HFL_GUEST_KERNEL=$PWD/$place cargo test "${checks[@]}" -p hfl --locked --test main guest -- --ignored --nocapture --test-threads 2

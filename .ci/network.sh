@@ -15,4 +15,4 @@ if ! unshare --net true 2>/dev/null; then
   echo "SKIPPED network: no network namespaces here (root)"
   exit 0
 fi
-cargo test --locked --test main network -- --ignored --nocapture
+cargo test -p hfl --locked --test main network -- --ignored --nocapture
