@@ -127,7 +127,7 @@ check train-mount hfl luks mount t /mnt --name vol --key-file key
 mkdir data
 head -c 24584 /data_batch_1.bin > data/data_batch_1.bin
 job="--attestation sim --worker-hosts 127.0.0.1:1 --ps-hosts 127.0.0.1:60002"
-hfl --role ps0 $job --steps 2 --batch-size 2 --model-dir /mnt/model > ps0.out 2>&1 &
+hfl --role ps0 $job --evaluate-every 0 --steps 2 --batch-size 2 --model-dir /mnt/model > ps0.out 2>&1 &
 check train-worker hfl --role worker0 --min-batch 1 $job --data data --model-dir worker
 wait
 check train-server grep -q '^parameters: sha256:' ps0.out
@@ -144,7 +144,7 @@ chown nobody /tmp/nobody key
 chmod 600 /dev/mapper/control /dev/loop*
 nobody() { su nobody -s /bin/sh -c "cd /tmp/nobody && $*"; }
 check nobody-creates nobody hfl luks create w --size 480M $fast --key-file ../key
-nobody hfl --role ps0 $job --steps 1 --batch-size 2 --volume w --key-file ../key > ps0.out 2>&1 &
+nobody hfl --role ps0 $job --evaluate-every 0 --steps 1 --batch-size 2 --volume w --key-file ../key > ps0.out 2>&1 &
 check nobody-worker nobody hfl --role worker0 --min-batch 1 $job --data ../data --model-dir worker
 wait
 check nobody-trained grep -q '^parameters: sha256:' ps0.out
@@ -162,7 +162,7 @@ echo '{"hfl-tdx-coco-app":"of the service"}' > secrets.json
 hfl luks create u --size 480M $fast --key-file word > /dev/null
 hfl secret serve --attestation sim --secrets secrets.json --listen 127.0.0.1:50051 2> secret.out &
 service=$!
-hfl --role ps0 $job --steps 1 --batch-size 2 --volume u --secret-service 127.0.0.1:50051 --linger 600 > ps0.out 2>&1 &
+hfl --role ps0 $job --evaluate-every 0 --steps 1 --batch-size 2 --volume u --secret-service 127.0.0.1:50051 --linger 600 > ps0.out 2>&1 &
 ps0=$!
 for second in $(seq 60); do grep -q "gets the secret" secret.out && break; sleep 1; done
 sleep 1
