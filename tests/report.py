@@ -44,7 +44,8 @@ def job(program, work):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     common = [program, "--attestation", "sim", "--workers", "1", "--ps-hosts", f"localhost:{port}", "--json"]
-    common += ["--steps", str(STEPS), "--batch-size", "4", "--lr", "0.01", "--model-dir", f"{work}/model"]
+    common += ["--steps", str(STEPS), "--batch-size", "4", "--min-batch", "1", "--lr", "0.01"]
+    common += ["--model-dir", f"{work}/model"]
     roles = [
         subprocess.Popen([*common, "--role", role, "--data", work], stdout=subprocess.PIPE, text=True)
         for role in ("ps0", "worker0")
