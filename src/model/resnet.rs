@@ -317,10 +317,8 @@ impl<T: Product> ResNet<T> {
 
     /// From `dy`, the masked gradient at a block's output, to that at its input, `dx`. Of a bottleneck with a
     /// projection, after each step (`a2`, `a1` are made again beside these, for the gradients by weight):
-    ///
     /// ```text
     /// step                      inner 0    inner 1    outer above   outer
-    /// -----------------------   --------   --------   -----------   ------------------------
     /// by input of 3             dz3 of dy  da2        dy
     /// slope of 2, in place      -          dz2        dy
     /// by input of 2             da1        dz2        dy
@@ -328,7 +326,6 @@ impl<T: Product> ResNet<T> {
     /// by input of projection    dz1        dzp of dy  dy            dx, set
     /// by input of 1             dz1        -          -             dx, added to and masked
     /// ```
-    ///
     /// Without a projection both outer ranges are one: what 1 adds to is `dy`, the gradient of the identity.
     fn backward_block(&mut self, index: usize, flow: &mut Flow) {
         let n = flow.n;
