@@ -150,7 +150,7 @@ pub use rejection::{Differing, Rejection};
 pub use role::{Role, RoleKind};
 pub use services::collateral_store::CollateralStore;
 pub use services::pccs::{FetchError, Pccs};
-pub use session::close::Ended;
+pub use session::close::CloseReason;
 pub use session::config::Config;
 pub use session::frame::CHUNK_LEN_MAX;
 pub use session::link::Link;

@@ -4,7 +4,7 @@
 //! memory alone: a worker that is started again, or is asked for a round that does not follow its last one, begins at
 //! zero and says so (`fresh`). A fresh contribution depends on nothing but parameters and step.
 
-use protocol::{Ended, Message, Session};
+use protocol::{CloseReason, Message, Session};
 
 use crate::model::gradients::Part;
 use crate::training::cells::Cells;
@@ -98,7 +98,7 @@ impl Contribution {
     ///
     /// # Errors
     /// When the session is over.
-    pub fn repeat(&mut self, session: &mut Session, gradients: &[f32]) -> Result<(), Ended> {
+    pub fn repeat(&mut self, session: &mut Session, gradients: &[f32]) -> Result<(), CloseReason> {
         Push { taken: 0, ..self.push() }.send(session, (0, gradients))
     }
 }
@@ -146,7 +146,7 @@ impl Push<'_> {
         &mut self,
         session: &mut Session,
         (start, gradients): (usize, &[f32]),
-    ) -> Result<(), Ended> {
+    ) -> Result<(), CloseReason> {
         let Some(Head { step, fresh, of: Some((samples, loss)), .. }) = self.contribution.head
         else {
             return Ok(());

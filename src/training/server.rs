@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use kernels::{Exec, Isa, Pool};
-use protocol::{Admission, Ended, Event, Message, Refusal, Role, Roster, Session, hex};
+use protocol::{Admission, CloseReason, Event, Message, Refusal, Role, Roster, Session, hex};
 
 use crate::job::state::{Member, State};
 use crate::job::{Job, Weighting};
@@ -228,7 +228,7 @@ impl ParameterServer {
     ///
     /// # Errors
     /// When the session ends; others are not touched.
-    pub fn pump(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
+    pub fn pump(&mut self, id: usize, session: &mut Session) -> Result<(), CloseReason> {
         loop {
             let step = self.state.step;
             let held = match session.next_event()? {
@@ -271,7 +271,7 @@ impl ParameterServer {
     }
 
     /// Asks the holder of a place that another wants, and tells the other when the holder answers.
-    fn settle_place(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
+    fn settle_place(&mut self, id: usize, session: &mut Session) -> Result<(), CloseReason> {
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         if link.place == Place::Lost {
             return Err(session.close(Some(Refusal::Taken)));
@@ -377,7 +377,7 @@ impl ParameterServer {
         Some(Role::Worker(gone.worker))
     }
 
-    fn open(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
+    fn open(&mut self, id: usize, session: &mut Session) -> Result<(), CloseReason> {
         let worker = match session.peer().map(|peer| peer.role) {
             Some(Role::Worker(index)) if index < self.job.workers => index,
             // The model is not there yet.
@@ -528,7 +528,7 @@ impl ParameterServer {
     }
 
     /// Queues the next piece of what this worker waits for; first of all, who else is there.
-    fn send(&mut self, id: usize, session: &mut Session) -> Result<(), Ended> {
+    fn send(&mut self, id: usize, session: &mut Session) -> Result<(), CloseReason> {
         if let Some(link) = self.links.get_mut(&id) {
             for entry in &self.roster.entries()[link.told..self.kept] {
                 session.send(&Message::Admitted(Box::new(entry.clone())))?;

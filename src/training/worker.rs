@@ -1,6 +1,6 @@
 //! A worker's side of a job as a pure value: take parameters, say when to compute, hand over gradients.
 
-use protocol::{Ended, Entry, Event, Message, Refusal, Role, Roster, Session};
+use protocol::{CloseReason, Entry, Event, Message, Refusal, Role, Roster, Session};
 
 use crate::job::Job;
 use crate::job::state::Member;
@@ -96,7 +96,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the session ends.
-    pub fn pump(&mut self, session: &mut Session, params: &mut [f32]) -> Result<Work, Ended> {
+    pub fn pump(&mut self, session: &mut Session, params: &mut [f32]) -> Result<Work, CloseReason> {
         if let Some(step) = self.next.take() {
             return Ok(Work::Compute { step, steps: self.steps });
         }
@@ -132,7 +132,7 @@ impl Worker {
     }
 
     /// Judges a fellow by our own policy; the server can neither change nor leave out whom it has named.
-    fn meet(&mut self, session: &mut Session, entry: Entry) -> Result<(), Ended> {
+    fn meet(&mut self, session: &mut Session, entry: Entry) -> Result<(), CloseReason> {
         if self.roster.has(&entry) {
             return Ok(());
         }
@@ -152,7 +152,7 @@ impl Worker {
         session: &mut Session,
         member: Member,
         cells: Cells,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), CloseReason> {
         self.cells = Some(cells);
         let Member { samples, batches, data } = member;
         session.send(&Message::Join { data: data.unwrap_or_default(), samples, batches })
@@ -168,7 +168,7 @@ impl Worker {
         session: &mut Session,
         step: u64,
         confusion: Vec<u32>,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), CloseReason> {
         session.send(&Message::Evaluated { step, confusion })
     }
 

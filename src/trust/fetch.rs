@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::{Config, Ended, Event, Message, Net, Refusal, Role, Session};
+use protocol::{CloseReason, Config, Event, Message, Net, Refusal, Role, Session};
 use zeroize::Zeroizing;
 
 use crate::failure::{Doing, Failure};
@@ -73,11 +73,11 @@ fn attempt(
     net: &mut Net,
     service: &Service,
     end: Instant,
-) -> Result<Result<Zeroizing<Vec<u8>>, Ended>, Failure> {
+) -> Result<Result<Zeroizing<Vec<u8>>, CloseReason>, Failure> {
     let id = match net.connect(&service.at.address) {
         Ok(id) => id,
         // A name may come to be known while pods start.
-        Err(error) => return Ok(Err(Ended::Io(error))),
+        Err(error) => return Ok(Err(CloseReason::Io(error))),
     };
     let mut secret = None;
     loop {
@@ -87,7 +87,7 @@ fn attempt(
             secret = pump(session, &service.app_id)?;
             match secret {
                 Some(_) => Err(session.close(None)),
-                None if left.is_zero() || termination::requested() => Err(Ended::Timeout),
+                None if left.is_zero() || termination::requested() => Err(CloseReason::Timeout),
                 None => Ok(()),
             }
         });
@@ -97,7 +97,7 @@ fn attempt(
     }
 }
 
-fn pump(session: &mut Session, app_id: &str) -> Result<Option<Zeroizing<Vec<u8>>>, Ended> {
+fn pump(session: &mut Session, app_id: &str) -> Result<Option<Zeroizing<Vec<u8>>>, CloseReason> {
     let sealed = loop {
         match session.next_event()? {
             None => return Ok(None),

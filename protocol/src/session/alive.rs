@@ -5,7 +5,7 @@ use std::time::Duration;
 use rustls::Connection;
 
 use super::Session;
-use crate::session::close::{Ended, SILENCE_MAX};
+use crate::session::close::{CloseReason, SILENCE_MAX};
 use crate::session::message::{Message, State};
 
 /// A server that said nothing else for so long says that it is alive. Well below [`SILENCE_MAX`], so that one
@@ -27,8 +27,8 @@ impl Session {
     /// was said for a while, and ends a session that did not open in time or whose server fell silent.
     ///
     /// # Errors
-    /// [`Ended::Timeout`] or [`Ended::Silent`].
-    pub fn handle_timeout(&mut self, now: Duration) -> Result<(), Ended> {
+    /// [`CloseReason::Timeout`] or [`CloseReason::Silent`].
+    pub fn handle_timeout(&mut self, now: Duration) -> Result<(), CloseReason> {
         if std::mem::take(&mut self.has_heard) {
             self.heard = now;
         }
@@ -47,9 +47,9 @@ impl Session {
                     false => self.put(&Message::Alive { number: self.probes }),
                 }
             }
-            (State::Open, Connection::Client(_)) => Err(self.end(Ended::Silent)),
-            _ if self.is_asking() => Err(self.end(Ended::Unanswered)),
-            _ => Err(self.end(Ended::Timeout)),
+            (State::Open, Connection::Client(_)) => Err(self.end(CloseReason::Silent)),
+            _ if self.is_asking() => Err(self.end(CloseReason::Unanswered)),
+            _ => Err(self.end(CloseReason::Timeout)),
         }
     }
 
@@ -58,7 +58,7 @@ impl Session {
     ///
     /// # Errors
     /// When the session is over.
-    pub fn probe(&mut self) -> Result<u64, Ended> {
+    pub fn probe(&mut self) -> Result<u64, CloseReason> {
         self.probes += 1;
         self.owed = Some(self.probes);
         self.say_owed().map(|()| self.probes)
@@ -70,7 +70,7 @@ impl Session {
     }
 
     /// Says what is owed. Never behind other bytes: a peer that asks and does not read makes no queue grow.
-    pub(super) fn say_owed(&mut self) -> Result<(), Ended> {
+    pub(super) fn say_owed(&mut self) -> Result<(), CloseReason> {
         let ready = self.is_open() && !self.wants_output();
         match self.owed.take_if(|_| ready) {
             Some(number) => self.put(&Message::Alive { number }),

@@ -1,4 +1,4 @@
-//! `Ended`: why a session is over, in words, and how much of it the peer is told.
+//! `CloseReason`: why a session is over, in words, and how much of it the peer is told.
 
 use std::fmt;
 use std::io;
@@ -17,7 +17,7 @@ pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(120);
 
 /// Why a session is over.
 #[derive(Debug)]
-pub enum Ended {
+pub enum CloseReason {
     /// The other side closed the connection.
     ByPeer,
     /// We closed it.
@@ -52,7 +52,7 @@ pub enum Ended {
     Io(io::Error),
 }
 
-impl fmt::Display for Ended {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::ByPeer => write!(f, "the other side closed the connection"),
@@ -87,9 +87,9 @@ impl fmt::Display for Ended {
     }
 }
 
-impl std::error::Error for Ended {}
+impl std::error::Error for CloseReason {}
 
-impl Ended {
+impl CloseReason {
     /// What the peer is told.
     pub(super) fn refusal(&self) -> Option<Refusal> {
         match self {

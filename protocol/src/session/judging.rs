@@ -12,7 +12,7 @@ use crate::judge::verify::{Judged, Shown};
 use crate::rejection::Rejection;
 use crate::role::{Role, RoleKind};
 use crate::session::asking::Again;
-use crate::session::close::Ended;
+use crate::session::close::CloseReason;
 use crate::session::config::Config;
 use crate::session::message::{Message, State};
 use crate::session::roster::{Admission, Entry};
@@ -48,9 +48,9 @@ impl Session {
     ///
     /// # Errors
     /// The session is over then.
-    pub fn check_admission(&mut self, entry: &Entry) -> Result<bool, Ended> {
+    pub fn check_admission(&mut self, entry: &Entry) -> Result<bool, CloseReason> {
         let admission = &entry.admission;
-        let refuse = |why| Ended::Fellow(admission.role, why);
+        let refuse = |why| CloseReason::Fellow(admission.role, why);
         if admission.job != self.job {
             return Err(self.end(refuse(Rejection::ReportData)));
         }
@@ -77,7 +77,7 @@ impl Session {
     }
 
     /// Goes on with what waited for an answer. Gives the message that is to be looked at again, if it is one.
-    pub(super) fn judge_again(&mut self) -> Result<Option<Message>, Ended> {
+    pub(super) fn judge_again(&mut self) -> Result<Option<Message>, CloseReason> {
         match self.asking.answered() {
             None => Ok(None),
             Some(Again::Fellow(entry)) => Ok(Some(Message::Admitted(entry))),
@@ -91,24 +91,24 @@ impl Session {
         &mut self,
         quote: Vec<u8>,
         collateral: Vec<u8>,
-    ) -> Result<(), Ended> {
+    ) -> Result<(), CloseReason> {
         let report_data = self.report_data(false)?;
         let Some(Claimed { role, key, policy: theirs, .. }) = self.claimed else {
-            return Err(Ended::NotAllowed("evidence"));
+            return Err(CloseReason::NotAllowed("evidence"));
         };
         let now = (self.config.clock)();
         let policy = &self.config.verifier.policy;
-        policy.check_key(role, &key).map_err(Ended::Rejected)?;
+        policy.check_key(role, &key).map_err(CloseReason::Rejected)?;
         if quote.is_empty() {
             if !policy.vouches(Some(role), &key) {
-                return Err(Ended::Rejected(Rejection::MissingEvidence));
+                return Err(CloseReason::Rejected(Rejection::MissingEvidence));
             }
             self.peer = Some(Peer { role, verdict: None, key });
             self.state = State::Open;
             return Ok(());
         }
         if is_participant(role) && is_participant(self.config.role) {
-            policy.check_policy(role, &theirs).map_err(Ended::Rejected)?;
+            policy.check_policy(role, &theirs).map_err(CloseReason::Rejected)?;
         }
         // A bundle that is none is as good as none.
         let theirs = Collateral::parse(&collateral).ok();
@@ -120,7 +120,7 @@ impl Session {
             collateral: theirs.as_ref(),
         };
         let answer = self.asking.take_answer();
-        match self.config.verifier.judge(&shown, answer, now).map_err(Ended::Rejected)? {
+        match self.config.verifier.judge(&shown, answer, now).map_err(CloseReason::Rejected)? {
             Judged::Asks(question) => {
                 self.deadline += ANSWER_WAIT;
                 self.asking.wait(question, Again::Evidence { quote, collateral });
@@ -136,7 +136,7 @@ impl Session {
     }
 
     /// What a server's roster says of this peer.
-    fn admitted(&self, quote: Vec<u8>) -> Result<Option<Admission>, Ended> {
+    fn admitted(&self, quote: Vec<u8>) -> Result<Option<Admission>, CloseReason> {
         let (Connection::Server(_), Some(Claimed { role, nonce, key, policy })) =
             (&self.tls, self.claimed)
         else {
@@ -155,14 +155,14 @@ impl Session {
         }))
     }
 
-    fn exporter(&self) -> Result<[u8; 32], Ended> {
-        self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(Ended::Tls)
+    fn exporter(&self) -> Result<[u8; 32], CloseReason> {
+        self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(CloseReason::Tls)
     }
 
     /// The report data of our own evidence, or what the peer's must be.
-    pub(super) fn report_data(&self, own: bool) -> Result<[u8; 64], Ended> {
+    pub(super) fn report_data(&self, own: bool) -> Result<[u8; 64], CloseReason> {
         let Some(Claimed { role, nonce, key, policy }) = &self.claimed else {
-            return Err(Ended::NotAllowed("evidence"));
+            return Err(CloseReason::NotAllowed("evidence"));
         };
         let exporter = self.exporter()?;
         let is_client = matches!(self.tls, Connection::Client(_));

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::time::Duration;
 
 use crate::session::Session;
-use crate::session::close::Ended;
+use crate::session::close::CloseReason;
 
 /// Reads of one link before the others have their turn.
 const READS_MAX: usize = 16;
@@ -28,7 +28,7 @@ pub struct Link<S> {
     /// Output may wait that no edge will tell of: the others had their turn first.
     interrupted: bool,
     eof: bool,
-    ended: Option<Ended>,
+    ended: Option<CloseReason>,
 }
 
 impl<S: Read + Write> Link<S> {
@@ -63,7 +63,7 @@ impl<S: Read + Write> Link<S> {
     }
 
     /// The session and why it is over, if it is.
-    pub fn into_ended(self) -> Option<(Session, Ended)> {
+    pub fn into_ended(self) -> Option<(Session, CloseReason)> {
         let Self { session, ended, .. } = self;
         ended.map(|why| (session, why))
     }
@@ -93,7 +93,7 @@ impl<S: Read + Write> Link<S> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.end(Ended::Io(error)),
+                Err(error) => self.end(CloseReason::Io(error)),
             }
         }
     }
@@ -112,7 +112,7 @@ impl<S: Read + Write> Link<S> {
     /// Lets `work` act on the session and sends what it says. It is called again whenever all of that went
     /// out, so it may queue a piece at a time, and needs to say nothing of whether there is more. After some
     /// pieces it is the turn of others; see [`Link::wants_turn`].
-    pub fn drive(&mut self, mut work: impl FnMut(&mut Session) -> Result<(), Ended>) {
+    pub fn drive(&mut self, mut work: impl FnMut(&mut Session) -> Result<(), CloseReason>) {
         let mut pieces = 0;
         self.interrupted = false;
         while self.ended.is_none() {
@@ -134,7 +134,7 @@ impl<S: Read + Write> Link<S> {
             }
         }
         if self.eof && self.ended.is_none() && !self.session.wants_output() {
-            self.end(Ended::ByPeer);
+            self.end(CloseReason::ByPeer);
         }
     }
 
@@ -144,12 +144,12 @@ impl<S: Read + Write> Link<S> {
             Ok(()) => {}
             // Not connected yet: the handshake waits for the writable edge.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-            Err(error) => self.end(Ended::Io(error)),
+            Err(error) => self.end(CloseReason::Io(error)),
         }
     }
 
     /// Ends the link; the last words (an alert, a refusal) are sent if the socket takes them.
-    pub fn end(&mut self, why: Ended) {
+    pub fn end(&mut self, why: CloseReason) {
         if self.ended.is_none() {
             let _ = self.session.output(&mut self.socket);
             self.ended = Some(why);

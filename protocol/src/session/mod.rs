@@ -46,7 +46,7 @@ use crate::judge::verify::Verdict;
 use crate::rejection::Rejection;
 use crate::role::Role;
 use crate::session::asking::Asking;
-use crate::session::close::{Ended, OPEN_TIMEOUT};
+use crate::session::close::{CloseReason, OPEN_TIMEOUT};
 use crate::session::config::{Config, nonce};
 use crate::session::frame::{FRAME_LEN_MAX, Frame};
 use crate::session::message::{Message, PROTOCOL_VERSION, Refusal, State};
@@ -153,11 +153,12 @@ impl Session {
     ///
     /// # Errors
     /// When `server` is no possible name of a server, or there are no random numbers.
-    pub fn client(config: Arc<Config>, server: &str, now: Duration) -> Result<Self, Ended> {
-        let name = ServerName::try_from(server.to_owned())
-            .map_err(|_| Ended::Io(io::Error::other(format!("'{server}' is no host name"))))?;
-        let tls =
-            ClientConnection::new(Arc::clone(&config.tls.client), name).map_err(Ended::Tls)?;
+    pub fn client(config: Arc<Config>, server: &str, now: Duration) -> Result<Self, CloseReason> {
+        let name = ServerName::try_from(server.to_owned()).map_err(|_| {
+            CloseReason::Io(io::Error::other(format!("'{server}' is no host name")))
+        })?;
+        let tls = ClientConnection::new(Arc::clone(&config.tls.client), name)
+            .map_err(CloseReason::Tls)?;
         Self::new(config, Connection::Client(tls), [0; 32], now)
     }
 
@@ -165,8 +166,9 @@ impl Session {
     ///
     /// # Errors
     /// When there are no random numbers.
-    pub fn server(config: Arc<Config>, job: [u8; 32], now: Duration) -> Result<Self, Ended> {
-        let tls = ServerConnection::new(Arc::clone(&config.tls.server)).map_err(Ended::Tls)?;
+    pub fn server(config: Arc<Config>, job: [u8; 32], now: Duration) -> Result<Self, CloseReason> {
+        let tls =
+            ServerConnection::new(Arc::clone(&config.tls.server)).map_err(CloseReason::Tls)?;
         Self::new(config, Connection::Server(tls), job, now)
     }
 
@@ -175,10 +177,10 @@ impl Session {
         mut tls: Connection,
         job: [u8; 32],
         now: Duration,
-    ) -> Result<Self, Ended> {
+    ) -> Result<Self, CloseReason> {
         // What is queued is bounded by the role: one chunk for a server, one model for a worker.
         tls.set_buffer_limit(None);
-        let nonce = nonce().map_err(Ended::Io)?;
+        let nonce = nonce().map_err(CloseReason::Io)?;
         Ok(Self {
             config,
             tls,
@@ -250,15 +252,15 @@ impl Session {
     /// # Errors
     /// When TLS or the evidence in the peer's certificate is not accepted. The session is over then,
     /// but what [`Session::output`] still gives (an alert) should be sent.
-    pub fn receive(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
+    pub fn receive(&mut self, mut bytes: &[u8]) -> Result<(), CloseReason> {
         self.bytes[0] += bytes.len() as u64;
         self.has_heard = true;
         while !bytes.is_empty() {
             let end = |error: rustls::Error| match rejection(&error) {
-                Some(rejection) => Ended::Rejected(rejection),
-                None => Ended::Tls(error),
+                Some(rejection) => CloseReason::Rejected(rejection),
+                None => CloseReason::Tls(error),
             };
-            self.tls.read_tls(&mut bytes).map_err(Ended::Io)?;
+            self.tls.read_tls(&mut bytes).map_err(CloseReason::Io)?;
             if let Err(error) = self.tls.process_new_packets() {
                 self.state = State::Closed;
                 return Err(end(error));
@@ -266,7 +268,7 @@ impl Session {
             match self.tls.reader().read_to_end(&mut self.plain) {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(Ended::Io(error)),
+                Err(error) => return Err(CloseReason::Io(error)),
             }
         }
         if self.state == State::Handshake && !self.tls.is_handshaking() {
@@ -289,7 +291,7 @@ impl Session {
     /// # Errors
     /// When the peer breaks the protocol or is refused. The session is over then; the peer is told by
     /// what [`Session::output`] still gives.
-    pub fn next_event(&mut self) -> Result<Option<Event<'_>>, Ended> {
+    pub fn next_event(&mut self) -> Result<Option<Event<'_>>, CloseReason> {
         self.done += std::mem::take(&mut self.shown);
         self.say_owed()?;
         if let Some(message) = self.judge_again()? {
@@ -305,7 +307,7 @@ impl Session {
             }
             let parsed = frame::parse(&self.plain[self.done..]);
             let (len, message) = match parsed {
-                Err(error) => return Err(self.end(Ended::Frame(error))),
+                Err(error) => return Err(self.end(CloseReason::Frame(error))),
                 Ok(None) => {
                     self.plain.drain(..self.done);
                     self.done = 0;
@@ -316,13 +318,13 @@ impl Session {
             };
             match message {
                 None if self.state != State::Open => {
-                    return Err(self.end(Ended::NotAllowed("chunk")));
+                    return Err(self.end(CloseReason::NotAllowed("chunk")));
                 }
                 None => {
                     self.shown = len;
                     return Ok(self.shown_chunk());
                 }
-                Some(None) => return Err(self.end(Ended::Malformed)),
+                Some(None) => return Err(self.end(CloseReason::Malformed)),
                 Some(Some(message)) => {
                     self.done += len;
                     if let Some(message) = self.handle(message).map_err(|why| self.end(why))? {
@@ -345,9 +347,9 @@ impl Session {
     ///
     /// # Errors
     /// When the session is not open.
-    pub fn send(&mut self, message: &Message) -> Result<(), Ended> {
+    pub fn send(&mut self, message: &Message) -> Result<(), CloseReason> {
         if !self.is_open() {
-            return Err(Ended::ByUs);
+            return Err(CloseReason::ByUs);
         }
         self.put(message)
     }
@@ -356,9 +358,9 @@ impl Session {
     ///
     /// # Errors
     /// When the session is not open.
-    pub fn send_chunk(&mut self, step: u64, offset: u64, data: &[u8]) -> Result<(), Ended> {
+    pub fn send_chunk(&mut self, step: u64, offset: u64, data: &[u8]) -> Result<(), CloseReason> {
         if !self.is_open() {
-            return Err(Ended::ByUs);
+            return Err(CloseReason::ByUs);
         }
         let head = frame::chunk_head(step, offset, data.len());
         self.write(&head, data)
@@ -369,31 +371,31 @@ impl Session {
     ///
     /// # Errors
     /// When the session is not open.
-    pub fn seal(&mut self, secret: &[u8]) -> Result<Vec<u8>, Ended> {
+    pub fn seal(&mut self, secret: &[u8]) -> Result<Vec<u8>, CloseReason> {
         let key = self.secret_key()?;
-        seal::seal(&key, secret).map_err(|error| self.end(Ended::Io(error)))
+        seal::seal(&key, secret).map_err(|error| self.end(CloseReason::Io(error)))
     }
 
     /// Decrypts what the peer sealed.
     ///
     /// # Errors
     /// When it was not sealed for this connection.
-    pub fn unseal(&mut self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, Ended> {
+    pub fn unseal(&mut self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, CloseReason> {
         let key = self.secret_key()?;
-        seal::unseal(&key, sealed).ok_or_else(|| self.end(Ended::Malformed))
+        seal::unseal(&key, sealed).ok_or_else(|| self.end(CloseReason::Malformed))
     }
 
-    fn secret_key(&mut self) -> Result<Zeroizing<[u8; 32]>, Ended> {
+    fn secret_key(&mut self) -> Result<Zeroizing<[u8; 32]>, CloseReason> {
         if !self.is_open() {
-            return Err(Ended::ByUs);
+            return Err(CloseReason::ByUs);
         }
         let key = self.tls.export_keying_material([0; 32], SECRET_LABEL, None);
-        key.map(Zeroizing::new).map_err(Ended::Tls)
+        key.map(Zeroizing::new).map_err(CloseReason::Tls)
     }
 
     /// Says goodbye; with a reason if the peer is at fault.
-    pub fn close(&mut self, refusal: Option<Refusal>) -> Ended {
-        self.end(refusal.map_or(Ended::ByUs, Ended::Refused))
+    pub fn close(&mut self, refusal: Option<Refusal>) -> CloseReason {
+        self.end(refusal.map_or(CloseReason::ByUs, CloseReason::Refused))
     }
 
     /// Writes queued bytes until none are left or `sink` would block.
@@ -423,15 +425,15 @@ impl Session {
     }
 
     /// The one place where messages meet states. Returns those that are the role's business.
-    fn handle(&mut self, message: Message) -> Result<Option<Message>, Ended> {
+    fn handle(&mut self, message: Message) -> Result<Option<Message>, CloseReason> {
         let from_client = matches!(self.tls, Connection::Server(_));
         let sender = self.peer.as_ref().map(|peer| peer.role.kind());
         if !message.is_allowed(self.state, from_client, sender) {
-            return Err(Ended::NotAllowed(message.name()));
+            return Err(CloseReason::NotAllowed(message.name()));
         }
         match message {
             Message::Hello { version, .. } if version != PROTOCOL_VERSION => {
-                Err(Ended::Version(version))
+                Err(CloseReason::Version(version))
             }
             Message::Hello { role, nonce, job, policy, .. } => {
                 self.handle_hello(role, nonce, job, policy).map(|()| None)
@@ -439,10 +441,10 @@ impl Session {
             Message::Evidence { quote, collateral } => {
                 self.handle_evidence(quote, collateral).map(|()| None)
             }
-            Message::Refused(refusal) => Err(Ended::RefusedByPeer(refusal)),
+            Message::Refused(refusal) => Err(CloseReason::RefusedByPeer(refusal)),
             Message::Alive { number } if from_client => {
                 if number > self.probes {
-                    return Err(Ended::NotAllowed("an answer to no question"));
+                    return Err(CloseReason::NotAllowed("an answer to no question"));
                 }
                 self.answered = self.answered.max(number);
                 Ok(None)
@@ -461,37 +463,37 @@ impl Session {
         nonce: [u8; 32],
         job: [u8; 32],
         policy: [u8; 32],
-    ) -> Result<(), Ended> {
+    ) -> Result<(), CloseReason> {
         let certificate = self.tls.peer_certificates().and_then(|chain| chain.first());
-        let certificate = certificate.ok_or(Ended::Rejected(Rejection::MissingEvidence))?;
-        let key = spki_hash(certificate).map_err(Ended::Rejected)?;
+        let certificate = certificate.ok_or(CloseReason::Rejected(Rejection::MissingEvidence))?;
+        let key = spki_hash(certificate).map_err(CloseReason::Rejected)?;
         if key == self.config.identity.spki_hash || nonce == self.nonce {
-            return Err(Ended::Rejected(Rejection::Reflection));
+            return Err(CloseReason::Rejected(Rejection::Reflection));
         }
         if matches!(self.tls, Connection::Client(_)) {
             self.job = job;
         }
         self.claimed = Some(Claimed { role, nonce, key, policy });
         let report_data = self.report_data(true)?;
-        let quote = self.config.quote(&report_data).map_err(Ended::NoEvidence)?;
+        let quote = self.config.quote(&report_data).map_err(CloseReason::NoEvidence)?;
         self.state = State::Evidence;
         let collateral = self.config.collateral.clone();
         self.put(&Message::Evidence { quote, collateral })
     }
 
-    fn put(&mut self, message: &Message) -> Result<(), Ended> {
+    fn put(&mut self, message: &Message) -> Result<(), CloseReason> {
         let bytes = message.encode();
         let head = frame::message_head(bytes.len());
         self.write(&head, &bytes)
     }
 
     /// Encrypts head and body together, so that they share records.
-    fn write(&mut self, head: &[u8], body: &[u8]) -> Result<(), Ended> {
+    fn write(&mut self, head: &[u8], body: &[u8]) -> Result<(), CloseReason> {
         self.has_said = true;
         let mut parts = [IoSlice::new(head), IoSlice::new(body)];
         let mut parts = &mut parts[..];
         while !parts.is_empty() {
-            let len = self.tls.writer().write_vectored(parts).map_err(Ended::Io)?;
+            let len = self.tls.writer().write_vectored(parts).map_err(CloseReason::Io)?;
             IoSlice::advance_slices(&mut parts, len);
             while parts.first().is_some_and(|part| part.is_empty()) {
                 parts = &mut parts[1..];
@@ -501,7 +503,7 @@ impl Session {
     }
 
     /// Ends the session and tells the peer as much as it may know.
-    fn end(&mut self, why: Ended) -> Ended {
+    fn end(&mut self, why: CloseReason) -> CloseReason {
         if self.state != State::Closed && self.state != State::Handshake {
             if let Some(refusal) = why.refusal() {
                 // The connection may be broken already; then the peer learns nothing.

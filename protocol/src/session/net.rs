@@ -14,7 +14,7 @@ use rustix::net::sockopt;
 
 use crate::judge::policy::Policy;
 use crate::limit::Limit;
-use crate::session::close::Ended;
+use crate::session::close::CloseReason;
 use crate::session::inquiry::{Inquiries, Reply, Subject};
 use crate::session::link::Link;
 use crate::session::places::{
@@ -66,7 +66,7 @@ pub struct Over {
     /// The session, as it stood.
     pub session: Session,
     /// Why it is over.
-    pub why: Ended,
+    pub why: CloseReason,
 }
 
 struct Connection {
@@ -214,7 +214,7 @@ impl Net {
 
     fn fail(&mut self, id: LinkId, error: io::Error) {
         if let Some(connection) = self.links.get_mut(&id) {
-            connection.link.end(Ended::Io(error));
+            connection.link.end(CloseReason::Io(error));
         }
     }
 
@@ -283,7 +283,7 @@ impl Net {
     }
 
     /// Lets the role work on a session and sends what it says; see [`Link::drive`].
-    pub fn drive(&mut self, id: LinkId, work: impl FnMut(&mut Session) -> Result<(), Ended>) {
+    pub fn drive(&mut self, id: LinkId, work: impl FnMut(&mut Session) -> Result<(), CloseReason>) {
         let Some(Connection { link, address, is_counted, .. }) = self.links.get_mut(&id) else {
             return;
         };

@@ -31,7 +31,7 @@ struct Pair {
 }
 
 /// How each side ended, if it did.
-type Ends = [Option<Ended>; 2];
+type Ends = [Option<CloseReason>; 2];
 
 impl Pair {
     fn new(client: Arc<Config>, server: Arc<Config>) -> Self {
@@ -59,7 +59,7 @@ impl Pair {
     }
 }
 
-fn feed(side: &mut Session, bytes: &[u8], piece: usize, end: &mut Option<Ended>) {
+fn feed(side: &mut Session, bytes: &[u8], piece: usize, end: &mut Option<CloseReason>) {
     for bytes in bytes.chunks(piece) {
         if end.is_some() {
             return;
@@ -74,7 +74,7 @@ fn feed(side: &mut Session, bytes: &[u8], piece: usize, end: &mut Option<Ended>)
 
 fn rejected(ends: &Ends, side: usize) -> &str {
     match &ends[side] {
-        Some(Ended::Rejected(rejection)) => rejection.code(),
+        Some(CloseReason::Rejected(rejection)) => rejection.code(),
         other => panic!("side {side} ended with {other:?}"),
     }
 }
@@ -189,7 +189,7 @@ fn a_quote_of_another_connection_is_refused() {
     let odd = config_on(Role::Worker(0), lying);
     let ends = Pair::new(odd, config(Role::ParameterServer(0))).run(usize::MAX);
     assert_eq!(rejected(&ends, 1), "report-data");
-    assert!(matches!(ends[0], Some(Ended::RefusedByPeer(Refusal::Evidence))), "{ends:?}");
+    assert!(matches!(ends[0], Some(CloseReason::RefusedByPeer(Refusal::Evidence))), "{ends:?}");
 }
 
 /// Shows the session quotes of somebody else: what a man in the middle has to offer.
@@ -246,7 +246,7 @@ fn a_tls_terminating_man_in_the_middle_is_refused() {
     assert!(!left.client.is_open() && !right.server.is_open());
     let codes: Vec<&str> = (0..2)
         .filter_map(|side| match &ends[side] {
-            Some(Ended::Rejected(rejection)) => Some(rejection.code()),
+            Some(CloseReason::Rejected(rejection)) => Some(rejection.code()),
             _ => None,
         })
         .collect();
@@ -255,7 +255,7 @@ fn a_tls_terminating_man_in_the_middle_is_refused() {
 
 /// Moves bytes between a victim, which acts on them, and the middle's side, which only decrypts. The
 /// middle keeps its own words to itself.
-fn shuttle(victim: &mut Session, middle: &mut Session, end: &mut Option<Ended>) {
+fn shuttle(victim: &mut Session, middle: &mut Session, end: &mut Option<CloseReason>) {
     let mut bytes = Vec::new();
     victim.output(&mut bytes).expect("memory");
     middle.state = State::Closed;
@@ -289,7 +289,7 @@ fn another_protocol_version_is_refused() {
     pair.client.output(&mut bytes).expect("memory");
     let mut end = None;
     feed(&mut pair.server, &bytes, usize::MAX, &mut end);
-    assert!(matches!(end, Some(Ended::Version(theirs)) if theirs == version), "{end:?}");
+    assert!(matches!(end, Some(CloseReason::Version(theirs)) if theirs == version), "{end:?}");
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn application_messages_before_the_evidence_are_refused() {
     pair.client.output(&mut bytes).expect("memory");
     let mut end = None;
     feed(&mut pair.server, &bytes, usize::MAX, &mut end);
-    assert!(matches!(end, Some(Ended::NotAllowed("join"))), "{end:?}");
+    assert!(matches!(end, Some(CloseReason::NotAllowed("join"))), "{end:?}");
 }
 
 #[test]
@@ -320,7 +320,7 @@ fn our_own_key_shown_to_us_is_refused() {
 fn a_session_that_does_not_open_in_time_ends() {
     let mut server = Session::server(config(Role::ParameterServer(0)), JOB, NOW).expect("server");
     assert!(server.handle_timeout(OPEN_TIMEOUT - Duration::from_millis(1)).is_ok());
-    assert!(matches!(server.handle_timeout(OPEN_TIMEOUT), Err(Ended::Timeout)));
+    assert!(matches!(server.handle_timeout(OPEN_TIMEOUT), Err(CloseReason::Timeout)));
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn a_server_that_waits_is_not_taken_for_dead_and_a_dead_one_is_noticed() {
     let silent = pair.client.timeout().expect("a client waits for a sign");
     pair.client.handle_timeout(silent - Duration::from_millis(1)).expect("not yet");
     let ended = pair.client.handle_timeout(silent);
-    assert!(matches!(ended, Err(ref why @ Ended::Silent) if why.is_transient()), "{ended:?}");
+    assert!(matches!(ended, Err(ref why @ CloseReason::Silent) if why.is_transient()), "{ended:?}");
 }
 
 #[test]
@@ -409,7 +409,7 @@ fn a_question_is_answered_after_what_was_said_before_and_not_by_an_old_answer() 
     pair.client.put(&Message::Alive { number: second + 1 }).expect("queue");
     let bytes = out(&mut pair.client);
     pair.server.receive(&bytes).expect("valid");
-    assert!(matches!(pair.server.next_event(), Err(Ended::NotAllowed(_))));
+    assert!(matches!(pair.server.next_event(), Err(CloseReason::NotAllowed(_))));
 }
 
 #[test]
@@ -521,7 +521,7 @@ fn participants_judge_by_one_policy_or_by_ones_that_they_list() {
     let ends = run(&ours, &lax);
     assert_eq!(rejected(&ends, 1), "policy");
     let told = match &ends[0] {
-        Some(end @ (Ended::RefusedByPeer(Refusal::Policy) | Ended::Rejected(_))) => end,
+        Some(end @ (CloseReason::RefusedByPeer(Refusal::Policy) | CloseReason::Rejected(_))) => end,
         other => panic!("{other:?}"),
     };
     assert!(told.to_string().contains("policies"), "{told}");

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use kernels::{Isa, NoTiles};
 use luks::{Header, Source as Volume};
 use protocol::dcap::{self, Anchor, Collateral, date};
-use protocol::{Attester, Authority, Ended, Evidence, Net, Pccs, Quote, RemoteVerifier, Role};
+use protocol::{
+    Attester, Authority, CloseReason, Evidence, Net, Pccs, Quote, RemoteVerifier, Role,
+};
 use zeroize::Zeroizing;
 
 use super::args::DoctorArgs;
@@ -426,7 +428,7 @@ fn peer(args: &DoctorArgs, item: &'static str, host: &str) -> Finding {
     }
 }
 
-fn attest(net: &mut Net, host: &str) -> std::io::Result<Result<Role, Ended>> {
+fn attest(net: &mut Net, host: &str) -> std::io::Result<Result<Role, CloseReason>> {
     let id = net.connect(host)?;
     let end = Instant::now() + ATTEST_WAIT;
     loop {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use luks::Passphrase;
 use protocol::dcap::date;
-use protocol::{Ended, Event as Said, LinkId, Message, Net, Over, Refusal, Role, Session};
+use protocol::{CloseReason, Event as Said, LinkId, Message, Net, Over, Refusal, Role, Session};
 use zeroize::Zeroizing;
 
 use super::args::ServeArgs;
@@ -210,7 +210,7 @@ impl Serving {
 
     /// Peers that were not verified are told no more than that, but the log knows why.
     fn note_end(&mut self, over: &Over) {
-        let Ended::Rejected(why) = &over.why else {
+        let CloseReason::Rejected(why) = &over.why else {
             log::debug!("{}: {}", over.address, over.why);
             return;
         };
@@ -231,7 +231,7 @@ fn answer(
     secrets: Option<&Secrets>,
     audit: &mut Audit,
     address: Option<SocketAddr>,
-) -> Result<(), Ended> {
+) -> Result<(), CloseReason> {
     let Some(peer) = session.peer().cloned() else {
         return Err(session.close(Some(Refusal::Protocol)));
     };

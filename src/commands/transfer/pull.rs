@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use luks::Source as Volume;
-use protocol::{Ended, Event, LinkId, Message, Net, Refusal, Role, Session};
+use protocol::{CloseReason, Event, LinkId, Message, Net, Refusal, Role, Session};
 
 use super::args::PullArgs;
 use crate::failure::{Doing, Failure};
@@ -40,7 +40,7 @@ pub(super) fn run(args: PullArgs) -> Result<(), Failure> {
         let mut receiving = Receiving::new(&out)?;
         let ended = match net.connect(&from) {
             Ok(id) => receiving.converse(&mut net, id)?,
-            Err(error) => Some(Ended::Io(error)),
+            Err(error) => Some(CloseReason::Io(error)),
         };
         let Some(why) = ended else { return receiving.keep(&out) };
         drop(receiving);
@@ -88,7 +88,7 @@ impl Receiving {
     }
 
     /// One connection's life; `None` when the volume is complete.
-    fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<Ended>, Failure> {
+    fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<CloseReason>, Failure> {
         loop {
             let left = (self.moved + SILENCE_MAX).saturating_duration_since(Instant::now());
             net.poll(Some(left), &[0; 32]).doing("network")?;
@@ -102,9 +102,9 @@ impl Receiving {
         }
     }
 
-    fn pump(&mut self, session: &mut Session) -> Result<(), Ended> {
+    fn pump(&mut self, session: &mut Session) -> Result<(), CloseReason> {
         if session.is_open() && self.moved.elapsed() >= SILENCE_MAX {
-            return Err(Ended::Timeout);
+            return Err(CloseReason::Timeout);
         }
         loop {
             let Some(event) = session.next_event()? else { return Ok(()) };
@@ -130,7 +130,7 @@ impl Receiving {
                     let end = end.filter(|&end| self.at <= offset && Some(end) <= self.len);
                     match end {
                         Some(end) => {
-                            self.file.write_all_at(data, offset).map_err(Ended::Io)?;
+                            self.file.write_all_at(data, offset).map_err(CloseReason::Io)?;
                             // What is left out is there, too: zeros.
                             self.progress.iter().for_each(|all| all.advance(end - self.at));
                             self.at = end;

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use luks::Source as Volume;
-use protocol::{CHUNK_LEN_MAX, Ended, Event, LinkId, Message, Net, Over, Refusal, Role, Session};
+use protocol::{
+    CHUNK_LEN_MAX, CloseReason, Event, LinkId, Message, Net, Over, Refusal, Role, Session,
+};
 
 use crate::failure::{Doing, Failure};
 use crate::termination;
@@ -53,7 +55,7 @@ pub fn serve(net: &mut Net, job: &[u8; 32], path: &Path, time: Duration) -> Resu
         for Over { id, address, session, why } in net.take_ended() {
             // A node leaves once it has everything; whatever else ended it may have lost the end.
             let whole = sending.remove(&id).is_some_and(|sending| sending.at > len);
-            let complete = whole && matches!(why, Ended::ByPeer);
+            let complete = whole && matches!(why, CloseReason::ByPeer);
             match session.peer() {
                 Some(peer) if complete => {
                     log::info!("{} at {address} has the volume", peer.role);
@@ -83,7 +85,7 @@ impl Default for Sending {
 
 impl Sending {
     /// Queues the next part of the volume; to be called again when it is out.
-    fn pump(&mut self, session: &mut Session, file: &File, len: u64) -> Result<(), Ended> {
+    fn pump(&mut self, session: &mut Session, file: &File, len: u64) -> Result<(), CloseReason> {
         while let Some(event) = session.next_event()? {
             match event {
                 Event::Opened => {
@@ -110,7 +112,7 @@ impl Sending {
         let mut cell = Vec::new();
         while self.at < len {
             cell.resize((len - self.at).min(CHUNK_LEN_MAX as u64) as usize, 0);
-            file.read_exact_at(&mut cell, self.at).map_err(Ended::Io)?;
+            file.read_exact_at(&mut cell, self.at).map_err(CloseReason::Io)?;
             let at = self.at;
             self.at += cell.len() as u64;
             if cell.iter().any(|&byte| byte != 0) {

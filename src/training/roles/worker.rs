@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::{Arena, Isa};
-use protocol::{Config, Ended, LinkId, Message, Net, Refusal, Rejection, hex};
+use protocol::{CloseReason, Config, LinkId, Message, Net, Refusal, Rejection, hex};
 
 use super::options::{CELL, Options};
 use super::stopwatch::{Phase, Stopwatch};
@@ -105,7 +105,7 @@ pub(super) fn run(
         let end = match net.connect(host) {
             Ok(id) => running.converse(&mut net, id)?,
             // A name may come to be known while machines and pods start.
-            Err(error) => Some(Lost { why: Ended::Io(error), was_open: false }),
+            Err(error) => Some(Lost { why: CloseReason::Io(error), was_open: false }),
         };
         let Lost { why, was_open } = match end {
             None => return running.store.map_or(Ok(()), Store::close).doing("close the volume"),
@@ -128,7 +128,7 @@ pub(super) fn run(
 
 /// A connection that is over before the job is.
 struct Lost {
-    why: Ended,
+    why: CloseReason,
     was_open: bool,
 }
 
@@ -186,7 +186,7 @@ impl Running<'_> {
                 }
             }
             if termination::requested() {
-                return Ok(Some(Lost { why: Ended::ByUs, was_open }));
+                return Ok(Some(Lost { why: CloseReason::ByUs, was_open }));
             }
             if let Some(over) = net.take_ended().pop() {
                 return Ok(Some(Lost { why: over.why, was_open }));
@@ -450,19 +450,26 @@ fn refused(error: DataError) -> Failure {
 }
 
 /// What to try after a server could not be reached or did not want us.
-fn hint(why: &Ended) -> &'static str {
+fn hint(why: &CloseReason) -> &'static str {
     match why {
-        Ended::RefusedByPeer(Refusal::Role) => "a --role workerN with N below its --worker-hosts",
-        Ended::Refused(Refusal::Role) => "a parameter server's address in --ps-hosts",
-        Ended::Fellow(..) => {
+        CloseReason::RefusedByPeer(Refusal::Role) => {
+            "a --role workerN with N below its --worker-hosts"
+        }
+        CloseReason::Refused(Refusal::Role) => "a parameter server's address in --ps-hosts",
+        CloseReason::Fellow(..) => {
             "code of before an update? keep its set in the policy, with \"until\" (deploy/policy.md)"
         }
-        Ended::RefusedByPeer(Refusal::Policy) | Ended::Rejected(Rejection::Policy(..)) => {
+        CloseReason::RefusedByPeer(Refusal::Policy)
+        | CloseReason::Rejected(Rejection::Policy(..)) => {
             "the same --policy for all; or each lists the other's digest in \"policies\""
         }
-        Ended::RefusedByPeer(Refusal::Taken) => "end the other process, or take another number",
-        Ended::RefusedByPeer(Refusal::Data) => "the --data and --shard that the job was begun with",
-        Ended::Io(_) => "host:port of ps0 in --ps-hosts, and whether it runs",
+        CloseReason::RefusedByPeer(Refusal::Taken) => {
+            "end the other process, or take another number"
+        }
+        CloseReason::RefusedByPeer(Refusal::Data) => {
+            "the --data and --shard that the job was begun with"
+        }
+        CloseReason::Io(_) => "host:port of ps0 in --ps-hosts, and whether it runs",
         _ => "ps0's log says more",
     }
 }

@@ -117,7 +117,7 @@ fn a_name_is_looked_up_meanwhile_and_one_that_nobody_has_ends_the_connection() {
     open(&mut server, &mut client, &name);
     until(&mut server, &mut client, |_, client| !client.ended.is_empty());
     let over = &client.ended[0];
-    assert!(over.id == nowhere && matches!(over.why, Ended::Io(_)), "{:?}", over.why);
+    assert!(over.id == nowhere && matches!(over.why, CloseReason::Io(_)), "{:?}", over.why);
     assert!(over.why.is_transient(), "it may come to be known");
 }
 
@@ -235,9 +235,13 @@ fn strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out() {
         }
     }
     strangers.join().expect("strangers");
-    let kept_out = client.ended.iter().filter(|over| !matches!(over.why, Ended::ByUs)).count();
+    let kept_out =
+        client.ended.iter().filter(|over| !matches!(over.why, CloseReason::ByUs)).count();
     assert_eq!(kept_out, 0, "{:?}", client.ended);
     until(&mut server, &mut client, |server, _| steps(server).len() as u64 == said);
     assert_eq!(steps(&server), (0..said).collect::<Vec<_>>());
-    assert!(server.ended.iter().any(|over| matches!(&over.why, Ended::Rejected(_))), "thieves");
+    assert!(
+        server.ended.iter().any(|over| matches!(&over.why, CloseReason::Rejected(_))),
+        "thieves"
+    );
 }
