@@ -6,13 +6,16 @@
 
 mod evaluating;
 mod late;
+mod link;
+mod places;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use kernels::{Exec, Isa, Pool};
-use protocol::{Admission, CloseReason, Event, Message, Refusal, Role, Roster, Session, hex};
+use protocol::{Admission, CloseReason, Event, Message, Refusal, Role, Roster, Session};
 
+use self::link::{Link, Place};
 use crate::job::state::{Member, State};
 use crate::job::{Job, Weighting};
 use crate::model::params::{self, Layout};
@@ -73,47 +76,6 @@ impl fmt::Display for NotFinite {
             Self::Update { step } => write!(f, "step {step}: the update is not finite"),
         }
     }
-}
-
-/// A verified connection.
-struct Link {
-    worker: u16,
-    /// Entries of the roster that it was sent.
-    told: usize,
-    /// Next cell of the parameters to send.
-    sending: Option<usize>,
-    /// It is to be asked for its gradients once more.
-    repeat: bool,
-    /// It is to be told that a round closes, or closed, without it.
-    skipped: bool,
-    place: Place,
-    /// It has no test images, and no place yet.
-    is_blind: bool,
-    told_end: bool,
-    challenge: Challenge,
-}
-
-/// What a connection has to do with the place of its worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// It did not join yet.
-    None,
-    /// It joined and is part of the rounds.
-    Held,
-    /// It could join, but another connection holds the place: one of the two is dead or a mistake.
-    Wanted(Member),
-    /// The other one turned out to be alive.
-    Lost,
-}
-
-/// Whether the holder of a place was asked for a sign of life, because another wants the place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Challenge {
-    None,
-    /// To be asked when its connection is looked at.
-    Due,
-    /// Asked by the question of this number.
-    Asked(u64),
 }
 
 /// A closed round.
@@ -270,37 +232,6 @@ impl ParameterServer {
         self.send(id, session)
     }
 
-    /// Asks the holder of a place that another wants, and tells the other when the holder answers.
-    fn settle_place(&mut self, id: usize, session: &mut Session) -> Result<(), CloseReason> {
-        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
-        if link.place == Place::Lost {
-            return Err(session.close(Some(Refusal::Taken)));
-        }
-        match link.challenge {
-            Challenge::None => {}
-            Challenge::Due => {
-                link.challenge = Challenge::Asked(session.probe()?);
-            }
-            Challenge::Asked(number) if session.answered() >= number => {
-                link.challenge = Challenge::None;
-                let worker = link.worker;
-                self.progress += 1;
-                let wanted = |link: &&mut Link| {
-                    link.worker == worker && matches!(link.place, Place::Wanted(_))
-                };
-                self.links.values_mut().filter(wanted).for_each(|link| link.place = Place::Lost);
-            }
-            Challenge::Asked(_) => {}
-        }
-        Ok(())
-    }
-
-    /// The connection that has a worker's place.
-    fn holder(&self, worker: u16) -> Option<usize> {
-        let holds = |link: &Link| link.worker == worker && link.place == Place::Held;
-        self.links.iter().find(|(_, link)| holds(link) && !link.told_end).map(|(id, _)| *id)
-    }
-
     /// Applies the update if every worker's gradients are in.
     ///
     /// # Errors
@@ -358,57 +289,6 @@ impl ParameterServer {
         }
     }
 
-    /// Forgets a connection that is over.
-    pub fn left(&mut self, id: usize) -> Option<Role> {
-        // Who was told the end stays in the books, to be counted.
-        if self.links.get(&id).is_some_and(|link| link.told_end) {
-            return None;
-        }
-        let gone = self.links.remove(&id)?;
-        let wants = |link: &Link| match link.place {
-            Place::Wanted(member) if link.worker == gone.worker => Some(member),
-            _ => None,
-        };
-        let next = self.links.iter().find_map(|(id, link)| Some((*id, wants(link)?)));
-        if let (Place::Held, Some((next, member))) = (gone.place, next) {
-            self.take_place(next, member);
-        }
-        self.progress += 1;
-        Some(Role::Worker(gone.worker))
-    }
-
-    fn open(&mut self, id: usize, session: &mut Session) -> Result<(), CloseReason> {
-        let worker = match session.peer().map(|peer| peer.role) {
-            Some(Role::Worker(index)) if index < self.job.workers => index,
-            // The model is not there yet.
-            Some(Role::TrustedNode) => return Err(session.close(Some(Refusal::Later))),
-            Some(other) => {
-                let last = self.job.workers - 1;
-                self.say(format!("{other}: the job has worker0 to worker{last}"));
-                return Err(session.close(Some(Refusal::Role)));
-            }
-            None => return Err(session.close(Some(Refusal::Role))),
-        };
-        let admitted = session.admission().cloned().is_some_and(|who| self.roster.admit(who));
-        if !admitted {
-            return Err(session.close(Some(Refusal::Later)));
-        }
-        self.progress += 1;
-        let link = Link {
-            worker,
-            told: 0,
-            sending: None,
-            repeat: false,
-            skipped: false,
-            place: Place::None,
-            is_blind: false,
-            told_end: false,
-            challenge: Challenge::None,
-        };
-        self.links.insert(id, link);
-        session.send(&Message::Job(self.job.encode()))
-    }
-
     fn handle(&mut self, id: usize, message: &Message) -> Result<(), Refusal> {
         let link = self.links.get(&id).ok_or(Refusal::Protocol)?;
         match *message {
@@ -434,46 +314,6 @@ impl ParameterServer {
         }
     }
 
-    /// Judges a join; only then is anything said about the place.
-    fn join(&mut self, id: usize, member: Member) -> Result<(), Refusal> {
-        let link = self.links.get(&id).ok_or(Refusal::Protocol)?;
-        let (worker, place) = (link.worker, link.place);
-        if place != Place::None {
-            return Err(Refusal::Protocol);
-        }
-        let before = self.state.members[usize::from(worker)];
-        if let Some(before) = before.filter(|before| !member.is_as(before)) {
-            self.say(format!(
-                "worker{worker}: other data than when the job began: {} samples, {}, and now {}, {}",
-                before.samples,
-                named(before.data),
-                member.samples,
-                named(member.data)
-            ));
-            return Err(Refusal::Data);
-        }
-        let expected = self.job.batches(member.samples);
-        let single = member.samples == 1 && self.job.needs_two();
-        if member.samples == 0 || single || member.batches != expected {
-            return Err(Refusal::Data);
-        }
-        let wanted = |link: &Link| link.worker == worker && matches!(link.place, Place::Wanted(_));
-        match self.holder(worker) {
-            None => self.take_place(id, member),
-            Some(_) if self.links.values().any(wanted) => return Err(Refusal::Taken),
-            Some(holder) => {
-                self.say(format!("worker{worker}: a second process; is the first alive?"));
-                if let Some(link) = self.links.get_mut(&holder) {
-                    link.challenge = Challenge::Due;
-                }
-                if let Some(link) = self.links.get_mut(&id) {
-                    link.place = Place::Wanted(member);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// What a worker's gradients weigh. Where all data is of one size, the samples of the batches say the same with
     /// smaller numbers.
     fn weight(&self, worker: u16, samples: u32) -> f32 {
@@ -486,33 +326,6 @@ impl ParameterServer {
             Weighting::Data if !is_even => own as f32,
             Weighting::Data | Weighting::Batch => samples as f32,
         }
-    }
-
-    fn take_place(&mut self, id: usize, member: Member) {
-        let Some(link) = self.links.get_mut(&id) else { return };
-        let worker = link.worker;
-        let index = usize::from(worker);
-        let is_out = self.round.is_left_out(worker);
-        let knows_nothing = self.is_new && self.state.step > 0;
-        (link.place, link.sending) = (Place::Held, (!is_out).then_some(0));
-        link.skipped =
-            self.job.quorum.is_some() && (is_out || knows_nothing || !self.counted_last[index]);
-        if !is_out {
-            self.tally.forget(worker);
-            if link.is_blind {
-                self.tally.take(worker, &[]);
-            }
-        }
-        let before = self.state.members[index].replace(member);
-        if self.state.members.iter().all(Option::is_some) {
-            self.settle_steps();
-        }
-        let missing = self.missing().len();
-        let all = self.job.workers;
-        let here = usize::from(all) - missing;
-        let detail = format!("{}; {here} of {all} are here", named(member.data));
-        let (returns, samples) = (before.is_some(), member.samples);
-        self.notes.push(Note::Joined { worker, returns, samples, detail });
     }
 
     fn say(&mut self, text: String) {
@@ -577,11 +390,6 @@ impl ParameterServer {
         let bytes = self.cells.encode(&range, values, &mut self.room);
         session.send_chunk(step, Cells::offset(&range), bytes)
     }
-}
-
-/// Data as the log names it.
-fn named(data: Option<[u8; 32]>) -> String {
-    data.map_or("of unknown digest".into(), |data| format!("digest {}...", hex(&data[..6])))
 }
 
 #[cfg(test)]

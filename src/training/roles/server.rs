@@ -1,41 +1,39 @@
 //! The loop of a parameter server.
 
+mod beginning;
+mod leaving;
+mod missing;
+mod saving;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use protocol::{Config, LinkId, Net, Over, Refusal, Role, Roster, hex};
+use protocol::{Config, LinkId, Net, Over, Refusal, Role, hex};
 
+use self::beginning::{await_peer, known_roster, listening, state};
+use self::leaving::{Leaving, kept};
+use self::missing::Missing;
 use super::options::{CELL, Options};
 use super::record::Record;
 use super::transfer;
 use crate::events::Event;
 use crate::failure::{Doing, Failure};
 use crate::history::EventKind;
-use crate::hosts::listen_addresses;
-use crate::job::Job;
-use crate::job::state::State;
 use crate::metrics::{Metric, Metrics};
 use crate::model::network::Network;
-use crate::model::{init, params};
+use crate::model::params;
 use crate::report::Report;
 use crate::termination;
 use crate::training::checkpoint;
 use crate::training::note::Note;
 use crate::training::room;
-use crate::training::roster;
-use crate::training::rounds;
 use crate::training::server::{NotFinite, ParameterServer};
-use crate::training::store::{Progress, Store};
+use crate::training::store::Store;
 
 /// How long a finished server waits for workers that do not know of it yet: one that is away comes back within its own
 /// longest pause, or is gone.
 const FINISH_WAIT: Duration = Duration::from_secs(60);
-/// When the log says which workers are missing, counted from the moment that the first was: soon, for who
-/// mistyped a name, then rarely, for who reads logs the next day.
-const MISSING: [Duration; 3] =
-    [Duration::from_secs(10), Duration::from_secs(60), Duration::from_secs(600)];
-
 struct Running {
     server: ParameterServer,
     network: Network,
@@ -53,31 +51,6 @@ struct Running {
     saved: Option<u64>,
     saved_at: Instant,
     missing: Missing,
-}
-
-/// Why the server ends before the job does, and what the workers are told of it.
-struct Leaving {
-    told: Refusal,
-    failure: Failure,
-}
-
-impl From<Failure> for Leaving {
-    fn from(failure: Failure) -> Self {
-        Self { told: Refusal::Later, failure }
-    }
-}
-
-impl Leaving {
-    fn unsaved(failure: Failure) -> Self {
-        Self { told: Refusal::Unsaved, failure }
-    }
-}
-
-/// Since when workers are missing, and how often the log said so.
-#[derive(Default)]
-struct Missing {
-    since: Option<Instant>,
-    said: usize,
 }
 
 pub(super) fn run(
@@ -140,41 +113,6 @@ pub(super) fn run(
         return Err(failure);
     }
     running.finish(options)
-}
-
-/// A network that listens where `--ps-hosts` says.
-fn listening(
-    options: &Options,
-    index: usize,
-    config: &Arc<Config>,
-    metrics: &Arc<Metrics>,
-) -> Result<Net, Failure> {
-    let host = options.ps_hosts.get(index).filter(|_| index == 0 && options.ps_hosts.len() == 1);
-    let host = host.ok_or_else(|| {
-        Failure::usage("one parameter server is supported: ps0 with one --ps-hosts")
-    })?;
-    let mut net = Net::new(Arc::clone(config)).doing("network")?;
-    termination::wake(&mut net)?;
-    let local = listen_addresses(host)?.listen(&mut net)?;
-    Report::new(options.json, Arc::clone(metrics)).listening(local);
-    metrics.set_ready();
-    Ok(net)
-}
-
-/// Waits for the first connection: a server that nobody talks to needs no memory for a model.
-fn await_peer(net: &mut Net, job: &Job) -> Result<(), Failure> {
-    let mut missing = Missing::default();
-    let digest = job.digest();
-    while net.ids().is_empty() {
-        if missing.is_due() {
-            log::warn!("waiting for all {} workers: nobody has connected yet", job.workers);
-        }
-        net.poll(missing.left(), &digest).doing("network")?;
-        if termination::requested() {
-            return Err(Failure::new("stopped by a signal before anybody came"));
-        }
-    }
-    Ok(())
 }
 
 impl Running {
@@ -297,21 +235,6 @@ impl Running {
         }
     }
 
-    /// Writes down who was admitted, before anybody is told.
-    fn keep_roster(&mut self) -> Result<(), Leaving> {
-        if !self.server.has_news() {
-            return Ok(());
-        }
-        let bytes = roster::encode(self.server.roster());
-        let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
-        let saved = self.store.save(roster::FILE, progress, &|out| out.write_all(&bytes));
-        saved.map_err(|error| {
-            Leaving::unsaved(self.store.not_written(roster::FILE, &error, &kept(self.saved)))
-        })?;
-        self.server.roster_is_kept();
-        Ok(())
-    }
-
     /// Until when a round waits for everybody, if it may close without somebody.
     fn deadline(&self) -> Option<Instant> {
         let quorum = self.server.job().quorum?;
@@ -338,16 +261,6 @@ impl Running {
         match self.server.state().is_finished() {
             true => self.save(),
             false => Ok(()),
-        }
-    }
-
-    /// A place that has no room for a second model keeps the last one, and the training goes on.
-    fn save_best(&mut self) {
-        let (name, of) = (checkpoint::BEST_FILE, (self.server.job(), self.server.state()));
-        let saved = checkpoint::save_as(name, &mut self.store, &self.network.layout, of);
-        if let Err(error) = saved {
-            let failure = self.store.not_written(name, &error, "the training goes on without it");
-            log::warn!("{failure}");
         }
     }
 
@@ -388,53 +301,8 @@ impl Running {
         Leaving { told: Refusal::Diverged, failure }
     }
 
-    fn has_unsaved(&self) -> bool {
-        self.saved.unwrap_or(0) != self.server.state().step
-    }
-
-    fn save_in_time(&mut self, options: &Options) -> Result<(), Leaving> {
-        match self.has_unsaved() && self.saved_at.elapsed() >= options.checkpoint_after {
-            true => self.save(),
-            false => Ok(()),
-        }
-    }
-
-    fn save(&mut self) -> Result<(), Leaving> {
-        let start = Instant::now();
-        let (job, state) = (self.server.job(), self.server.state());
-        // First: rounds beyond a checkpoint are dropped, those that are missing could not be made up.
-        let progress = Progress { job: job.digest(), step: state.step };
-        self.record.keep_rounds(&mut self.store, progress).map_err(|error| {
-            Leaving::unsaved(self.store.not_written(rounds::FILE, &error, &kept(self.saved)))
-        })?;
-        let saved = checkpoint::save(&mut self.store, &self.network.layout, job, state);
-        saved.map_err(|error| {
-            let kept = kept(self.saved);
-            Leaving::unsaved(self.store.not_written(checkpoint::DATA_FILE, &error, &kept))
-        })?;
-        (self.saved, self.saved_at) = (Some(state.step), Instant::now());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        self.metrics.set(Metric::CheckpointStep, state.step as f64);
-        self.metrics.set(Metric::CheckpointTime, now.map_or(0.0, |since| since.as_secs_f64()));
-        log::info!("checkpoint of step {} in {:.2?}", state.step, start.elapsed());
-        let (step, seconds) = (state.step, start.elapsed().as_secs_f64());
-        self.report.tell(|| Event::Checkpoint { step, seconds });
-        self.note(EventKind::Checkpoint, String::new());
-        self.keep_record();
-        Ok(())
-    }
-
     fn note(&mut self, kind: EventKind, detail: String) {
         self.record.note(self.server.state().step, kind, detail);
-    }
-
-    /// The record is for people: a disk that has no room for it ends no training.
-    fn keep_record(&mut self) {
-        let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
-        let bytes = self.traffic();
-        if let Err(error) = self.record.keep(&mut self.store, progress, bytes) {
-            log::warn!("{error}; the training goes on without it");
-        }
     }
 
     /// Leaves a checkpoint of everything that was done.
@@ -486,112 +354,4 @@ impl Running {
         store.close().doing("close the volume")?;
         transfer::linger(&mut net, &server.job().digest(), &options.place, options.linger)
     }
-}
-
-impl Missing {
-    fn next(&self) -> Option<Instant> {
-        self.since.map(|since| since + self.wait())
-    }
-
-    /// How long until it is to be said again.
-    fn left(&self) -> Option<Duration> {
-        let left = self.next()?.saturating_duration_since(Instant::now());
-        Some(left + Duration::from_millis(1))
-    }
-
-    fn wait(&self) -> Duration {
-        let last = MISSING[MISSING.len() - 1];
-        let more = (self.said + 1).saturating_sub(MISSING.len()) as u32;
-        MISSING.get(self.said).copied().unwrap_or(last * (more + 1))
-    }
-
-    fn is_due(&mut self) -> bool {
-        let due = self.since.get_or_insert_with(Instant::now).elapsed() >= self.wait();
-        self.said += usize::from(due);
-        due
-    }
-}
-
-/// What there is to go on from.
-fn kept(saved: Option<u64>) -> String {
-    saved.map_or("there is no checkpoint yet".into(), |step| {
-        format!("the checkpoint of step {step} is kept")
-    })
-}
-
-/// Who was admitted to this job before. Evidence is bound to a job's digest, so the roster of a job with another
-/// (one that diverged, and goes on with a lower rate) is put aside under a name of its own.
-fn known_roster(
-    store: &mut Store,
-    job: &Job,
-    (step, saved): (u64, Option<u64>),
-) -> Result<Roster, Failure> {
-    let name = store.name_of(roster::FILE);
-    let Some(bytes) = store.read(roster::FILE).doing(&name)? else { return Ok(Roster::default()) };
-    let known = roster::parse(&bytes).doing(&name)?;
-    let digest = job.digest();
-    let Some(other) = known.entries().iter().map(|e| e.admission.job).find(|job| *job != digest)
-    else {
-        return Ok(known);
-    };
-    let aside = format!("roster-{}.json", hex(&other[..8]));
-    store
-        .save(&aside, Progress { job: digest, step }, &|out| out.write_all(&bytes))
-        .map_err(|error| store.not_written(&aside, &error, &kept(saved)))?;
-    log::info!("who was admitted to job {} is in {}", hex(&other), store.name_of(&aside));
-    Ok(Roster::default())
-}
-
-/// The checkpoint of the model directory, or a new training.
-fn state(options: &Options, store: &Store) -> Result<(Network, Job, State), Failure> {
-    let network = Network::of(&options.job).doing("network")?;
-    let mut job = options.job.clone();
-    let initial = match &options.init {
-        None => None,
-        Some(path) => {
-            let fresh = |values: &mut [f32]| {
-                init::initialise_in(&network.layout, job.seed, init::IDENTITY_BLOCKS, values);
-            };
-            let loaded = checkpoint::load_params(path, &network.layout, fresh);
-            let initial = loaded.doing(format!("--init {}", path.display()))?;
-            if let Some(others) = initial.other_classes {
-                log::warn!(
-                    "--init {}: its classifier has {others} classes, this job {}: fc starts anew from seed {}",
-                    path.display(),
-                    job.shape.classes,
-                    job.seed
-                );
-            }
-            job.init = Some(params::hash(&initial.params));
-            Some(initial.params)
-        }
-    };
-    let found = checkpoint::load(store, checkpoint::DATA_FILE)
-        .doing(store.name_of(checkpoint::DATA_FILE))?;
-    if let Some((network, found)) = found {
-        if !found.job.is_continued_by(&job) {
-            return Err(Failure::new(format!(
-                "{}: checkpoint of another job ({}, this one is {})",
-                store.name_of(checkpoint::DATA_FILE),
-                hex(&found.job.digest()),
-                hex(&job.digest()),
-            ))
-            .hint("another --model-dir, or the options that the job was begun with"));
-        }
-        if found.job != job {
-            log::warn!(
-                "from step {} on with {}, before {}: the job's digest is {} now",
-                found.state.step,
-                job.schedule,
-                found.job.schedule,
-                hex(&job.digest())
-            );
-        }
-        log::info!("resuming after step {}", found.state.step);
-        return Ok((network, job, found.state));
-    }
-    let params = initial
-        .unwrap_or_else(|| init::initialise(&network.layout, job.seed, init::IDENTITY_BLOCKS));
-    let state = State::new(params, network.layout.trained, job.workers);
-    Ok((network, job, state))
 }

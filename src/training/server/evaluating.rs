@@ -2,7 +2,8 @@
 
 use protocol::Refusal;
 
-use super::{ParameterServer, Place};
+use super::ParameterServer;
+use super::link::Place;
 use crate::history::Evaluation;
 use crate::job::state::State;
 

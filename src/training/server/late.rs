@@ -5,7 +5,8 @@
 
 use protocol::Refusal;
 
-use super::{Link, ParameterServer, Place};
+use super::ParameterServer;
+use super::link::{Link, Place};
 use crate::training::round::{Announced, Head};
 
 impl ParameterServer {
