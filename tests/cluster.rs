@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use hfl::job::receipt::Receipt;
 use hfl::job::rng::Stream;
 use hfl::job::state::{Found, Member, State};
 use hfl::job::{Job, Wire};
 use hfl::model::gradients::Part;
 use hfl::model::params::Layout;
 use hfl::training::cells::Cells;
+use hfl::training::contradiction::Kind;
 use hfl::training::contribution::Contribution;
 use hfl::training::note::Note;
 use hfl::training::rounds::RoundLog;
@@ -51,6 +53,8 @@ pub(crate) struct Faults {
     pub(crate) bad_step: Option<u64>,
     /// The step for which worker 2 is asked when it leaves for good.
     pub(crate) leaves_step: Option<u64>,
+    /// What is done to the checkpoint from which the server goes on after its third step.
+    pub(crate) lie: Option<fn(&mut State)>,
 }
 
 pub(crate) const QUIET: Faults = Faults {
@@ -61,6 +65,7 @@ pub(crate) const QUIET: Faults = Faults {
     late_every: 1,
     bad_step: None,
     leaves_step: None,
+    lie: None,
 };
 
 /// What a run ends with.
@@ -82,6 +87,8 @@ pub(crate) struct End {
     pub(crate) rounds: RoundLog,
     /// What the server said.
     pub(crate) notes: Vec<String>,
+    /// What workers were told that cannot be.
+    pub(crate) contradictions: Vec<Kind>,
 }
 
 struct Node {
@@ -128,6 +135,7 @@ pub(crate) struct Cluster {
     computed: u64,
     rounds: RoundLog,
     notes: Vec<String>,
+    contradictions: Vec<Kind>,
     /// Since when the server waits for the round at hand.
     waits_since_ms: u64,
 }
@@ -162,8 +170,8 @@ impl Cluster {
     pub(crate) fn of(job: Job, seed: u64, faults: Faults) -> Self {
         let layout = layout();
         let saved = start(&layout);
-        let node = |_| Node {
-            worker: Worker::new(),
+        let node = |index| Node {
+            worker: Worker::new(index),
             params: Vec::new(),
             gradients: Vec::new(),
             contribution: None,
@@ -192,6 +200,7 @@ impl Cluster {
             computed: 0,
             rounds: RoundLog::default(),
             notes: Vec::new(),
+            contradictions: Vec::new(),
             waits_since_ms: 0,
         }
     }
@@ -214,7 +223,7 @@ impl Cluster {
         let (deaths, broken, computed) = (self.deaths, self.broken, self.computed);
         let State { step, found, .. } = *self.server.state();
         let (connections, evaluations) = (self.next_wire - 1, self.evaluations);
-        let (rounds, notes) = (self.rounds, self.notes);
+        let (rounds, notes, contradictions) = (self.rounds, self.notes, self.contradictions);
         End {
             params,
             step,
@@ -226,6 +235,7 @@ impl Cluster {
             computed,
             rounds,
             notes,
+            contradictions,
         }
     }
 
@@ -234,8 +244,20 @@ impl Cluster {
         u64::from(self.random.words(self.draws)[0]) % below.max(1)
     }
 
+    /// Starts the server again from a checkpoint that was changed.
+    fn lie(&mut self) {
+        let is_time = self.server.state().step == 3 && self.saved.step == 2;
+        if let Some(lie) = self.faults.lie.take_if(|_| is_time) {
+            lie(&mut self.saved);
+            let roster = self.roster.clone();
+            self.server = server(&self.job, &self.layout, &self.saved).with_roster(roster);
+            self.wires.values_mut().for_each(|wire| wire.broken = true);
+        }
+    }
+
     /// Kills the server or a worker now and then.
     fn strike(&mut self) {
+        self.lie();
         let chance = u64::from(self.faults.deaths_per_mille);
         // A draw each millisecond, of which a thousand seconds have a million.
         if chance == 0 || self.draw(1_000_000) >= chance {
@@ -254,7 +276,8 @@ impl Cluster {
             self.wires.values_mut().for_each(|wire| wire.broken = true);
         } else if !self.nodes[victim].finished {
             let node = &mut self.nodes[victim];
-            (node.worker, node.params, node.connect_at_ms) = (Worker::new(), Vec::new(), back);
+            (node.worker, node.params, node.connect_at_ms) =
+                (Worker::new(victim as u16), Vec::new(), back);
             (node.computing, node.contribution) = (None, None);
             if let Some(wire) = node.link.take().and_then(|link| self.wires.get_mut(&link)) {
                 wire.broken = true;
@@ -444,7 +467,13 @@ impl Cluster {
                 Ok(())
             });
             match work {
-                Work::Wait => return,
+                Work::Wait => {
+                    if let Some(found) = node.worker.contradiction() {
+                        self.contradictions.push(found.kind);
+                        node.finished = true;
+                    }
+                    return;
+                }
                 Work::Prepare(job) => {
                     node.params = vec![0.0; self.layout.len];
                     let isa = Isa::detect();
@@ -474,6 +503,7 @@ impl Cluster {
                         true => Ok(()),
                         false => contribution.repeat(session, &node.gradients),
                     });
+                    node.worker.sent(contribution.share());
                 }
                 Work::Skip { .. } => {
                     node.contribution.iter_mut().for_each(Contribution::forget);
@@ -498,6 +528,9 @@ impl Cluster {
                 }
                 Work::Finish { parameters, .. } => {
                     node.finished = true;
+                    let last = self.server.state().receipt.as_ref().map(Receipt::head);
+                    let step = self.server.state().step;
+                    assert_eq!(node.worker.ledger().head(step), last, "it has the last receipt");
                     let own = hfl::model::params::hash(&self.server.state().params);
                     assert_eq!(parameters, own, "the server says which parameters are final");
                 }
@@ -525,6 +558,7 @@ impl Cluster {
             push.take(samples, &Part { loss, range, params: &mut [], gradients });
             wire.client.drive(|session| push.send(session, (start, gradients)));
         }
+        node.worker.sent(contribution.share());
     }
 }
 

@@ -4,7 +4,9 @@
 use std::ops::RangeInclusive;
 
 use hfl::job::evaluation::Evaluation;
+use hfl::job::state::State;
 use hfl::job::{Job, Outer, Quorum, Wire};
+use hfl::training::contradiction::Kind;
 
 use crate::cluster::{Cluster, End, Faults, QUIET, STEPS, WORKERS};
 use crate::participants::job;
@@ -50,6 +52,30 @@ fn final_parameters_are_the_same_for_a_thousand_seeds_of_faults() {
     // A simulation without faults would prove nothing.
     if std::env::var_os("SEEDS").is_none() {
         assert!(deaths > 100 && broken > 100, "{deaths} deaths, {broken} broken connections");
+    }
+}
+
+#[test]
+fn a_server_that_swaps_its_checkpoint_or_tells_another_history_is_left_by_every_worker() {
+    let calm = Cluster::new(0, QUIET).run();
+    assert_eq!(calm.contradictions, [], "the truth is no contradiction");
+    // Other parameters under the receipt of the true ones, then under one made to fit.
+    let swaps: fn(&mut State) = |state| state.params[0] += 1.0;
+    let retells: fn(&mut State) = |state| {
+        state.params[0] += 1.0;
+        state.receipt = None;
+    };
+    let drops: fn(&mut State) = |state| {
+        let receipt = state.receipt.as_mut().expect("a round was made");
+        receipt.parts[1].share = None;
+    };
+    for (seed, lie) in [swaps, retells, drops].into_iter().enumerate() {
+        let end = Cluster::new(1, Faults { lie: Some(lie), ..QUIET }).run();
+        assert_eq!(end.contradictions.len(), usize::from(WORKERS), "lie {seed}");
+        let is_swap = |kind: &Kind| matches!(kind, Kind::Parameters(_));
+        let is_retold = |kind: &Kind| matches!(kind, Kind::TwoHeads(_));
+        let kinds = end.contradictions.iter();
+        assert!(if seed == 0 { kinds.clone().all(is_swap) } else { kinds.clone().all(is_retold) });
     }
 }
 

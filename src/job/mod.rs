@@ -3,6 +3,7 @@
 pub mod bounds;
 pub mod classes;
 pub mod evaluation;
+pub mod receipt;
 pub mod rng;
 pub mod schedule;
 pub mod shape;
@@ -247,6 +248,12 @@ impl Job {
     /// Whether workers make steps of their own between two exchanges.
     pub fn is_local(&self) -> bool {
         self.local_steps.is_some()
+    }
+
+    /// Whether a round that is made again, from an earlier checkpoint, has the same bits: nothing depends on who is
+    /// there in time, or on what rounding left in memories.
+    pub fn makes_equal_rounds(&self) -> bool {
+        self.quorum.is_none() && self.wire != Wire::Int8
     }
 
     /// Steps of the round that begins with `step`, of so many in all.

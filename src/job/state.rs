@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::receipt::Receipt;
+
 /// The training after `step` updates.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
@@ -17,6 +19,8 @@ pub struct State {
     pub members: Vec<Option<Member>>,
     /// What evaluations have found.
     pub found: Found,
+    /// The receipt of the last round, in a chain with all before it.
+    pub receipt: Option<Receipt>,
 }
 
 /// What evaluations on test images have found so far.
@@ -103,6 +107,7 @@ impl State {
             steps: None,
             members: vec![None; usize::from(workers)],
             found: Found::default(),
+            receipt: None,
         }
     }
 

@@ -13,13 +13,14 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
 
 use crate::files::read_bounded;
+use crate::job::receipt::Receipt;
 use crate::job::state::{Found, State};
 use crate::job::{Arch, Job, Stem};
 use crate::model::network::Network;
 use crate::model::params::{self, Kind, Layout, Tensor};
 use crate::training::store::{Progress, Store};
 use crate::training::tensors::{self, Described};
-use protocol::hex;
+use protocol::{hex, unhex};
 
 /// The file with the values.
 pub const DATA_FILE: &str = "model.ckpt-data";
@@ -228,6 +229,7 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
                 serde_json::from_str(text).map_err(|_| CheckpointError::Metadata("evaluation"))?
             }
         },
+        receipt: metadata.get("receipt").map(|text| receipt(text)).transpose()?,
     };
     for tensor in &layout.tensors {
         import(&tensors, tensor, "", &mut state.params)?;
@@ -248,6 +250,11 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
         }
     }
     Ok((network, Checkpoint { job, state }))
+}
+
+fn receipt(text: &str) -> Result<Receipt, CheckpointError> {
+    let receipt = unhex(text).and_then(|bytes| Receipt::parse(&bytes));
+    receipt.ok_or(CheckpointError::Metadata("receipt"))
 }
 
 fn deserialize(bytes: &[u8]) -> Result<SafeTensors<'_>, CheckpointError> {
@@ -293,6 +300,7 @@ fn metadata(job: &Job, state: &State) -> BTreeMap<String, String> {
         ("step".into(), state.step.to_string()),
     ]);
     metadata.extend(state.steps.map(|steps| ("steps".into(), steps.to_string())));
+    metadata.extend(state.receipt.as_ref().map(|last| ("receipt".into(), hex(&last.encode()))));
     if state.found != Found::default() {
         let found = serde_json::to_string(&state.found).expect("plain numbers");
         metadata.insert("evaluation".into(), found);

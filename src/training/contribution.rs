@@ -6,7 +6,9 @@
 
 use protocol::{CloseReason, Message, Session};
 
+use crate::job::receipt::Share;
 use crate::model::gradients::Part;
+use crate::training::cell_hashes::CellHashes;
 use crate::training::cells::Cells;
 
 /// A worker's contribution to the round at hand, or to its last one.
@@ -17,6 +19,8 @@ pub struct Contribution {
     carry: Option<Vec<f32>>,
     /// Bytes of a cell.
     room: Vec<u8>,
+    /// Of the cells that were sent.
+    hashes: CellHashes,
 }
 
 /// What is said of a contribution.
@@ -35,7 +39,8 @@ impl Contribution {
     /// None yet; values will travel in these cells.
     pub fn new(cells: Cells, trained: usize) -> Self {
         let carry = cells.need_feedback().then(|| vec![0.0; trained]);
-        Self { cells, head: None, carry, room: Vec::new() }
+        let hashes = CellHashes::new(cells.count());
+        Self { cells, head: None, carry, room: Vec::new(), hashes }
     }
 
     /// Whether this is the contribution to the round of `step`, and complete: it can be sent again.
@@ -60,6 +65,13 @@ impl Contribution {
         // Where nothing is carried over, all are alike.
         let fresh = self.carry.is_some() && !follows;
         self.head = Some(Head { step, next: step + count, fresh, of: None, is_whole: false });
+        self.hashes.clear();
+    }
+
+    /// The step that its round began with, and what a receipt has to say of it; once all of it was sent.
+    pub fn share(&self) -> Option<(u64, Share)> {
+        let Head { step, fresh, of, .. } = self.head?;
+        Some((step, Share { samples: of?.0, fresh, hash: self.hashes.root()? }))
     }
 
     /// Sends it, from the end of the buffer to its start, a cell as soon as it is complete.
@@ -74,7 +86,7 @@ impl Contribution {
         index: usize,
         (start, gradients): (usize, &'a [f32]),
     ) -> (u64, &'a [u8]) {
-        let Self { cells, carry, room, .. } = self;
+        let Self { cells, carry, room, hashes, .. } = self;
         let range = cells.range(index).expect("a cell");
         let values = &gradients[range.start - start..range.end - start];
         let mut mixed = Vec::new();
@@ -91,6 +103,7 @@ impl Contribution {
                 cells.encode_narrow(&range, &mixed, room)
             }
         };
+        hashes.put(index, encoded);
         (Cells::offset(&range), encoded)
     }
 

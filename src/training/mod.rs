@@ -1,10 +1,13 @@
 //! A job under way: server and worker as pure values, the files they keep, and the roles that drive them.
 
+pub mod cell_hashes;
 pub mod cells;
 pub mod checkpoint;
 pub mod classifier;
+pub mod contradiction;
 pub mod contribution;
 pub mod evaluator;
+pub mod ledger;
 pub mod note;
 pub mod roles;
 pub mod room;
@@ -17,4 +20,5 @@ pub mod tally;
 pub(crate) mod tensors;
 pub mod update;
 pub mod volume;
+pub mod witness;
 pub mod worker;

@@ -7,6 +7,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::job::receipt::Share;
+use crate::training::cell_hashes::CellHashes;
 use crate::training::cells::Cells;
 
 /// The state of a round.
@@ -19,6 +21,8 @@ pub struct Round {
     counted: Vec<u16>,
     left_out: Vec<bool>,
     announced: Vec<Option<Announced>>,
+    /// Of what each worker has in the sum.
+    hashes: Vec<CellHashes>,
     /// A value that is not finite is in the sum.
     spoiled: bool,
 }
@@ -91,6 +95,7 @@ impl Round {
             counted: vec![0; cells.count()],
             left_out: vec![false; usize::from(workers)],
             announced: vec![None; usize::from(workers)],
+            hashes: vec![CellHashes::new(cells.count()); usize::from(workers)],
             spoiled: false,
         }
     }
@@ -185,6 +190,7 @@ impl Round {
             return Err(RoundError::NotFinite);
         }
         self.counted[index] = worker + 1;
+        self.hashes[usize::from(worker)].put(index, data);
         Ok(Added::Counted)
     }
 
@@ -205,6 +211,17 @@ impl Round {
             .filter_map(|(worker, announced)| {
                 let Announced { samples, fresh, .. } = (*announced)?;
                 Some(Contributed { worker, samples, fresh })
+            })
+            .collect()
+    }
+
+    /// What each worker has in the sum of a closed round, by its number.
+    pub fn shares(&self) -> Vec<Option<Share>> {
+        let announced = self.announced.iter().zip(&self.hashes);
+        announced
+            .map(|(announced, hashes)| {
+                let Announced { samples, fresh, .. } = (*announced)?;
+                Some(Share { samples, fresh, hash: hashes.root()? })
             })
             .collect()
     }
@@ -232,6 +249,7 @@ impl Round {
         self.counted.fill(0);
         self.announced.fill(None);
         self.left_out.fill(false);
+        self.hashes.iter_mut().for_each(CellHashes::clear);
         self.spoiled = false;
     }
 }

@@ -8,6 +8,7 @@ mod evaluating;
 mod late;
 mod link;
 mod places;
+mod receipts;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -104,7 +105,7 @@ impl ParameterServer {
         let tally = Tally::new(job.shape.classes, job.workers);
         let (links, roster, notes) = (BTreeMap::new(), Roster::default(), Vec::new());
         let counted_last = vec![true; usize::from(job.workers)];
-        Self {
+        let mut server = Self {
             job,
             layout,
             state,
@@ -121,7 +122,9 @@ impl ParameterServer {
             counted_last,
             is_new: true,
             fault: None,
-        }
+        };
+        server.begin_receipts();
+        server
     }
 
     /// Goes on with a roster of before.
@@ -252,11 +255,12 @@ impl ParameterServer {
             return Err(fault);
         }
         let count = self.job.round_len(self.state.step, steps);
-        let contributed = self.round.contributed();
+        let (contributed, shares) = (self.round.contributed(), self.round.shares());
         self.note_who_contributed();
         self.round.reset();
         self.is_new = false;
         self.state.step += count;
+        self.make_receipt(count, shares);
         self.expect_who_is_here();
         let closed = Closed { step: self.state.step - 1, count, steps, loss, samples, contributed };
         self.progress += 1;
@@ -367,6 +371,10 @@ impl ParameterServer {
             return Ok(());
         }
         let is_asked = is_evaluating && self.tally.lacks(link.worker);
+        if let Some(receipt) = self.state.receipt.as_ref().filter(|_| link.receipt != Some(step)) {
+            link.receipt = Some(step);
+            session.send(&Message::Receipt(receipt.encode()))?;
+        }
         if self.state.is_finished() && !is_asked {
             // The end is told once all have said what they found.
             link.sending = None;

@@ -3,8 +3,13 @@
 use protocol::{CloseReason, Entry, Event, Message, Refusal, Role, Roster, Session};
 
 use crate::job::Job;
+use crate::job::receipt::{Receipt, Share};
 use crate::job::state::Member;
+use crate::training::cell_hashes::CellHashes;
 use crate::training::cells::Cells;
+use crate::training::contradiction::Contradiction;
+use crate::training::ledger::Ledger;
+use crate::training::witness::Witness;
 
 /// A worker's view of its job.
 pub struct Worker {
@@ -21,6 +26,12 @@ pub struct Worker {
     next: Option<u64>,
     /// Everybody whom the server has admitted and we have judged too.
     roster: Roster,
+    /// What rounds were made of.
+    witness: Witness,
+    /// Of the parameters that come in.
+    hashes: CellHashes,
+    /// What the server said that cannot be.
+    contradiction: Option<Box<Contradiction>>,
 }
 
 /// What the caller has to do next.
@@ -61,15 +72,9 @@ pub enum Work {
     },
 }
 
-impl Default for Worker {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Worker {
-    /// A worker that knows nothing yet.
-    pub fn new() -> Self {
+    /// A worker of this number that knows nothing yet.
+    pub fn new(worker: u16) -> Self {
         Self {
             job: None,
             cells: None,
@@ -78,12 +83,38 @@ impl Worker {
             evaluate: None,
             next: None,
             roster: Roster::default(),
+            witness: Witness::new(worker),
+            hashes: CellHashes::new(0),
+            contradiction: None,
+        }
+    }
+
+    /// What it was told of rounds.
+    pub fn ledger(&self) -> &Ledger {
+        self.witness.ledger()
+    }
+
+    /// Goes on with what an earlier process was told of this job's rounds.
+    pub fn remember(&mut self, ledger: Ledger) {
+        self.witness.remember(ledger);
+    }
+
+    /// What the server said that cannot be: the session was ended because of it.
+    pub fn contradiction(&self) -> Option<&Contradiction> {
+        self.contradiction.as_deref()
+    }
+
+    /// What was sent to the round that began with a step, once that is all of it: its receipt has to say the same.
+    pub fn sent(&mut self, contribution: Option<(u64, Share)>) {
+        if let Some((step, share)) = contribution {
+            self.witness.sent(step, share);
         }
     }
 
     /// Forgets what a lost connection had begun.
     pub fn disconnected(&mut self) {
         (self.incoming, self.evaluate, self.next) = (None, None, None);
+        self.witness.disconnected();
     }
 
     /// Whether parameters come in.
@@ -116,10 +147,11 @@ impl Worker {
                     Ok(None) => {}
                 },
                 Some(Event::Chunk { step, offset, data }) => {
-                    match self.take(params, step, (offset, data)) {
-                        None => return Err(session.close(Some(Refusal::Protocol))),
-                        Some(true) => return Ok(self.complete(step)),
-                        Some(false) => {}
+                    let taken = self.take(params, step, (offset, data));
+                    match taken {
+                        Err(refusal) => return Err(session.close(Some(refusal))),
+                        Ok(true) => return Ok(self.complete(step)),
+                        Ok(false) => {}
                     }
                 }
             }
@@ -153,7 +185,7 @@ impl Worker {
         member: Member,
         cells: Cells,
     ) -> Result<(), CloseReason> {
-        self.cells = Some(cells);
+        (self.cells, self.hashes) = (Some(cells), CellHashes::new(cells.count()));
         let Member { samples, batches, data } = member;
         session.send(&Message::Join { data: data.unwrap_or_default(), samples, batches })
     }
@@ -183,8 +215,24 @@ impl Worker {
         }
     }
 
-    /// Takes a chunk; `true` when the parameters are complete, `None` when it is not the next one.
+    /// Takes a chunk; `true` when the parameters are complete, and those of the receipt.
     fn take(
+        &mut self,
+        params: &mut [f32],
+        step: u64,
+        chunk: (u64, &[u8]),
+    ) -> Result<bool, Refusal> {
+        let complete = self.take_next(params, step, chunk).ok_or(Refusal::Protocol)?;
+        if complete {
+            let hash = self.hashes.root().ok_or(Refusal::Protocol)?;
+            let checked = self.witness.check_parameters(step, hash);
+            checked.map_err(|contradiction| self.contradicted(contradiction))?;
+        }
+        Ok(complete)
+    }
+
+    /// The same before anything is compared; `None` when it is not the next one.
+    fn take_next(
         &mut self,
         params: &mut [f32],
         step: u64,
@@ -197,9 +245,28 @@ impl Worker {
             return None;
         }
         let complete = range.end == cells.len();
+        self.hashes.put(index, data);
         cells.decode(&range, data, params.get_mut(range.clone())?);
         self.incoming = (!complete).then_some((step, index + 1));
         Some(complete)
+    }
+
+    /// Takes a receipt of this job, or of the one that it goes on from.
+    fn take_receipt(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        let job = self.job.as_ref().ok_or(Refusal::Protocol)?;
+        let receipt = Receipt::parse(bytes).ok_or(Refusal::Protocol)?;
+        // A job that goes on with another rate begins with the last receipt of before.
+        if receipt.job != job.digest() && self.witness.is_told() {
+            return Err(Refusal::Protocol);
+        }
+        let is_fixed = job.makes_equal_rounds();
+        let taken = self.witness.take(receipt, is_fixed);
+        taken.map_err(|contradiction| self.contradicted(contradiction))
+    }
+
+    fn contradicted(&mut self, contradiction: Box<Contradiction>) -> Refusal {
+        self.contradiction = Some(contradiction);
+        Refusal::Receipt
     }
 
     fn handle(&mut self, bound: &[u8; 32], message: Message) -> Result<Option<Work>, Refusal> {
@@ -211,9 +278,10 @@ impl Worker {
                 if job.digest() != *bound || self.job.as_ref().is_some_and(changed) {
                     return Err(Refusal::Protocol);
                 }
-                // Evidence is bound to a job's digest, so each has a roster of its own.
+                // Evidence is bound to a job's digest, so each has a roster of its own; so have receipts.
                 if self.job.as_ref().is_some_and(|known| *known != job) {
                     self.roster = Roster::default();
+                    self.witness = Witness::new(self.witness.worker());
                 }
                 self.job = Some(job.clone());
                 Ok(Some(Work::Prepare(Box::new(job))))
@@ -223,14 +291,22 @@ impl Worker {
                 Ok(None)
             }
             Message::Parameters { step, steps }
-                if self.job.is_some() && self.evaluate.map_or(step < steps, |at| at == step) =>
+                if self.witness.knows(step)
+                    && self.job.is_some()
+                    && self.evaluate.map_or(step < steps, |at| at == step) =>
             {
                 self.incoming = Some((step, 0));
                 self.steps = steps;
                 Ok(None)
             }
             Message::Repeat { step } if self.job.is_some() => Ok(Some(Work::Repeat { step })),
-            Message::Skipped { step } if self.job.is_some() => Ok(Some(Work::Skip { step })),
+            Message::Skipped { step }
+                if self.job.as_ref().is_some_and(|job| job.quorum.is_some()) =>
+            {
+                self.witness.left_out();
+                Ok(Some(Work::Skip { step }))
+            }
+            Message::Receipt(bytes) => self.take_receipt(&bytes).map(|()| None),
             Message::Finished { steps, parameters } => Ok(Some(Work::Finish { steps, parameters })),
             _ => Err(Refusal::Protocol),
         }

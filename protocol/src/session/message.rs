@@ -8,7 +8,7 @@ use crate::role::{Role, RoleKind};
 use crate::session::roster::Entry;
 
 /// Version of everything in this crate that both ends must agree on.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// Where a session stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +136,8 @@ pub enum Message {
         /// The step that the round began with, or the one after it.
         step: u64,
     },
+    /// What the last round was made of, before the parameters that came of it: in the program's own form.
+    Receipt(Vec<u8>),
 }
 
 /// Microseconds of a worker's step; what takes longer than an hour says the most that there is.
@@ -186,6 +188,8 @@ pub enum Refusal {
     Policy,
     /// The worker does not take this job: what is out of the bounds that it was started with.
     Bounds(Bound),
+    /// What the server says of rounds contradicts what it said before, or what the worker sent.
+    Receipt,
 }
 
 /// A bound that a worker sets on jobs.
@@ -233,6 +237,7 @@ impl fmt::Display for Refusal {
                 "it judges others by another policy than we do, and does not list ours (policies)"
             }
             Self::Bounds(bound) => return write!(f, "it does not take the job: {bound}"),
+            Self::Receipt => "a receipt of ours contradicts what it knows of its rounds",
         })
     }
 }
@@ -249,6 +254,7 @@ impl Refusal {
             Self::Policy => "its policy is neither ours nor listed in ours",
             Self::Bounds(_) => "its job is out of the bounds that we set",
             Self::Evidence => "its evidence is not accepted",
+            Self::Receipt => "its receipt contradicts what we know of our rounds",
             Self::Protocol => "it broke the protocol",
             Self::Role => "its evidence is for a role that has no place here",
             Self::Version => "it speaks another protocol version",
@@ -298,6 +304,7 @@ impl Message {
             Self::Spent(_) => "spent",
             Self::Repeat { .. } => "repeat",
             Self::Skipped { .. } => "skipped",
+            Self::Receipt(_) => "receipt",
         }
     }
 
@@ -333,6 +340,7 @@ impl Message {
                 | Self::Finished { .. }
                 | Self::Job(_)
                 | Self::Parameters { .. }
+                | Self::Receipt(_)
                 | Self::Repeat { .. }
                 | Self::Skipped { .. } => (false, &[ParameterServer][..]),
             },
@@ -384,6 +392,7 @@ mod tests {
             })),
             Message::Repeat { step: 2 },
             Message::Skipped { step: 2 },
+            Message::Receipt(vec![7; 300]),
             Message::Alive { number: 300 },
             Message::Evaluate { step: 300 },
             Message::Evaluated { step: 300, confusion: vec![7, 0, 300, 9] },
@@ -401,7 +410,7 @@ mod tests {
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 20] = [
+        let golden: [&[u8]; 21] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3, 1, 4],
             &[2, 3],
@@ -418,6 +427,7 @@ mod tests {
             &[13, 0xac, 2, 8, 8],
             &[18, 2],
             &[19, 2],
+            &[20, 0xac, 2, 7, 7],
             &[14, 0xac, 2],
             &[15, 0xac, 2],
             &[16, 0xac, 2, 4, 7, 0, 0xac, 2, 9],
@@ -457,6 +467,7 @@ mod tests {
                     "end of volume",
                     "admitted",
                     "repeat",
+                    "receipt",
                     "skipped",
                     "evaluate",
                 ],

@@ -1,6 +1,7 @@
 //! The roles over real sockets: `hfl --role ps0` and `hfl --role worker0`.
 
 mod options;
+mod receipts;
 mod record;
 mod server;
 mod stopwatch;

@@ -9,8 +9,10 @@ use crate::failure::{Doing, Failure};
 use crate::history::curve::Point;
 use crate::history::page::page;
 use crate::history::{self, Evaluation, Event, EventKind, History, Participant, Shares};
+use crate::job::receipt::Receipt;
 use crate::job::state::State;
 use crate::job::{Job, Outer, Quorum, Wire};
+use crate::training::ledger::{self, Ledger};
 use crate::training::rounds::{self, RoundLog};
 use crate::training::server::Closed;
 use crate::training::store::{Progress, Store};
@@ -25,6 +27,7 @@ pub(super) struct Record {
     /// Whether the page is written.
     page: bool,
     rounds: RoundLog,
+    receipts: Ledger,
 }
 
 impl Record {
@@ -37,7 +40,8 @@ impl Record {
         let digest = hex(&job.digest());
         let begun = known.filter(|known| known.digest == digest && state.step > 0);
         let history = begun.unwrap_or_else(|| History::new(digest, settings(job), clock()));
-        let mut record = Self { history, rounds: known_rounds(store, state.step), page };
+        let receipts = known_receipts(store, state);
+        let mut record = Self { history, rounds: known_rounds(store, state.step), receipts, page };
         record.note(state.step, EventKind::Started, String::new());
         record
     }
@@ -54,10 +58,17 @@ impl Record {
         self.rounds.push(closed);
     }
 
-    /// Writes who contributed to the rounds so far.
+    /// The receipt of a round.
+    pub(super) fn receipt(&mut self, receipt: Option<&Receipt>) {
+        receipt.into_iter().for_each(|receipt| self.receipts.push(receipt));
+    }
+
+    /// Writes who contributed to the rounds so far, and the heads of their receipts.
     pub(super) fn keep_rounds(&self, store: &mut Store, progress: Progress) -> io::Result<()> {
-        let bytes = self.rounds.encode();
-        store.save(rounds::FILE, progress, &|out| out.write_all(&bytes))
+        let files = [(rounds::FILE, self.rounds.encode()), (ledger::FILE, self.receipts.encode())];
+        files
+            .iter()
+            .try_for_each(|(name, bytes)| store.save(name, progress, &|out| out.write_all(bytes)))
     }
 
     /// What workers found on their test images.
@@ -160,6 +171,25 @@ fn known_rounds(store: &Store, step: u64) -> RoundLog {
     });
     rounds.cut(step);
     rounds
+}
+
+/// The heads that led to a state, as far as they were kept.
+fn known_receipts(store: &Store, state: &State) -> Ledger {
+    let mut receipts = match store.read(ledger::FILE) {
+        Ok(Some(bytes)) => Ledger::parse(&bytes).unwrap_or_else(|why| {
+            log::warn!("{}: {why}; heads before step {} are not known", ledger::FILE, state.step);
+            Ledger::default()
+        }),
+        _ => Ledger::default(),
+    };
+    receipts.cut(state.step);
+    if let Some(last) = &state.receipt
+        && receipts.head(state.step) != Some(last.head())
+    {
+        receipts.cut(last.step - last.count);
+        receipts.push(last);
+    }
+    receipts
 }
 
 /// The job as the report shows it.

@@ -275,6 +275,7 @@ impl Running {
         self.waits_since = self.last;
         self.report.step((closed.step, closed.steps), closed.loss, seconds, closed.samples);
         self.record.step(self.server.job(), &closed, seconds);
+        self.record.receipt(self.server.state().receipt.as_ref());
         let [bytes_received, bytes_sent] = self.traffic();
         let job = self.server.job();
         self.report.tell(|| Event::Round {

@@ -7,6 +7,7 @@ use kernels::{Arena, Isa};
 use protocol::{CloseReason, Config, LinkId, Message, Net, Refusal, Rejection, hex};
 
 use super::options::{CELL, Options};
+use super::receipts::Keeper;
 use super::stopwatch::{Phase, Stopwatch};
 use crate::data::batch::Batch;
 use crate::data::dataset::{Dataset, Split};
@@ -39,8 +40,9 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)
 struct Running<'a> {
     options: &'a Options,
     index: u16,
-    /// Of the first worker, and of every worker that has a volume.
+    /// Where receipts are kept, and in the first worker's, or in a volume, the model's description.
     store: Option<Store>,
+    keeper: Keeper,
     worker: Worker,
     /// Until the job is known, which says what becomes of the pictures.
     source: Option<Source>,
@@ -81,13 +83,20 @@ pub(super) fn run(
         .skipping_broken(options.skip_broken);
     let shown = options.data.display();
     log::info!("{} samples in {shown}: {}", source.len(), source.format());
-    let keeps = index == 0 || options.place.volume.is_some();
-    let store = keeps.then(|| options.open_store(&config)).transpose()?;
+    let store = match options.open_store(&config) {
+        Ok(store) => Some(store),
+        Err(failure) if describes_model(options, index) => return Err(failure),
+        Err(failure) => {
+            log::warn!("{failure}; receipts are in memory alone");
+            None
+        }
+    };
     let mut running = Running {
         options,
         index,
         store,
-        worker: Worker::new(),
+        keeper: Keeper::new(index),
+        worker: Worker::new(index),
         source: Some(source),
         report: Report::new(options.json, Arc::clone(&metrics)),
         metrics,
@@ -107,10 +116,14 @@ pub(super) fn run(
             // A name may come to be known while machines and pods start.
             Err(error) => Some(Lost { why: CloseReason::Io(error), was_open: false }),
         };
+        running.keep_receipts(true);
         let Lost { why, was_open } = match end {
             None => return running.store.map_or(Ok(()), Store::close).doing("close the volume"),
             Some(lost) => lost,
         };
+        if let Some(failure) = running.accuse() {
+            return Err(failure);
+        }
         if was_open {
             (pause, lost) = (PAUSES[0], Instant::now());
         }
@@ -126,6 +139,11 @@ pub(super) fn run(
     }
 }
 
+/// Whether a worker writes down what the model is.
+fn describes_model(options: &Options, index: u16) -> bool {
+    index == 0 || options.place.volume.is_some()
+}
+
 /// A connection that is over before the job is.
 struct Lost {
     why: CloseReason,
@@ -133,6 +151,20 @@ struct Lost {
 }
 
 impl Running<'_> {
+    fn keep_receipts(&mut self, now: bool) {
+        if let Some(training) = &self.training {
+            let job = training.job.digest();
+            self.keeper.keep(self.store.as_mut(), &self.worker, &job, now);
+        }
+    }
+
+    /// The end of a worker whose server contradicts itself, with the evidence kept.
+    fn accuse(&mut self) -> Option<Failure> {
+        let found = self.worker.contradiction()?;
+        let job = self.training.as_ref()?.job.digest();
+        Some(self.keeper.accuse(self.store.as_mut(), (&self.worker, found), &job))
+    }
+
     /// Ends between two steps; the step that is lost is computed again to the same bits.
     fn stop(self) -> Result<(), Failure> {
         self.store.map_or(Ok(()), Store::close).doing("close the volume")?;
@@ -172,6 +204,7 @@ impl Running<'_> {
                     }
                     Work::Compute { step, steps } => {
                         self.bound(net, id, self.options.bounds.check_steps(steps))?;
+                        self.keep_receipts(false);
                         self.compute(net, id, (step, steps));
                     }
                     Work::Skip { step } => self.skip(step),
@@ -224,6 +257,11 @@ impl Running<'_> {
             self.training = Some(self.prepared(job, source)?);
         }
         let Some(model) = &mut self.training else { return Ok(()) };
+        if let Some(store) = &self.store
+            && let Some(ledger) = self.keeper.load(store, &job.digest())?
+        {
+            self.worker.remember(ledger);
+        }
         if model.job != *job {
             // With a lower rate it goes on from another place.
             model.job = job.clone();
@@ -284,7 +322,9 @@ impl Running<'_> {
         let batch_max = (job.batch_max() as usize).min(samples);
         let network = Network::of(job).doing("network")?.computed(job.conv);
         room::check_worker(job, &network, samples)?;
-        if let Some(store) = &mut self.store {
+        if let Some(store) =
+            self.store.as_mut().filter(|_| describes_model(self.options, self.index))
+        {
             checkpoint::save_meta(store, job, &network, 0).map_err(|error| {
                 store.not_written(checkpoint::META_FILE, &error, "ps0 keeps the model")
             })?;
@@ -345,6 +385,7 @@ impl Running<'_> {
             true => Ok(()),
             false => contribution.repeat(session, gradients.as_slice()),
         });
+        self.worker.sent(contribution.share());
     }
 
     /// Computes a round and pushes what comes of it.
@@ -365,6 +406,7 @@ impl Running<'_> {
                 }
             }
         };
+        self.worker.sent(model.contribution.share());
         self.stopwatch.enter(Phase::Backward, backward.unwrap_or(start));
         self.stopwatch.enter(Phase::Push, Instant::now());
         let mut spent = Some(Message::Spent(self.stopwatch.take(samples)));

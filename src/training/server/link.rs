@@ -13,6 +13,8 @@ pub(super) struct Link {
     pub(super) repeat: bool,
     /// It is to be told that a round closes, or closed, without it.
     pub(super) skipped: bool,
+    /// The step whose receipt it was told last.
+    pub(super) receipt: Option<u64>,
     pub(super) place: Place,
     /// It has no test images, and no place yet.
     pub(super) is_blind: bool,

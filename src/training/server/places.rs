@@ -50,6 +50,7 @@ impl ParameterServer {
             sending: None,
             repeat: false,
             skipped: false,
+            receipt: None,
             place: Place::None,
             is_blind: false,
             told_end: false,

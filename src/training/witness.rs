@@ -1,0 +1,284 @@
+//! `Witness`: a worker's part in receipts: it keeps what it is told, and notices what cannot be.
+
+use crate::job::receipt::{Hash, Receipt, Share};
+use crate::training::contradiction::{Contradiction, Kind};
+use crate::training::ledger::Ledger;
+
+/// What a worker knows of the rounds of its job.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    worker: u16,
+    ledger: Ledger,
+    /// What we have sent last, and the step that its round began with.
+    sent: Option<(u64, Share)>,
+    /// The receipt that was told last on this connection.
+    told: Option<Receipt>,
+}
+
+impl Witness {
+    /// One that knows nothing yet.
+    pub fn new(worker: u16) -> Self {
+        let ledger = Ledger::of_worker(worker);
+        Self { worker, ledger, sent: None, told: None }
+    }
+
+    /// Whose it is.
+    pub fn worker(&self) -> u16 {
+        self.worker
+    }
+
+    /// Goes on with what was kept of the same job, unless more is known already.
+    pub fn remember(&mut self, ledger: Ledger) {
+        if self.ledger.end().0 == 0 && ledger.worker() == Some(self.worker) {
+            self.ledger = ledger;
+        }
+    }
+
+    /// What it was told so far.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// A connection is over: what comes next may be of before.
+    pub fn disconnected(&mut self) {
+        self.told = None;
+    }
+
+    /// We have sent this to the round that began with `step`.
+    pub fn sent(&mut self, step: u64, share: Share) {
+        self.sent = Some((step, share));
+    }
+
+    /// We were left out, and were told so.
+    pub fn left_out(&mut self) {
+        self.sent = None;
+    }
+
+    /// Takes a receipt. `is_fixed` says that the rounds of the job are the same however often they are made: with
+    /// a quorum, or where rounding leaves a rest, a server that goes on from an earlier checkpoint makes others.
+    ///
+    /// # Errors
+    /// When it contradicts what was told or sent before.
+    pub fn take(&mut self, receipt: Receipt, is_fixed: bool) -> Result<(), Box<Contradiction>> {
+        let is_back = self.told.is_none() && !is_fixed;
+        if is_back {
+            self.go_back(&receipt);
+        }
+        if let Err(kind) = self.check(&receipt) {
+            return Err(self.contradiction(kind, receipt));
+        }
+        if self.ledger.end().0 < receipt.step {
+            self.ledger.push(&receipt);
+        }
+        self.told = Some(receipt);
+        Ok(())
+    }
+
+    /// Compares the parameters that have come for `step` with its receipt; before the first step there is none.
+    ///
+    /// # Errors
+    /// When they are others.
+    pub fn check_parameters(&self, step: u64, hash: Hash) -> Result<(), Box<Contradiction>> {
+        match &self.told {
+            Some(told) if told.step == step && told.parameters != hash => {
+                Err(self.contradiction(Kind::Parameters(hash), told.clone()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a receipt was told on this connection.
+    pub fn is_told(&self) -> bool {
+        self.told.is_some()
+    }
+
+    /// Whether the receipt of `step` was told on this connection.
+    pub fn knows(&self, step: u64) -> bool {
+        step == 0 || self.told.as_ref().is_some_and(|told| told.step == step)
+    }
+
+    /// A server that was started again goes on from its checkpoint: rounds since then are made again.
+    fn go_back(&mut self, receipt: &Receipt) {
+        let (step, first, end) = (receipt.step, receipt.step - receipt.count, self.ledger.end().0);
+        let to = if self.ledger.head(step) == Some(receipt.head()) {
+            step
+        } else if self.ledger.head(first) == Some(receipt.previous) {
+            first
+        } else {
+            first.saturating_sub(1)
+        };
+        if to < end {
+            log::warn!(
+                "ps0 makes the rounds from step {to} on again, of which we had been told until step {end}"
+            );
+            self.ledger.cut(to);
+        }
+    }
+
+    fn check(&self, receipt: &Receipt) -> Result<(), Kind> {
+        let first = receipt.step - receipt.count;
+        if let Some(known) = self.ledger.head(receipt.step) {
+            return if known == receipt.head() { Ok(()) } else { Err(Kind::TwoHeads(known)) };
+        }
+        let (end, chain) = self.ledger.end();
+        match self.ledger.head(first) {
+            Some(known) if known != receipt.previous => return Err(Kind::TwoHeads(known)),
+            // A round between two that we know.
+            None if receipt.step < end => {
+                return Err(Kind::TwoHeads(self.ledger.head(end).unwrap_or_default()));
+            }
+            _ => {}
+        }
+        let share = receipt.share(self.worker);
+        if let Some((_, ours)) = self.sent.filter(|(step, _)| *step == first)
+            && share != Some(&ours)
+        {
+            return Err(Kind::Lacks(ours));
+        }
+        let chain = share.map_or(chain, |share| share.chain(&chain, receipt.step, receipt.count));
+        let told = receipt.parts.get(usize::from(self.worker)).map(|part| part.chain);
+        match first == end && told != Some(chain) {
+            true => Err(Kind::Chain(chain)),
+            false => Ok(()),
+        }
+    }
+
+    fn contradiction(&self, kind: Kind, told: Receipt) -> Box<Contradiction> {
+        let last = self.ledger.last().cloned();
+        Box::new(Contradiction { step: told.step, kind, told, last })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JOB: Hash = [1; 32];
+
+    fn share(worker: u8, round: u64) -> Share {
+        Share { samples: 8, fresh: false, hash: [16 * worker + round as u8; 32] }
+    }
+
+    /// The receipt of the next round of one step, with these in.
+    fn next(before: Option<&Receipt>, workers: [bool; 2]) -> Receipt {
+        let step = before.map_or(0, |before| before.step);
+        let shares = [0, 1].map(|worker| workers[usize::from(worker)].then(|| share(worker, step)));
+        Receipt::next(before, JOB, (step + 1, 1), [step as u8; 32], shares.into())
+    }
+
+    fn honest(rounds: usize) -> Vec<Receipt> {
+        let mut made: Vec<Receipt> = Vec::new();
+        (0..rounds).for_each(|_| made.push(next(made.last(), [true; 2])));
+        made
+    }
+
+    /// Worker 1 that has taken part in these rounds.
+    fn witness(receipts: &[Receipt]) -> Witness {
+        let mut witness = Witness::new(1);
+        for receipt in receipts {
+            witness.sent(receipt.step - 1, share(1, receipt.step - 1));
+            witness.take(receipt.clone(), true).expect("honest");
+        }
+        witness
+    }
+
+    fn kind(result: Result<(), Box<Contradiction>>) -> Kind {
+        result.expect_err("a lie").kind
+    }
+
+    #[test]
+    fn two_heads_for_a_step_are_noticed_in_every_way_of_telling_them() {
+        let receipts = honest(5);
+        let mut other = receipts[4].clone();
+        other.parameters[0] ^= 1;
+        let known = Kind::TwoHeads(receipts[4].head());
+        // At once, after a new connection, and by the receipt that follows from the other.
+        assert_eq!(kind(witness(&receipts).take(other.clone(), true)), known);
+        let mut again = witness(&receipts);
+        again.disconnected();
+        assert_eq!(kind(again.take(other.clone(), true)), known);
+        assert_eq!(kind(witness(&receipts).take(next(Some(&other), [true; 2]), true)), known);
+        // A round that skips over one that we know.
+        let skips = Receipt { count: 2, ..receipts[4].clone() };
+        let end = Kind::TwoHeads(receipts[4].head());
+        assert_eq!(kind(witness(&receipts).take(skips, true)), end);
+        // The same again is no lie.
+        let mut again = witness(&receipts);
+        again.disconnected();
+        receipts[2..].iter().for_each(|same| again.take(same.clone(), true).expect("the same"));
+    }
+
+    #[test]
+    fn a_contribution_that_is_dropped_changed_or_forgotten_later_is_noticed() {
+        let receipts = honest(3);
+        let ours = share(1, 3);
+        let sent = || {
+            let mut witness = witness(&receipts);
+            witness.sent(3, ours);
+            witness
+        };
+        let dropped = next(receipts.last(), [true, false]);
+        assert_eq!(kind(sent().take(dropped.clone(), true)), Kind::Lacks(ours));
+        let mut told = sent();
+        told.left_out();
+        told.take(dropped, false).expect("we were told");
+        for change in [
+            |share: &mut Share| share.hash[0] ^= 1,
+            |share: &mut Share| share.samples += 1,
+            |share: &mut Share| share.fresh = true,
+        ] {
+            let mut changed = ours;
+            change(&mut changed);
+            let shares = vec![Some(share(0, 3)), Some(changed)];
+            let told = Receipt::next(receipts.last(), JOB, (4, 1), [3; 32], shares);
+            assert_eq!(kind(sent().take(told, true)), Kind::Lacks(ours));
+        }
+        let mut forgotten = next(receipts.last(), [true; 2]);
+        forgotten.parts[1].chain[0] ^= 1;
+        assert!(matches!(kind(sent().take(forgotten, true)), Kind::Chain(_)));
+        let short = Receipt { parts: Vec::new(), ..next(receipts.last(), [true; 2]) };
+        assert_eq!(kind(sent().take(short, true)), Kind::Lacks(ours));
+    }
+
+    #[test]
+    fn other_parameters_than_the_receipts_are_noticed() {
+        let receipts = honest(2);
+        let witness = witness(&receipts);
+        witness.check_parameters(2, [1; 32]).expect("those of the receipt");
+        assert_eq!(kind(witness.check_parameters(2, [9; 32])), Kind::Parameters([9; 32]));
+        assert!(witness.knows(2) && witness.knows(0) && !witness.knows(1));
+    }
+
+    #[test]
+    fn who_was_away_or_whose_server_was_set_back_openly_goes_on() {
+        let receipts = honest(6);
+        // Away for two rounds: what came meanwhile is not known.
+        let mut away = witness(&receipts[..3]);
+        away.disconnected();
+        away.take(receipts[5].clone(), true).expect("a gap");
+        away.take(next(receipts.last(), [true; 2]), true).expect("the next");
+        // A round with a quorum is made again with others, after a restart only.
+        let mut back = witness(&receipts);
+        let remade = next(Some(&receipts[3]), [false, true]);
+        let known = Kind::TwoHeads(receipts[4].head());
+        assert_eq!(kind(back.take(remade.clone(), false)), known, "not in one connection");
+        back.disconnected();
+        back.take(receipts[3].clone(), false).expect("from the checkpoint");
+        back.sent(4, share(1, 4));
+        back.take(remade.clone(), false).expect("made again");
+        assert_eq!(back.ledger().end().0, 5);
+        // From the very start, and several rounds ago.
+        let anew = next(None, [true, false]);
+        for told in [&anew, &next(Some(&anew), [true; 2])] {
+            let mut back = witness(&receipts);
+            back.disconnected();
+            back.take(told.clone(), false).expect("made again");
+            assert_eq!(back.ledger().end().0, told.step);
+        }
+        // Where every round is the same, it is a lie.
+        let mut fixed = witness(&receipts);
+        fixed.disconnected();
+        fixed.take(receipts[3].clone(), true).expect("from the checkpoint");
+        assert_eq!(kind(fixed.take(remade, true)), known);
+    }
+}
