@@ -86,6 +86,11 @@ impl Ledger {
         known.or_else(|| (step == 0).then_some([0; 32]))
     }
 
+    /// Whether all rounds around the one that ended after so many updates are known.
+    pub fn spans(&self, step: u64) -> bool {
+        self.segments.iter().any(|segment| segment.step < step && step < segment.end())
+    }
+
     /// Updates after the last round, and the chain over the worker's contributions then.
     pub fn end(&self) -> (u64, Hash) {
         self.segments.last().map_or((0, [0; 32]), |last| (last.end(), last.chain))

@@ -123,8 +123,8 @@ impl Witness {
         let (end, chain) = self.ledger.end();
         match self.ledger.head(first) {
             Some(known) if known != receipt.previous => return Err(Kind::TwoHeads(known)),
-            // A round between two that we know.
-            None if receipt.step < end => {
+            // It ends within a round that we know, or begins there.
+            None if self.ledger.spans(receipt.step) => {
                 return Err(Kind::TwoHeads(self.ledger.head(end).unwrap_or_default()));
             }
             _ => {}
@@ -257,6 +257,10 @@ mod tests {
         away.disconnected();
         away.take(receipts[5].clone(), true).expect("a gap");
         away.take(next(receipts.last(), [true; 2]), true).expect("the next");
+        // A server that is started again makes also those that we were away for.
+        away.disconnected();
+        receipts[3..].iter().for_each(|same| away.take(same.clone(), true).expect("unknown"));
+        assert_eq!(away.ledger().end().0, 7);
         // A round with a quorum is made again with others, after a restart only.
         let mut back = witness(&receipts);
         let remade = next(Some(&receipts[3]), [false, true]);
