@@ -456,9 +456,12 @@ impl Cluster {
     }
 
     fn compute(&mut self, index: usize) {
-        let node = &mut self.nodes[index];
-        let Some(wire) = node.link.and_then(|link| self.wires.get_mut(&link)) else { return };
-        while !wire.client.is_over() && !node.finished {
+        loop {
+            let node = &mut self.nodes[index];
+            let Some(wire) = node.link.and_then(|link| self.wires.get_mut(&link)) else { return };
+            if wire.client.is_over() || node.finished {
+                return;
+            }
             let mut work = Work::Wait;
             wire.client.drive(|session| {
                 if work == Work::Wait {
@@ -474,21 +477,7 @@ impl Cluster {
                     }
                     return;
                 }
-                Work::Prepare(job) => {
-                    node.params = vec![0.0; self.layout.len];
-                    let isa = Isa::detect();
-                    let cells = Cells::of_gradients(&job, &self.layout, CELL, isa);
-                    let trained = self.layout.trained;
-                    node.contribution.get_or_insert_with(|| Contribution::new(cells, trained));
-                    let cells = Cells::of_parameters(&job, &self.layout, CELL, isa);
-                    let (samples, data) = (samples(index), Some([index as u8; 32]));
-                    let mut member = Some(Member { samples, batches: 2, data });
-                    wire.client.drive(|session| {
-                        member
-                            .take()
-                            .map_or(Ok(()), |member| node.worker.join(session, member, cells))
-                    });
-                }
+                Work::Prepare(job) => self.prepare(index, &job),
                 Work::Evaluate { step } => {
                     let mut table = Some(table(index, &node.params));
                     wire.client.drive(|session| {
@@ -536,6 +525,23 @@ impl Cluster {
                 }
             }
         }
+    }
+
+    /// Makes room for a job and joins it.
+    fn prepare(&mut self, index: usize, job: &Job) {
+        let node = &mut self.nodes[index];
+        let Some(wire) = node.link.and_then(|link| self.wires.get_mut(&link)) else { return };
+        node.params = vec![0.0; self.layout.len];
+        let isa = Isa::detect();
+        let cells = Cells::of_gradients(job, &self.layout, CELL, isa);
+        let trained = self.layout.trained;
+        node.contribution.get_or_insert_with(|| Contribution::new(cells, trained));
+        let cells = Cells::of_parameters(job, &self.layout, CELL, isa);
+        let (samples, data) = (samples(index), Some([index as u8; 32]));
+        let mut member = Some(Member { samples, batches: 2, data });
+        wire.client.drive(|session| {
+            member.take().map_or(Ok(()), |member| node.worker.join(session, member, cells))
+        });
     }
 
     /// Computes a round and sends what comes of it in two parts, as a backward pass gives them.
