@@ -54,7 +54,8 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 pub(crate) fn renew(
     path: &Path,
     bytes: &[u8],
-    (what, is_one): (&str, impl Fn(&[u8]) -> bool),
+    what: &str,
+    is_one: impl Fn(&[u8]) -> bool,
 ) -> Result<(), Failure> {
     let name = path.display();
     // A terminal or a pipe has nothing to lose, and would be waited for.
@@ -91,17 +92,18 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("hfl-renew-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("directory");
         let path = dir.join("list.json");
-        let kind = ("list", |bytes: &[u8]| bytes.starts_with(b"["));
+        let is_list = |bytes: &[u8]| bytes.starts_with(b"[");
         for text in ["[1]", "[2, 3]"] {
-            renew(&path, text.as_bytes(), kind).expect("written");
+            renew(&path, text.as_bytes(), "list", is_list).expect("written");
             assert_eq!(fs::read_to_string(&path).expect("read"), text);
         }
         fs::write(&path, "a thesis").expect("write");
-        let refused = renew(&path, b"[]", kind).expect_err("another's").to_string();
+        let refused = renew(&path, b"[]", "list", is_list).expect_err("another's").to_string();
         assert!(refused.contains("is there already, and is no list"), "{refused}");
         assert_eq!(fs::read_to_string(&path).expect("read"), "a thesis");
         assert_eq!(fs::read_dir(&dir).expect("directory").count(), 1, "nothing else is left");
-        renew(Path::new("/dev/null"), b"x", kind).expect("a device takes what it is given");
+        renew(Path::new("/dev/null"), b"x", "list", is_list)
+            .expect("a device takes what it is given");
         fs::remove_dir_all(&dir).expect("remove");
     }
 }

@@ -54,14 +54,14 @@ impl Report {
     }
 
     /// A step is done: its loss, the seconds it took, the images in it.
-    pub fn step(&mut self, (step, steps): (u64, u64), loss: f32, seconds: f64, images: u64) {
+    pub fn step(&mut self, step: u64, steps: u64, loss: f32, seconds: f64, images: u64) {
         if self.first_step.is_none() {
             // The first step waits for workers; the rate begins after it.
             (self.first_step, self.started) = (Some(step), Instant::now());
         } else {
             self.images += images;
         }
-        self.count((step, steps), loss, seconds, images);
+        self.count(step, steps, loss, seconds, images);
         self.clear_progress();
         self.say(
             &format!("step: {step}, loss: {loss:.6}, iter time: {seconds:.3}"),
@@ -73,7 +73,7 @@ impl Report {
                 images,
             },
         );
-        self.show_progress((step, steps), loss);
+        self.show_progress(step, steps, loss);
     }
 
     /// What was found on test images.
@@ -94,7 +94,7 @@ impl Report {
         );
     }
 
-    fn count(&self, (step, steps): (u64, u64), loss: f32, seconds: f64, images: u64) {
+    fn count(&self, step: u64, steps: u64, loss: f32, seconds: f64, images: u64) {
         self.metrics.add(Metric::Steps, 1.0);
         self.metrics.set(Metric::Step, (step + 1) as f64);
         self.metrics.set(Metric::JobSteps, steps as f64);
@@ -139,7 +139,7 @@ impl Report {
         }
     }
 
-    fn show_progress(&self, (step, steps): (u64, u64), loss: f32) {
+    fn show_progress(&self, step: u64, steps: u64, loss: f32) {
         let seconds = self.started.elapsed().as_secs_f64();
         let done = step - self.first_step.unwrap_or(step);
         if !self.progress || done == 0 {

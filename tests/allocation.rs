@@ -61,11 +61,12 @@ fn a_steady_step_takes_no_memory() {
             let mut gradients = vec![0.0; params.len()];
             // The last batch of an epoch is shorter.
             let batches = [batch(3), batch(2), batch(3)];
-            let mut model = Model::new(network, way, 3, (Pool::new(2), isa)).expect("memory");
-            model.step(&mut params, &batches[0], &mut gradients, (Pieces::Small, |_| {}));
+            let ((precision, conv), pool) = (way, Pool::new(2));
+            let mut model = Model::new(network, precision, conv, 3, pool, isa).expect("memory");
+            model.step(&mut params, &batches[0], &mut gradients, Pieces::Small, |_| {});
             let before = TAKEN.load(Ordering::Relaxed);
             for batch in &batches {
-                model.step(&mut params, batch, &mut gradients, (Pieces::Small, |_| {}));
+                model.step(&mut params, batch, &mut gradients, Pieces::Small, |_| {});
             }
             assert_eq!(TAKEN.load(Ordering::Relaxed), before, "{}, {way:?}, {stem}", isa.name());
         }

@@ -9,11 +9,11 @@ use hfl::job::receipt::Receipt;
 use hfl::job::rng::Stream;
 use hfl::job::state::{Found, Member, State};
 use hfl::job::{Job, Wire};
-use hfl::model::gradients::Part;
+use hfl::model::gradients::Bucket;
 use hfl::model::params::Layout;
 use hfl::training::cells::Cells;
 use hfl::training::contradiction::Kind;
-use hfl::training::contribution::Contribution;
+use hfl::training::contribution::{Contribution, Tail};
 use hfl::training::note::Note;
 use hfl::training::rounds::RoundLog;
 use hfl::training::server::ParameterServer;
@@ -560,9 +560,10 @@ impl Cluster {
         node.gradients = values;
         let mut push = contribution.push();
         for range in [100..node.gradients.len(), 0..100] {
-            let (start, gradients) = (range.start, &node.gradients[range.start..]);
-            push.take(samples, &Part { loss, range, params: &mut [], gradients });
-            wire.client.drive(|session| push.send(session, (start, gradients)));
+            let start = range.start;
+            let gradients = &node.gradients[start..];
+            push.take(samples, &Bucket { loss, range, params: &mut [], gradients });
+            wire.client.drive(|session| push.send(session, Tail { start, gradients }));
         }
         node.worker.sent(contribution.share());
     }
@@ -581,6 +582,6 @@ impl Connection {
 }
 
 fn server(job: &Job, layout: &Layout, state: &State) -> ParameterServer {
-    let exec = (Pool::new(1), Isa::detect());
-    ParameterServer::new(job.clone(), layout.clone(), state.clone(), CELL, exec)
+    let (pool, isa) = (Pool::new(1), Isa::detect());
+    ParameterServer::new(job.clone(), layout.clone(), state.clone(), CELL, pool, isa)
 }

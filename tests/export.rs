@@ -95,8 +95,8 @@ fn exported(dir: &Path, model: Arch, format: &str) -> PathBuf {
 fn logits(model: Arch) -> Vec<f32> {
     let network = Network::of(&job(model)).expect("shapes");
     let params = params(&network);
-    let exec = (Pool::new(2), Isa::detect());
-    let mut inference = Inference::new(network, params, IMAGES, exec).expect("memory");
+    let (pool, isa) = (Pool::new(2), Isa::detect());
+    let mut inference = Inference::new(network, params, IMAGES, pool, isa).expect("memory");
     let mut batch = Batch::default();
     let data = cifar::from_records(synthetic::records(8, IMAGES)).expect("records");
     data.batch(0, IMAGES, &mut batch);

@@ -186,7 +186,7 @@ fn check_case(case: &Case, isa: Isa, steps: usize) {
     let mut worst = 0.0_f64;
     for (step, want) in losses.iter().enumerate().take(steps) {
         data.batch(step * case.batch, case.batch, &mut batch);
-        let loss = model.step(&mut params, &batch, &mut gradients, (Pieces::Small, |_| {}));
+        let loss = model.step(&mut params, &batch, &mut gradients, Pieces::Small, |_| {});
         let relative = (f64::from(loss) - want).abs() / want;
         if step == 0 {
             let worst = check_gradients(&model.network, &gradients, &recorded, isa);

@@ -1,9 +1,9 @@
 //! Support: the rounds of a job computed again, one after another, from the log alone: no server, no network, no time.
 
 use hfl::job::Job;
-use hfl::model::gradients::Part;
+use hfl::model::gradients::Bucket;
 use hfl::training::cells::Cells;
-use hfl::training::contribution::Contribution;
+use hfl::training::contribution::{Contribution, Tail};
 use hfl::training::round::{Added, Announced, Contributed, Round};
 use hfl::training::rounds::RoundLog;
 use hfl::training::update::update;
@@ -40,7 +40,7 @@ pub(crate) fn replayed(job: &Job, log: &RoundLog) -> Vec<u32> {
             }
             assert!(round.is_closed());
             let exec = Exec::new(&pool, isa);
-            assert!(update((job, &layout), &mut state, &round, exec, STEPS));
+            assert!(update(job, &layout, &mut state, &round, exec, STEPS));
             round.reset();
             state.step += run.steps;
         }
@@ -59,12 +59,12 @@ fn contribute(
         contribution.forget();
     }
     contribution.begin(step, count);
-    let part = Part { loss, range: 0..values.len(), params: &mut [], gradients: values };
+    let part = Bucket { loss, range: 0..values.len(), params: &mut [], gradients: values };
     contribution.push().take(of_round, &part);
     let weight = samples(usize::from(worker)) as f32;
     round.announce(worker, Announced { samples: of_round, weight, loss, fresh }).expect("finite");
     for index in (0..values.len().div_ceil(CELL)).rev() {
-        let (offset, bytes) = contribution.cell(index, (0, values));
+        let (offset, bytes) = contribution.cell(index, Tail { start: 0, gradients: values });
         assert_eq!(round.add(worker, offset, bytes), Ok(Added::Counted));
     }
 }

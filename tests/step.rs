@@ -8,7 +8,7 @@ use hfl::job::rng::Stream;
 use hfl::job::shape::Shape;
 use hfl::job::{Algorithm, Arch, Precision, Stem};
 use hfl::model::Model;
-use hfl::model::gradients::{Part, Pieces};
+use hfl::model::gradients::{Bucket, Pieces};
 use hfl::model::init;
 use hfl::model::network::Network;
 use hfl::model::params::Kind;
@@ -35,16 +35,17 @@ fn step(
     let mut params = init::initialise(&network.layout, 1, 0.5);
     let mut gradients = vec![f32::NAN; params.len()];
     let (threads, isa) = exec;
-    let mut model = Model::new(network, way, images, (Pool::new(threads), isa)).expect("memory");
+    let ((precision, conv), pool) = (way, Pool::new(threads));
+    let mut model = Model::new(network, precision, conv, images, pool, isa).expect("memory");
     let (mut handed_over, mut next) = (gradients.clone(), gradients.len());
-    let done = |part: Part| {
+    let done = |part: Bucket| {
         let range = part.range;
         assert_eq!((range.end, part.params.len()), (next, range.len()));
         part.params.fill(f32::NAN);
         handed_over[range.clone()].copy_from_slice(&part.gradients[..range.len()]);
         next = range.start;
     };
-    let loss = model.step(&mut params, &batch(images), &mut gradients, (pieces, done));
+    let loss = model.step(&mut params, &batch(images), &mut gradients, pieces, done);
     assert!(next == 0 && handed_over == gradients && params.iter().all(|value| value.is_nan()));
     (loss, gradients)
 }
@@ -164,8 +165,8 @@ fn every_tier_way_and_format_computes_the_same_step() {
 #[test]
 fn bfloat16_is_refused_where_the_cpu_has_no_instructions_for_it() {
     let network = Network::new(Arch::Resnet50, Stem::Imagenet, Shape::CIFAR).expect("shapes");
-    let way = (Precision::Bf16, Algorithm::Auto);
-    let refused = Model::new(network, way, 1, (Pool::new(1), Isa::Portable)).err();
+    let (precision, conv, pool) = (Precision::Bf16, Algorithm::Auto, Pool::new(1));
+    let refused = Model::new(network, precision, conv, 1, pool, Isa::Portable).err();
     let text = refused.expect("refused").to_string();
     assert!(text.contains("AMX or AVX512-BF16") && text.contains("--precision fp32"), "{text}");
 }
@@ -173,7 +174,7 @@ fn bfloat16_is_refused_where_the_cpu_has_no_instructions_for_it() {
 /// The loss of a model's step, in which nothing else is looked at.
 fn loss(model: &mut Model, params: &[f32], batch: &Batch) -> f64 {
     let (mut params, mut gradients) = (params.to_vec(), vec![0.0; params.len()]);
-    f64::from(model.step(&mut params, batch, &mut gradients, (Pieces::Small, |_| {})))
+    f64::from(model.step(&mut params, batch, &mut gradients, Pieces::Small, |_| {}))
 }
 
 /// Along its gradient a tensor changes the loss by the gradient's length: of every convolution, normalisation and
@@ -188,12 +189,11 @@ fn gradients_are_slopes_of_the_loss() {
         let stream = Stream::new(9, "images");
         let images = (0..(12 * shape.image_len()) as u64).map(|at| stream.normal(at)).collect();
         let batch = Batch { images, labels: (0..12).map(|index| index % 10).collect() };
-        let way = (Precision::Fp32, Algorithm::Auto);
-        let exec = (Pool::new(2), Isa::detect());
-        let mut model = Model::new(network, way, 12, exec).expect("memory");
+        let (precision, conv, pool) = (Precision::Fp32, Algorithm::Auto, Pool::new(2));
+        let mut model =
+            Model::new(network, precision, conv, 12, pool, Isa::detect()).expect("memory");
         let mut gradients = vec![0.0; layout.len];
-        let done = (Pieces::Small, |_: Part| {});
-        model.step(&mut params.clone(), &batch, &mut gradients, done);
+        model.step(&mut params.clone(), &batch, &mut gradients, Pieces::Small, |_| {});
         let mut checked = 0;
         for tensor in layout.tensors.iter().filter(|t| t.kind != Kind::Statistic).step_by(4) {
             let own = &gradients[tensor.range.clone()];

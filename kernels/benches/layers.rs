@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use kernels::{
     Arena, Bf16, Conv, Epilogue, Exec, Folded, Identity, Isa, Mask, Normalised, Pool, Product,
-    Results, Rows, Scratch, Slope, Sums,
+    Results, Rows, Scratch, Slope, Sums, Target,
 };
 
 /// Input side, channels in and out, filter side, stride, how often in the network.
@@ -273,13 +273,13 @@ impl<T: Product> Layer<T> {
         let (y, sums) = (self.y.as_mut_slice(), self.sums.tiles(shape));
         let epilogue = Epilogue::Measure(&self.mean[..conv.channels_out]);
         if conv.channels_in == 3 {
-            let operands = (self.images.as_slice(), self.w.as_slice());
-            conv.forward_images(exec, n, operands, (y, sums), epilogue);
+            let (x, w) = (self.images.as_slice(), self.w.as_slice());
+            conv.forward_images(exec, x, w, Target { values: y, sums }, epilogue);
         } else {
             let scratch =
                 Scratch { panels: self.panels.as_mut_slice(), parts: self.scratch.as_mut_slice() };
-            let operands = (self.x.as_slice(), self.w.as_slice());
-            conv.forward(exec, n, operands, Results { values: y, sums, scratch }, epilogue);
+            let (x, w) = (self.x.as_slice(), self.w.as_slice());
+            conv.forward(exec, x, w, Results { values: y, sums, scratch }, epilogue);
         }
         self.sums.add_up(exec);
     }
@@ -295,19 +295,19 @@ impl<T: Product> Layer<T> {
         let results =
             Results { values: self.dx.as_mut_slice(), sums: self.sums.tiles(shape), scratch };
         let of = Normalised { z: self.x.as_slice(), mean: &self.mean[..conv.channels_in] };
-        let operands = (self.dy.as_slice(), self.w.as_slice());
+        let (dy, w) = (self.dy.as_slice(), self.w.as_slice());
         let epilogue = Epilogue::Mask(Mask::Output(self.other.as_slice()), of, None);
-        conv.backward_input(exec, n, operands, results, (false, epilogue));
+        conv.backward_input(exec, dy, w, results, false, epilogue);
         self.sums.add_up(exec);
     }
 
     fn backward_weight(&mut self, exec: Exec) {
-        let (conv, n, dy) = (&self.conv, self.n, self.dy.as_slice());
-        let results = (self.dw.as_mut_slice(), self.scratch.as_mut_slice());
+        let (conv, dy) = (&self.conv, self.dy.as_slice());
+        let (dw, scratch) = (self.dw.as_mut_slice(), self.scratch.as_mut_slice());
         if conv.channels_in == 3 {
-            conv.backward_weight_images(exec, n, (self.images.as_slice(), dy), results);
+            conv.backward_weight_images(exec, self.images.as_slice(), dy, dw, scratch);
         } else {
-            conv.backward_weight(exec, n, (self.x.as_slice(), dy), results);
+            conv.backward_weight(exec, self.x.as_slice(), dy, dw, scratch);
         }
     }
 }

@@ -18,13 +18,7 @@ const LANES: usize = 16;
 
 impl Linear {
     /// Logits of each row of `x`.
-    pub fn forward(
-        self,
-        Exec { pool, isa }: Exec,
-        x: &[f32],
-        (w, b): (&[f32], &[f32]),
-        y: &mut [f32],
-    ) {
+    pub fn forward(self, Exec { pool, isa }: Exec, x: &[f32], w: &[f32], b: &[f32], y: &mut [f32]) {
         assert_eq!((w.len(), b.len()), (self.inputs * self.outputs, self.outputs));
         assert_eq!(x.len() / self.inputs, y.len() / self.outputs);
         pool.for_each_chunk(y, self.outputs, |n, y| {
@@ -61,8 +55,10 @@ impl Linear {
     pub fn backward_weight(
         self,
         Exec { pool, isa }: Exec,
-        (x, dy): (&[f32], &[f32]),
-        (dw, db): (&mut [f32], &mut [f32]),
+        x: &[f32],
+        dy: &[f32],
+        dw: &mut [f32],
+        db: &mut [f32],
     ) {
         assert_eq!((dw.len(), db.len()), (self.inputs * self.outputs, self.outputs));
         let rows = DisjointChunks::new(dw, self.inputs);

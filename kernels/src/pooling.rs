@@ -44,7 +44,9 @@ impl MaxPool {
         self,
         Exec { pool, isa }: Exec,
         row: usize,
-        (x, y, dy): (&[T], &[T], &[T]),
+        x: &[T],
+        y: &[T],
+        dy: &[T],
         dx: &mut [T],
     ) {
         assert_eq!((x.len(), y.len()), (self.input.pow(2) * row, self.output.pow(2) * row));
@@ -64,7 +66,7 @@ impl MaxPool {
                     let dx = dx.row_mut(i).into_slice().expect("rows are contiguous");
                     isa.run(
                         #[inline(always)]
-                        || hand_out((x, y, dy), &mut open, dx),
+                        || hand_out(x, y, dy, &mut open, dx),
                     );
                 }
             }
@@ -82,7 +84,7 @@ impl MaxPool {
 
 /// Adds `dy` to `dx` where `x` is the first that is as large as `y`, and closes these.
 #[inline(always)]
-fn hand_out<T: Value>((x, y, dy): (&[T], &[T], &[T]), open: &mut [u32; PART], dx: &mut [T]) {
+fn hand_out<T: Value>(x: &[T], y: &[T], dy: &[T], open: &mut [u32; PART], dx: &mut [T]) {
     let len = dx.len().min(PART);
     let (x, y, dy, dx) = (&x[..len], &y[..len], &dy[..len], &mut dx[..len]);
     for at in 0..len {

@@ -22,7 +22,7 @@ impl Window {
     /// Calls `visit(p, q, r, s, h, w)` for each tap inside the image.
     fn taps(
         self,
-        (height, width): (usize, usize),
+        [height, width]: [usize; 2],
         kernel: usize,
         mut visit: impl FnMut(usize, usize, usize, usize, usize, usize),
     ) {
@@ -50,7 +50,7 @@ pub fn conv_forward<T: NdFloat>(x: ArrayView4<T>, w: ArrayView4<T>, window: Wind
     let (kernel, _, _, outputs) = w.dim();
     let shape = (window.output(height, kernel), window.output(width, kernel), n, outputs);
     let mut y = Array4::zeros(shape);
-    window.taps((height, width), kernel, |p, q, r, s, h, v| {
+    window.taps([height, width], kernel, |p, q, r, s, h, v| {
         for i in 0..n {
             for c in 0..channels {
                 for k in 0..outputs {
@@ -64,14 +64,14 @@ pub fn conv_forward<T: NdFloat>(x: ArrayView4<T>, w: ArrayView4<T>, window: Wind
 
 /// Gradient by the input, whose shape is `shape`.
 pub fn conv_backward_input<T: NdFloat>(
-    shape: (usize, usize, usize, usize),
+    shape: [usize; 4],
     w: ArrayView4<T>,
     dy: ArrayView4<T>,
     window: Window,
 ) -> Array4<T> {
     let mut dx = Array4::zeros(shape);
-    let (height, width, n, channels) = shape;
-    window.taps((height, width), w.dim().0, |p, q, r, s, h, v| {
+    let [height, width, n, channels] = shape;
+    window.taps([height, width], w.dim().0, |p, q, r, s, h, v| {
         for i in 0..n {
             for c in 0..channels {
                 for k in 0..w.dim().3 {
@@ -93,7 +93,7 @@ pub fn conv_backward_weight<T: NdFloat>(
     let (height, width, n, channels) = x.dim();
     let outputs = dy.dim().3;
     let mut dw = Array4::zeros((kernel, kernel, channels, outputs));
-    window.taps((height, width), kernel, |p, q, r, s, h, v| {
+    window.taps([height, width], kernel, |p, q, r, s, h, v| {
         for i in 0..n {
             for c in 0..channels {
                 for k in 0..outputs {
@@ -127,7 +127,8 @@ pub fn channel_statistics<T: NdFloat>(z: ArrayView4<T>) -> (Array1<T>, Array1<T>
 /// `(z - mean) / sqrt(variance + epsilon) * gamma + beta` with the batch's own statistics.
 pub fn norm_forward<T: NdFloat>(
     z: ArrayView4<T>,
-    (gamma, beta): (&Array1<T>, &Array1<T>),
+    gamma: &Array1<T>,
+    beta: &Array1<T>,
     epsilon: T,
 ) -> Array4<T> {
     let (mean, variance) = channel_statistics(z);
@@ -174,7 +175,7 @@ pub fn max_pool_forward<T: NdFloat>(x: ArrayView4<T>) -> Array4<T> {
     let (height, width, n, channels) = x.dim();
     let mut y =
         Array4::from_elem((height.div_ceil(2), width.div_ceil(2), n, channels), T::neg_infinity());
-    Window { stride: 2, pad: 1 }.taps((height, width), 3, |p, q, _, _, h, w| {
+    Window { stride: 2, pad: 1 }.taps([height, width], 3, |p, q, _, _, h, w| {
         for i in 0..n {
             for c in 0..channels {
                 if x[[h, w, i, c]] > y[[p, q, i, c]] {
@@ -192,7 +193,7 @@ pub fn max_pool_backward<T: NdFloat>(x: ArrayView4<T>, dy: ArrayView4<T>) -> Arr
     let mut taken = Array4::from_elem(dy.dim(), false);
     let mut dx = Array4::zeros(x.dim());
     let (height, width, n, channels) = x.dim();
-    Window { stride: 2, pad: 1 }.taps((height, width), 3, |p, q, _, _, h, w| {
+    Window { stride: 2, pad: 1 }.taps([height, width], 3, |p, q, _, _, h, w| {
         for i in 0..n {
             for c in 0..channels {
                 if !taken[[p, q, i, c]] && x[[h, w, i, c]] == y[[p, q, i, c]] {

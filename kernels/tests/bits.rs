@@ -1,8 +1,9 @@
 //! The same bits on any number of threads, on every vector tier, and past the caches or not.
 
 use kernels::{
-    Arena, BatchNorm, Bf16, Conv, Epilogue, Exec, Extent, Folded, Identity, Isa, Mask, Normalised,
-    Pool, Product, Results, Rows, Slope, Statistics, Sums, Value, sums_len,
+    Arena, BatchNorm, Bf16, Conv, Epilogue, Exec, Extent, Folded, Identity, Isa, Mask,
+    NormGradients, Normalised, Pool, Product, Results, Rows, Slope, Statistics, Sums, Value,
+    sums_len,
 };
 
 use crate::operands::{stored, values, with};
@@ -46,7 +47,7 @@ fn bits_agree(conv: &Conv, n: usize) -> Vec<u32> {
         let tiles = sums.tiles(conv.output_tiles(n));
         let results =
             Results { values: &mut all, sums: tiles, scratch: with(&mut panels, &mut scratch) };
-        conv.forward(exec, n, (&*x, &w), results, epilogue);
+        conv.forward(exec, &*x, &w, results, epilogue);
         sums.add_up(exec);
         let mut statistics = Statistics::new(128);
         statistics.set(&sums, pixels * n, &[0.0; 128]);
@@ -54,9 +55,9 @@ fn bits_agree(conv: &Conv, n: usize) -> Vec<u32> {
         let tiles = sums.tiles(conv.input_tiles(n));
         let results =
             Results { values: &mut dx, sums: tiles, scratch: with(&mut panels, &mut scratch) };
-        conv.backward_input(exec, n, (&*dy, &w), results, (false, Epilogue::Keep));
+        conv.backward_input(exec, &*dy, &w, results, false, Epilogue::Keep);
         let mut dw = vec![0.0; w.len()];
-        conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
+        conv.backward_weight(exec, &x, &dy, &mut dw, &mut scratch);
         all.extend(statistics.mean.iter().chain(&statistics.variance));
         all.extend(dx);
         all.extend(dw);
@@ -106,10 +107,10 @@ fn streamed_case<T: Product>(isa: Isa, conv: &Conv) {
         let mut panels = vec![T::default(); conv.weights()];
         let results =
             Results { values: &mut *y, sums: &mut sums, scratch: with(&mut panels, &mut []) };
-        conv.forward(exec, n, (&*x, &weights), results, epilogue);
+        conv.forward(exec, &*x, &weights, results, epilogue);
         let results =
             Results { values: &mut *dx, sums: &mut sums, scratch: with(&mut panels, &mut []) };
-        turned.backward_input(exec, n, (&*x, &other), results, (true, epilogue));
+        turned.backward_input(exec, &*x, &other, results, true, epilogue);
         [&*y, &*dx].concat()
     };
     let (streamed, plain) = (run(0), run(1));
@@ -144,8 +145,8 @@ fn streamed_passes<T: Value>(isa: Isa) {
     sums.add_up(exec);
     let mut slope = Slope::new(channels);
     let [mut dgamma, mut dbeta] = [0, 1].map(|_| vec![0.0; channels]);
-    let results = (&mut *dgamma, &mut *dbeta, &mut slope);
-    statistics.backward(NORM, (&sums, 1), &values(channels, 6), results);
+    let gradients = NormGradients { gamma: &mut dgamma, beta: &mut dbeta, slope: &mut slope };
+    statistics.backward(NORM, &sums, 1, &values(channels, 6), gradients);
     let run = |pass: usize, y: &mut [T]| match pass {
         0 => Rows::Activation(&fold, &z, Identity::None).make(exec, y),
         1 => Rows::Activation(&fold, &z, Identity::Plain(&x)).make(exec, y),

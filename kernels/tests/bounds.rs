@@ -192,8 +192,8 @@ impl Layer {
                 .map(|len| vec![nan; len]);
         let results =
             Results { values: &mut y, sums: &mut sums, scratch: with(&mut [], &mut parts) };
-        conv.forward(exec, n, (&*self.x, &self.w), results, Epilogue::Keep);
-        conv.backward_weight(exec, n, (&self.x, &self.dy), (&mut dw, &mut parts));
+        conv.forward(exec, &*self.x, &self.w, results, Epilogue::Keep);
+        conv.backward_weight(exec, &self.x, &self.dy, &mut dw, &mut parts);
         [array4(self.dy4.dim(), &y), filter(conv, &dw)]
     }
 }

@@ -4,8 +4,8 @@
 use kernels::scalar::{self, Window};
 use kernels::{
     BatchNorm, Bf16, Conv, Epilogue, Exec, Extent, Folded, Identity, Isa, Linear, Mask, MaxPool,
-    Normalised, PANEL, Pool, Product, Results, Rows, Slope, Statistics, Sums, average_backward,
-    average_forward, run_epilogue, softmax_cross_entropy, sums_len,
+    NormGradients, Normalised, PANEL, Pool, Product, Results, Rows, Slope, Statistics, Sums,
+    Target, average_backward, average_forward, run_epilogue, softmax_cross_entropy, sums_len,
 };
 use ndarray::{Array1, Array2, Array4, ArrayView4};
 
@@ -154,18 +154,17 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
         let mut panels = vec![nan; conv.weights()];
         let mut scratch = vec![f32::NAN; conv.scratch_len(n)];
         if first {
-            let results = (&mut *y, &mut *sums);
-            conv.forward_images(exec, n, (&x_plain, &weights), results, Epilogue::Keep);
-            let results = (&mut *dw, &mut *scratch);
-            conv.backward_weight_images(exec, n, (&x_plain, &dy), results);
+            let target = Target { values: &mut y, sums: &mut sums };
+            conv.forward_images(exec, &x_plain, &weights, target, Epilogue::Keep);
+            conv.backward_weight_images(exec, &x_plain, &dy, &mut dw, &mut scratch);
         } else {
             let results = Results {
                 values: &mut y,
                 sums: &mut sums,
                 scratch: with(&mut panels, &mut scratch),
             };
-            conv.forward(exec, n, (&*x, &weights), results, Epilogue::Keep);
-            conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
+            conv.forward(exec, &*x, &weights, results, Epilogue::Keep);
+            conv.backward_weight(exec, &x, &dy, &mut dw, &mut scratch);
         }
         let y_bound = bound(kernel * kernel * channels[0]) + rounding[0];
         check(&widened(&y), y4.iter().copied(), y_bound, &what);
@@ -177,7 +176,7 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
         if first {
             continue;
         }
-        let dx4 = scalar::conv_backward_input(x4.dim(), filter.view(), dy4.view(), window);
+        let dx4 = scalar::conv_backward_input(x4.dim().into(), filter.view(), dy4.view(), window);
         let mut dx = vec![nan; x.len()];
         let dx_bound = bound(kernel * kernel * channels[1]) + rounding[0];
         for (add, times) in [(false, 1.0), (true, 2.0)] {
@@ -186,7 +185,7 @@ fn convolution_case<T: Product>(case: &Case, rounding: [f64; 2], way: fn(Conv) -
                 sums: &mut sums,
                 scratch: with(&mut panels, &mut scratch),
             };
-            conv.backward_input(exec, n, (&*dy, &weights), results, (add, Epilogue::Keep));
+            conv.backward_input(exec, &*dy, &weights, results, add, Epilogue::Keep);
             check(&widened(&dx), dx4.iter().map(|v| times * v), dx_bound, &what);
         }
     }
@@ -237,14 +236,14 @@ fn normalisation_matches_the_oracle_on_every_tier() {
         let z4 = array4(shape, &z);
         let gamma1 = Array1::from_iter(gamma.iter().map(|&v| f64::from(v)));
         let beta1 = Array1::from_iter(beta.iter().map(|&v| f64::from(v)));
-        let y4 = scalar::norm_forward(z4.view(), (&gamma1, &beta1), 1e-5);
+        let y4 = scalar::norm_forward(z4.view(), &gamma1, &beta1, 1e-5);
         let summed = &y4 + &array4(shape, &identity);
         for isa in Isa::available() {
             let what = format!("{} {shape:?}", isa.name());
             let exec = Exec::new(&pool, isa);
             let statistics = measured(exec, flat, &z, &vec![29.5; channels]);
             let mut fold = Folded::new(channels);
-            fold.set(NORM, (&statistics.mean, &statistics.variance), (&gamma, &beta));
+            fold.set(NORM, &statistics.mean, &statistics.variance, &gamma, &beta);
             let mut y = vec![f32::NAN; len];
             Rows::Activation(&fold, &z, Identity::Plain(&identity)).make(exec, &mut y);
             check(&y, scalar::relu_forward(summed.view()), NEAR, &what);
@@ -300,8 +299,9 @@ impl Backward<'_> {
         for which in 1..=1 + usize::from(of.1.is_some()) {
             let (mut dgamma, mut dbeta) = (vec![0.0; channels], vec![0.0; channels]);
             let mut slope = Slope::new(channels);
-            let results = (&mut *dgamma, &mut *dbeta, &mut slope);
-            statistics.backward(NORM, (&sums, which), self.gamma.0, results);
+            let gradients =
+                NormGradients { gamma: &mut dgamma, beta: &mut dbeta, slope: &mut slope };
+            statistics.backward(NORM, &sums, which, self.gamma.0, gradients);
             let mut dz = vec![f32::NAN; g.len()];
             Rows::Slope(&slope, [&g, self.z.0]).make(self.exec, &mut dz);
             check(&dgamma, dgamma1.iter().copied(), 1e-4, what);
@@ -345,7 +345,7 @@ fn pooling_and_classifier_match_the_oracle_on_every_tier() {
             max_pool.forward(exec, n * channels, &x, &mut y);
             check(&y, scalar::max_pool_forward(x4.view()), 1e-9, &what);
             let mut dx = vec![f32::NAN; x.len()];
-            max_pool.backward(exec, n * channels, (&x, &y, &dy), &mut dx);
+            max_pool.backward(exec, n * channels, &x, &y, &dy, &mut dx);
             check(&dx, scalar::max_pool_backward(x4.view(), array4(out, &dy).view()), 1e-6, &what);
 
             let mut mean = vec![f32::NAN; n * channels];
@@ -359,7 +359,7 @@ fn pooling_and_classifier_match_the_oracle_on_every_tier() {
             let linear = Linear { inputs: channels, outputs: 10 };
             let (w, b) = (values(channels * 10, 3), values(10, 4));
             let mut logits = vec![f32::NAN; n * 10];
-            linear.forward(exec, &mean, (&w, &b), &mut logits);
+            linear.forward(exec, &mean, &w, &b, &mut logits);
             let w2 =
                 Array2::from_shape_vec((10, channels), w.clone()).expect("shape").mapv(f64::from);
             let b1 = Array1::from_vec(b).mapv(f64::from);
@@ -377,7 +377,7 @@ fn pooling_and_classifier_match_the_oracle_on_every_tier() {
             linear.backward_input(exec, &dlogits, &w, &mut dx);
             check(&dx, gradient.dot(&w2).iter().copied(), 1e-5, &what);
             let (mut dw, mut db) = (vec![f32::NAN; w.len()], vec![f32::NAN; 10]);
-            linear.backward_weight(exec, (&mean, &dlogits), (&mut dw, &mut db));
+            linear.backward_weight(exec, &mean, &dlogits, &mut dw, &mut db);
             check(&dw, gradient.t().dot(&mean2).iter().copied(), 1e-5, &what);
             check(&db, gradient.sum_axis(ndarray::Axis(0)).iter().copied(), 1e-4, &what);
         }
@@ -397,7 +397,7 @@ fn tiny_loss(parameters: &[f64]) -> (f64, Vec<f64>) {
     let window = Window { stride: 1, pad: 1 };
 
     let z = scalar::conv_forward(x.view(), w.view(), window);
-    let a = &scalar::norm_forward(z.view(), (&gamma, &beta), 1e-5) + &x;
+    let a = &scalar::norm_forward(z.view(), &gamma, &beta, 1e-5) + &x;
     let y = scalar::relu_forward(a.view());
     let pooled = scalar::max_pool_forward(y.view());
     let logits = scalar::average_forward(pooled.view());
@@ -408,7 +408,7 @@ fn tiny_loss(parameters: &[f64]) -> (f64, Vec<f64>) {
     let dy = scalar::max_pool_backward(y.view(), dpooled.view());
     let da = scalar::relu_backward(a.view(), dy.view());
     let (dz, dgamma, dbeta) = scalar::norm_backward(z.view(), da.view(), &gamma, 1e-5);
-    let dx = &scalar::conv_backward_input(x.dim(), w.view(), dz.view(), window) + &da;
+    let dx = &scalar::conv_backward_input(x.dim().into(), w.view(), dz.view(), window) + &da;
     let dw = scalar::conv_backward_weight(x.view(), dz.view(), 3, window);
     let all = dx.iter().chain(dw.iter()).chain(dgamma.iter()).chain(dbeta.iter());
     (loss, all.copied().collect())

@@ -71,7 +71,7 @@ fn passes(case: Case, (threads, isa): (usize, Isa)) -> Vec<u32> {
     let results =
         Results { values: &mut y, sums: &mut sums, scratch: with(&mut panels, &mut scratch) };
     let pivot = vec![0.1; k];
-    conv.forward(exec, n, (&*x, &w), results, Epilogue::Measure(&pivot));
+    conv.forward(exec, &*x, &w, results, Epilogue::Measure(&pivot));
     keep(&y, &sums);
     // Rows that are made as they are read, where the shape allows it.
     let fold = Folded { scale: values(c, 5), shift: values(c, 6) };
@@ -80,18 +80,18 @@ fn passes(case: Case, (threads, isa): (usize, Isa)) -> Vec<u32> {
     let results =
         Results { values: &mut y, sums: &mut sums, scratch: with(&mut panels, &mut scratch) };
     let other = Folded { scale: values(k, 7), shift: values(k, 8) };
-    conv.forward(exec, n, (operand, &w), results, Epilogue::Fold(&other, None, true));
+    conv.forward(exec, operand, &w, results, Epilogue::Fold(&other, None, true));
     keep(&y, &[]);
     let (mut dx, mean) = (x.clone(), vec![0.2; c]);
     for add in [false, true] {
         let epilogue = Epilogue::Mask(Mask::Output(&x), Normalised { z: &z, mean: &mean }, None);
         let results =
             Results { values: &mut dx, sums: &mut sums, scratch: with(&mut panels, &mut scratch) };
-        conv.backward_input(exec, n, (&*dy, &w), results, (add, epilogue));
+        conv.backward_input(exec, &*dy, &w, results, add, epilogue);
         keep(&dx, &sums);
     }
     let mut dw = vec![f32::NAN; w.len()];
-    conv.backward_weight(exec, n, (&x, &dy), (&mut dw, &mut scratch));
+    conv.backward_weight(exec, &x, &dy, &mut dw, &mut scratch);
     keep(&[], &dw);
     all
 }

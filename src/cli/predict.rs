@@ -48,8 +48,9 @@ pub(super) fn run(args: &PredictArgs) -> Result<(), Failure> {
         return Err(Failure::usage("--threads and --top count from 1"));
     }
     let place = args.place(args.min_step);
-    let exec = (args.threads, args.isa.0);
-    for prediction in predict::run((&place, args.best), args.images.clone(), args.top, exec)? {
+    let (images, isa) = (args.images.clone(), args.isa.0);
+    let found = predict::run(&place, args.best, images, args.top, args.threads, isa)?;
+    for prediction in found {
         match args.json {
             true => print(&serde_json::to_string(&prediction).doing("report")?)?,
             false => print(&prediction.to_string())?,

@@ -12,7 +12,7 @@ use crate::job::rng::Stream;
 use crate::job::shape::Shape;
 use crate::job::{Algorithm, Arch, Precision, Stem};
 use crate::model::Model;
-use crate::model::gradients::{Part, Pieces};
+use crate::model::gradients::{Bucket, Pieces};
 use crate::model::inference::Inference;
 use crate::model::init;
 use crate::model::network::Network;
@@ -150,7 +150,7 @@ struct Times {
 
 /// Training steps.
 fn train(options: Options, network: Network) -> std::io::Result<Times> {
-    let way = (options.precision, options.conv);
+    let (precision, conv) = (options.precision, options.conv);
     let mut params = Arena::new(network.layout.len)?;
     init::initialise_in(&network.layout, 1, init::IDENTITY_BLOCKS, params.as_mut_slice());
     let mut velocity = Arena::new(network.layout.trained)?;
@@ -158,8 +158,8 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
     let batch = random_batch(network.shape, options.batch);
     let mut pools = vec![Pool::new(options.threads)];
     pools.extend(options.scaling.then(|| Pool::new(1)));
-    let exec = (pools[0].clone(), options.isa);
-    let mut model = Model::new(network, way, options.batch, exec)?;
+    let pool = pools[0].clone();
+    let mut model = Model::new(network, precision, conv, options.batch, pool, options.isa)?;
     let trained = trained(&model.network().layout, WEIGHT_DECAY);
     let mut round_trips = Vec::new();
     let ways = timed(options.steps, pools.len(), |turn| {
@@ -169,11 +169,11 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
         model.compute_on(pools[turn].clone());
         let (params, velocity) = (params.as_mut_slice(), velocity.as_mut_slice());
         // A benchmark has no model to spoil.
-        let update = |part: Part| {
+        let update = |part: Bucket| {
             let _ = update_part(&trained, options.isa, STEP, part, velocity);
         };
         seconds(|| {
-            model.step(params, &batch, gradients.as_mut_slice(), (Pieces::Small, update));
+            model.step(params, &batch, gradients.as_mut_slice(), Pieces::Small, update);
         })
     });
     Ok(Times { ways, round_trips, arena_bytes: model.arena_len() })
@@ -182,9 +182,10 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
 /// Forward passes.
 fn infer(options: Options, network: Network) -> std::io::Result<Times> {
     let params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
-    let exec = (Pool::new(options.threads), options.isa);
+    let (pool, isa) = (Pool::new(options.threads), options.isa);
     let batch = random_batch(network.shape, options.batch);
-    let mut model = Inference::new(network.computed(options.conv), params, options.batch, exec)?;
+    let network = network.computed(options.conv);
+    let mut model = Inference::new(network, params, options.batch, pool, isa)?;
     let ways = timed(options.steps, 1, |_| {
         seconds(|| {
             std::hint::black_box(model.run(&batch));

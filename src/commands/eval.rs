@@ -94,7 +94,7 @@ pub fn run(options: &Options) -> Result<Evaluation, Failure> {
         Failure::new(error).hint(hint)
     })?;
     let titles = source.titles();
-    let mut model = saved.ready(BATCH.min(source.len()), (threads, isa))?;
+    let mut model = saved.ready(BATCH.min(source.len()), threads, isa)?;
     let set = source.load(&model.job, threads).map_err(Failure::new)?;
     let names = model.job.classes.names().to_vec();
     let mut confusion = vec![vec![0; names.len()]; names.len()];

@@ -38,14 +38,16 @@ const BATCH: usize = 32;
 /// # Errors
 /// When model or a picture cannot be used.
 pub fn run(
-    (place, best): (&Place, bool),
+    place: &Place,
+    best: bool,
     images: Vec<PathBuf>,
     top: usize,
-    (threads, isa): (usize, Isa),
+    threads: usize,
+    isa: Isa,
 ) -> Result<Vec<Prediction>, Failure> {
     let source = Source::pictures(images);
     let titles = source.titles();
-    let mut model = Saved::open(place, best)?.ready(BATCH.min(source.len()), (threads, isa))?;
+    let mut model = Saved::open(place, best)?.ready(BATCH.min(source.len()), threads, isa)?;
     let set = source.load(&model.job, threads).map_err(Failure::new)?;
     let mut batch = Batch::default();
     let mut predictions = Vec::with_capacity(titles.len());

@@ -45,7 +45,7 @@ pub fn run(args: &ReportArgs) -> Result<(), Failure> {
         History::parse(&bytes).doing(&name)
     })?;
     let is_page = |bytes: &[u8]| bytes.starts_with(b"<!doctype html>");
-    renew(&args.out, page(&history).as_bytes(), ("page", is_page))?;
+    renew(&args.out, page(&history).as_bytes(), "page", is_page)?;
     if let Some(directory) = &args.tensorboard {
         write_events(directory, &history)?;
     }
@@ -59,7 +59,7 @@ fn write_events(directory: &Path, history: &History) -> Result<(), Failure> {
     let path = directory.join(format!("events.out.tfevents.{}.hfl", history.began));
     // A record's length, its checksum, then field 1 of the protocol buffer, the time.
     let is_events = |bytes: &[u8]| bytes.get(12) == Some(&9);
-    renew(&path, &events, ("event file", is_events))
+    renew(&path, &events, "event file", is_events)
 }
 
 fn events(history: &History) -> std::io::Result<Vec<u8>> {

@@ -137,7 +137,7 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     let collateral = collateral_of(&args.collateral, &quote, &root, now)?;
     if let Some(path) = &args.fetch {
         let is_one = |bytes: &[u8]| Collateral::parse(bytes).is_ok();
-        renew(path, &collateral, ("collateral", is_one))?;
+        renew(path, &collateral, "collateral", is_one)?;
         log::info!("the collateral is in {}", path.display());
     }
     let mut policy = match &args.policy {
@@ -242,7 +242,7 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
     let Evidence { quote, vtpm } = Evidence::parse(&bytes).doing(name)?;
     let pcrs = vtpm.as_ref().map(Vtpm::pcrs);
     if let Some(path) = &args.out {
-        renew(path, &bytes, ("evidence", |bytes: &[u8]| Evidence::parse(bytes).is_ok()))?;
+        renew(path, &bytes, "evidence", |bytes: &[u8]| Evidence::parse(bytes).is_ok())?;
     }
     if args.policy_template {
         let report = quote.td().doing("a policy is for TDs")?;

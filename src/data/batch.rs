@@ -67,7 +67,8 @@ impl Batch {
     /// Writes image `i`.
     pub(super) fn put(
         &mut self,
-        (shape, normalisation): (Shape, Normalisation),
+        shape: Shape,
+        normalisation: Normalisation,
         i: usize,
         image: &Image,
         view: View,

@@ -112,7 +112,7 @@ impl Dataset {
     pub(super) fn put(&self, index: usize, view: View, batch: &mut Batch, i: usize) {
         let record = &self.records[index * self.record_len()..][..self.record_len()];
         let image = Image { label: record[0], pixels: &record[1..] };
-        batch.put((self.shape, self.normalisation), i, &image, view);
+        batch.put(self.shape, self.normalisation, i, &image, view);
     }
 
     fn record_len(&self) -> usize {

@@ -27,12 +27,12 @@ pub fn lanes(history: &History) -> (Vec<Lane>, f64) {
         match event.kind {
             EventKind::Started => {
                 // Who died could not say so: it was there until the last that is known of it.
-                open.iter_mut().for_each(|lane| close(lane, last));
+                open.iter_mut().for_each(|(lane, since)| close(lane, since, last));
                 open[0].1 = Some(now);
             }
             EventKind::Finished | EventKind::Stopped => {
                 open[0].0.marks.push((now, event.kind));
-                open.iter_mut().for_each(|lane| close(lane, now));
+                open.iter_mut().for_each(|(lane, since)| close(lane, since, now));
             }
             EventKind::Checkpoint => open[0].0.marks.push((now, event.kind)),
             EventKind::Joined | EventKind::Returned => {
@@ -42,7 +42,7 @@ pub fn lanes(history: &History) -> (Vec<Lane>, f64) {
             }
             EventKind::Left => {
                 if let Some(lane) = lane_of(&mut open, event) {
-                    close(lane, now);
+                    close(&mut lane.0, &mut lane.1, now);
                     lane.0.marks.push((now, event.kind));
                 }
             }
@@ -54,7 +54,7 @@ pub fn lanes(history: &History) -> (Vec<Lane>, f64) {
         }
         last = now;
     }
-    open.iter_mut().for_each(|lane| close(lane, end));
+    open.iter_mut().for_each(|(lane, since)| close(lane, since, end));
     open[1..].sort_by(|a, b| (a.0.name.len(), &a.0.name).cmp(&(b.0.name.len(), &b.0.name)));
     (open.into_iter().map(|(lane, _)| lane).collect(), end)
 }
@@ -65,7 +65,7 @@ impl Lane {
     }
 }
 
-fn close((lane, since): &mut (Lane, Option<f64>), at: f64) {
+fn close(lane: &mut Lane, since: &mut Option<f64>, at: f64) {
     if let Some(since) = since.take() {
         lane.spans.push((since, at));
     }

@@ -30,7 +30,7 @@ pub fn layers(network: &Network, params: &[f32]) -> Vec<Layer> {
         let mut fold = Folded::new(unit.conv.channels_out);
         let [mean, variance] = unit.running.clone().map(|range| &params[range]);
         let [gamma, beta] = unit.affine.clone().map(|range| &params[range]);
-        fold.set(NORM, (mean, variance), (gamma, beta));
+        fold.set(NORM, mean, variance, gamma, beta);
         let filter = weight.len() / shape[0];
         for (values, scale) in weight.chunks_exact_mut(filter).zip(&fold.scale) {
             values.iter_mut().for_each(|value| *value *= scale);

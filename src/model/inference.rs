@@ -2,7 +2,7 @@
 //! in one pass over memory, and no more memory than the largest block needs.
 
 use kernels::{
-    Arena, Epilogue, Exec, Folded, Isa, Linear, Pool, Results, Scratch, average_forward,
+    Arena, Epilogue, Exec, Folded, Isa, Linear, Pool, Results, Scratch, Target, average_forward,
 };
 
 use crate::data::batch::Batch;
@@ -38,14 +38,15 @@ impl Inference {
         network: Network,
         params: Vec<f32>,
         batch_max: usize,
-        (pool, isa): (Pool, Isa),
+        pool: Pool,
+        isa: Isa,
     ) -> std::io::Result<Self> {
         let part = |range: &std::ops::Range<usize>| &params[range.clone()];
         let folds = network.units.iter().map(|unit| {
             let mut fold = Folded::new(unit.conv.channels_out);
             let [mean, variance] = &unit.running;
             let [gamma, beta] = &unit.affine;
-            fold.set(NORM, (part(mean), part(variance)), (part(gamma), part(beta)));
+            fold.set(NORM, part(mean), part(variance), part(gamma), part(beta));
             fold
         });
         let folds = folds.collect();
@@ -100,7 +101,7 @@ impl Inference {
         let classes = self.network.shape.classes;
         let logits = &mut self.logits[..n * classes];
         let linear = Linear { inputs: self.network.features, outputs: classes };
-        linear.forward(exec, features, (weight, bias), logits);
+        linear.forward(exec, features, weight, bias, logits);
         logits
     }
 
@@ -112,9 +113,10 @@ impl Inference {
             None => &mut self.outer[0].as_mut_slice()[..len],
             Some(_) => &mut self.shortcut.as_mut_slice()[..len],
         };
-        let operands = (&*batch.images, &self.params[unit.weight.clone()]);
-        let finish = Epilogue::Fold(fold, None, true);
-        unit.conv.forward_images(exec, n, operands, (y, &mut self.sums), finish);
+        let weight = &self.params[unit.weight.clone()];
+        let target = Target { values: y, sums: &mut self.sums };
+        let fold = Epilogue::Fold(fold, None, true);
+        unit.conv.forward_images(exec, &batch.images, weight, target, fold);
         if let Some(max_pool) = self.network.max_pool {
             let row = n * unit.conv.channels_out;
             let pooled = &mut self.outer[0].as_mut_slice()[..max_pool.output.pow(2) * row];
@@ -130,15 +132,15 @@ impl Inference {
         let exec = Exec::new(&self.pool, self.isa);
         let mut convolve = |u: usize, x: &Arena, y: &mut Arena, add: Option<&Arena>, relu: bool| {
             let (unit, fold): (&Unit, &Folded) = (&self.network.units[u], &self.folds[u]);
-            let operands =
-                (&x.as_slice()[..unit.conv.input_len(n)], &self.params[unit.weight.clone()]);
+            let x = &x.as_slice()[..unit.conv.input_len(n)];
+            let weight = &self.params[unit.weight.clone()];
             let y = &mut y.as_mut_slice()[..unit.conv.output_len(n)];
             let add = add.map(Arena::as_slice);
-            let finish = Epilogue::Fold(fold, add, relu);
+            let fold = Epilogue::Fold(fold, add, relu);
             // Weights are read as they are.
             let scratch = Scratch { panels: &mut [], parts: self.scratch.as_mut_slice() };
             let results = Results { values: y, sums: &mut self.sums, scratch };
-            unit.conv.forward(exec, n, operands, results, finish);
+            unit.conv.forward(exec, x, weight, results, fold);
         };
         convolve(first, x, a1, None, true);
         // Activations take turns in two buffers.

@@ -5,6 +5,7 @@ pub mod gradients;
 pub mod inference;
 pub mod init;
 pub mod network;
+mod operand;
 pub mod params;
 mod plan;
 pub mod resnet;
@@ -13,7 +14,7 @@ use kernels::{Bf16, Exec, Isa, Pool};
 
 use crate::data::batch::Batch;
 use crate::job::{Algorithm, Precision};
-use crate::model::gradients::{Part, Pieces};
+use crate::model::gradients::{Bucket, Pieces};
 use crate::model::network::Network;
 use crate::model::resnet::ResNet;
 
@@ -32,9 +33,11 @@ impl Model {
     /// When the system has not that much memory, or the CPU not the instructions for `precision`.
     pub fn new(
         network: Network,
-        (precision, conv): (Precision, Algorithm),
+        precision: Precision,
+        conv: Algorithm,
         batch_max: usize,
-        (pool, isa): (Pool, Isa),
+        pool: Pool,
+        isa: Isa,
     ) -> std::io::Result<Self> {
         if precision == Precision::Bf16 && !isa.has_bf16() {
             return Err(std::io::Error::new(
@@ -46,7 +49,7 @@ impl Model {
                 ),
             ));
         }
-        let network = network.computed(algorithm((precision, conv), isa));
+        let network = network.computed(algorithm(precision, conv, isa));
         Ok(match precision {
             Precision::Fp32 => {
                 let isa = isa.of::<f32>();
@@ -79,11 +82,12 @@ impl Model {
         params: &mut [f32],
         batch: &Batch,
         gradients: &mut [f32],
-        done: (Pieces, impl FnMut(Part) + Send),
+        pieces: Pieces,
+        done: impl FnMut(Bucket) + Send,
     ) -> f32 {
         match self {
-            Self::Single(model) => model.step(params, batch, gradients, done),
-            Self::Half(model) => model.step(params, batch, gradients, done),
+            Self::Single(model) => model.step(params, batch, gradients, pieces, done),
+            Self::Half(model) => model.step(params, batch, gradients, pieces, done),
         }
     }
 
@@ -114,7 +118,7 @@ impl Model {
 
 /// How convolutions are computed: on tiles directly. Winograd's way saves three quarters of the products, but
 /// multiplies what it transforms in `f32` on vectors, which are some ten times as slow.
-fn algorithm((precision, conv): (Precision, Algorithm), isa: Isa) -> Algorithm {
+fn algorithm(precision: Precision, conv: Algorithm, isa: Isa) -> Algorithm {
     match precision == Precision::Bf16 && isa.has_tiles() {
         true => Algorithm::Direct,
         false => conv,

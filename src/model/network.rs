@@ -116,7 +116,7 @@ impl Network {
                 (side, channels) = (out, outer);
             }
         }
-        Ok(builder.finish((model, stem, shape), max_pool, blocks, channels))
+        Ok(builder.finish(model, stem, shape, max_pool, blocks, channels))
     }
 
     /// The network that a job trains.
@@ -206,7 +206,9 @@ impl Builder {
 
     fn finish(
         self,
-        (model, stem, shape): (Arch, Stem, Shape),
+        model: Arch,
+        stem: Stem,
+        shape: Shape,
         max_pool: Option<MaxPool>,
         blocks: Vec<Block>,
         features: usize,

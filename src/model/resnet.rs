@@ -12,15 +12,16 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Epilogue, Exec, Extent, Folded, Identity, Isa, Linear, Mask, Normalised,
-    Operand, Pool, Product, Results, Retiring, Rows, Scratch, Slope, Statistics, Sums,
-    average_backward, average_forward, run_epilogue, softmax_cross_entropy,
+    Arena, BatchNorm, Epilogue, Exec, Extent, Isa, Linear, NormGradients, Operand, Pool, Product,
+    Results, Retiring, Scratch, Sums, Target, average_backward, average_forward, run_epilogue,
+    softmax_cross_entropy,
 };
 
 use crate::data::batch::Batch;
-use crate::model::gradients::{Backlog, Part, Pieces};
-use crate::model::network::{Block, Network, Unit};
-use crate::model::plan::{Plan, Rest, Sizes, around, around2, first};
+use crate::model::gradients::{Bucket, Pieces, ReadyBuckets};
+use crate::model::network::{Block, Network};
+use crate::model::operand::{Behind, Norm, Recomputed, Source, View};
+use crate::model::plan::{Plan, Sizes, around, around2, first};
 
 /// Normalisation constants of torchvision.
 pub const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
@@ -43,13 +44,6 @@ pub struct ResNet<T: Product> {
     head: Head,
 }
 
-/// What a normalisation works with besides its parameters.
-struct Norm {
-    statistics: Statistics,
-    fold: Folded,
-    slope: Slope,
-}
-
 /// Buffers after the last block.
 struct Head {
     linear: Linear,
@@ -67,11 +61,11 @@ struct Flow<'a> {
 
 impl<'a> Flow<'a> {
     /// The last of what is left, which is done.
-    fn retire(&mut self, range: Range<usize>, loss: f32) -> Part<'a> {
+    fn retire(&mut self, range: Range<usize>, loss: f32) -> Bucket<'a> {
         let (params, part) = std::mem::take(&mut self.params).split_at_mut(range.start);
         assert_eq!(part.len(), range.len(), "parts are done from the end on");
         self.params = params;
-        Part { loss, params: part, gradients: self.gradients.retire(range.start), range }
+        Bucket { loss, params: part, gradients: self.gradients.retire(range.start), range }
     }
 }
 
@@ -133,7 +127,8 @@ impl<T: Product> ResNet<T> {
         params: &mut [f32],
         batch: &Batch,
         gradients: &mut [f32],
-        (pieces, done): (Pieces, impl FnMut(Part) + Send),
+        pieces: Pieces,
+        done: impl FnMut(Bucket) + Send,
     ) -> f32 {
         assert_eq!((params.len(), gradients.len()), (self.network.layout.len, params.len()));
         let n = batch.len();
@@ -147,11 +142,11 @@ impl<T: Product> ResNet<T> {
         let statistics = layout.trained..layout.len;
         let head = weight.start..bias.end;
         let pool = self.pool.clone();
-        let backlog = Backlog::new(pieces, done);
+        let ready = ReadyBuckets::new(pieces, done);
         let hand_over = |part, depth| {
-            backlog.push(part, depth);
+            ready.push(part, depth);
             if pool.threads() == 1 {
-                backlog.finish();
+                ready.flush();
             }
         };
         let gradients = Retiring::new(gradients);
@@ -165,9 +160,9 @@ impl<T: Product> ResNet<T> {
                 self.backward(depth, &mut flow);
                 hand_over(flow.retire(self.range(depth), loss), depth);
             }
-            backlog.finish();
+            ready.flush();
         };
-        pool.beside(|| backlog.hurry(), || backlog.fill(), backward);
+        pool.beside(|| ready.hand_on_overdue(), || ready.hand_on_brief(), backward);
         loss
     }
 
@@ -181,7 +176,7 @@ impl<T: Product> ResNet<T> {
 
     fn forward(&mut self, params: &[f32], batch: &Batch) {
         let n = batch.len();
-        self.convolve(0, Reads::Images(&batch.images), params, n);
+        self.convolve(0, Source::Images(&batch.images), params, n);
         let mut x = self.forward_stem(n);
         for index in 0..self.network.blocks.len() {
             x = self.forward_block(index, x, params, n);
@@ -193,11 +188,11 @@ impl<T: Product> ResNet<T> {
         average_forward(exec, &self.arena.as_slice()[last], pooled);
         let [weight, bias] = self.network.classifier.clone().map(|range| &params[range]);
         let logits = &mut self.head.logits[..n * self.network.shape.classes];
-        self.head.linear.forward(exec, pooled, (weight, bias), logits);
+        self.head.linear.forward(exec, pooled, weight, bias, logits);
     }
 
     /// `z = conv(x)` of one unit, and its normalisation folded for use.
-    fn convolve(&mut self, u: usize, x: Reads, params: &[f32], n: usize) {
+    fn convolve(&mut self, u: usize, x: Source, params: &[f32], n: usize) {
         let exec = Exec::new(&self.pool, self.isa);
         let unit = &self.network.units[u];
         let weight = &params[unit.weight.clone()];
@@ -208,16 +203,16 @@ impl<T: Product> ResNet<T> {
         let z = self.plan.z(u, n, unit);
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         match x {
-            Reads::There(x) => {
+            Source::Stored(x) => {
                 let (z, rest) = around(&mut self.arena, z);
                 let results = Results {
                     values: z,
                     sums,
                     scratch: scratch(&mut self.panels, &mut self.scratch),
                 };
-                unit.conv.forward(exec, n, (rest.get(x), weight), results, measure);
+                unit.conv.forward(exec, rest.get(x), weight, results, measure);
             }
-            Reads::Made(of, x) => {
+            Source::Recompute(of, x) => {
                 let ([z, x], rest) = around2(&mut self.arena, [z, x]);
                 let x = Operand::Recompute(x, view.rows(of, &rest));
                 let results = Results {
@@ -225,31 +220,35 @@ impl<T: Product> ResNet<T> {
                     sums,
                     scratch: scratch(&mut self.panels, &mut self.scratch),
                 };
-                unit.conv.forward(exec, n, (x, weight), results, measure);
+                unit.conv.forward(exec, x, weight, results, measure);
             }
-            Reads::Images(images) => {
+            Source::Images(images) => {
                 let z = &mut self.arena.as_mut_slice()[z];
-                unit.conv.forward_images(exec, n, (images, weight), (z, sums), measure);
+                let target = Target { values: z, sums };
+                unit.conv.forward_images(exec, images, weight, target, measure);
             }
         }
         self.sums.add_up(exec);
         let Norm { statistics, fold, .. } = &mut self.norms[u];
         statistics.set(&self.sums, shape.rows(), mean);
-        let affine = unit.affine.clone().map(|range| &params[range]);
-        fold.set(NORM, (&statistics.mean, &statistics.variance), affine.into());
+        let [gamma, beta] = unit.affine.clone().map(|range| &params[range]);
+        fold.set(NORM, &statistics.mean, &statistics.variance, gamma, beta);
     }
 
     /// The activation after a unit, which belongs into the buffer of a depth.
-    fn activation(&self, u: usize, depth: usize, n: usize) -> Reads<'static> {
-        Reads::Made(Made::Unit(u), first(&self.plan.activation[depth], self.z(u, n).len()))
+    fn activation(&self, u: usize, depth: usize, n: usize) -> Source<'static> {
+        Source::Recompute(
+            Recomputed::Unit(u),
+            first(&self.plan.activation[depth], self.z(u, n).len()),
+        )
     }
 
     /// Makes what is to be read, if it is not there.
-    fn make(&mut self, reads: Reads, n: usize) -> Range<usize> {
-        match reads {
-            Reads::Images(_) => unreachable!("images are there"),
-            Reads::There(range) => range,
-            Reads::Made(of, range) => {
+    fn make(&mut self, source: Source, n: usize) -> Range<usize> {
+        match source {
+            Source::Images(_) => unreachable!("images are there"),
+            Source::Stored(range) => range,
+            Source::Recompute(of, range) => {
                 let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
                 let (y, rest) = around(&mut self.arena, range.clone());
                 view.rows(of, &rest).make(Exec::new(&self.pool, self.isa), y);
@@ -258,35 +257,35 @@ impl<T: Product> ResNet<T> {
         }
     }
 
-    fn forward_stem(&mut self, n: usize) -> Reads<'static> {
+    fn forward_stem(&mut self, n: usize) -> Source<'static> {
         let y = self.y(0, n);
         let Some(max_pool) = self.network.max_pool else {
-            return Reads::Made(Made::Output(0), y);
+            return Source::Recompute(Recomputed::Output(0), y);
         };
         let a = self.make(self.activation(0, 0, n), n);
         let channels = self.network.units[0].conv.channels_out;
         let (target, rest) = around(&mut self.arena, y.clone());
         max_pool.forward(Exec::new(&self.pool, self.isa), n * channels, rest.get(a), target);
-        Reads::There(y)
+        Source::Stored(y)
     }
 
     /// From what a block reads to what the next one does.
     fn forward_block(
         &mut self,
         index: usize,
-        x: Reads,
+        x: Source,
         params: &[f32],
         n: usize,
-    ) -> Reads<'static> {
+    ) -> Source<'static> {
         let Block { first, last, projection } = self.network.blocks[index];
         self.convolve(first, x, params, n);
         for u in first + 1..=last {
             self.convolve(u, self.activation(u - 1, index + 1, n), params, n);
         }
         if let Some(p) = projection {
-            self.convolve(p, Reads::There(self.y(index, n)), params, n);
+            self.convolve(p, Source::Stored(self.y(index, n)), params, n);
         }
-        Reads::Made(Made::Output(index + 1), self.y(index + 1, n))
+        Source::Recompute(Recomputed::Output(index + 1), self.y(index + 1, n))
     }
 
     /// From the logits' gradient to the masked one at the last block's output, in `outer`.
@@ -303,7 +302,7 @@ impl<T: Product> ResNet<T> {
         linear.backward_input(exec, dlogits, &flow.params[weight.clone()], gradient);
         let tensors = flow.gradients.get_disjoint_mut([weight, bias]);
         let [dw, db] = tensors.expect("tensors are disjoint");
-        linear.backward_weight(exec, (features, dlogits), (dw, db));
+        linear.backward_weight(exec, features, dlogits, dw, db);
 
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (dy, rest) = around(&mut self.arena, outer);
@@ -338,27 +337,27 @@ impl<T: Product> ResNet<T> {
         // Gradients by a unit's output and by its input take turns in two buffers.
         let [mut own, mut other] = self.plan.inner[index + 1].clone();
         let mut dz = first(&own, dy.len());
-        let mut gradient = Reads::Made(Made::Slope(last, dy.clone()), dz.clone());
+        let mut gradient = Source::Recompute(Recomputed::Slope(last, dy.clone()), dz.clone());
         for u in (u1 + 1..=last).rev() {
-            let da = self.backward_input(u, flow, gradient, (&other, false), Behind::Unit(u - 1));
+            let da = self.backward_input(u, flow, gradient, &other, false, Behind::Unit(u - 1));
             let a = self.make(self.activation(u - 1, index + 1, n), n);
-            self.backward_weight(u, flow, (a, dz));
+            self.backward_weight(u, flow, a, dz);
             self.backward_norm(u - 1, 1, flow);
             dz = self.apply_slope(u - 1, da, n);
-            gradient = Reads::There(dz.clone());
+            gradient = Source::Stored(dz.clone());
             std::mem::swap(&mut own, &mut other);
         }
         let (x, outer) = (self.y(index, n), self.plan.outer[index].clone());
         if let Some(p) = projection {
             let dzp = first(&other, dy.len());
-            let gradient = Reads::Made(Made::Slope(p, dy), dzp.clone());
-            self.backward_input(p, flow, gradient, (&outer, false), Behind::Nothing);
-            self.backward_weight(p, flow, (x.clone(), dzp));
+            let gradient = Source::Recompute(Recomputed::Slope(p, dy), dzp.clone());
+            self.backward_input(p, flow, gradient, &outer, false, Behind::Nothing);
+            self.backward_weight(p, flow, x.clone(), dzp);
         }
         let pooled = index == 0 && self.network.max_pool.is_some();
         let behind = if pooled { Behind::Nothing } else { Behind::Output(index) };
-        self.backward_weight(u1, flow, (x, dz));
-        self.backward_input(u1, flow, gradient, (&outer, true), behind);
+        self.backward_weight(u1, flow, x, dz);
+        self.backward_input(u1, flow, gradient, &outer, true, behind);
     }
 
     fn backward_stem(&mut self, flow: &mut Flow) {
@@ -370,10 +369,10 @@ impl<T: Product> ResNet<T> {
         };
         self.backward_norm(0, 1, flow);
         let dz = self.apply_slope(0, da, n);
-        let operands = (flow.images, &self.arena.as_slice()[dz]);
         let unit = &self.network.units[0];
-        let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
-        unit.conv.backward_weight_images(Exec::new(&self.pool, self.isa), n, operands, results);
+        let (dz, dw) = (&self.arena.as_slice()[dz], &mut flow.gradients[unit.weight.clone()]);
+        let (exec, scratch) = (Exec::new(&self.pool, self.isa), self.scratch.as_mut_slice());
+        unit.conv.backward_weight_images(exec, flow.images, dz, dw, scratch);
     }
 
     /// The masked gradient at the stem's activation from that at the pooled one, and its sums.
@@ -385,8 +384,8 @@ impl<T: Product> ResNet<T> {
         let shape = self.network.units[0].conv.output_tiles(n);
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (da, rest) = around(&mut self.arena, target.clone());
-        let gradient = (rest.get(a), rest.get(y), rest.get(dy));
-        max_pool.backward(exec, n * shape.channels, gradient, da);
+        let [a, y, dy] = [a, y, dy].map(|range| rest.get(range));
+        max_pool.backward(exec, n * shape.channels, a, y, dy, da);
         let behind = view.behind(Behind::Unit(0), &rest);
         run_epilogue(exec, shape, da, self.sums.tiles(shape), behind);
         self.sums.add_up(exec);
@@ -400,7 +399,8 @@ impl<T: Product> ResNet<T> {
         let gamma = &flow.params[unit.affine[0].clone()];
         let tensors = flow.gradients.get_disjoint_mut(unit.affine.clone());
         let [dgamma, dbeta] = tensors.expect("tensors are disjoint");
-        statistics.backward(NORM, (&self.sums, which), gamma, (dgamma, dbeta, slope));
+        let gradients = NormGradients { gamma: dgamma, beta: dbeta, slope };
+        statistics.backward(NORM, &self.sums, which, gamma, gradients);
     }
 
     /// The gradient by a convolution's output over the masked one behind its normalisation.
@@ -416,8 +416,9 @@ impl<T: Product> ResNet<T> {
         &mut self,
         u: usize,
         flow: &Flow,
-        dz: Reads,
-        (target, add): (&Range<usize>, bool),
+        dz: Source,
+        target: &Range<usize>,
+        add: bool,
         behind: Behind,
     ) -> Range<usize> {
         let (exec, n) = (Exec::new(&self.pool, self.isa), flow.n);
@@ -426,9 +427,9 @@ impl<T: Product> ResNet<T> {
         let target = first(target, conv.input_len(n));
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         let (of, dz) = match dz {
-            Reads::Images(_) => unreachable!("no gradient by images"),
-            Reads::There(dz) => (None, dz),
-            Reads::Made(of, dz) => (Some(of), dz),
+            Source::Images(_) => unreachable!("no gradient by images"),
+            Source::Stored(dz) => (None, dz),
+            Source::Recompute(of, dz) => (Some(of), dz),
         };
         let ([dx, dz], rest) = around2(&mut self.arena, [target.clone(), dz]);
         let finish = view.behind(behind, &rest);
@@ -439,7 +440,7 @@ impl<T: Product> ResNet<T> {
         let sums = self.sums.tiles(conv.input_tiles(n));
         let results =
             Results { values: dx, sums, scratch: scratch(&mut self.panels, &mut self.scratch) };
-        conv.backward_input(exec, n, (dz, weight), results, (add, finish));
+        conv.backward_input(exec, dz, weight, results, add, finish);
         if !matches!(finish, Epilogue::Keep) {
             self.sums.add_up(exec);
         }
@@ -447,17 +448,12 @@ impl<T: Product> ResNet<T> {
     }
 
     /// The gradient by a convolution's weights.
-    fn backward_weight(
-        &mut self,
-        u: usize,
-        flow: &mut Flow,
-        (x, dz): (Range<usize>, Range<usize>),
-    ) {
+    fn backward_weight(&mut self, u: usize, flow: &mut Flow, x: Range<usize>, dz: Range<usize>) {
         let unit = &self.network.units[u];
         let memory = self.arena.as_slice();
-        let operands = (&memory[x], &memory[dz]);
-        let results = (&mut flow.gradients[unit.weight.clone()], self.scratch.as_mut_slice());
-        unit.conv.backward_weight(Exec::new(&self.pool, self.isa), flow.n, operands, results);
+        let dw = &mut flow.gradients[unit.weight.clone()];
+        let exec = Exec::new(&self.pool, self.isa);
+        unit.conv.backward_weight(exec, &memory[x], &memory[dz], dw, self.scratch.as_mut_slice());
     }
 
     fn update_running(&self, params: &[f32], gradients: &mut [f32]) {
@@ -501,98 +497,4 @@ impl<T: Product> ResNet<T> {
 /// What convolutions work with.
 fn scratch<'a, T: Product>(panels: &'a mut Arena<T>, parts: &'a mut Arena) -> Scratch<'a, T> {
     Scratch { panels: panels.as_mut_slice(), parts: parts.as_mut_slice() }
-}
-
-/// What a convolution reads.
-enum Reads<'a> {
-    Images(&'a [f32]),
-    /// A buffer of the arena.
-    There(Range<usize>),
-    /// One that is to be made of others.
-    Made(Made, Range<usize>),
-}
-
-/// What is made of what the passes before left.
-enum Made {
-    /// A unit's activation.
-    Unit(usize),
-    /// The output of a block, or of a stem without pooling (0).
-    Output(usize),
-    /// The gradient by a unit's convolution, from the masked one behind it.
-    Slope(usize, Range<usize>),
-}
-
-/// What a gradient by some convolution's input is the gradient of.
-#[derive(Clone, Copy)]
-enum Behind {
-    /// Nothing that could be masked yet.
-    Nothing,
-    /// A unit's activation.
-    Unit(usize),
-    /// The output of the block before this one, or of the stem.
-    Output(usize),
-}
-
-/// Everything but the arena.
-struct View<'a> {
-    network: &'a Network,
-    plan: &'a Plan,
-    norms: &'a [Norm],
-    n: usize,
-}
-
-impl<'a> View<'a> {
-    /// What makes it.
-    fn rows<T: Product>(&self, made: Made, rest: &Rest<'a, T>) -> Rows<'a, T> {
-        let (norms, network) = (self.norms, self.network);
-        let z = |u: usize| rest.get(self.plan.z(u, self.n, &network.units[u]));
-        match made {
-            Made::Unit(u) => Rows::Activation(&norms[u].fold, z(u), Identity::None),
-            Made::Slope(u, g) => Rows::Slope(&norms[u].slope, [rest.get(g), z(u)]),
-            Made::Output(0) => Rows::Activation(&norms[0].fold, z(0), Identity::None),
-            Made::Output(depth) => {
-                let Block { last: u, projection, .. } = network.blocks[depth - 1];
-                let identity = match projection {
-                    None => Identity::Plain(rest.get(self.plan.y(depth - 1, self.n))),
-                    Some(p) => Identity::Projected(z(p), &norms[p].fold),
-                };
-                Rows::Activation(&norms[u].fold, z(u), identity)
-            }
-        }
-    }
-
-    /// How a gradient ends that is the gradient of this.
-    fn behind<T: Product>(&self, behind: Behind, rest: &Rest<'a, T>) -> Epilogue<'a, T> {
-        let norms = self.norms;
-        let of = |u: usize| Normalised {
-            z: rest.get(self.plan.z(u, self.n, &self.network.units[u])),
-            mean: &norms[u].statistics.mean,
-        };
-        match behind {
-            Behind::Nothing => Epilogue::Keep,
-            Behind::Unit(u) => Epilogue::Mask(Mask::Folded(&norms[u].fold), of(u), None),
-            Behind::Output(index) => {
-                let (unit, projection) = match index.checked_sub(1) {
-                    None => (0, None),
-                    Some(index) => {
-                        let Block { last, projection, .. } = self.network.blocks[index];
-                        (last, projection)
-                    }
-                };
-                let mask = Mask::Output(rest.get(self.plan.y(index, self.n)));
-                Epilogue::Mask(mask, of(unit), projection.map(of))
-            }
-        }
-    }
-}
-
-impl Norm {
-    fn new(unit: &Unit) -> Self {
-        let channels = unit.conv.channels_out;
-        Self {
-            statistics: Statistics::new(channels),
-            fold: Folded::new(channels),
-            slope: Slope::new(channels),
-        }
-    }
 }

@@ -89,7 +89,7 @@ pub struct Checkpoint {
 /// # Errors
 /// When the system refuses; the last checkpoint stays then.
 pub fn save(store: &mut Store, layout: &Layout, job: &Job, state: &State) -> io::Result<()> {
-    save_as(DATA_FILE, store, layout, (job, state))
+    save_as(DATA_FILE, store, layout, job, state)
 }
 
 /// Writes a checkpoint under this name, such as [`BEST_FILE`].
@@ -100,7 +100,8 @@ pub fn save_as(
     name: &str,
     store: &mut Store,
     layout: &Layout,
-    (job, state): (&Job, &State),
+    job: &Job,
+    state: &State,
 ) -> io::Result<()> {
     let progress = Progress { job: job.digest(), step: state.step };
     store.save(name, progress, &|out| write(out, layout, job, state))

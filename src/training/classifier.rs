@@ -59,11 +59,11 @@ impl Saved {
     ///
     /// # Errors
     /// When memory is short.
-    pub fn ready(self, batch: usize, (threads, isa): (usize, Isa)) -> Result<Classifier, Failure> {
+    pub fn ready(self, batch: usize, threads: usize, isa: Isa) -> Result<Classifier, Failure> {
         let Checkpoint { job, state } = self.checkpoint;
         let parameters = params::hash(&state.params);
         let network = self.network.computed(job.conv);
-        let model = Inference::new(network, state.params, batch, (Pool::new(threads), isa))
+        let model = Inference::new(network, state.params, batch, Pool::new(threads), isa)
             .doing("memory for a batch")?;
         Ok(Classifier { job, step: state.step, steps: state.steps, parameters, model })
     }

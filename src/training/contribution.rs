@@ -7,7 +7,7 @@
 use protocol::{CloseReason, Message, Session};
 
 use crate::job::receipt::Share;
-use crate::model::gradients::Part;
+use crate::model::gradients::Bucket;
 use crate::training::cell_hashes::CellHashes;
 use crate::training::cells::Cells;
 
@@ -80,11 +80,11 @@ impl Contribution {
         Push { contribution: self, taken: next, sent: next, announced: false }
     }
 
-    /// A cell's place in bytes of the flat buffer, and its bytes; `gradients` are all from `start` on.
+    /// A cell's place in bytes of the flat buffer, and its bytes.
     pub fn cell<'a>(
         &'a mut self,
         index: usize,
-        (start, gradients): (usize, &'a [f32]),
+        Tail { start, gradients }: Tail<'a>,
     ) -> (u64, &'a [u8]) {
         let Self { cells, carry, room, hashes, .. } = self;
         let range = cells.range(index).expect("a cell");
@@ -112,8 +112,17 @@ impl Contribution {
     /// # Errors
     /// When the session is over.
     pub fn repeat(&mut self, session: &mut Session, gradients: &[f32]) -> Result<(), CloseReason> {
-        Push { taken: 0, ..self.push() }.send(session, (0, gradients))
+        Push { taken: 0, ..self.push() }.send(session, Tail { start: 0, gradients })
     }
+}
+
+/// The end of the flat buffer of gradients: those that are final.
+#[derive(Clone, Copy)]
+pub struct Tail<'a> {
+    /// Where it begins.
+    pub start: usize,
+    /// All from there on.
+    pub gradients: &'a [f32],
 }
 
 /// A contribution on its way.
@@ -128,7 +137,7 @@ pub struct Push<'a> {
 impl Push<'_> {
     /// Takes the cells that are complete now that this part is. To be called once for each part, whether or not there
     /// is a connection to send them over.
-    pub fn take(&mut self, samples: u32, Part { loss, range: done, gradients, .. }: &Part) {
+    pub fn take(&mut self, samples: u32, Bucket { loss, range: done, gradients, .. }: &Bucket) {
         let Contribution { cells, head, carry, .. } = &mut *self.contribution;
         let head = head.as_mut().expect("begun");
         head.of.get_or_insert((samples, *loss));
@@ -151,15 +160,11 @@ impl Push<'_> {
         head.is_whole = self.taken == 0;
     }
 
-    /// Queues what was taken; `gradients` are all from `start` on.
+    /// Queues what was taken.
     ///
     /// # Errors
     /// When the session is over.
-    pub fn send(
-        &mut self,
-        session: &mut Session,
-        (start, gradients): (usize, &[f32]),
-    ) -> Result<(), CloseReason> {
+    pub fn send(&mut self, session: &mut Session, gradients: Tail) -> Result<(), CloseReason> {
         let Some(Head { step, fresh, of: Some((samples, loss)), .. }) = self.contribution.head
         else {
             return Ok(());
@@ -169,7 +174,7 @@ impl Push<'_> {
             session.send(&Message::Gradients { step, samples, loss, fresh })?;
         }
         while self.sent > self.taken {
-            let (offset, bytes) = self.contribution.cell(self.sent - 1, (start, gradients));
+            let (offset, bytes) = self.contribution.cell(self.sent - 1, gradients);
             session.send_chunk(step, offset, bytes)?;
             self.sent -= 1;
         }

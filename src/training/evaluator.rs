@@ -28,10 +28,10 @@ impl Evaluator {
     ///
     /// # Errors
     /// When the system has not the memory for a batch.
-    pub fn table(&self, job: &Job, params: &[f32], exec: (Pool, Isa)) -> io::Result<Vec<u32>> {
+    pub fn table(&self, job: &Job, params: &[f32], pool: Pool, isa: Isa) -> io::Result<Vec<u32>> {
         let network = Network::of(job).map_err(io::Error::other)?.computed(job.conv);
         let most = BATCH.min(self.set.len());
-        let mut model = Inference::new(network, params.to_vec(), most, exec)?;
+        let mut model = Inference::new(network, params.to_vec(), most, pool, isa)?;
         let classes = job.shape.classes;
         let mut table = vec![0; classes * classes];
         let mut batch = Batch::default();

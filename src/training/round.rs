@@ -175,15 +175,15 @@ impl Round {
         if turn != Some(worker) {
             return Ok(Added::TooEarly);
         }
-        let weight = announced.weight;
-        let way = (self.active().next() == Some(worker), weight);
+        let (weight, is_first) = (announced.weight, self.active().next() == Some(worker));
         let largest = if self.cells.are_plain() {
             let (values, _) = data.as_chunks::<4>();
-            add_to(&mut self.sum[range], values.iter().map(|&v| f32::from_le_bytes(v)), way)
+            let values = values.iter().map(|&value| f32::from_le_bytes(value));
+            add_to(&mut self.sum[range], values, is_first, weight)
         } else {
             self.room.resize(range.len(), 0.0);
             self.cells.decode(&range, data, &mut self.room);
-            add_to(&mut self.sum[range], self.room.iter().copied(), way)
+            add_to(&mut self.sum[range], self.room.iter().copied(), is_first, weight)
         };
         if largest >= f32::INFINITY.to_bits() {
             self.spoiled = true;
@@ -257,11 +257,7 @@ impl Round {
 /// Adds weighted values to a sum, or begins it with them. Returns the bits of the largest magnitude: the exponent
 /// tells whether all are finite, where a comparison a value would not be done on whole vectors.
 #[inline(always)]
-fn add_to(
-    sum: &mut [f32],
-    values: impl Iterator<Item = f32>,
-    (is_first, weight): (bool, f32),
-) -> u32 {
+fn add_to(sum: &mut [f32], values: impl Iterator<Item = f32>, is_first: bool, weight: f32) -> u32 {
     let mut largest = 0;
     if is_first {
         for (sum, value) in sum.iter_mut().zip(values) {

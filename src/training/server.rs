@@ -41,7 +41,8 @@ pub struct ParameterServer {
     roster: Roster,
     /// Entries of the roster that survive us: only these are told.
     kept: usize,
-    exec: (Pool, Isa),
+    pool: Pool,
+    isa: Isa,
     /// What is worth telling, since it was asked the last time.
     notes: Vec<Note>,
     /// Who was in the last round; what the rounds before a restart were is not known.
@@ -98,10 +99,10 @@ pub struct Closed {
 
 impl ParameterServer {
     /// A server that goes on from `state`; values travel in cells of `cell`.
-    pub fn new(job: Job, layout: Layout, state: State, cell: usize, exec: (Pool, Isa)) -> Self {
+    pub fn new(job: Job, layout: Layout, state: State, cell: usize, pool: Pool, isa: Isa) -> Self {
         assert_eq!((state.params.len(), state.velocity.len()), (layout.len, layout.trained));
-        let round = Round::new(Cells::of_gradients(&job, &layout, cell, exec.1), job.workers);
-        let cells = Cells::of_parameters(&job, &layout, cell, exec.1);
+        let round = Round::new(Cells::of_gradients(&job, &layout, cell, isa), job.workers);
+        let cells = Cells::of_parameters(&job, &layout, cell, isa);
         let tally = Tally::new(job.shape.classes, job.workers);
         let (links, roster, notes) = (BTreeMap::new(), Roster::default(), Vec::new());
         let counted_last = vec![true; usize::from(job.workers)];
@@ -117,7 +118,8 @@ impl ParameterServer {
             progress: 0,
             roster,
             kept: 0,
-            exec,
+            pool,
+            isa,
             notes,
             counted_last,
             is_new: true,
@@ -248,8 +250,8 @@ impl ParameterServer {
             return Ok(None);
         }
         let (loss, samples) = (self.round.loss(), self.round.samples());
-        let exec = Exec::new(&self.exec.0, self.exec.1);
-        if !update((&self.job, &self.layout), &mut self.state, &self.round, exec, steps) {
+        let exec = Exec::new(&self.pool, self.isa);
+        if !update(&self.job, &self.layout, &mut self.state, &self.round, exec, steps) {
             let fault = NotFinite::Update { step: self.state.step };
             self.fault = Some(fault);
             return Err(fault);
@@ -306,7 +308,7 @@ impl ParameterServer {
                 if step != self.state.step || link.place != Place::Held {
                     return Err(Refusal::Protocol);
                 }
-                self.announce(link.worker, (samples, loss, fresh))
+                self.announce(link.worker, samples, loss, fresh)
             }
             Message::Evaluated { step, ref confusion } => self.evaluated(id, step, confusion),
             // Of a step that may be closed by now.

@@ -6,13 +6,14 @@ use kernels::{Exec, Isa, Sgd, momentum_sgd};
 
 use crate::job::state::State;
 use crate::job::{Job, Outer};
-use crate::model::gradients::Part;
+use crate::model::gradients::Bucket;
 use crate::model::params::{Kind, Layout};
 use crate::training::round::Round;
 
 /// Applies a closed round to the state; statistics become the workers' mean. Whether all of it is finite.
 pub fn update(
-    (job, layout): (&Job, &Layout),
+    job: &Job,
+    layout: &Layout,
     state: &mut State,
     round: &Round,
     exec: Exec,
@@ -29,7 +30,7 @@ pub fn update(
         is_finite &= match decay(tensor.kind, job.weight_decay) {
             None => replace(params, sum, scale),
             Some(_) if job.is_local() => {
-                outer_step(job.outer, params, &mut velocity[range], (sum, scale))
+                outer_step(job.outer, params, &mut velocity[range], sum, scale)
             }
             Some(decay) => {
                 let sgd = Sgd { rate, momentum: job.momentum, decay, scale };
@@ -65,7 +66,8 @@ fn outer_step(
     Outer { rate, momentum }: Outer,
     params: &mut [f32],
     velocity: &mut [f32],
-    (sum, scale): (&[f32], f32),
+    sum: &[f32],
+    scale: f32,
 ) -> bool {
     let mut largest = 0;
     for ((param, velocity), sum) in params.iter_mut().zip(velocity).zip(sum) {
@@ -106,7 +108,7 @@ impl Inner {
     }
 
     /// Updates a part; statistics are taken over.
-    pub fn update(&mut self, isa: Isa, rate: f32, mut part: Part) {
+    pub fn update(&mut self, isa: Isa, rate: f32, mut part: Bucket) {
         let of_trained = self.start.len().clamp(part.range.start, part.range.end);
         let len = of_trained - part.range.start;
         let statistics = len..part.range.len();
@@ -138,10 +140,10 @@ pub fn update_part(
     trained: &[(Range<usize>, f32)],
     isa: Isa,
     step: Sgd,
-    part: Part,
+    part: Bucket,
     velocity: &mut [f32],
 ) -> bool {
-    let Part { range, params, gradients, .. } = part;
+    let Bucket { range, params, gradients, .. } = part;
     let first = trained.partition_point(|(tensor, _)| tensor.end <= range.start);
     let mut is_finite = true;
     for (tensor, decay) in trained[first..].iter().take_while(|(t, _)| t.start < range.end) {
@@ -162,18 +164,18 @@ mod tests {
     fn outer_steps_are_averaging_and_nesterovs_momentum() {
         let sum = [4.0_f32, -8.0];
         let (mut params, mut velocity) = (vec![1.0_f32; 2], vec![0.0; 2]);
-        assert!(outer_step(Outer::default(), &mut params, &mut velocity, (&sum, 0.25)));
+        assert!(outer_step(Outer::default(), &mut params, &mut velocity, &sum, 0.25));
         assert_eq!(params, [2.0, -1.0]);
         let outer = Outer { rate: 0.7, momentum: 0.9 };
         let (mut params, mut velocity) = (vec![1.0_f32; 2], vec![0.0; 2]);
         // PyTorch's SGD(lr=0.7, momentum=0.9, nesterov=True) with gradients -1, twice.
         let (mut weight, mut buffer) = (1.0_f32, 0.0_f32);
         for _ in 0..2 {
-            assert!(outer_step(outer, &mut params, &mut velocity, (&sum, 0.25)));
+            assert!(outer_step(outer, &mut params, &mut velocity, &sum, 0.25));
             buffer = 0.9 * buffer - 1.0;
             weight -= 0.7 * (-1.0 + 0.9 * buffer);
         }
         assert_eq!(params[0], weight);
-        assert!(!outer_step(outer, &mut params, &mut velocity, (&[f32::NAN, 0.0], 0.25)));
+        assert!(!outer_step(outer, &mut params, &mut velocity, &[f32::NAN, 0.0], 0.25));
     }
 }

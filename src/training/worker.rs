@@ -147,7 +147,7 @@ impl Worker {
                     Ok(None) => {}
                 },
                 Some(Event::Chunk { step, offset, data }) => {
-                    let taken = self.take(params, step, (offset, data));
+                    let taken = self.take(params, step, offset, data);
                     match taken {
                         Err(refusal) => return Err(session.close(Some(refusal))),
                         Ok(true) => return Ok(self.complete(step)),
@@ -220,9 +220,10 @@ impl Worker {
         &mut self,
         params: &mut [f32],
         step: u64,
-        chunk: (u64, &[u8]),
+        offset: u64,
+        data: &[u8],
     ) -> Result<bool, Refusal> {
-        let complete = self.take_next(params, step, chunk).ok_or(Refusal::Protocol)?;
+        let complete = self.take_next(params, step, offset, data).ok_or(Refusal::Protocol)?;
         if complete {
             let hash = self.hashes.root().ok_or(Refusal::Protocol)?;
             let checked = self.witness.check_parameters(step, hash);
@@ -236,7 +237,8 @@ impl Worker {
         &mut self,
         params: &mut [f32],
         step: u64,
-        (offset, data): (u64, &[u8]),
+        offset: u64,
+        data: &[u8],
     ) -> Option<bool> {
         let cells = self.cells?;
         let (of, next) = self.incoming?;

@@ -17,6 +17,20 @@ pub struct Matrix<'a, T> {
     pub(crate) stride: usize,
 }
 
+/// Rows inside a slice, so many values apart; how many and how long they are is known to who reads them.
+#[derive(Clone, Copy)]
+pub(crate) struct Strided<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) stride: usize,
+}
+
+/// A value of a tile, or the first of several.
+#[derive(Clone, Copy)]
+pub(crate) struct Position {
+    pub(crate) row: usize,
+    pub(crate) column: usize,
+}
+
 impl<T> Matrix<'_, T> {
     /// Whether every row lies inside the slice.
     pub(crate) fn fits(&self) -> bool {

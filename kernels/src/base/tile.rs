@@ -91,7 +91,7 @@ impl<'a, T> Tile<'a, T> {
 }
 
 /// An activation that is written, and the sums over its tiles.
-pub(crate) struct Target<'a, T> {
+pub struct Target<'a, T> {
     /// The activation.
     pub values: &'a mut [T],
     /// As many as [`sums_len`] says.

@@ -44,12 +44,13 @@ impl Conv {
     pub fn forward<'a, T: Product>(
         &self,
         exec: Exec,
-        n: usize,
-        (x, w): (impl Into<Operand<'a, T>>, &[f32]),
+        x: impl Into<Operand<'a, T>>,
+        w: &[f32],
         Results { values: y, sums, scratch }: Results<T>,
         epilogue: Epilogue<T>,
     ) {
         let x = x.into();
+        let n = x.len() / self.input_len(1);
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
         if let Some(winograd) = self.winograd::<T>(exec.isa) {
             let (filter, target) = (Filter { w, transposed: false }, Target { values: y, sums });
@@ -66,13 +67,13 @@ impl Conv {
     pub fn forward_images<T: Product>(
         &self,
         exec: Exec,
-        n: usize,
-        (x, w): (&[f32], &[f32]),
-        results: (&mut [T], &mut [f32]),
+        x: &[f32],
+        w: &[f32],
+        target: Target<T>,
         epilogue: Epilogue<T>,
     ) {
+        let n = x.len() / self.input_len(1);
         assert_eq!((x.len(), w.len()), (self.input_len(n), self.weights()));
-        let target = Target { values: results.0, sums: results.1 };
         self.pass_forward().write_images(exec, x, w, self.output_tiles(n), target, epilogue);
     }
 
@@ -83,13 +84,15 @@ impl Conv {
     pub fn backward_input<'a, T: Product>(
         &self,
         exec: Exec,
-        n: usize,
-        (dy, w): (impl Into<Operand<'a, T>>, &[f32]),
+        dy: impl Into<Operand<'a, T>>,
+        w: &[f32],
         Results { values: dx, sums, scratch }: Results<T>,
-        (add, epilogue): (bool, Epilogue<T>),
+        add: bool,
+        epilogue: Epilogue<T>,
     ) {
         assert!(self.channels_in.is_multiple_of(PANEL), "no gradient by input for this layer");
         let dy = dy.into();
+        let n = dy.len() / self.output_len(1);
         assert_eq!((dy.len(), w.len()), (self.output_len(n), self.weights()));
         if let Some(winograd) = self.winograd::<T>(exec.isa).filter(|_| !add) {
             let (filter, target) = (Filter { w, transposed: true }, Target { values: dx, sums });
@@ -111,11 +114,12 @@ impl Conv {
     pub fn backward_weight<T: Product>(
         &self,
         exec: Exec,
-        n: usize,
-        operands: (&[T], &[T]),
-        results: (&mut [f32], &mut [f32]),
+        x: &[T],
+        dy: &[T],
+        dw: &mut [f32],
+        scratch: &mut [f32],
     ) {
-        let ((x, dy), (dw, scratch)) = (operands, results);
+        let n = x.len() / self.input_len(1);
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
         if let Some(winograd) = self.winograd::<T>(exec.isa) {
             return winograd.backward_weight(exec, n, x, dy, dw, scratch);
@@ -124,21 +128,21 @@ impl Conv {
             && let Some(cut) = self.pairs(n)
             && let (Some(x), Some(dy)) = (T::single(x), T::single(dy))
         {
-            return self.sum_pairs(exec, cut, (x, dy), (dw, scratch));
+            return self.sum_pairs(exec, cut, x, dy, dw, scratch);
         }
-        let results = (dw, scratch);
-        self.sum_parts(exec, n, (x, dy), results, |dy, strips| T::strips(exec.isa, dy, strips));
+        self.sum_parts(exec, x, dy, dw, scratch, |dy, strips| T::strips(exec.isa, dy, strips));
     }
 
     /// As [`Conv::backward_weight`] for the first layer, whose input is `f32` in every precision.
     pub fn backward_weight_images<T: Product>(
         &self,
         exec: Exec,
-        n: usize,
-        operands: (&[f32], &[T]),
-        results: (&mut [f32], &mut [f32]),
+        x: &[f32],
+        dy: &[T],
+        dw: &mut [f32],
+        scratch: &mut [f32],
     ) {
-        self.sum_parts(exec, n, operands, results, |dy, strips| {
+        self.sum_parts(exec, x, dy, dw, scratch, |dy, strips| {
             exec.isa.run(
                 #[inline(always)]
                 || gemm::strips(dy, strips, T::widen),

@@ -7,7 +7,7 @@ use super::transpose::Transposed;
 use super::window::{Entry, KERNEL_MAX, Table};
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
-use crate::base::panel::PANEL;
+use crate::base::panel::{PANEL, Strided};
 use crate::base::tile::{
     Extent, IMAGES, Target, Tile, Tiling, for_each_part, for_each_tile, for_each_tile_in,
     for_each_tile_of_rows, is_streamed,
@@ -265,7 +265,7 @@ impl Pass<'_> {
     ) {
         if self.table.of(place.pixel).is_empty() {
             // No tap reaches it: a row of zeros, again and again.
-            return store.write(isa, (f32::zeros(), 0), tile);
+            return store.write(isa, Strided { data: f32::zeros(), stride: 0 }, tile);
         }
         let multiply = |accumulators: &mut [f32], tile: Tile<T>| {
             self.sum(operands, place, tile.channel, |products| {

@@ -52,6 +52,6 @@ impl Transposed<'_> {
         let panel_stride = self.taps * self.channels[0];
         let at = (row / PANEL * panel_stride + tap * self.channels[0] + panel * PANEL) * PANEL;
         let next = self.weights.get(at + panel_stride * PANEL..).unwrap_or(&[]);
-        T::transpose(isa, (&self.weights[at..][..PANEL * PANEL], next), rows, streamed);
+        T::transpose(isa, &self.weights[at..][..PANEL * PANEL], next, rows, streamed);
     }
 }

@@ -8,10 +8,11 @@ use super::shape::Conv;
 use super::window::Entry;
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
-use crate::base::panel::{Matrix, PANEL, PrefetchNext};
+use crate::base::panel::{Matrix, PANEL, PrefetchNext, Strided};
 use crate::base::tile::{IMAGES, view4};
+use crate::gemm;
 use crate::gemm::product::Product;
-use crate::gemm::{self, strassen};
+use crate::gemm::strassen::{self, Transposed};
 use crate::parallel::DisjointBlocks;
 
 /// Rows of a gradient by weight (of 64 columns, over all taps) in one task: 128 KiB, which stay in the second-level
@@ -33,29 +34,27 @@ impl Conv {
     pub(super) fn sum_parts<X: Product, T: Product>(
         &self,
         exec: Exec,
-        n: usize,
-        (x, dy): (&[X], &[T]),
-        results: (&mut [f32], &mut [f32]),
+        x: &[X],
+        dy: &[T],
+        dw: &mut [f32],
+        scratch: &mut [f32],
         strips: impl Fn(Matrix<T>, &mut [X::Word]) + Sync,
     ) {
+        let n = x.len() / self.input_len(1);
         assert_eq!((x.len(), dy.len()), (self.input_len(n), self.output_len(n)));
-        let operands = (x, dy);
+        let operands = Operands { x, dy, n };
         if X::WORD > 1 && exec.isa.has_tiles() {
             let cut = self.wide(n);
-            self.split(exec, cut, results, Packed::<_, WIDE>::default, |packed, task, block| {
-                self.sum_weights(exec.isa, n, operands, task, (&strips, packed), block);
+            let state = Packed::<_, WIDE>::default;
+            self.split(exec, cut, dw, scratch, state, |packed, task, block| {
+                self.sum_weights(exec.isa, operands, task, &strips, packed, block);
             });
             return;
         }
-        self.split(
-            exec,
-            self.single(n),
-            results,
-            Packed::<_, 1>::default,
-            |packed, task, block| {
-                self.sum_weights(exec.isa, n, operands, task, (&strips, packed), block);
-            },
-        );
+        let (cut, state) = (self.single(n), Packed::<_, 1>::default);
+        self.split(exec, cut, dw, scratch, state, |packed, task, block| {
+            self.sum_weights(exec.isa, operands, task, &strips, packed, block);
+        });
     }
 
     /// Two panels at a time by Strassen's product, as [`Conv::pairs`] are cut.
@@ -63,45 +62,55 @@ impl Conv {
         &self,
         exec: Exec,
         cut: Cut,
-        (x, dy): (&[f32], &[f32]),
-        results: (&mut [f32], &mut [f32]),
+        x: &[f32],
+        dy: &[f32],
+        dw: &mut [f32],
+        scratch: &mut [f32],
     ) {
         let (isa, channels, k, half) = (exec.isa, self.channels_in, self.channels_out, cut.rows[1]);
         let state = || ([0.0; strassen::RIGHT], [0.0; strassen::products_len(TASK_ROWS)]);
-        self.split(exec, cut, results, state, |(right, sums), (range, panel, c), block| {
+        self.split(exec, cut, dw, scratch, state, |(right, sums), task, block| {
+            let Task { steps, panel, channel } = task;
             let sums = &mut sums[..strassen::products_len(2 * block.dim().2)];
             let mut quarters = quarters(block);
-            let begun = range.start;
+            let begun = steps.start;
             let from = |step: usize| {
                 let row = step * strassen::STEP;
-                let x = x.get(row * channels + c..).unwrap_or(&[]);
+                let x = x.get(row * channels + channel..).unwrap_or(&[]);
                 (x, dy.get(row * k + panel * PANEL..).unwrap_or(&[]))
             };
-            for step in range.clone() {
-                let ((x, dy), next) = (from(step), from(step + 1));
-                strassen::sum_right(isa, (dy, k), right);
-                let (operands, strides) = ((x, half, &*right), [channels, k]);
-                let accumulate = step > begun;
-                strassen::multiply_transposed(isa, operands, strides, next, sums, accumulate);
+            for step in steps.clone() {
+                let ((x, dy), (next_x, next_dy)) = (from(step), from(step + 1));
+                strassen::sum_right(isa, Strided { data: dy, stride: k }, right);
+                let operands = Transposed {
+                    a: Strided { data: x, stride: channels },
+                    half,
+                    right,
+                    next_a: next_x,
+                    next_b: Strided { data: next_dy, stride: k },
+                };
+                strassen::multiply_transposed(isa, operands, sums, step > begun);
             }
             strassen::join(isa, sums, quarters.each_mut().map(|quarter| quarter.view_mut()));
-            if range.end == cut.steps {
+            if steps.end == cut.steps {
                 let (x, dy) = from(cut.steps);
                 let rows = dy.len().div_ceil(k);
-                add_rows(isa, rows, [(x, channels), (dy, k)], half, right, quarters);
+                let (x, dy) =
+                    (Strided { data: x, stride: channels }, Strided { data: dy, stride: k });
+                add_rows(isa, rows, x, dy, half, right, quarters);
             }
         });
     }
 
-    /// Calls `task(state, (steps, panel, channel), block)` for all parts of `dw`: some panels by rows from a
-    /// channel on, over a range of steps.
+    /// Calls `run(state, task, block)` for all parts of `dw`.
     fn split<S>(
         &self,
         Exec { pool, isa }: Exec,
         cut: Cut,
-        (dw, scratch): (&mut [f32], &mut [f32]),
+        dw: &mut [f32],
+        scratch: &mut [f32],
         state: impl Fn() -> S + Sync,
-        task: impl Fn(&mut S, (Range<usize>, usize, usize), ArrayViewMut4<f32>) + Sync,
+        run: impl Fn(&mut S, Task, ArrayViewMut4<f32>) + Sync,
     ) {
         assert_eq!(dw.len(), self.weights());
         let (splits, all) = (self.splits(cut), self.channels_out / PANEL);
@@ -110,9 +119,9 @@ impl Conv {
         let [outer, inner] = cut.block_for(splits * all, pool.threads());
         let parts = DisjointBlocks::new(parts, [cut.panels, outer, inner, PANEL]);
         pool.for_each_block_with(parts, state, |state, [part, outer, inner, _], block| {
-            let (split, panel, c) = (part / all, part % all, outer * cut.rows[1] + inner);
-            let range = split * cut.steps / splits..(split + 1) * cut.steps / splits;
-            task(state, (range, panel, c), block);
+            let (split, panel) = (part / all, part % all);
+            let steps = split * cut.steps / splits..(split + 1) * cut.steps / splits;
+            run(state, Task { steps, panel, channel: outer * cut.rows[1] + inner }, block);
         });
         if splits > 1 {
             add_up(Exec::new(pool, isa), &scratch[..splits * dw.len()], dw);
@@ -172,14 +181,14 @@ impl Conv {
         pixels * n.div_ceil(IMAGES)
     }
 
-    /// One task of the gradient by weight: a range of steps, some panels, rows from `c` on.
+    /// One task of the gradient by weight.
     fn sum_weights<X: Product, T: Product, const N: usize>(
         &self,
         isa: Isa,
-        n: usize,
-        (x, dy): (&[X], &[T]),
-        (steps, panel, c): (Range<usize>, usize, usize),
-        (strips, packed): (impl Fn(Matrix<T>, &mut [X::Word]), &mut Packed<X::Word, N>),
+        Operands { x, dy, n }: Operands<X, T>,
+        Task { steps, panel, channel }: Task,
+        strips: &impl Fn(Matrix<T>, &mut [X::Word]),
+        packed: &mut Packed<X::Word, N>,
         mut block: ArrayViewMut4<f32>,
     ) {
         let (k, channels) = (self.channels_out, self.channels_in);
@@ -209,7 +218,7 @@ impl Conv {
                 let mut tiles = block.index_axis_mut(Axis(1), tap);
                 for (chunk, mut tiles) in tiles.axis_chunks_iter_mut(Axis(1), X::CHUNK).enumerate()
                 {
-                    let c = c + chunk * X::CHUNK;
+                    let c = channel + chunk * X::CHUNK;
                     let data = input(entry, image, c);
                     let x = Matrix { data, rows, cols: tiles.dim().1, stride: channels };
                     let next = PrefetchNext {
@@ -245,6 +254,23 @@ impl Conv {
         let room = PARTS_MAX / self.weights();
         (TASKS / tasks).min(room).min(cut.steps).max(1)
     }
+}
+
+/// What a gradient by weight is made of.
+#[derive(Clone, Copy)]
+struct Operands<'a, X, T> {
+    x: &'a [X],
+    dy: &'a [T],
+    /// Images.
+    n: usize,
+}
+
+/// A part of a gradient by weight: some panels from one on, by rows from an input channel on.
+struct Task {
+    /// Of the sum over pixels and images.
+    steps: Range<usize>,
+    panel: usize,
+    channel: usize,
 }
 
 /// How a gradient by weight is cut into tasks.
@@ -288,7 +314,8 @@ fn quarters(block: ArrayViewMut4<f32>) -> [ArrayViewMut2<f32>; 4] {
 fn add_rows(
     isa: Isa,
     rows: usize,
-    [(x, channels), (dy, k)]: [(&[f32], usize); 2],
+    x: Strided<f32>,
+    dy: Strided<f32>,
     half: usize,
     strips: &mut [f32],
     quarters: [ArrayViewMut2<f32>; 4],
@@ -297,10 +324,15 @@ fn add_rows(
         let (lower, panel) = (number / 2, number % 2);
         for from in (0..rows).step_by(IMAGES) {
             let rows = IMAGES.min(rows - from);
-            let dy = Matrix { data: &dy[from * k + panel * PANEL..], rows, cols: PANEL, stride: k };
+            let dy = Matrix {
+                data: &dy.data[from * dy.stride + panel * PANEL..],
+                rows,
+                cols: PANEL,
+                stride: dy.stride,
+            };
             gemm::strips(dy, strips, |value| value);
-            let data = &x[from * channels + lower * half..];
-            let x = Matrix { data, rows, cols: quarter.nrows(), stride: channels };
+            let data = &x.data[from * x.stride + lower * half..];
+            let x = Matrix { data, rows, cols: quarter.nrows(), stride: x.stride };
             let next = PrefetchNext::<f32, f32>::default();
             gemm::multiply_transposed(isa, x, strips, next, quarter.view_mut(), true);
         }

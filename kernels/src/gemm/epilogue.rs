@@ -10,7 +10,7 @@ use ndarray::ArrayViewMut2;
 
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
-use crate::base::panel::{PANEL, Prefetch};
+use crate::base::panel::{PANEL, Prefetch, Strided};
 use crate::base::tile::{Extent, Target, Tile, Tiling, for_each_tile};
 use crate::base::value::Value;
 use crate::norm::folded::{Folded, Mask, Normalised};
@@ -75,21 +75,16 @@ impl<'a, T: Value> Store<'a, T> {
         Self { epilogue, channels, add: false, streamed: false, in_blocks: false }
     }
 
-    /// Ends a tile that was computed elsewhere: rows of its columns, `stride` apart.
-    pub(crate) fn write<S: Value>(
-        &self,
-        isa: Isa,
-        (source, stride): (&[S], usize),
-        mut tile: Tile<T>,
-    ) {
+    /// Ends a tile that was computed elsewhere: rows of its columns.
+    pub(crate) fn write<S: Value>(&self, isa: Isa, source: Strided<S>, mut tile: Tile<T>) {
         match isa {
             Isa::Portable => {
-                let rows = (0..tile.values.nrows()).map(|row| &source[row * stride..]);
+                let rows = (0..tile.values.nrows()).map(|row| &source.data[row * source.stride..]);
                 self.put(rows, &mut tile.values);
                 self.epilogue.plainly(tile);
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Vector(tier) => tier.write(self, (source, stride), tile),
+            Isa::Vector(tier) => tier.write(self, source, tile),
         }
     }
 

@@ -297,7 +297,8 @@ pub(crate) fn pair_rows(isa: Isa, rows: &[f32], words: &mut [Bf16]) {
 /// if `streamed` is set. What comes next after `source` is asked for; it may be empty.
 pub(crate) fn transpose(
     isa: Isa,
-    (source, next): (&[f32], &[f32]),
+    source: &[f32],
+    next: &[f32],
     target: &mut [f32],
     streamed: bool,
 ) {
@@ -366,7 +367,7 @@ mod tests {
             for (aside, streamed) in [(0, true), (0, false), (1, true)] {
                 let mut arena = Arena::<f32>::new(LEN + 1).expect("memory");
                 let target = &mut arena.as_mut_slice()[aside..aside + LEN];
-                transpose(isa, (&source, &[]), target, streamed);
+                transpose(isa, &source, &[], target, streamed);
                 let is_turned = |at: usize| target[at] == source[at % PANEL * PANEL + at / PANEL];
                 assert!((0..LEN).all(is_turned), "{} {aside} {streamed}", isa.name());
             }

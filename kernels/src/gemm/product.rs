@@ -64,7 +64,7 @@ pub trait Product: Value {
     /// Transposes a 64x64 tile of weights (and asks for what comes next) into a panel, past the caches if that is
     /// asked for.
     #[doc(hidden)]
-    fn transpose(isa: Isa, source: (&[f32], &[f32]), panel: &mut [Self], streamed: bool);
+    fn transpose(isa: Isa, source: &[f32], next: &[f32], panel: &mut [Self], streamed: bool);
 
     /// Weights `[..][Cin][64]` as the kernels read them, in `scratch` where that is another format.
     #[doc(hidden)]
@@ -112,8 +112,8 @@ impl Product for f32 {
         super::strips(b, packed, |value| value);
     }
 
-    fn transpose(isa: Isa, source: (&[f32], &[f32]), panel: &mut [f32], streamed: bool) {
-        super::transpose(isa, source, panel, streamed);
+    fn transpose(isa: Isa, source: &[f32], next: &[f32], panel: &mut [f32], streamed: bool) {
+        super::transpose(isa, source, next, panel, streamed);
     }
 
     fn panels<'a>(_: Exec, weights: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
@@ -169,9 +169,9 @@ impl Product for Bf16 {
         super::interleave(isa, b, STRIP, &mut packed[..b.rows.div_ceil(2) * b.cols]);
     }
 
-    fn transpose(isa: Isa, source: (&[f32], &[f32]), panel: &mut [Bf16], _: bool) {
+    fn transpose(isa: Isa, source: &[f32], next: &[f32], panel: &mut [Bf16], _: bool) {
         let mut transposed = [0.0; PANEL * PANEL];
-        super::transpose(isa, source, &mut transposed, false);
+        super::transpose(isa, source, next, &mut transposed, false);
         super::pair_rows(isa, &transposed, panel);
     }
 

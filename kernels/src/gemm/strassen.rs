@@ -41,7 +41,7 @@ use ndarray::ArrayViewMut2;
 use super::Products;
 use super::epilogue::Store;
 use crate::base::isa::Isa;
-use crate::base::panel::PANEL;
+use crate::base::panel::{PANEL, Strided};
 use crate::base::tile::{IMAGES, Tile};
 use crate::base::value::Value;
 
@@ -123,8 +123,9 @@ pub(crate) const STEP: usize = 256;
 pub(crate) const RIGHT: usize = PRODUCTS.len() * STEP / 2 * PANEL;
 
 /// The right operands of the products of [`STEP`] rows of 128 columns: for each, half as many rows of 64.
-pub(crate) fn sum_right(isa: Isa, (b, stride): (&[f32], usize), sums: &mut [f32; RIGHT]) {
-    let at = |quarter: usize| &b[quarter / 2 * (STEP / 2) * stride + quarter % 2 * PANEL..];
+pub(crate) fn sum_right(isa: Isa, b: Strided<f32>, sums: &mut [f32; RIGHT]) {
+    let Strided { data, stride } = b;
+    let at = |quarter: usize| &data[quarter / 2 * (STEP / 2) * stride + quarter % 2 * PANEL..];
     for ((_, operand), sums) in PRODUCTS.iter().zip(sums.chunks_exact_mut(STEP / 2 * PANEL)) {
         isa.run(
             #[inline(always)]
@@ -155,38 +156,69 @@ fn combine(
     }
 }
 
-/// The products of [`STEP`] rows of `a` transposed, whose lower rows are then so far behind the upper ones, and what
-/// [`sum_right`] made of `b` (both with the distance of rows), set or added to `sums`. `next` is where the next
-/// operands begin, to be fetched meanwhile.
+/// The quarters of an operand, their rows so many values apart, and which of them are taken.
+pub(crate) struct Quarters<'a> {
+    pub(crate) starts: [&'a [f32]; 4],
+    pub(crate) stride: usize,
+    pub(crate) taken: Combination,
+}
+
+/// What is read for the next product.
+pub(crate) struct Next {
+    pub(crate) start: *const f32,
+    /// Values from row to row.
+    pub(crate) stride: usize,
+    /// Values of a row.
+    pub(crate) len: usize,
+}
+
+/// [`STEP`] rows of `a`, to be transposed, and what [`sum_right`] made of as many of `b`.
+pub(crate) struct Transposed<'a> {
+    pub(crate) a: Strided<'a, f32>,
+    /// How far the lower rows of `a` transposed are behind the upper ones.
+    pub(crate) half: usize,
+    pub(crate) right: &'a [f32; RIGHT],
+    /// Where the next operands begin, to be fetched meanwhile.
+    pub(crate) next_a: &'a [f32],
+    pub(crate) next_b: Strided<'a, f32>,
+}
+
+/// The products of two operands, set or added to `sums`.
 pub(crate) fn multiply_transposed(
     isa: Isa,
-    (a, half, right): (&[f32], usize, &[f32; RIGHT]),
-    [stride, b_stride]: [usize; 2],
-    (next_a, next_b): (&[f32], &[f32]),
+    Transposed { a, half, right, next_a, next_b }: Transposed,
     sums: &mut [f32],
     accumulate: bool,
 ) {
     let len = sums.len() / PRODUCTS.len();
     // Transposed: the upper right quarter is the first half of the columns of the last rows.
-    let below = STEP / 2 * stride;
+    let below = STEP / 2 * a.stride;
     let quarters = [0, below, half, below + half];
-    let a = quarters.map(|from| &a[from..]);
+    let starts = quarters.map(|from| &a.data[from..]);
     // What comes next is asked for quarter by quarter.
     let ahead = |start: &[f32], from: usize| start.get(from..).unwrap_or(&[]).as_ptr();
     let right = right.chunks_exact(STEP / 2 * PANEL);
     let products = PRODUCTS.iter().zip(right).zip(sums.chunks_exact_mut(len));
-    for (number, ((&(left, _), b), sums)) in products.enumerate() {
+    for (number, ((&(taken, _), b), sums)) in products.enumerate() {
         let next = match number {
-            0..4 => Some((ahead(next_a, quarters[number]), stride, len / PANEL)),
-            4..6 => Some((ahead(next_b, (number - 4) * (STEP / 2) * b_stride), b_stride, COLUMNS)),
+            0..4 => Some(Next {
+                start: ahead(next_a, quarters[number]),
+                stride: a.stride,
+                len: len / PANEL,
+            }),
+            4..6 => Some(Next {
+                start: ahead(next_b.data, (number - 4) * (STEP / 2) * next_b.stride),
+                stride: next_b.stride,
+                len: COLUMNS,
+            }),
             _ => None,
         };
-        let operand = ((a, stride), left);
+        let operand = Quarters { starts, stride: a.stride, taken };
         match isa {
             Isa::Portable => unreachable!("only vector tiers choose this product"),
             #[cfg(target_arch = "x86_64")]
             Isa::Vector(tier) => {
-                tier.multiply_quarters_transposed(operand, b, (sums, accumulate), next)
+                tier.multiply_quarters_transposed(operand, b, sums, accumulate, next)
             }
         }
     }

@@ -79,13 +79,13 @@ impl<T: Value> Rows<'_, T> {
                 let z = &z[range.clone()];
                 match identity {
                     Identity::None => activate(fold, z, y),
-                    Identity::Plain(x) => activate_add(fold, (z, &x[range]), y),
+                    Identity::Plain(x) => activate_add(fold, z, &x[range], y),
                     Identity::Projected(x, other) => {
-                        activate_projected((fold, other), (z, &x[range]), y);
+                        activate_projected(fold, other, z, &x[range], y);
                     }
                 }
             }
-            Self::Slope(slope, [g, z]) => slope_into(slope, (&g[range.clone()], &z[range]), y),
+            Self::Slope(slope, [g, z]) => slope_into(slope, &g[range.clone()], &z[range], y),
         }
     }
 }
@@ -127,7 +127,7 @@ fn activate<T: Value>(fold: &Folded, z: &[T], y: &mut [T]) {
 }
 
 #[inline(always)]
-fn activate_add<T: Value>(fold: &Folded, (z, x): (&[T], &[T]), y: &mut [T]) {
+fn activate_add<T: Value>(fold: &Folded, z: &[T], x: &[T], y: &mut [T]) {
     let channels = fold.scale.len();
     let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
     let rows = z.chunks_exact(channels).zip(x.chunks_exact(channels));
@@ -140,11 +140,7 @@ fn activate_add<T: Value>(fold: &Folded, (z, x): (&[T], &[T]), y: &mut [T]) {
 }
 
 #[inline(always)]
-fn activate_projected<T: Value>(
-    (fold, other): (&Folded, &Folded),
-    (z, x): (&[T], &[T]),
-    y: &mut [T],
-) {
+fn activate_projected<T: Value>(fold: &Folded, other: &Folded, z: &[T], x: &[T], y: &mut [T]) {
     let channels = fold.scale.len();
     let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
     let (scale2, shift2) = (&other.scale[..channels], &other.shift[..channels]);
@@ -170,7 +166,7 @@ fn slope_over<T: Value>(slope: &Slope, z: &[T], g: &mut [T]) {
 }
 
 #[inline(always)]
-fn slope_into<T: Value>(slope: &Slope, (g, z): (&[T], &[T]), dz: &mut [T]) {
+fn slope_into<T: Value>(slope: &Slope, g: &[T], z: &[T], dz: &mut [T]) {
     let channels = slope.a.len();
     let (a, b, c) = (&slope.a[..channels], &slope.b[..channels], &slope.c[..channels]);
     let rows = g.chunks_exact(channels).zip(z.chunks_exact(channels));
@@ -197,7 +193,7 @@ mod tests {
         let [mean, variance, gamma, beta] = [0, 1, 2, 3].map(|i| values::<f32>(channels, seed + i));
         let variance: Vec<f32> = variance.iter().map(|v| v * v).collect();
         let norm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
-        fold.set(norm, (&mean, &variance), (&gamma, &beta));
+        fold.set(norm, &mean, &variance, &gamma, &beta);
         fold
     }
 
@@ -248,10 +244,10 @@ mod tests {
                 let scratch = Scratch { panels: &mut panels, parts: &mut parts };
                 let results = Results { values: &mut result, sums: &mut sums, scratch };
                 if is_forward {
-                    conv.forward(exec, n, (source, &w), results, Epilogue::Measure(&pivot[..k]));
+                    conv.forward(exec, source, &w, results, Epilogue::Measure(&pivot[..k]));
                 } else {
                     let epilogue = Epilogue::Measure(&pivot[..channels]);
-                    conv.backward_input(exec, n, (source, &w), results, (false, epilogue));
+                    conv.backward_input(exec, source, &w, results, false, epilogue);
                 }
                 let bits = |value: &f32| value.to_bits();
                 let result = result.iter().map(|value: &T| value.widen().to_bits());

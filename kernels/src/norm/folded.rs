@@ -37,6 +37,16 @@ pub struct Slope {
     pub(crate) c: Vec<f32>,
 }
 
+/// What the backward pass of a normalisation gives.
+pub struct NormGradients<'a> {
+    /// The gradient by each channel's gamma.
+    pub gamma: &'a mut [f32],
+    /// By each channel's beta.
+    pub beta: &'a mut [f32],
+    /// What makes the gradient by its input of that by its output.
+    pub slope: &'a mut Slope,
+}
+
 /// What a normalisation's backward sums need of its forward pass.
 #[derive(Clone, Copy)]
 pub struct Normalised<'a, T> {
@@ -65,8 +75,10 @@ impl Folded {
     pub fn set(
         &mut self,
         norm: BatchNorm,
-        (mean, variance): (&[f32], &[f32]),
-        (gamma, beta): (&[f32], &[f32]),
+        mean: &[f32],
+        variance: &[f32],
+        gamma: &[f32],
+        beta: &[f32],
     ) {
         for c in 0..self.scale.len() {
             self.scale[c] = gamma[c] / (variance[c] + norm.epsilon).sqrt();

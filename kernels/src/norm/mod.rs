@@ -20,7 +20,7 @@ pub(crate) mod folded;
 use crate::base::exec::Exec;
 use crate::base::panel::PANEL;
 use crate::base::tile::{Extent, SUMS, sums_len};
-use folded::{BatchNorm, Slope};
+use folded::{BatchNorm, NormGradients};
 
 /// Mean and (biased) variance of each channel over a batch.
 #[derive(Clone, Debug)]
@@ -114,9 +114,10 @@ impl Statistics {
     pub fn backward(
         &self,
         norm: BatchNorm,
-        (sums, which): (&Sums, usize),
+        sums: &Sums,
+        which: usize,
         gamma: &[f32],
-        (dgamma, dbeta, slope): (&mut [f32], &mut [f32], &mut Slope),
+        gradients: NormGradients,
     ) {
         let count = self.rows as f64;
         for c in 0..self.mean.len() {
@@ -124,8 +125,9 @@ impl Statistics {
             let inverse = 1.0 / (f64::from(self.variance[c]) + f64::from(norm.epsilon)).sqrt();
             let scale = f64::from(gamma[c]) * inverse;
             let b = -scale * inverse * inverse * s2 / count;
-            dgamma[c] = (s2 * inverse) as f32;
-            dbeta[c] = s1 as f32;
+            gradients.gamma[c] = (s2 * inverse) as f32;
+            gradients.beta[c] = s1 as f32;
+            let slope = &mut *gradients.slope;
             slope.a[c] = scale as f32;
             slope.b[c] = b as f32;
             slope.c[c] = (-scale * s1 / count - b * f64::from(self.mean[c])) as f32;

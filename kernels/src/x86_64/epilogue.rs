@@ -8,7 +8,7 @@ use super::kernel::{Arithmetic, Enter, Kernel};
 use super::rows::{LINE, Target};
 use super::vector::Vector;
 use crate::base::isa::Tier;
-use crate::base::panel::PANEL;
+use crate::base::panel::{PANEL, Position, Strided};
 use crate::base::tile::{SUMS, Tile};
 use crate::base::value::Value;
 use crate::gemm::epilogue::{Epilogue, Store};
@@ -200,7 +200,7 @@ impl<T: Value> RawStore<T> {
     #[inline(always)]
     pub(super) unsafe fn put<A: Arithmetic, const MR: usize, const NV: usize>(
         &self,
-        (row, column): (usize, usize),
+        Position { row, column }: Position,
         mut sums: [[A::Lanes; NV]; MR],
     ) {
         // SAFETY: rows and columns of the tile and of what lies beside it.
@@ -225,8 +225,8 @@ impl<T: Value> RawStore<T> {
                         totals[0] = totals[0].add(deviation);
                         totals[1] = deviation.multiply_add(deviation, totals[1]);
                     });
-                    self.add_up((row, at), 0, totals[0]);
-                    self.add_up((row, at), 1, totals[1]);
+                    self.add_up(row, at, 0, totals[0]);
+                    self.add_up(row, at, 1, totals[1]);
                 }),
                 Kind::Mask(gate, of) => {
                     match gate {
@@ -244,7 +244,7 @@ impl<T: Value> RawStore<T> {
                             });
                         }),
                     }
-                    self.sum_up::<A, MR, NV>((row, column), of, &sums);
+                    self.sum_up::<A, MR, NV>(Position { row, column }, of, &sums);
                 }
                 Kind::Fold(fold, identity, floor) => each!(j < NV {
                     let at = column + j * A::COUNT;
@@ -279,7 +279,7 @@ impl<T: Value> RawStore<T> {
     #[inline(always)]
     unsafe fn sum_up<A: Arithmetic, const MR: usize, const NV: usize>(
         &self,
-        (row, column): (usize, usize),
+        Position { row, column }: Position,
         [first, other]: [Option<Of<T>>; 2],
         sums: &[[A::Lanes; NV]; MR],
     ) {
@@ -295,8 +295,8 @@ impl<T: Value> RawStore<T> {
                     totals[0] = totals[0].add(sums[i][j]);
                     totals[1] = sums[i][j].multiply_add(z.subtract(mean), totals[1]);
                 });
-                self.add_up((row, at), 0, totals[0]);
-                self.add_up((row, at), 1, totals[1]);
+                self.add_up(row, at, 0, totals[0]);
+                self.add_up(row, at, 1, totals[1]);
             });
             let Some(other) = other else { return };
             each!(j < NV {
@@ -307,7 +307,7 @@ impl<T: Value> RawStore<T> {
                     let z: A::Lanes = other.z.load(row + i, at);
                     total = sums[i][j].multiply_add(z.subtract(mean), total);
                 });
-                self.add_up((row, at), 2, total);
+                self.add_up(row, at, 2, total);
             });
         }
     }
@@ -317,10 +317,10 @@ impl<T: Value> RawStore<T> {
     /// # Safety
     /// As [`RawStore::put`].
     #[inline(always)]
-    unsafe fn add_up<V: Vector>(&self, (row, at): (usize, usize), which: usize, total: V) {
+    unsafe fn add_up<V: Vector>(&self, row: usize, column: usize, which: usize, total: V) {
         // SAFETY: as many rows of sums, of which this is a column.
         unsafe {
-            let place = self.sums.add(which * self.sums_stride + at);
+            let place = self.sums.add(which * self.sums_stride + column);
             let before = if row == 0 { V::zero() } else { V::load(place.cast_const()) };
             before.add(total).store(place);
         }
@@ -330,7 +330,7 @@ impl<T: Value> RawStore<T> {
     #[inline(always)]
     pub(super) fn prefetch_out<V: Vector, const MR: usize, const NV: usize>(
         &self,
-        (row, column): (usize, usize),
+        Position { row, column }: Position,
     ) {
         if self.streamed {
             return;
@@ -362,21 +362,32 @@ impl<T: Value> RawStore<T> {
 }
 
 /// Rows of values, so far apart.
-type Source<S> = (*const S, usize);
+struct RawRows<S> {
+    start: *const S,
+    stride: usize,
+}
+
+impl<S> Clone for RawRows<S> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<S> Copy for RawRows<S> {}
 
 impl Tier {
     /// See [`Store::write`].
     pub(crate) fn write<S: Value, T: Value>(
         self,
         store: &Store<T>,
-        (source, stride): (&[S], usize),
+        Strided { data, stride }: Strided<S>,
         tile: Tile<T>,
     ) {
         let end = RawStore::new(store, tile);
         let (rows, columns) = (end.out.rows, end.columns);
-        assert!(rows == 0 || (rows - 1) * stride + columns <= source.len());
-        let part = [0..rows, 0..columns];
-        self.enter(Write { end: &end, source: (source.as_ptr(), stride), part });
+        assert!(rows == 0 || (rows - 1) * stride + columns <= data.len());
+        let (source, part) = (RawRows { start: data.as_ptr(), stride }, [0..rows, 0..columns]);
+        self.enter(Write { end: &end, source, part });
     }
 
     /// Ends a part of a tile: rows of 64 sums, to be written from a row and a panel's first column on. Parts of the
@@ -384,14 +395,15 @@ impl Tier {
     pub(super) fn write_part<T: Value>(
         self,
         end: &RawStore<T>,
-        (row, column): (usize, usize),
+        Position { row, column }: Position,
         sums: &[f32],
     ) {
         let rows = row..row + sums.len() / PANEL;
         assert!(sums.len().is_multiple_of(PANEL) && rows.end <= end.out.rows);
         assert!(column.is_multiple_of(PANEL) && column < end.columns);
         let part = [rows, column..column + PANEL];
-        self.enter(Write { end, source: (sums.as_ptr(), PANEL), part });
+        let source = RawRows { start: sums.as_ptr(), stride: PANEL };
+        self.enter(Write { end, source, part });
     }
 
     /// See [`Store::write_in_place`].
@@ -399,7 +411,7 @@ impl Tier {
         let mut end = RawStore::new(store, tile);
         end.written = !matches!(end.kind, Kind::Keep | Kind::Measure(_));
         // Every row is read before it is written.
-        let source = (end.out.start.cast_const(), end.out.stride);
+        let source = RawRows { start: end.out.start.cast_const(), stride: end.out.stride };
         let part = [0..end.out.rows, 0..end.columns];
         self.enter(Write { end: &end, source, part });
     }
@@ -408,7 +420,7 @@ impl Tier {
 /// Rows and columns of a tile that were computed elsewhere; the source begins with the first of them.
 struct Write<'a, S, T> {
     end: &'a RawStore<T>,
-    source: Source<S>,
+    source: RawRows<S>,
     part: [Range<usize>; 2],
 }
 
@@ -427,7 +439,7 @@ impl<S: Value, T: Value> Kernel<f32> for Write<'_, S, T> {
 #[inline(always)]
 unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
     end: &RawStore<T>,
-    (source, stride): Source<S>,
+    source: RawRows<S>,
     [part, columns]: [Range<usize>; 2],
 ) {
     let (mut next, rows) = (part.start, part.end);
@@ -442,11 +454,11 @@ unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
             }
         }
         for column in columns.clone().step_by(NV * A::COUNT) {
-            let at = (row, column);
-            let first = (row - part.start) * stride + column - columns.start;
+            let at = Position { row, column };
+            let first = (row - part.start) * source.stride + column - columns.start;
             // SAFETY: passed on; the arms take no more rows than are left.
             unsafe {
-                let source = (source.add(first), stride);
+                let source = RawRows { start: source.start.add(first), ..source };
                 match count {
                     1 => write_rows::<A, S, T, 1, NV>(end, source, at),
                     2 => write_rows::<A, S, T, 2, NV>(end, source, at),
@@ -465,17 +477,17 @@ unsafe fn write<A: Arithmetic, S: Value, T: Value, const NV: usize>(
 #[inline(always)]
 unsafe fn write_rows<A: Arithmetic, S: Value, T: Value, const MR: usize, const NV: usize>(
     end: &RawStore<T>,
-    (source, stride): Source<S>,
-    (row, column): (usize, usize),
+    source: RawRows<S>,
+    at: Position,
 ) {
     let mut values = [[A::Lanes::zero(); NV]; MR];
     // SAFETY: passed on.
     unsafe {
         each!(i < MR {
             each!(j < NV {
-                values[i][j] = A::Lanes::load(source.add(i * stride + j * A::COUNT));
+                values[i][j] = A::Lanes::load(source.start.add(i * source.stride + j * A::COUNT));
             });
         });
-        end.put::<A, MR, NV>((row, column), values);
+        end.put::<A, MR, NV>(at, values);
     }
 }

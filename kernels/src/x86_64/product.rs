@@ -7,7 +7,7 @@ use super::kernel::{Arithmetic, Enter, Kernel};
 use super::rows::LINE;
 use super::vector::Vector;
 use crate::base::isa::{Avx512Bf16, Tier};
-use crate::base::panel::{Matrix, PANEL, Prefetch};
+use crate::base::panel::{Matrix, PANEL, Position, Prefetch};
 use crate::base::tile::Tile;
 use crate::base::value::{Bf16, Value};
 use crate::gemm::epilogue::Store;
@@ -181,15 +181,16 @@ impl<T> Products<'_, T> {
 #[inline(always)]
 unsafe fn tile<A: Arithmetic, T: Value, const MR: usize, const NV: usize>(
     pieces: &[Piece<A::Word>],
-    (row, column, stride): (usize, usize, usize),
+    at @ Position { row, column }: Position,
+    stride: usize,
     group: Group<T>,
 ) {
     // Columns of a panel lie side by side, panels one after the other.
     let from = column / PANEL * group.panel_stride + column % PANEL;
-    let mut ahead = Lines::new(group.beside.right(column), (row, column));
+    let mut ahead = Lines::new(group.beside.right(column), at);
     let pace = ahead.pace(pieces);
     if let Some(end) = group.end {
-        end.prefetch_out::<A::Lanes, MR, NV>((row, column));
+        end.prefetch_out::<A::Lanes, MR, NV>(at);
     }
     let mut sum = [[A::Lanes::zero(); NV]; MR];
     // SAFETY: every access below stays in the rows and columns that the caller vouches for.
@@ -233,7 +234,7 @@ unsafe fn tile<A: Arithmetic, T: Value, const MR: usize, const NV: usize>(
             }
         }
         if let Some(end) = group.end {
-            return end.put::<A, MR, NV>((row, column), sum);
+            return end.put::<A, MR, NV>(at, sum);
         }
         let partial = group.partial.add(row * PANEL + column);
         for i in 0..MR {
@@ -258,16 +259,16 @@ unsafe fn tiles<A: Arithmetic, T: Value, const NV: usize>(
 ) {
     for row in (0..rows).step_by(ROWS) {
         for column in (0..columns).step_by(NV * A::COUNT) {
-            let at = (row, column, stride);
+            let at = Position { row, column };
             // SAFETY: the caller's promise; the arms take no more rows than are left.
             unsafe {
                 match rows - row {
-                    1 => tile::<A, T, 1, NV>(pieces, at, group),
-                    2 => tile::<A, T, 2, NV>(pieces, at, group),
-                    3 => tile::<A, T, 3, NV>(pieces, at, group),
-                    4 => tile::<A, T, 4, NV>(pieces, at, group),
-                    5 => tile::<A, T, 5, NV>(pieces, at, group),
-                    _ => tile::<A, T, ROWS, NV>(pieces, at, group),
+                    1 => tile::<A, T, 1, NV>(pieces, at, stride, group),
+                    2 => tile::<A, T, 2, NV>(pieces, at, stride, group),
+                    3 => tile::<A, T, 3, NV>(pieces, at, stride, group),
+                    4 => tile::<A, T, 4, NV>(pieces, at, stride, group),
+                    5 => tile::<A, T, 5, NV>(pieces, at, stride, group),
+                    _ => tile::<A, T, ROWS, NV>(pieces, at, stride, group),
                 }
             }
         }
@@ -286,7 +287,7 @@ struct Lines {
 
 impl Lines {
     #[inline(always)]
-    fn new(beside: Prefetch, (row, column): (usize, usize)) -> Self {
+    fn new(beside: Prefetch, Position { row, column }: Position) -> Self {
         let rows = if row == 0 { 2 * ROWS } else { ROWS };
         let left = if column % PANEL == 0 { rows * (beside.width / LINE) } else { 0 };
         let row = (row + 2 * ROWS - rows) * beside.stride;

@@ -8,13 +8,14 @@ use super::kernel::{Arithmetic, Enter, Kernel, Single};
 use super::rows::{LINE, Rows};
 use super::vector::Vector;
 use crate::base::isa::Tier;
-use crate::base::panel::{Matrix, PANEL, Prefetch};
+use crate::base::panel::{Matrix, PANEL, Position, Prefetch};
 use crate::base::tile::Tile;
 use crate::base::value::Value;
 use crate::gemm::Products;
 use crate::gemm::epilogue::Store;
 use crate::gemm::strassen::{
-    ACCUMULATORS, BLOCK, COLUMNS, Combination, LENGTH_MAX, PRODUCTS, STEP, products_len,
+    ACCUMULATORS, BLOCK, COLUMNS, Combination, LENGTH_MAX, Next, PRODUCTS, Quarters, STEP,
+    products_len,
 };
 
 /// Values of a cache line.
@@ -25,12 +26,6 @@ const SETS: usize = 4096;
 /// Values of a product of a block.
 const PRODUCT: usize = ROWS * PANEL;
 const _: () = assert!(BLOCK == 2 * ROWS);
-
-/// The quarters of an operand with a measure of them, and which of them are taken.
-type QuartersOf<'a> = (([&'a [f32]; 4], usize), Combination);
-
-/// What is read for the next product: where it begins, the distance of its rows, and values of a row.
-pub(crate) type Next = Option<(*const f32, usize, usize)>;
 
 /// How two sources become one.
 const ONE: u8 = 0;
@@ -72,36 +67,39 @@ struct Step {
     minus: Option<usize>,
     /// The quarter of the result that this completes.
     completes: Option<usize>,
-    /// The quarter of `a` whose next rows are asked for, and that of the result.
-    asks: (Option<usize>, Option<usize>),
+    /// The quarter of `a` whose next rows are asked for.
+    asks_a: Option<usize>,
+    /// The quarter of the result beside whose next rows something is asked for.
+    asks_beside: Option<usize>,
 }
 
 impl Step {
-    const fn new(product: usize, asks: (Option<usize>, Option<usize>)) -> Self {
-        Self { product, begin: None, plus: None, minus: None, completes: None, asks }
+    const fn new(product: usize, asks_a: Option<usize>, asks_beside: Option<usize>) -> Self {
+        let (begin, plus, minus, completes) = (None, None, None, None);
+        Self { product, begin, plus, minus, completes, asks_a, asks_beside }
     }
 }
 
 /// In an order in which the products that others need come before them, and upper quarters end before lower ones.
 const STEPS: [Step; PRODUCTS.len()] = [
-    Step::new(3, (Some(3), Some(1))),
-    Step::new(4, (Some(1), Some(0))),
-    Step { plus: Some(4), completes: Some(1), ..Step::new(2, (Some(0), None)) },
-    Step::new(0, (None, Some(2))),
+    Step::new(3, Some(3), Some(1)),
+    Step::new(4, Some(1), Some(0)),
+    Step { plus: Some(4), completes: Some(1), ..Step::new(2, Some(0), None) },
+    Step::new(0, None, Some(2)),
     Step {
         begin: Some(0),
         plus: Some(3),
         minus: Some(4),
         completes: Some(0),
-        ..Step::new(6, (None, Some(3)))
+        ..Step::new(6, None, Some(3))
     },
-    Step { plus: Some(3), completes: Some(2), ..Step::new(1, (Some(2), None)) },
+    Step { plus: Some(3), completes: Some(2), ..Step::new(1, Some(2), None) },
     Step {
         begin: Some(0),
         plus: Some(2),
         minus: Some(1),
         completes: Some(3),
-        ..Step::new(5, (None, None))
+        ..Step::new(5, None, None)
     },
 ];
 
@@ -142,8 +140,10 @@ struct Transposed {
     /// Rows of 64 values, and whether they are added to.
     sums: *mut f32,
     accumulate: bool,
-    /// Rows that will be read next, and cache lines of a row.
-    next: (Rows, usize),
+    /// Rows that will be read next.
+    next: Rows,
+    /// Cache lines of a row of these.
+    next_lines: usize,
 }
 
 impl Tier {
@@ -192,25 +192,28 @@ impl Tier {
     /// One of the seven products over half a step of rows; see [`crate::strassen`].
     pub(crate) fn multiply_quarters_transposed(
         self,
-        ((a, stride), left): QuartersOf,
+        a: Quarters,
         b: &[f32],
-        (sums, accumulate): (&mut [f32], bool),
-        next: Next,
+        sums: &mut [f32],
+        accumulate: bool,
+        next: Option<Next>,
     ) {
         let (columns, rows) = (sums.len() / PANEL, STEP / 2);
         assert!(columns.is_multiple_of(2) && b.len() >= rows * PANEL);
-        assert!(a.iter().all(|data| Matrix { data, rows, cols: columns, stride }.fits()));
-        let (start, next_stride, values) = next.unwrap_or((b.as_ptr(), 0, 0));
-        let next = Rows { start: start.cast(), stride: next_stride * size_of::<f32>(), at_once: 1 };
+        let Quarters { starts, stride, taken } = a;
+        assert!(starts.iter().all(|data| Matrix { data, rows, cols: columns, stride }.fits()));
+        let next = next.unwrap_or(Next { start: b.as_ptr(), stride: 0, len: 0 });
+        let (start, bytes) = (next.start.cast(), next.stride * size_of::<f32>());
         let product = Transposed {
-            a: Pair::new(a.map(|a| a.as_ptr()), left),
+            a: Pair::new(starts.map(|start| start.as_ptr()), taken),
             stride,
             columns,
             b: b.as_ptr(),
             rows,
             sums: sums.as_mut_ptr(),
             accumulate,
-            next: (next, values / VALUES),
+            next: Rows { start, stride: bytes, at_once: 1 },
+            next_lines: next.len / VALUES,
         };
         self.enter(product);
     }
@@ -264,6 +267,15 @@ unsafe fn blocks<V: Vector, T: Value, const NV: usize>(term: Term<T>) {
     }
 }
 
+/// What a register tile multiplies: rows of `k` values of `a`, so many values apart, by rows of `b`, 64 values apart.
+#[derive(Clone, Copy)]
+struct Operands {
+    a: Pair,
+    stride: usize,
+    b: Pair,
+    k: usize,
+}
+
 /// Where the quarters of a block of two times `MR` rows begin.
 struct Block<'a, T, const MR: usize> {
     term: &'a Term<'a, T>,
@@ -284,16 +296,16 @@ impl<'a, T, const MR: usize> Block<'a, T, MR> {
 
     /// The first row and column of a quarter of the result.
     #[inline(always)]
-    fn place(&self, quarter: usize) -> (usize, usize) {
-        (self.row + quarter / 2 * MR, quarter % 2 * PANEL)
+    fn place(&self, quarter: usize) -> Position {
+        Position { row: self.row + quarter / 2 * MR, column: quarter % 2 * PANEL }
     }
 
     #[inline(always)]
-    fn asked(&self, (a, beside): (Option<usize>, Option<usize>)) -> Asked {
+    fn asked(&self, step: &Step) -> Asked {
         let stride = self.term.stride;
-        let a = a.map(|quarter| self.a[quarter].wrapping_add(2 * MR * stride));
-        let beside = beside.map_or(Prefetch::NOTHING, |quarter| {
-            let (row, column) = self.place(quarter);
+        let a = step.asks_a.map(|quarter| self.a[quarter].wrapping_add(2 * MR * stride));
+        let beside = step.asks_beside.map_or(Prefetch::NOTHING, |quarter| {
+            let Position { row, column } = self.place(quarter);
             self.term.beside.right(column).below(row)
         });
         Asked { a, stride, beside }
@@ -327,15 +339,15 @@ unsafe fn block<V: Vector, T: Value, const MR: usize, const NV: usize>(term: &Te
         let (left, right) = PRODUCTS[step.product];
         let (mut left, right) = (Pair::new(block.a, left), Pair::new(block.b, right));
         let mut stride = stride;
-        let mut asked = block.asked(step.asks);
+        let mut asked = block.asked(step);
         // SAFETY: the caller's promise; what is packed was written.
         unsafe {
             if is_crowded && left.kind == DIFFERENCE {
-                pack::<V, MR>((left, stride), half, packed);
+                pack::<V, MR>(left, stride, half, packed);
                 (left, stride) = (Pair { first: packed, second: packed, kind: ONE }, half);
             }
             for column in (0..PANEL).step_by(NV * V::COUNT) {
-                let operands = ((left, stride), right.add(column));
+                let operands = Operands { a: left, stride, b: right.add(column), k: half };
                 take::<V, T, MR, NV>(&block, step, column, operands, asked);
                 asked = Asked::NOTHING;
             }
@@ -352,16 +364,16 @@ unsafe fn take<V: Vector, T: Value, const MR: usize, const NV: usize>(
     block: &Block<T, MR>,
     step: &Step,
     column: usize,
-    (a, b): ((Pair, usize), Pair),
+    operands: Operands,
     asked: Asked,
 ) {
-    let Term { products, half, end, accumulate, .. } = *block.term;
+    let Term { products, end, accumulate, .. } = *block.term;
     let product = |number: usize| products.wrapping_add(number * PRODUCT + column);
     let place = |quarter: usize| {
-        let (row, first) = block.place(quarter);
-        (row, first + column)
+        let at = block.place(quarter);
+        Position { column: at.column + column, ..at }
     };
-    if let (Some(end), Some(quarter)) = (end, step.asks.1) {
+    if let (Some(end), Some(quarter)) = (end, step.asks_beside) {
         end.prefetch_out::<V, MR, NV>(place(quarter));
     }
     let mut sums = [[V::zero(); NV]; MR];
@@ -373,8 +385,7 @@ unsafe fn take<V: Vector, T: Value, const MR: usize, const NV: usize>(
         if accumulate {
             update(&mut sums, product(step.product), V::add);
         }
-        let operands = (a, b, half);
-        sums = match (a.0.kind, b.kind) {
+        sums = match (operands.a.kind, operands.b.kind) {
             (SUM, SUM) => multiply::<V, MR, NV, SUM, SUM>(operands, asked, sums),
             (SUM, ONE) => multiply::<V, MR, NV, SUM, ONE>(operands, asked, sums),
             (DIFFERENCE, SUM) => multiply::<V, MR, NV, DIFFERENCE, SUM>(operands, asked, sums),
@@ -434,11 +445,7 @@ unsafe fn store<V: Vector, const MR: usize, const NV: usize>(sums: &[[V; NV]; MR
 /// # Safety
 /// `MR` rows of `half` values of both sources are readable, as many values writable at `target`.
 #[inline(always)]
-unsafe fn pack<V: Vector, const MR: usize>(
-    (a, stride): (Pair, usize),
-    half: usize,
-    target: *mut f32,
-) {
+unsafe fn pack<V: Vector, const MR: usize>(a: Pair, stride: usize, half: usize, target: *mut f32) {
     for i in 0..MR {
         let a = a.add(i * stride);
         for at in (0..half).step_by(V::COUNT) {
@@ -457,7 +464,7 @@ unsafe fn pack<V: Vector, const MR: usize>(
 /// `MR` rows of `a` of so many values are readable, and as many rows of `NV` vectors of `b`, 64 values apart.
 #[inline(always)]
 unsafe fn multiply<V: Vector, const MR: usize, const NV: usize, const A: u8, const B: u8>(
-    ((mut a, stride), mut b, k): ((Pair, usize), Pair, usize),
+    Operands { mut a, stride, mut b, k }: Operands,
     asked: Asked,
     mut sums: [[V; NV]; MR],
 ) -> [[V; NV]; MR] {
@@ -501,7 +508,7 @@ unsafe fn multiply<V: Vector, const MR: usize, const NV: usize, const A: u8, con
 /// kind of `a`.
 #[inline(always)]
 unsafe fn tiles_transposed<V: Vector, const NV: usize, const A: u8>(product: Transposed) {
-    let (ahead, lines) = product.next;
+    let (ahead, lines) = (product.next, product.next_lines);
     for column in (0..PANEL).step_by(NV * V::COUNT) {
         for row in (0..product.columns).step_by(ROWS) {
             // Tile by tile another cache line of each row.

@@ -70,17 +70,26 @@ impl<W: Copy> Kernel<W> for TilesTransposed<'_, W> {
     }
 }
 
-/// Of a transposed product: `a` and its stride, a strip of `b`, and how many rows; and what comes next.
-type Operands<W> = ((*const W, usize), *const W, usize, [Rows; 2]);
+/// What a register tile of a transposed product reads.
+struct Operands<W> {
+    a: *const W,
+    /// Words from row to row of `a`.
+    stride: usize,
+    /// A strip.
+    b: *const W,
+    rows: usize,
+    /// What comes next, of `a` and of `b`.
+    next: [Rows; 2],
+}
 
-/// `c[MR][NV vectors] (+)= a' . b` for one register tile over `n` rows of `a` and `b`.
+/// `c[MR][NV vectors] (+)= a' . b` for one register tile over rows of `a` and `b`.
 ///
 /// # Safety
-/// `n` rows of `MR` words of `a` and of `NV` vectors of `b` are readable, `MR` rows of `c` writable.
+/// As many rows of `MR` words of `a` and of `NV` vectors of `b` are readable, `MR` rows of `c` writable.
 #[inline(always)]
 unsafe fn tile_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
-    ((mut a, a_stride), mut b, n, [mut next_a, mut next_b]): Operands<A::Word>,
-    (c, c_stride): (*mut f32, usize),
+    Operands { mut a, stride, mut b, rows, next: [mut next_a, mut next_b] }: Operands<A::Word>,
+    c: Target<f32>,
     accumulate: bool,
 ) {
     let mut sum = [[A::Lanes::zero(); NV]; MR];
@@ -89,11 +98,12 @@ unsafe fn tile_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
         if accumulate {
             for i in 0..MR {
                 for j in 0..NV {
-                    sum[i][j] = A::Lanes::load(c.add(i * c_stride + j * A::COUNT).cast_const());
+                    sum[i][j] =
+                        A::Lanes::load(c.start.add(i * c.stride + j * A::COUNT).cast_const());
                 }
             }
         }
-        for _ in 0..n {
+        for _ in 0..rows {
             A::Lanes::prefetch(next_a.start);
             A::Lanes::prefetch(next_b.start);
             (next_a, next_b) = (next_a.next(), next_b.next());
@@ -107,12 +117,12 @@ unsafe fn tile_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
                     sum[i][j] = A::multiply_add(panel[j], word, sum[i][j]);
                 }
             }
-            a = a.wrapping_add(a_stride);
+            a = a.wrapping_add(stride);
             b = b.wrapping_add(STRIP);
         }
         for i in 0..MR {
             for j in 0..NV {
-                sum[i][j].store(c.add(i * c_stride + j * A::COUNT));
+                sum[i][j].store(c.start.add(i * c.stride + j * A::COUNT));
             }
         }
     }
@@ -137,38 +147,42 @@ unsafe fn tiles_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
         for row in (0..c.rows).step_by(MR) {
             // SAFETY: the caller's promise; no more rows of `c` are taken than are left.
             unsafe {
-                let left = (a.data.as_ptr().add(row), a.stride);
-                let right = b.as_ptr().add(strip * a.rows + column - strip);
-                let target = (c.start.add(row * c.stride + column), c.stride);
+                let left = c.rows - row;
+                let c = Target { start: c.start.add(row * c.stride + column), rows: left, ..c };
                 // Tile by tile another cache line of each row, strip by strip another row.
                 let next_a = next.a.from(column / STRIP, row * next.a_size);
                 let next_b = next.b.from(count / next.b_lines, count % next.b_lines * LINE);
-                let operands = (left, right, a.rows, [next_a, next_b]);
-                rows_transposed::<A, MR, NV>(c.rows - row, operands, target, accumulate);
+                let operands = Operands {
+                    a: a.data.as_ptr().add(row),
+                    stride: a.stride,
+                    b: b.as_ptr().add(strip * a.rows + column - strip),
+                    rows: a.rows,
+                    next: [next_a, next_b],
+                };
+                rows_transposed::<A, MR, NV>(operands, c, accumulate);
             }
             count += 1;
         }
     }
 }
 
-/// One register tile of `min(left, MR)` rows.
+/// One register tile of `min(c.rows, MR)` rows.
 ///
 /// # Safety
 /// As [`tile_transposed`].
 #[inline(always)]
 unsafe fn rows_transposed<A: Arithmetic, const MR: usize, const NV: usize>(
-    left: usize,
     operands: Operands<A::Word>,
-    target: (*mut f32, usize),
+    c: Target<f32>,
     accumulate: bool,
 ) {
     macro_rules! arms {
         ($($rows:literal)*) => {
-            match left {
+            match c.rows {
                 $($rows if $rows < MR => {
-                    tile_transposed::<A, $rows, NV>(operands, target, accumulate)
+                    tile_transposed::<A, $rows, NV>(operands, c, accumulate)
                 })*
-                _ => tile_transposed::<A, MR, NV>(operands, target, accumulate),
+                _ => tile_transposed::<A, MR, NV>(operands, c, accumulate),
             }
         };
     }

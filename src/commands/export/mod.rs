@@ -79,7 +79,7 @@ pub fn run(args: &ExportArgs) -> Result<(), Failure> {
     let written = match args.format {
         Format::Onnx => {
             let constants = job.normalisation.constants();
-            onnx::write(&mut bytes, (network, &layers), &constants, &metadata)
+            onnx::write(&mut bytes, network, &layers, &constants, &metadata)
         }
         Format::Safetensors => write_tensors(&mut bytes, &layers, &metadata),
     };
@@ -133,7 +133,7 @@ fn save(path: &Path, bytes: &[u8], format: Format) -> Result<(), Failure> {
     let is_onnx = |bytes: &[u8]| bytes.starts_with(b"\x08") && bytes.get(2) == Some(&0x12);
     let is_tensors = |bytes: &[u8]| bytes.get(8) == Some(&b'{');
     match format {
-        Format::Onnx => renew(path, bytes, ("ONNX file", is_onnx)),
-        Format::Safetensors => renew(path, bytes, ("safetensors file", is_tensors)),
+        Format::Onnx => renew(path, bytes, "ONNX file", is_onnx),
+        Format::Safetensors => renew(path, bytes, "safetensors file", is_tensors),
     }
 }

@@ -171,7 +171,8 @@ const OUTPUT: &str = "logits";
 /// When `out` refuses.
 pub(super) fn write(
     out: &mut dyn Write,
-    (network, layers): (&Network, &[Layer]),
+    network: &Network,
+    layers: &[Layer],
     constants: &[[f32; 3]; 2],
     metadata: &BTreeMap<String, String>,
 ) -> io::Result<()> {

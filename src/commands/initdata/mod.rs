@@ -75,9 +75,9 @@ pub fn run(args: &InitdataArgs) -> Result<(), Failure> {
     let annotation = Base64::encode_string(&gzip(document.as_bytes()));
     let has =
         |mark: &'static str| move |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(mark);
-    renew(&args.out, document.as_bytes(), ("initdata", has(DOCUMENT_START)))?;
+    renew(&args.out, document.as_bytes(), "initdata", has(DOCUMENT_START))?;
     if let Some(path) = &args.patch {
-        renew(path, patch(&annotation).as_bytes(), ("patch of initdata", has(ANNOTATION)))?;
+        renew(path, patch(&annotation).as_bytes(), "patch of initdata", has(ANNOTATION))?;
     }
     for workload in &workloads {
         print(&format!("{}: {} {}", workload.name, workload.image, workload.args.join(" ")))?;

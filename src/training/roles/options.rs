@@ -86,8 +86,8 @@ impl Options {
         Selection { split, shard: self.shard, hold_out: self.hold_out }
     }
 
-    /// Threads of the kernels, and their tier.
-    pub(super) fn pool(&self) -> (Pool, Isa) {
-        (Pool::new(self.threads), self.isa)
+    /// Threads of the kernels.
+    pub(super) fn pool(&self) -> Pool {
+        Pool::new(self.threads)
     }
 }

@@ -82,12 +82,13 @@ pub(super) fn run(
     let saved = resumes.then_some(state.step);
     checkpoint::save_meta(&mut store, &job, &network, state.step)
         .map_err(|error| store.not_written(checkpoint::META_FILE, &error, &kept(saved)))?;
-    let known = known_roster(&mut store, &job, (state.step, saved))?;
+    let known = known_roster(&mut store, &job, state.step, saved)?;
     let mut record = Record::open(&store, &job, &state, options.page);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     record.admit_self(&own);
-    let mut server = ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool())
-        .with_roster(known);
+    let mut server =
+        ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool(), options.isa)
+            .with_roster(known);
     server.admit_self(own);
     let mut running = Running {
         server,
@@ -273,7 +274,7 @@ impl Running {
         let seconds = self.last.elapsed().as_secs_f64();
         self.last = Instant::now();
         self.waits_since = self.last;
-        self.report.step((closed.step, closed.steps), closed.loss, seconds, closed.samples);
+        self.report.step(closed.step, closed.steps, closed.loss, seconds, closed.samples);
         self.record.step(self.server.job(), &closed, seconds);
         self.record.receipt(self.server.state().receipt.as_ref());
         let [bytes_received, bytes_sent] = self.traffic();

@@ -43,7 +43,7 @@ impl Stopwatch {
     }
 
     /// Looks at a connection: whether something still goes out, and whether parameters come in.
-    pub(super) fn look(&mut self, (sends, receives): (bool, bool)) {
+    pub(super) fn look(&mut self, sends: bool, receives: bool) {
         let next = match self.now {
             _ if receives => Phase::Pull,
             Some((Phase::Push, _)) if !sends => Phase::Waiting,
@@ -82,7 +82,7 @@ mod tests {
         let begin = Instant::now();
         let at = |ms| begin + Duration::from_millis(ms);
         let mut watch = Stopwatch::default();
-        watch.look((false, false));
+        watch.look(false, false);
         assert!(watch.now.is_none(), "waiting for the others to join is no step");
         for (phase, ms) in [(Phase::Pull, 0), (Phase::Forward, 1), (Phase::Backward, 3)] {
             watch.enter(phase, at(ms));
@@ -101,17 +101,17 @@ mod tests {
     fn what_a_connection_does_says_the_phase() {
         let phase = |watch: &Stopwatch| watch.now.map(|(phase, _)| phase);
         let mut watch = Stopwatch::default();
-        watch.look((false, true));
+        watch.look(false, true);
         assert_eq!(phase(&watch), Some(Phase::Pull));
         watch.enter(Phase::Push, Instant::now());
-        watch.look((true, false));
+        watch.look(true, false);
         assert_eq!(phase(&watch), Some(Phase::Push));
-        watch.look((false, false));
+        watch.look(false, false);
         assert_eq!(phase(&watch), Some(Phase::Waiting));
-        watch.look((true, true));
+        watch.look(true, true);
         assert_eq!(phase(&watch), Some(Phase::Pull));
         watch.rest();
-        watch.look((true, false));
+        watch.look(true, false);
         assert_eq!(phase(&watch), None);
     }
 }

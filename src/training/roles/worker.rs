@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kernels::{Arena, Isa};
+use kernels::Arena;
 use protocol::{CloseReason, Config, LinkId, Message, Net, Refusal, Rejection, hex};
 
 use super::options::{CELL, Options};
@@ -20,13 +20,13 @@ use crate::job::bounds::Exceeded;
 use crate::job::state::Member;
 use crate::metrics::Metrics;
 use crate::model::Model;
-use crate::model::gradients::{Part, Pieces};
+use crate::model::gradients::{Bucket, Pieces};
 use crate::model::network::Network;
 use crate::report::Report;
 use crate::termination;
 use crate::training::cells::Cells;
 use crate::training::checkpoint;
-use crate::training::contribution::Contribution;
+use crate::training::contribution::{Contribution, Tail};
 use crate::training::evaluator::Evaluator;
 use crate::training::room;
 use crate::training::store::Store;
@@ -185,7 +185,7 @@ impl Running<'_> {
                     if work == Work::Wait {
                         work = self.worker.pump(session, self.params.as_mut_slice())?;
                     }
-                    self.stopwatch.look((session.wants_output(), self.worker.is_receiving()));
+                    self.stopwatch.look(session.wants_output(), self.worker.is_receiving());
                     Ok(())
                 });
                 if let Some(peer) = net.session(id).and_then(|session| session.peer())
@@ -205,7 +205,7 @@ impl Running<'_> {
                     Work::Compute { step, steps } => {
                         self.bound(net, id, self.options.bounds.check_steps(steps))?;
                         self.keep_receipts(false);
-                        self.compute(net, id, (step, steps));
+                        self.compute(net, id, step, steps);
                     }
                     Work::Skip { step } => self.skip(step),
                     Work::Repeat { .. } => {
@@ -289,8 +289,8 @@ impl Running<'_> {
     fn evaluate(&mut self, net: &mut Net, id: LinkId, step: u64) -> Result<(), Failure> {
         self.stopwatch.rest();
         let Some(Training { job, evaluator, .. }) = &self.training else { return Ok(()) };
-        let exec = self.options.pool();
-        let table = |evaluator: &Evaluator| evaluator.table(job, self.params.as_slice(), exec);
+        let (pool, isa) = (self.options.pool(), self.options.isa);
+        let table = |evaluator: &Evaluator| evaluator.table(job, self.params.as_slice(), pool, isa);
         let table = evaluator.as_ref().map(table).transpose().doing("memory for an evaluation")?;
         let mut table = Some(table.unwrap_or_default());
         net.drive(id, |session| {
@@ -338,9 +338,10 @@ impl Running<'_> {
         let contribution = Contribution::new(cells, network.layout.trained);
         let inner = job.is_local().then(|| Inner::new(job, &network.layout));
         self.params = Arena::new(len).doing("memory for the parameters")?;
+        let (pool, isa) = (self.options.pool(), self.options.isa);
+        let model = Model::new(network, job.precision, job.conv, batch_max, pool, isa);
         Ok(Training {
-            network: Model::new(network, (job.precision, job.conv), batch_max, self.options.pool())
-                .doing("memory for a step")?,
+            network: model.doing("memory for a step")?,
             job: job.clone(),
             digest: data.digest(),
             data,
@@ -389,7 +390,7 @@ impl Running<'_> {
     }
 
     /// Computes a round and pushes what comes of it.
-    fn compute(&mut self, net: &mut Net, id: LinkId, (step, steps): (u64, u64)) {
+    fn compute(&mut self, net: &mut Net, id: LinkId, step: u64, steps: u64) {
         let Some(model) = &mut self.training else { return };
         std::thread::sleep(self.options.pause);
         let start = Instant::now();
@@ -397,9 +398,9 @@ impl Running<'_> {
         let params = self.params.as_mut_slice();
         model.contribution.begin(step, model.job.round_len(step, steps));
         let (last, loss, samples, backward) = match model.inner {
-            None => model.compute_step(params, step, (net, id)),
+            None => model.compute_step(params, step, net, id),
             Some(_) => {
-                match model.compute_round(params, (step, steps), self.options.isa, (net, id)) {
+                match model.compute_round(params, step, steps, net, id) {
                     Some(computed) => computed,
                     // Stopped between two steps.
                     None => return,
@@ -413,7 +414,7 @@ impl Running<'_> {
         net.drive(id, |session| spent.take().map_or(Ok(()), |spent| session.send(&spent)));
         let since = self.last.replace(Instant::now()).unwrap_or(start);
         let seconds = since.elapsed().as_secs_f64();
-        self.report.step((last, steps), loss, seconds, u64::from(samples));
+        self.report.step(last, steps, loss, seconds, u64::from(samples));
     }
 }
 
@@ -424,19 +425,22 @@ impl Training {
         &mut self,
         params: &mut [f32],
         step: u64,
-        (net, id): (&mut Net, LinkId),
+        net: &mut Net,
+        id: LinkId,
     ) -> (u64, f32, u32, Option<Instant>) {
         self.sampler.fill(&self.data, step, &mut self.batch);
         let samples = self.batch.len() as u32;
         let mut push = self.contribution.push();
         let mut backward = None;
-        let pushed = |part: Part| {
+        let pushed = |part: Bucket| {
             backward.get_or_insert_with(Instant::now);
             push.take(samples, &part);
-            net.drive(id, |session| push.send(session, (part.range.start, part.gradients)));
+            net.drive(id, |session| {
+                push.send(session, Tail { start: part.range.start, gradients: part.gradients })
+            });
         };
         let gradients = self.gradients.as_mut_slice();
-        let loss = self.network.step(params, &self.batch, gradients, (Pieces::Whole, pushed));
+        let loss = self.network.step(params, &self.batch, gradients, Pieces::Whole, pushed);
         (step, loss, samples, backward)
     }
 
@@ -445,24 +449,26 @@ impl Training {
     fn compute_round(
         &mut self,
         params: &mut [f32],
-        (first, steps): (u64, u64),
-        isa: Isa,
-        (net, id): (&mut Net, LinkId),
+        first: u64,
+        steps: u64,
+        net: &mut Net,
+        id: LinkId,
     ) -> Option<(u64, f32, u32, Option<Instant>)> {
         let inner = self.inner.as_mut()?;
         inner.begin(params);
+        let isa = self.network.exec().isa;
         let (mut losses, mut samples, mut backward) = (0.0, 0, None);
         let end = first + self.job.round_len(first, steps);
         for step in first..end {
             self.sampler.fill(&self.data, step, &mut self.batch);
             let rate = self.job.schedule.rate(step, steps);
             backward = None;
-            let update = |part: Part| {
+            let update = |part: Bucket| {
                 backward.get_or_insert_with(Instant::now);
                 inner.update(isa, rate, part);
             };
             let gradients = self.gradients.as_mut_slice();
-            let loss = self.network.step(params, &self.batch, gradients, (Pieces::Small, update));
+            let loss = self.network.step(params, &self.batch, gradients, Pieces::Small, update);
             losses += f64::from(loss) * self.batch.len() as f64;
             samples += self.batch.len() as u32;
             if termination::requested() {
@@ -473,8 +479,8 @@ impl Training {
         inner.difference(params, gradients);
         let loss = (losses / f64::from(samples)) as f32;
         let mut push = self.contribution.push();
-        push.take(samples, &Part { loss, range: 0..gradients.len(), params, gradients });
-        net.drive(id, |session| push.send(session, (0, gradients)));
+        push.take(samples, &Bucket { loss, range: 0..gradients.len(), params, gradients });
+        net.drive(id, |session| push.send(session, Tail { start: 0, gradients }));
         Some((end - 1, loss, samples, backward))
     }
 }

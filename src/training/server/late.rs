@@ -22,7 +22,9 @@ impl ParameterServer {
     pub(super) fn announce(
         &mut self,
         worker: u16,
-        (samples, loss, fresh): (u32, f32, bool),
+        samples: u32,
+        loss: f32,
+        fresh: bool,
     ) -> Result<(), Refusal> {
         let step = self.state.step;
         let count = self.job.round_len(step, self.state.steps.unwrap_or_default());

@@ -39,7 +39,7 @@ fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
     let mut state = State::new(vec![0.0; 4], 4, 2);
     let member = |samples| Some(Member { samples, batches: job.batches(samples), data: None });
     state.members = samples.map(member).into();
-    ParameterServer::new(job, layout, state, 4, (Pool::new(1), Isa::detect()))
+    ParameterServer::new(job, layout, state, 4, Pool::new(1), Isa::detect())
 }
 
 #[test]

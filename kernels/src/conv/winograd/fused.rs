@@ -7,7 +7,7 @@ use super::staged::Map;
 use super::tiling::{Winograd, distance};
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
-use crate::base::panel::{PANEL, Prefetch};
+use crate::base::panel::{PANEL, Prefetch, Strided};
 use crate::base::tile::{IMAGES, SUMS, Target, Tile, is_streamed, rows_of, view4};
 use crate::gemm::epilogue::{Epilogue, Store};
 use crate::gemm::product::Product;
@@ -147,7 +147,10 @@ impl<T: Product> Work<'_, T> {
     /// Ends a pixel.
     fn put(&self, source: Option<&[T]>, tile: Tile<T>) {
         match source {
-            Some(values) => self.store.write(self.isa, (values, self.k), tile),
+            Some(values) => {
+                let rows = Strided { data: values, stride: self.k };
+                self.store.write(self.isa, rows, tile)
+            }
             None => self.store.write_in_place(self.isa, tile),
         }
     }

@@ -216,7 +216,7 @@ mod tests {
             let scratch = Scratch { panels: &mut [], parts: &mut scratch };
             let results = Results { values: &mut y, sums: &mut sums, scratch };
             let measure = Epilogue::Measure(&pivot);
-            conv.forward(exec, n, (&*x, &w), results, measure);
+            conv.forward(exec, &*x, &w, results, measure);
             run_epilogue(exec, shape, &mut y, &mut later, measure);
             let bits = |sums: &[f32]| -> Vec<u32> {
                 let tiles = sums[..sums_len(shape)].chunks_exact(3 * 128);

@@ -83,7 +83,7 @@ impl Winograd {
                 for (tap, block) in blocks.chunks_exact_mut(PANEL * PANEL).enumerate() {
                     // The filter is rotated by half a turn too.
                     let source = at(row / PANEL, TAPS - 1 - tap, panel * PANEL);
-                    gemm::transpose(isa, (&source[..PANEL * PANEL], &[]), block, false);
+                    gemm::transpose(isa, &source[..PANEL * PANEL], &[], block, false);
                 }
             }
             let sources = std::array::from_fn(|tap| match (tap < TAPS, transposed) {

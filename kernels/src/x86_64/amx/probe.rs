@@ -7,6 +7,7 @@ use super::instructions::Instructions;
 use super::model::Model;
 use super::unit::{BLOCK, Shape, Unit, VALUES};
 use crate::base::isa::{NoTiles, Tier};
+use crate::base::panel::Strided;
 use crate::base::value::{Bf16, Value};
 
 /// CPUID, leaf 7, EDX.
@@ -99,10 +100,10 @@ pub(super) fn is_right(tiles: &mut impl Unit, model: &mut impl Unit) -> bool {
         };
         let (left, right, more) = (operand(), operand(), operand());
         let before = more.map(Value::widen);
-        let (shape, operands) = (Shape::new(rows, pairs), (&left, &right));
+        let shape = Shape::new(rows, pairs);
         [None, Some(&before)].into_iter().all(|before| {
-            let got = products(tiles, shape, operands, before);
-            let want = products(model, shape, operands, before);
+            let got = products(tiles, shape, &left, &right, before);
+            let want = products(model, shape, &left, &right, before);
             got.map(f32::to_bits) == want.map(f32::to_bits)
         })
     })
@@ -114,14 +115,18 @@ type Operand = [Bf16; BLOCK * VALUES];
 fn products(
     unit: &mut impl Unit,
     shape: Shape,
-    (left, right): (&Operand, &Operand),
+    left: &Operand,
+    right: &Operand,
     before: Option<&[f32; BLOCK * BLOCK]>,
 ) -> [f32; BLOCK * BLOCK] {
     let mut sums = [0.0; BLOCK * BLOCK];
     unit.configure(shape);
     unit.begin(before.map(|before| (&before[..], BLOCK)));
     for _ in 0..2 {
-        unit.add_products((left, VALUES), (right, 2 * VALUES));
+        unit.add_products(
+            Strided { data: left, stride: VALUES },
+            Strided { data: right, stride: 2 * VALUES },
+        );
     }
     unit.end(&mut sums, BLOCK);
     sums
@@ -162,7 +167,10 @@ mod tests {
             let shape = Shape::new(1, 5);
             model.configure(shape);
             model.begin(None);
-            model.add_products((left, VALUES), (right, 2 * VALUES));
+            model.add_products(
+                Strided { data: left, stride: VALUES },
+                Strided { data: right, stride: 2 * VALUES },
+            );
             let mut sums = [f32::NAN; BLOCK * BLOCK];
             model.end(&mut sums, BLOCK);
             sums[0]

@@ -11,7 +11,7 @@
 use super::Work;
 use super::unit::{BLOCK, SIDE, Shape, Unit, VALUES};
 use crate::base::isa::{Amx, Tier};
-use crate::base::panel::{Matrix, PANEL};
+use crate::base::panel::{Matrix, PANEL, Position, Strided};
 use crate::base::tile::Tile;
 use crate::base::value::Bf16;
 use crate::gemm::Products;
@@ -63,10 +63,14 @@ impl Work for Multiply<'_> {
             }
             for column in (0..columns).step_by(PANEL) {
                 for half in (0..PANEL).step_by(BLOCK) {
-                    self.sum(unit, row, (column / PANEL, half));
+                    self.sum(unit, row, column / PANEL, half);
                     unit.end(&mut sums.0[half..], PANEL);
                 }
-                self.vectors.write_part(self.end, (row, column), &sums.0[..count * PANEL]);
+                self.vectors.write_part(
+                    self.end,
+                    Position { row, column },
+                    &sums.0[..count * PANEL],
+                );
             }
         }
     }
@@ -75,14 +79,14 @@ impl Work for Multiply<'_> {
 impl Multiply<'_> {
     /// Sums of all terms, of rows from one on and half a panel's columns.
     #[inline(always)]
-    fn sum<U: Unit>(&self, unit: &mut U, row: usize, (panel, half): (usize, usize)) {
+    fn sum<U: Unit>(&self, unit: &mut U, row: usize, panel: usize, half: usize) {
         let Products { terms, k, stride, panel_stride } = self.products;
         unit.begin(None);
         for term in terms {
             let (a, b) = (&term.a[row * stride..], &term.b[panel * panel_stride + 2 * half..]);
             for depth in (0..k).step_by(VALUES) {
-                let right = (&b[depth * PANEL..], 2 * PANEL);
-                unit.add_products((&a[depth..], stride), right);
+                let right = Strided { data: &b[depth * PANEL..], stride: 2 * PANEL };
+                unit.add_products(Strided { data: &a[depth..], stride }, right);
             }
         }
     }

@@ -10,7 +10,7 @@ use ndarray::ArrayViewMut2;
 use super::Work;
 use super::unit::{BLOCK, SIDE, Shape, Unit};
 use crate::base::isa::Amx;
-use crate::base::panel::{Matrix, PANEL, STRIP};
+use crate::base::panel::{Matrix, PANEL, STRIP, Strided};
 use crate::base::tile::{IMAGES, STRIP_WORDS};
 use crate::base::value::Bf16;
 use crate::x86_64::kernel::{Arithmetic, Enter, Kernel};
@@ -119,8 +119,9 @@ impl MultiplyTransposed<'_> {
                 let c = &mut self.c[row * PANEL + half * STRIP..];
                 unit.begin(self.accumulate.then_some((&*c, PANEL)));
                 for pair in (from..to).step_by(step) {
-                    let left = (&data[row * stride + 2 * pair..], stride);
-                    unit.add_products(left, (&strip[2 * pair * STRIP..], 2 * STRIP));
+                    let left = Strided { data: &data[row * stride + 2 * pair..], stride };
+                    let right = Strided { data: &strip[2 * pair * STRIP..], stride: 2 * STRIP };
+                    unit.add_products(left, right);
                 }
                 unit.end(c, PANEL);
             }

@@ -11,6 +11,7 @@
 //!   16 rows by pairs of 2 values
 //! ```
 
+use crate::base::panel::Strided;
 use crate::base::value::Bf16;
 
 /// Rows, and columns of sums, that a tile has at most; also the pairs of values of a row.
@@ -96,19 +97,15 @@ pub(super) trait Unit {
 
     /// Adds the products of two left tiles, one below the other, and two right ones side by side.
     #[inline(always)]
-    fn add_products(
-        &mut self,
-        (left, left_stride): (&[Bf16], usize),
-        (right, right_stride): (&[Bf16], usize),
-    ) {
+    fn add_products(&mut self, left: Strided<Bf16>, right: Strided<Bf16>) {
         let second = self.shape().has_second();
-        self.load_left::<0>(left, left_stride);
-        self.load_right::<0>(right, right_stride);
+        self.load_left::<0>(left.data, left.stride);
+        self.load_right::<0>(right.data, right.stride);
         self.multiply::<0, 0>();
-        self.load_right::<1>(&right[VALUES..], right_stride);
+        self.load_right::<1>(&right.data[VALUES..], right.stride);
         self.multiply::<0, 1>();
         if second {
-            self.load_left::<1>(&left[SIDE * left_stride..], left_stride);
+            self.load_left::<1>(&left.data[SIDE * left.stride..], left.stride);
             self.multiply::<1, 0>();
             self.multiply::<1, 1>();
         }

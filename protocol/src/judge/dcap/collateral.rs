@@ -246,8 +246,8 @@ impl TcbInfo {
     ) -> Result<Self, Fault> {
         const ITEM: Item = Item::TcbInfo;
         let text = &collateral.tcb_info;
-        let signed = (text.as_slice(), collateral.tcb_info_signature.as_slice());
-        signer.verify(root, Encoding::Fixed, signed, ITEM)?;
+        let signature = &collateral.tcb_info_signature;
+        signer.verify(root, Encoding::Fixed, text, signature, ITEM)?;
         Self::from_raw(document(text, ITEM)?, is_tdx, now)
     }
 
@@ -410,8 +410,8 @@ impl Identity {
     ) -> Result<Self, Fault> {
         const ITEM: Item = Item::QeIdentity;
         let text = &collateral.qe_identity;
-        let signed = (text.as_slice(), collateral.qe_identity_signature.as_slice());
-        signer.verify(root, Encoding::Fixed, signed, ITEM)?;
+        let signature = &collateral.qe_identity_signature;
+        signer.verify(root, Encoding::Fixed, text, signature, ITEM)?;
         Self::from_raw(document(text, ITEM)?, is_tdx, now)
     }
 

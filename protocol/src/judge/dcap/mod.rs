@@ -225,8 +225,8 @@ pub(crate) fn verify_signed_by(quote: &Quote, leaf: &[u8]) -> Result<(), Fault> 
 
 /// The PCK key signed the QE's report, that vouches for the attestation key, and that signed the quote.
 fn verify_signatures(quote: &Quote, leaf: &Certificate, root: &Anchor) -> Result<(), Fault> {
-    let report = (quote.qe_report.as_slice(), quote.qe_signature.as_slice());
-    leaf.verify(root, Encoding::Fixed, report, Item::QeReport)?;
+    let (report, signature) = (&quote.qe_report, &quote.qe_signature);
+    leaf.verify(root, Encoding::Fixed, report, signature, Item::QeReport)?;
     let vouched = digest(&SHA256, &[quote.attestation_key.as_slice(), &quote.auth].concat());
     let (hash, tail) = quote.qe_report[320..].split_at(32);
     if hash != vouched.as_ref() || tail.iter().any(|&byte| byte != 0) {

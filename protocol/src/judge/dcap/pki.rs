@@ -96,7 +96,7 @@ impl Certificate {
         if algorithms.iter().any(|algorithm| algorithm.oid != ECDSA_WITH_SHA256) {
             return Err(wrong());
         }
-        issuer.verify(root, Encoding::Asn1, (tbs, signature), item)
+        issuer.verify(root, Encoding::Asn1, tbs, signature, item)
     }
 
     /// Dated, signed and named by an authority.
@@ -125,7 +125,8 @@ impl Certificate {
         &self,
         root: &Anchor,
         encoding: Encoding,
-        (message, signature): (&[u8], &[u8]),
+        message: &[u8],
+        signature: &[u8],
         item: Item,
     ) -> Result<(), Fault> {
         root.verify(encoding, &self.key, message, signature)
@@ -215,7 +216,7 @@ impl RevocationList {
         if self.parsed.signature_algorithm.oid != ECDSA_WITH_SHA256 {
             return Err(wrong());
         }
-        issuer.verify(root, Encoding::Asn1, (&self.signed, signature), item)?;
+        issuer.verify(root, Encoding::Asn1, &self.signed, signature, item)?;
         check_dates(self.valid, now, item)
     }
 

@@ -60,7 +60,8 @@ pub(super) fn await_peer(net: &mut Net, job: &Job) -> Result<(), Failure> {
 pub(super) fn known_roster(
     store: &mut Store,
     job: &Job,
-    (step, saved): (u64, Option<u64>),
+    step: u64,
+    saved: Option<u64>,
 ) -> Result<Roster, Failure> {
     let name = store.name_of(roster::FILE);
     let Some(bytes) = store.read(roster::FILE).doing(&name)? else { return Ok(Roster::default()) };

@@ -31,8 +31,9 @@ impl Running {
 
     /// A place that has no room for a second model keeps the last one, and the training goes on.
     pub(super) fn save_best(&mut self) {
-        let (name, of) = (checkpoint::BEST_FILE, (self.server.job(), self.server.state()));
-        let saved = checkpoint::save_as(name, &mut self.store, &self.network.layout, of);
+        let (name, layout) = (checkpoint::BEST_FILE, &self.network.layout);
+        let (job, state) = (self.server.job(), self.server.state());
+        let saved = checkpoint::save_as(name, &mut self.store, layout, job, state);
         if let Err(error) = saved {
             let failure = self.store.not_written(name, &error, "the training goes on without it");
             log::warn!("{failure}");
