@@ -8,15 +8,10 @@ use std::path::{Path, PathBuf};
 use hfl::data::batch::Batch;
 use hfl::data::cifar;
 use hfl::data::synthetic;
-use hfl::job::classes::ClassNames;
-use hfl::job::evaluation::Evaluation;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
-use hfl::job::shape::Shape;
 use hfl::job::state::State;
-use hfl::job::{
-    Algorithm, Arch, Augment, Job, Normalisation, Order, Outer, Precision, Stem, Weighting, Wire,
-};
+use hfl::job::{Algorithm, Arch, Augment, Job, Order};
 use hfl::model::inference::Inference;
 use hfl::model::init;
 use hfl::model::network::Network;
@@ -34,30 +29,16 @@ const MODELS: [Arch; 2] = [Arch::Resnet18, Arch::Resnet50];
 
 fn job(model: Arch) -> Job {
     Job {
-        stem: Stem::Imagenet,
-        precision: Precision::Fp32,
         conv: Algorithm::Direct,
         workers: 1,
         batch_size: 8,
         epochs: 1,
-        steps: None,
         schedule: Schedule::Constant { rate: 0.1 },
-        momentum: 0.9,
-        weight_decay: 5e-4,
         seed: 5,
         augment: Augment::None,
         order: Order::Sequential,
-        init: None,
-        weighting: Weighting::Data,
         model,
-        shape: Shape::CIFAR,
-        classes: ClassNames::default(),
-        normalisation: Normalisation::Cifar,
-        evaluation: Evaluation::default(),
-        wire: Wire::Fp32,
-        local_steps: None,
-        outer: Outer::default(),
-        quorum: None,
+        ..Job::default()
     }
 }
 

@@ -9,15 +9,11 @@ use std::path::PathBuf;
 use hfl::data::batch::Batch;
 use hfl::data::cifar;
 use hfl::data::dataset::Dataset;
-use hfl::job::classes::ClassNames;
-use hfl::job::evaluation::Evaluation;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::shape::Shape;
 use hfl::job::state::State;
-use hfl::job::{
-    Algorithm, Arch, Augment, Job, Normalisation, Order, Outer, Precision, Stem, Weighting, Wire,
-};
+use hfl::job::{Algorithm, Arch, Augment, Job, Order, Stem};
 use hfl::model::gradients::Pieces;
 use hfl::model::init;
 use hfl::model::network::Network;
@@ -103,29 +99,15 @@ fn export_inputs() {
         let params = case.params(&network);
         let job = Job {
             stem: case.stem,
-            precision: Precision::Fp32,
             conv: Algorithm::Direct,
             workers: 1,
             batch_size: case.batch as u32,
             epochs: 1,
-            steps: None,
             schedule: Schedule::Constant { rate: RATE },
-            momentum: 0.9,
-            weight_decay: 5e-4,
             seed: SEED,
             augment: Augment::None,
             order: Order::Sequential,
-            init: None,
-            weighting: Weighting::Data,
-            model: Arch::Resnet50,
-            shape: Shape::CIFAR,
-            classes: ClassNames::default(),
-            normalisation: Normalisation::Cifar,
-            evaluation: Evaluation::default(),
-            wire: Wire::Fp32,
-            local_steps: None,
-            outer: Outer::default(),
-            quorum: None,
+            ..Job::default()
         };
         let state = State::new(params, network.layout.trained, 1);
         let mut store = Store::directory(&directory).expect("store");

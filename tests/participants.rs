@@ -1,14 +1,9 @@
 //! Support: what the participants of a simulated job are, and what they compute: pure functions.
 
-use hfl::job::classes::ClassNames;
-use hfl::job::evaluation::Evaluation;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
-use hfl::job::shape::Shape;
 use hfl::job::state::State;
-use hfl::job::{
-    Algorithm, Arch, Augment, Job, Normalisation, Order, Outer, Precision, Stem, Weighting, Wire,
-};
+use hfl::job::{Algorithm, Augment, Job, Order};
 use hfl::model::params::{Kind, Layout};
 
 use crate::cluster::{STEPS, WORKERS};
@@ -30,30 +25,15 @@ pub(crate) fn layout() -> Layout {
 
 pub(crate) fn job() -> Job {
     Job {
-        stem: Stem::Imagenet,
-        precision: Precision::Fp32,
         conv: Algorithm::Direct,
         workers: WORKERS,
         batch_size: 8,
         epochs: 1,
         steps: Some(STEPS),
         schedule: Schedule::Cosine { rate: 0.1, warm_up: None },
-        momentum: 0.9,
-        weight_decay: 5e-4,
-        seed: 1,
         augment: Augment::None,
         order: Order::Sequential,
-        init: None,
-        weighting: Weighting::Data,
-        model: Arch::Resnet50,
-        shape: Shape::CIFAR,
-        classes: ClassNames::default(),
-        normalisation: Normalisation::Cifar,
-        evaluation: Evaluation::default(),
-        wire: Wire::Fp32,
-        local_steps: None,
-        outer: Outer::default(),
-        quorum: None,
+        ..Job::default()
     }
 }
 

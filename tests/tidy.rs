@@ -135,6 +135,54 @@ fn unsafe_code_and_outside_worlds_stay_in_their_places() {
 }
 
 #[test]
+fn what_belongs_together_is_a_struct_and_no_tuple_parameter() {
+    assert_eq!(tuple_parameters("fn a(x: &mut (u8, u8), y: [u8; 2]) -> (u8, u8) {}"), ["a"]);
+    assert_eq!(
+        tuple_parameters("fn b(f: impl Fn((u8, u8)), P { x, y }: P, (z): (u8)) {}"),
+        [""; 0]
+    );
+    let mut places = Vec::new();
+    for (name, text) in sources() {
+        if name.contains("src/") && !name.contains("tests") {
+            let found = tuple_parameters(&text);
+            places.extend(found.iter().map(|function| format!("{name}: fn {function}")));
+        }
+    }
+    none(places, "tuples as parameters");
+}
+
+/// The functions that have a parameter whose type is a tuple, or a reference to one.
+fn tuple_parameters(text: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("fn ") {
+        let signature = &text[at + 3..];
+        let Some(open) = signature.find('(') else { continue };
+        let (mut depth, mut tuple) = (0_usize, None);
+        for (at, byte) in signature.bytes().enumerate().skip(open) {
+            match byte {
+                b'(' | b'[' | b'{' => {
+                    let before = signature[..at].trim_end_matches("mut ");
+                    let is_type = before.trim_end_matches('&').ends_with(": ");
+                    depth += 1;
+                    tuple = tuple.or((byte == b'(' && depth == 2 && is_type).then_some(depth));
+                }
+                b',' if tuple == Some(depth) => {
+                    found.push(signature[..open].split('<').next().unwrap_or_default());
+                    break;
+                }
+                b')' | b']' | b'}' if depth == 1 => break,
+                b')' | b']' | b'}' => {
+                    tuple = tuple.filter(|at| *at != depth);
+                    depth -= 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[test]
 fn nothing_is_left_unfinished() {
     // In two parts, so that this file does not find itself.
     let marks =

@@ -7,7 +7,7 @@ use argh::FromArgs;
 use protocol::{Role, unhex};
 use serde_json::Value;
 
-use super::args::{Args, DEFAULT_RATE};
+use super::args::Args;
 use super::choice::{ReportKind, ScheduleKind};
 use super::local::THREADS_MAX;
 use crate::failure::{Doing, Failure};
@@ -15,11 +15,12 @@ use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_MAX, SIDE_STEP, Shape};
-use crate::job::{BATCH_MAX, DEADLINE_MAX, Job, LOCAL_STEPS_MAX, Outer, Quorum, Stem, WORKERS_MAX};
+use crate::job::{
+    BATCH_MAX, DEADLINE_MAX, DEFAULT_RATE, Job, LOCAL_STEPS_MAX, Outer, Quorum, Stem, WORKERS_MAX,
+};
 use crate::termination;
 use crate::training::roles;
 use crate::training::store::Place;
-use crate::trust::TrustOptions;
 use crate::trust::fetch::Service;
 use crate::trust::passphrase::KeySource;
 use crate::trust::policy::read;
@@ -48,6 +49,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         role,
         job: job(&args)?,
         bounds: bounds(&args)?,
+        trust: args.trust(),
         ps_hosts: args.ps_hosts.0,
         data: args.data,
         shard: args.shard,
@@ -65,13 +67,6 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         checkpoint_after: Duration::from_secs(args.checkpoint_minutes.max(1).saturating_mul(60)),
         threads: args.threads,
         isa: args.isa.0,
-        trust: TrustOptions {
-            attestation: args.attestation,
-            collateral: args.collateral,
-            policy: args.policy,
-            identity: args.identity,
-            sim_image: args.sim_image,
-        },
         service: args.secret_service.map(|at| Service { at, app_id: args.app_id, wait }),
         linger: Duration::from_secs(args.linger),
         json: args.json,
@@ -287,4 +282,17 @@ fn job_flags(args: &Args) -> [(&'static str, String); 29] {
         ("--deadline", format!("{:?}", args.deadline)),
         ("--init", format!("{:?}", args.init)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use argh::FromArgs;
+
+    use super::{Args, Job, job};
+
+    #[test]
+    fn a_job_by_default_is_what_no_flag_asks_for() {
+        let args = Args::from_args(&["hfl"], &[]).expect("no flag is needed");
+        assert_eq!(job(&args).expect("a job"), Job::default());
+    }
 }

@@ -94,7 +94,7 @@ pub struct Scaling {
 const STEP: Sgd = Sgd { rate: 0.01, momentum: 0.9, decay: 0.0, scale: 1.0 };
 /// That of the weights.
 const WEIGHT_DECAY: f32 = 5e-4;
-/// Steps before the timed ones.
+/// Steps before the timed ones: the first takes the pages, the second meets cold branches, the third is as all others.
 const WARM_UP: usize = 3;
 
 /// Times whole training steps, or forward passes, on random images.

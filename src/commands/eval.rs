@@ -57,7 +57,7 @@ pub struct Class {
     pub recall: Option<f64>,
 }
 
-/// Images of a batch.
+/// Images of a batch: enough for every thread, and less memory than a training step of the default size takes.
 const BATCH: usize = 256;
 /// How many classes count for the second accuracy.
 const TOP: usize = 5;

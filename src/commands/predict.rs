@@ -30,7 +30,7 @@ pub struct Guess {
     pub probability: f64,
 }
 
-/// Images of a batch.
+/// Images of a batch: few are asked for, and the first should not wait for memory that is never used.
 const BATCH: usize = 32;
 
 /// The `top` likeliest classes of each picture.

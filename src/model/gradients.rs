@@ -45,7 +45,8 @@ impl Pieces {
     }
 }
 
-/// Queue that there is room for.
+/// Buckets that there is room for: more than ResNet-50 has (16 blocks, stem, classifier, statistics), so that only deeper
+/// networks ever hand on in between.
 const BUCKETS: usize = 32;
 
 /// Queue that are not handed on yet.

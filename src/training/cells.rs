@@ -92,37 +92,37 @@ impl Cells {
         narrow + (range.len() - trained) * size_of::<f32>()
     }
 
-    /// The bytes of a cell's values; in `room` where they are not those in memory.
+    /// The bytes of a cell's values; in `scratch` where they are not those in memory.
     pub fn encode<'a>(
         &self,
         range: &Range<usize>,
         values: &'a [f32],
-        room: &'a mut Vec<u8>,
+        scratch: &'a mut Vec<u8>,
     ) -> &'a [u8] {
         match self.are_plain() {
             true => bytemuck::cast_slice(values),
-            false => self.encode_narrow(range, values, room),
+            false => self.encode_narrow(range, values, scratch),
         }
     }
 
-    /// The bytes of a cell's values, in `room`.
+    /// The bytes of a cell's values, in `scratch`.
     pub fn encode_narrow<'a>(
         &self,
         range: &Range<usize>,
         values: &[f32],
-        room: &'a mut Vec<u8>,
+        scratch: &'a mut Vec<u8>,
     ) -> &'a [u8] {
         assert_eq!(values.len(), range.len());
         let (trained, statistics) = values.split_at(self.trained_in(range));
-        room.resize(self.byte_len(range), 0);
-        let (narrow, wide) = room.split_at_mut(self.byte_len(range) - size_of_val(statistics));
+        scratch.resize(self.byte_len(range), 0);
+        let (narrow, wide) = scratch.split_at_mut(self.byte_len(range) - size_of_val(statistics));
         match self.format {
             Wire::Fp32 => narrow.copy_from_slice(bytemuck::cast_slice(trained)),
             Wire::Bf16 => encode_bf16(self.isa, trained, narrow),
             Wire::Int8 => encode_int8(self.isa, trained, narrow),
         }
         wide.copy_from_slice(bytemuck::cast_slice(statistics));
-        room
+        scratch
     }
 
     /// The values of a cell's bytes.
@@ -180,11 +180,11 @@ mod tests {
             (Wire::Int8, [400 + 8, 300 + 8 + 400, 800]),
         ] {
             let cells = Cells { trained: 700, format, ..Cells::plain(1000, 400) };
-            let mut room = Vec::new();
+            let mut scratch = Vec::new();
             for (index, size) in sizes.into_iter().enumerate() {
                 let range = cells.range(index).expect("three cells");
                 let offset = Cells::offset(&range);
-                let bytes = cells.encode(&range, &values[range.clone()], &mut room);
+                let bytes = cells.encode(&range, &values[range.clone()], &mut scratch);
                 assert_eq!(bytes.len(), size, "{format} {index}");
                 assert_eq!(cells.find(offset, size), Some((index, range.clone())));
                 assert_eq!(cells.find(offset, size + 1), None);

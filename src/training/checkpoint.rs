@@ -458,40 +458,23 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::job::classes::ClassNames;
-    use crate::job::evaluation::Evaluation;
+
     use crate::job::schedule::Schedule;
     use crate::job::shape::Shape;
     use crate::job::state::Member;
-    use crate::job::{Algorithm, Augment, Normalisation, Order, Outer, Precision, Weighting, Wire};
+    use crate::job::{Algorithm, Augment, Order};
 
     fn trained() -> (Network, Checkpoint) {
         let network = Network::new(Arch::Resnet50, Stem::Cifar, Shape::CIFAR).expect("shapes");
         let job = Job {
             stem: Stem::Cifar,
-            precision: Precision::Fp32,
             conv: Algorithm::Direct,
-            workers: 2,
             batch_size: 8,
             epochs: 1,
-            steps: None,
             schedule: Schedule::Cosine { rate: 0.1, warm_up: None },
-            momentum: 0.9,
-            weight_decay: 5e-4,
-            seed: 1,
             augment: Augment::None,
             order: Order::Sequential,
-            init: None,
-            weighting: Weighting::Data,
-            model: Arch::Resnet50,
-            shape: Shape::CIFAR,
-            classes: ClassNames::default(),
-            normalisation: Normalisation::Cifar,
-            evaluation: Evaluation::default(),
-            wire: Wire::Fp32,
-            local_steps: None,
-            outer: Outer::default(),
-            quorum: None,
+            ..Job::default()
         };
         let layout = &network.layout;
         let params = (0..layout.len).map(|i| i as f32).collect();

@@ -18,7 +18,7 @@ pub struct Contribution {
     /// With error feedback: trained values as they were to be sent, then what rounding left of them.
     carry: Option<Vec<f32>>,
     /// Bytes of a cell.
-    room: Vec<u8>,
+    scratch: Vec<u8>,
     /// Of the cells that were sent.
     hashes: CellHashes,
 }
@@ -40,7 +40,7 @@ impl Contribution {
     pub fn new(cells: Cells, trained: usize) -> Self {
         let carry = cells.need_feedback().then(|| vec![0.0; trained]);
         let hashes = CellHashes::new(cells.count());
-        Self { cells, head: None, carry, room: Vec::new(), hashes }
+        Self { cells, head: None, carry, scratch: Vec::new(), hashes }
     }
 
     /// Whether this is the contribution to the round of `step`, and complete: it can be sent again.
@@ -86,21 +86,21 @@ impl Contribution {
         index: usize,
         Tail { start, gradients }: Tail<'a>,
     ) -> (u64, &'a [u8]) {
-        let Self { cells, carry, room, hashes, .. } = self;
+        let Self { cells, carry, scratch, hashes, .. } = self;
         let range = cells.range(index).expect("a cell");
         let values = &gradients[range.start - start..range.end - start];
         let mut mixed = Vec::new();
         let encoded = match carry.as_deref() {
-            None => cells.encode(&range, values, room),
+            None => cells.encode(&range, values, scratch),
             Some(carry) if range.end <= carry.len() => {
-                cells.encode(&range, &carry[range.clone()], room)
+                cells.encode(&range, &carry[range.clone()], scratch)
             }
             Some(carry) => {
                 // The cell at the end of the trained values, and those of statistics alone.
                 let trained = carry.get(range.start..).unwrap_or_default();
                 mixed.extend_from_slice(trained);
                 mixed.extend_from_slice(&values[trained.len()..]);
-                cells.encode_narrow(&range, &mixed, room)
+                cells.encode_narrow(&range, &mixed, scratch)
             }
         };
         hashes.put(index, encoded);

@@ -16,7 +16,7 @@ pub struct Round {
     cells: Cells,
     sum: Vec<f32>,
     /// Values of a cell that do not travel as they are.
-    room: Vec<f32>,
+    scratch: Vec<f32>,
     /// For each cell, the worker below whose number it has all, but for those that are left out.
     counted: Vec<u16>,
     left_out: Vec<bool>,
@@ -91,7 +91,7 @@ impl Round {
         Self {
             cells,
             sum: vec![0.0; cells.len()],
-            room: Vec::new(),
+            scratch: Vec::new(),
             counted: vec![0; cells.count()],
             left_out: vec![false; usize::from(workers)],
             announced: vec![None; usize::from(workers)],
@@ -181,9 +181,9 @@ impl Round {
             let values = values.iter().map(|&value| f32::from_le_bytes(value));
             add_to(&mut self.sum[range], values, is_first, weight)
         } else {
-            self.room.resize(range.len(), 0.0);
-            self.cells.decode(&range, data, &mut self.room);
-            add_to(&mut self.sum[range], self.room.iter().copied(), is_first, weight)
+            self.scratch.resize(range.len(), 0.0);
+            self.cells.decode(&range, data, &mut self.scratch);
+            add_to(&mut self.sum[range], self.scratch.iter().copied(), is_first, weight)
         };
         if largest >= f32::INFINITY.to_bits() {
             self.spoiled = true;

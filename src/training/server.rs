@@ -35,7 +35,7 @@ pub struct ParameterServer {
     tally: Tally,
     /// How parameters travel, and room for one cell.
     cells: Cells,
-    room: Vec<u8>,
+    scratch: Vec<u8>,
     links: BTreeMap<usize, Link>,
     progress: u64,
     roster: Roster,
@@ -113,7 +113,7 @@ impl ParameterServer {
             round,
             tally,
             cells,
-            room: Vec::new(),
+            scratch: Vec::new(),
             links,
             progress: 0,
             roster,
@@ -397,7 +397,7 @@ impl ParameterServer {
         let range = self.cells.range(index).expect("a cell");
         link.sending = (range.end < self.cells.len()).then_some(index + 1);
         let values = &self.state.params[range.clone()];
-        let bytes = self.cells.encode(&range, values, &mut self.room);
+        let bytes = self.cells.encode(&range, values, &mut self.scratch);
         session.send_chunk(step, Cells::offset(&range), bytes)
     }
 }

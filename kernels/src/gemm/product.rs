@@ -180,6 +180,7 @@ impl Product for Bf16 {
         weights: &'a [f32],
         scratch: &'a mut [Bf16],
     ) -> &'a [Bf16] {
+        // 48 KiB of both formats: some microseconds a task.
         const LEN: usize = 128 * PANEL;
         let panels = &mut scratch[..weights.len()];
         pool.for_each_chunk(panels, LEN, |index, panels| {

@@ -35,7 +35,7 @@ const CONNECT_WAIT: Duration = Duration::from_secs(3);
 const ATTEST_WAIT: Duration = Duration::from_secs(35);
 /// Workers of a job, where nothing says how many: the default.
 const WORKERS: u16 = 2;
-/// Images of the step that is timed.
+/// Images of the step that is timed: a second or two on slow machines.
 const TIMED: usize = 16;
 /// Collateral that ends within so many seconds deserves a word.
 const ENDS_SOON: u64 = 3 * 86400;

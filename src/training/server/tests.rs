@@ -1,39 +1,21 @@
 //! What workers weigh, and what their evaluations lead to.
 
 use super::*;
-use crate::job::classes::ClassNames;
-use crate::job::evaluation::Evaluation;
 use crate::job::schedule::Schedule;
-use crate::job::shape::Shape;
-use crate::job::{Algorithm, Arch, Augment, Normalisation, Order, Outer, Precision, Stem, Wire};
+use crate::job::{Algorithm, Augment, Order};
 use crate::model::params::Kind;
 
 fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
     let job = Job {
-        stem: Stem::Imagenet,
-        precision: Precision::Fp32,
         conv: Algorithm::Direct,
-        workers: 2,
         batch_size: 16,
         epochs: 1,
-        steps: None,
         schedule: Schedule::Constant { rate: 0.1 },
-        momentum: 0.9,
         weight_decay: 0.0,
-        seed: 1,
         augment: Augment::None,
         order: Order::Sequential,
-        init: None,
         weighting,
-        model: Arch::Resnet50,
-        shape: Shape::CIFAR,
-        classes: ClassNames::default(),
-        normalisation: Normalisation::Cifar,
-        evaluation: Evaluation::default(),
-        wire: Wire::Fp32,
-        local_steps: None,
-        outer: Outer::default(),
-        quorum: None,
+        ..Job::default()
     };
     let layout = Layout::new([("weight".into(), vec![4], Kind::Weight)]);
     let mut state = State::new(vec![0.0; 4], 4, 2);

@@ -244,11 +244,9 @@ impl TcbInfo {
         is_tdx: bool,
         now: u64,
     ) -> Result<Self, Fault> {
-        const ITEM: Item = Item::TcbInfo;
-        let text = &collateral.tcb_info;
         let signature = &collateral.tcb_info_signature;
-        signer.verify(root, Encoding::Fixed, text, signature, ITEM)?;
-        Self::from_raw(document(text, ITEM)?, is_tdx, now)
+        let raw = signed(&collateral.tcb_info, signature, signer, root, Item::TcbInfo)?;
+        Self::from_raw(raw, is_tdx, now)
     }
 
     fn from_raw(raw: RawTcbInfo, is_tdx: bool, now: u64) -> Result<Self, Fault> {
@@ -259,8 +257,7 @@ impl TcbInfo {
         if raw.version != 3 {
             return Err(Fault::new(ITEM, Problem::Mismatch("version")));
         }
-        let valid = [timestamp(&raw.issue_date, ITEM)?, timestamp(&raw.next_update, ITEM)?];
-        check_dates(valid, now, ITEM)?;
+        let valid = current(&raw.issue_date, &raw.next_update, now, ITEM)?;
         let modules = bounded(raw.tdx_module_identities, ITEM)?.into_iter().map(|identity| {
             let levels = isv_levels(identity.tcb_levels, ITEM)?;
             Module::parse(&identity.module).map(|module| (identity.id, module, levels))
@@ -408,11 +405,9 @@ impl Identity {
         is_tdx: bool,
         now: u64,
     ) -> Result<Self, Fault> {
-        const ITEM: Item = Item::QeIdentity;
-        let text = &collateral.qe_identity;
         let signature = &collateral.qe_identity_signature;
-        signer.verify(root, Encoding::Fixed, text, signature, ITEM)?;
-        Self::from_raw(document(text, ITEM)?, is_tdx, now)
+        let raw = signed(&collateral.qe_identity, signature, signer, root, Item::QeIdentity)?;
+        Self::from_raw(raw, is_tdx, now)
     }
 
     fn from_raw(raw: RawIdentity, is_tdx: bool, now: u64) -> Result<Self, Fault> {
@@ -423,8 +418,7 @@ impl Identity {
         if raw.version != 2 {
             return Err(Fault::new(ITEM, Problem::Mismatch("version")));
         }
-        let valid = [timestamp(&raw.issue_date, ITEM)?, timestamp(&raw.next_update, ITEM)?];
-        check_dates(valid, now, ITEM)?;
+        let valid = current(&raw.issue_date, &raw.next_update, now, ITEM)?;
         let mut misc_select = [array(&raw.miscselect, ITEM)?, array(&raw.miscselect_mask, ITEM)?];
         // A number in the document, bytes in the report.
         misc_select.iter_mut().for_each(|bytes: &mut [u8; 4]| bytes.reverse());
@@ -519,6 +513,25 @@ fn rating(status: &str, date: &str, advisories: Vec<String>, item: Item) -> Resu
     let status =
         Status::of_document(status).ok_or(Fault::malformed(item, "a status that is not known"))?;
     Ok(Rating { status, date: timestamp(date, item)?, advisories })
+}
+
+/// A document whose signature is right.
+fn signed<'a, T: Deserialize<'a>>(
+    text: &'a [u8],
+    signature: &[u8],
+    signer: &Certificate,
+    root: &Anchor,
+    item: Item,
+) -> Result<T, Fault> {
+    signer.verify(root, Encoding::Fixed, text, signature, item)?;
+    document(text, item)
+}
+
+/// From when until when a document counts, if now is within.
+fn current(from: &str, until: &str, now: u64, item: Item) -> Result<[u64; 2], Fault> {
+    let valid = [timestamp(from, item)?, timestamp(until, item)?];
+    check_dates(valid, now, item)?;
+    Ok(valid)
 }
 
 fn document<'a, T: Deserialize<'a>>(text: &'a [u8], item: Item) -> Result<T, Fault> {
