@@ -66,7 +66,8 @@ impl Receipt {
     pub fn next(
         before: Option<&Self>,
         job: Hash,
-        (step, count): (u64, u64),
+        step: u64,
+        count: u64,
         parameters: Hash,
         shares: Vec<Option<Share>>,
     ) -> Self {
@@ -205,9 +206,9 @@ mod tests {
     }
 
     fn two() -> [Receipt; 2] {
-        let first = Receipt::next(None, [9; 32], (3, 3), [8; 32], vec![Some(share(1)), None]);
+        let first = Receipt::next(None, [9; 32], 3, 3, [8; 32], vec![Some(share(1)), None]);
         let shares = vec![Some(share(2)), Some(share(3))];
-        let second = Receipt::next(Some(&first), [9; 32], (5, 2), [7; 32], shares);
+        let second = Receipt::next(Some(&first), [9; 32], 5, 2, [7; 32], shares);
         [first, second]
     }
 

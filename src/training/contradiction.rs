@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::job::receipt::{Hash, Receipt, Share};
-use protocol::hex;
+use protocol::{Roster, hex};
 
 /// The file of a worker for a job.
 pub fn file_of(worker: u16, job: &Hash) -> String {
@@ -78,9 +78,8 @@ struct Written<'a> {
 }
 
 impl Contradiction {
-    /// The file's bytes: what `worker` was told by the server of this key, whose roster had that many entries and that
-    /// head.
-    pub fn encode(&self, worker: u16, key: &Hash, roster: (usize, Hash)) -> Vec<u8> {
+    /// The file's bytes: what `worker` was told by the server of this key, whose roster this is.
+    pub fn encode(&self, worker: u16, key: &Hash, roster: &Roster) -> Vec<u8> {
         let (ours, samples) = match self.kind {
             Kind::Lacks(share) => (share.hash, Some(share.samples)),
             Kind::TwoHeads(hash) | Kind::Chain(hash) | Kind::Parameters(hash) => (hash, None),
@@ -95,7 +94,7 @@ impl Contradiction {
             told_head: hex(&self.told.head()),
             last: self.last.as_ref(),
             server_key: hex(key),
-            roster: (roster.0, hex(&roster.1)),
+            roster: (roster.entries().len(), hex(roster.head())),
         };
         let mut text = serde_json::to_vec_pretty(&written).expect("plain text and numbers");
         text.push(b'\n');

@@ -272,7 +272,7 @@ mod tests {
                 hash: [worker ^ (round as u8); 32],
             };
             let shares = vec![Some(share(0)), (round != 2).then(|| share(1))];
-            let next = Receipt::next(made.last(), [1; 32], (2 * round + 2, 2), [2; 32], shares);
+            let next = Receipt::next(made.last(), [1; 32], 2 * round + 2, 2, [2; 32], shares);
             made.push(next);
         }
         made

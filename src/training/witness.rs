@@ -163,7 +163,7 @@ mod tests {
     fn next(before: Option<&Receipt>, workers: [bool; 2]) -> Receipt {
         let step = before.map_or(0, |before| before.step);
         let shares = [0, 1].map(|worker| workers[usize::from(worker)].then(|| share(worker, step)));
-        Receipt::next(before, JOB, (step + 1, 1), [step as u8; 32], shares.into())
+        Receipt::next(before, JOB, step + 1, 1, [step as u8; 32], shares.into())
     }
 
     fn honest(rounds: usize) -> Vec<Receipt> {
@@ -230,7 +230,7 @@ mod tests {
             let mut changed = ours;
             change(&mut changed);
             let shares = vec![Some(share(0, 3)), Some(changed)];
-            let told = Receipt::next(receipts.last(), JOB, (4, 1), [3; 32], shares);
+            let told = Receipt::next(receipts.last(), JOB, 4, 1, [3; 32], shares);
             assert_eq!(kind(sent().take(told, true)), Kind::Lacks(ours));
         }
         let mut forgotten = next(receipts.last(), [true; 2]);

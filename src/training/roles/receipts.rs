@@ -67,14 +67,15 @@ impl Keeper {
     pub(super) fn accuse(
         &self,
         store: Option<&mut Store>,
-        (worker, found): (&Worker, &Contradiction),
+        worker: &Worker,
+        found: &Contradiction,
         job: &Hash,
     ) -> Failure {
         let entries = worker.roster().entries();
         let mut servers =
             entries.iter().filter(|entry| matches!(entry.admission.role, Role::ParameterServer(_)));
         let key = servers.next_back().map_or([0; 32], |entry| entry.admission.keys[0]);
-        let bytes = found.encode(self.worker, &key, (entries.len(), *worker.roster().head()));
+        let bytes = found.encode(self.worker, &key, worker.roster());
         let name = contradiction::file_of(self.worker, job);
         let progress = Progress { job: *job, step: found.step };
         let told = hex(&found.told.head());

@@ -162,7 +162,7 @@ impl Running<'_> {
     fn accuse(&mut self) -> Option<Failure> {
         let found = self.worker.contradiction()?;
         let job = self.training.as_ref()?.job.digest();
-        Some(self.keeper.accuse(self.store.as_mut(), (&self.worker, found), &job))
+        Some(self.keeper.accuse(self.store.as_mut(), &self.worker, found, &job))
     }
 
     /// Ends between two steps; the step that is lost is computed again to the same bits.

@@ -8,7 +8,7 @@ impl ParameterServer {
     /// The receipt of the round that has just been added to the state, with what each worker has in it.
     pub(super) fn make_receipt(&mut self, count: u64, shares: Vec<Option<Share>>) {
         let (before, job, step) = (self.state.receipt.as_ref(), self.job.digest(), self.state.step);
-        let receipt = Receipt::next(before, job, (step, count), self.parameters(), shares);
+        let receipt = Receipt::next(before, job, step, count, self.parameters(), shares);
         self.state.receipt = Some(receipt);
     }
 
@@ -21,7 +21,7 @@ impl ParameterServer {
     }
 
     fn parameters(&self) -> Hash {
-        let hashes = CellHashes::of(&self.cells, &self.state.params, &self.exec.0);
+        let hashes = CellHashes::of(&self.cells, &self.state.params, &self.pool);
         hashes.root().expect("a hash of each cell")
     }
 }
