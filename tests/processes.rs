@@ -375,6 +375,23 @@ fn a_port_in_use_an_unknown_host_and_a_taken_role_are_clear_ends() {
         assert_eq!(worker.end().0, 0);
     }
     ps0.wait_for("{\"bytes_received\"");
+    drop(ps0);
+
+    // What their data is stays in the roster: without any checkpoint others with its index show the same.
+    let roster = std::fs::read(dir.path("model/roster.json")).expect("a roster");
+    let entries: Vec<serde_json::Value> = serde_json::from_slice(&roster).expect("JSON");
+    let with_data = entries.iter().filter(|entry| entry["data"].is_string());
+    assert!(entries[0]["data"].is_null() && with_data.count() == entries.len() - 1);
+    for file in ["model.ckpt-data", "model.ckpt-meta"] {
+        std::fs::remove_file(dir.path("model").join(file)).expect(file);
+    }
+    let ps0 = Process::start(&cast.words("ps0", &[]), "info");
+    let (code, stderr) = cast.start("worker0", &odd).end();
+    assert_eq!(code, 1);
+    assert!(stderr.contains("our data is not what it was"), "{stderr}");
+    ps0.terminate();
+    let stderr = ps0.end().1;
+    assert!(stderr.contains("other data than in the roster"), "{stderr}");
 }
 
 #[test]

@@ -74,8 +74,9 @@ fn shown(entry: &Entry, verifier: &Verifier, at: Option<u64>) -> bool {
         }
         Err(why) => (format!("REFUSED [{}] {why}", why.code()), "-".into()),
     };
+    let data = admission.data.map_or(String::new(), |data| format!(" data {}", hex(&data)));
     let line = format!(
-        "{} {} key {} MRTD {mr_td} job {} policy {}: {said}",
+        "{} {} key {} MRTD {mr_td} job {} policy {}{data}: {said}",
         date(admission.time),
         admission.role,
         hex(&admission.keys[0]),

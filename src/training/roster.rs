@@ -24,13 +24,16 @@ struct Written {
     job: String,
     /// Digests of the policies that both judged by: the peer's, the server's.
     policies: [String; 2],
+    /// Root of the Merkle tree over a worker's records; entries of before it was kept have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
     quote: String,
     previous: String,
 }
 
 impl Written {
     fn new(entry: &Entry) -> Self {
-        let Admission { role, server, time, keys, nonces, exporter, job, policies, quote } =
+        let Admission { role, server, time, keys, nonces, exporter, job, policies, data, quote } =
             &entry.admission;
         Self {
             number: entry.number,
@@ -42,6 +45,7 @@ impl Written {
             exporter: hex(exporter),
             job: hex(job),
             policies: [hex(&policies[0]), hex(&policies[1])],
+            data: data.map(|data| hex(&data)),
             quote: Base64::encode_string(quote),
             previous: hex(&entry.previous),
         }
@@ -62,6 +66,7 @@ impl Written {
                 exporter: bytes(&self.exporter)?,
                 job: bytes(&self.job)?,
                 policies: pair(&self.policies)?,
+                data: self.data.as_deref().map_or(Some(None), |data| bytes(data).map(Some))?,
                 quote: Base64::decode_vec(&self.quote).ok()?,
             },
         })

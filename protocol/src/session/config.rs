@@ -132,7 +132,8 @@ impl Config {
         let quote = self.quote(&binding.report_data())?;
         let (role, server, time) = (self.role, self.role, (self.clock)());
         let (keys, policies) = ([key; 2], [self.policy; 2]);
-        Ok(Admission { role, server, time, keys, nonces, exporter, job, policies, quote })
+        let data = None;
+        Ok(Admission { role, server, time, keys, nonces, exporter, job, policies, data, quote })
     }
 }
 

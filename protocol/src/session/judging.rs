@@ -151,6 +151,7 @@ impl Session {
             exporter: self.exporter()?,
             job: self.job,
             policies: [policy, self.config.policy],
+            data: None,
             quote,
         }))
     }

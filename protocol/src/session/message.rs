@@ -387,6 +387,7 @@ mod tests {
                     exporter: [3; 32],
                     job: [4; 32],
                     policies: [[5; 32]; 2],
+                    data: Some([6; 32]),
                     quote: vec![1],
                 },
             })),

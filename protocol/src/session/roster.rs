@@ -36,6 +36,8 @@ pub struct Admission {
     pub job: [u8; 32],
     /// Digests of both policies: the peer's, the server's.
     pub policies: [[u8; 32]; 2],
+    /// Root of the Merkle tree over a worker's records, as it said when it joined; evidence does not bind it.
+    pub data: Option<[u8; 32]>,
     /// The peer's fresh quote.
     pub quote: Vec<u8>,
 }
@@ -101,12 +103,13 @@ impl Admission {
 }
 
 impl Entry {
-    /// SHA-256 over every field; only the last has no fixed length.
+    /// SHA-256 over every field; only the last has no fixed length. An entry without data has the digest that it had
+    /// before entries knew of data, so that chains of then go on.
     pub fn digest(&self) -> [u8; 32] {
-        let Admission { role, server, time, keys, nonces, exporter, job, policies, quote } =
+        let Admission { role, server, time, keys, nonces, exporter, job, policies, data, quote } =
             &self.admission;
         let mut context = Context::new(&SHA256);
-        context.update(b"hfl-roster-v2");
+        context.update(if data.is_some() { b"hfl-roster-v3" } else { b"hfl-roster-v2" });
         context.update(&self.number.to_le_bytes());
         context.update(&self.previous);
         context.update(&role.encode());
@@ -115,6 +118,7 @@ impl Entry {
         for part in keys.iter().chain(nonces).chain([exporter, job]).chain(policies) {
             context.update(part);
         }
+        data.iter().for_each(|data| context.update(data));
         context.update(quote);
         context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
@@ -131,12 +135,26 @@ impl Roster {
         &self.head
     }
 
+    /// What the last process in a role said that its data is.
+    pub fn data_of(&self, role: Role) -> Option<[u8; 32]> {
+        let of_role = self.entries.iter().rev().filter(|entry| entry.admission.role == role);
+        of_role.map(|entry| entry.admission.data).find(Option::is_some).flatten()
+    }
+
+    /// Whether there is no room for who was admitted.
+    pub fn is_full_for(&self, admission: &Admission) -> bool {
+        self.entries.len() >= ROSTER_MAX && !self.knows(admission)
+    }
+
+    /// Whether this very process was admitted before.
+    fn knows(&self, admission: &Admission) -> bool {
+        let who = |of: &Admission| (of.role, of.keys[0]);
+        self.entries.iter().any(|entry| who(&entry.admission) == who(admission))
+    }
+
     /// Adds who was admitted, unless this very process was before. Returns whether it is in the chain.
     pub fn admit(&mut self, admission: Admission) -> bool {
-        let known = |entry: &Entry| {
-            (entry.admission.role, entry.admission.keys[0]) == (admission.role, admission.keys[0])
-        };
-        if self.entries.iter().any(known) {
+        if self.knows(&admission) {
             return true;
         }
         let number = self.entries.len() as u64;
@@ -179,6 +197,7 @@ mod tests {
             exporter: [3; 32],
             job: [4; 32],
             policies: [[5; 32], [6; 32]],
+            data: None,
             quote: Vec::new(),
         };
         let binding = Binding {
@@ -220,6 +239,24 @@ mod tests {
         let mut changed = second;
         changed.previous[0] ^= 1;
         assert!(!other.extend(changed));
+    }
+
+    #[test]
+    fn data_is_part_of_the_chain_and_the_last_of_a_role_counts() {
+        let mut roster = Roster::default();
+        let worker = |key: u8, data| {
+            let mut worker = admission(Role::Worker(0), "hfl");
+            (worker.keys[0], worker.data) = ([key; 32], data);
+            worker
+        };
+        assert!(roster.admit(worker(1, Some([8; 32]))) && roster.admit(worker(2, None)));
+        assert_eq!(roster.data_of(Role::Worker(0)), Some([8; 32]), "the one who said it");
+        assert_eq!(roster.data_of(Role::Worker(1)), None);
+        let digests = [None, Some([0; 32]), Some([8; 32])].map(|data| {
+            let admission = worker(1, data);
+            Entry { number: 0, previous: [0; 32], admission }.digest()
+        });
+        assert!(digests[0] != digests[1] && digests[1] != digests[2]);
     }
 
     #[test]

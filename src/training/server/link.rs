@@ -1,10 +1,14 @@
 //! A worker's connection as the server knows it: its place, and what it waits for.
 
+use protocol::Admission;
+
 use crate::job::state::Member;
 
 /// A verified connection.
 pub(super) struct Link {
     pub(super) worker: u16,
+    /// What the roster will say of it once it has joined.
+    pub(super) admission: Option<Box<Admission>>,
     /// Entries of the roster that it was sent.
     pub(super) told: usize,
     /// Next cell of the parameters to send.

@@ -39,13 +39,14 @@ impl ParameterServer {
             }
             None => return Err(session.close(Some(Refusal::Role))),
         };
-        let admitted = session.admission().cloned().is_some_and(|who| self.roster.admit(who));
-        if !admitted {
+        let admission = session.admission().filter(|who| !self.roster.is_full_for(who));
+        let Some(admission) = admission.cloned().map(Box::new) else {
             return Err(session.close(Some(Refusal::Later)));
-        }
+        };
         self.progress += 1;
         let link = Link {
             worker,
+            admission: Some(admission),
             told: 0,
             sending: None,
             repeat: false,
@@ -78,11 +79,21 @@ impl ParameterServer {
             ));
             return Err(Refusal::Data);
         }
+        // Where there is no checkpoint yet, the roster knows.
+        let known = self.roster.data_of(Role::Worker(worker));
+        if known.is_some() && known != member.data {
+            let (known, now) = (named(known), named(member.data));
+            self.say(format!(
+                "worker{worker}: other data than in the roster: {known}, and now {now}"
+            ));
+            return Err(Refusal::Data);
+        }
         let expected = self.job.batches(member.samples);
         let single = member.samples == 1 && self.job.needs_two();
         if member.samples == 0 || single || member.batches != expected {
             return Err(Refusal::Data);
         }
+        self.admit(id, &member)?;
         let wanted = |link: &Link| link.worker == worker && matches!(link.place, Place::Wanted(_));
         match self.holder(worker) {
             None => self.take_place(id, member),
@@ -98,6 +109,17 @@ impl ParameterServer {
             }
         }
         Ok(())
+    }
+
+    /// The roster has everybody who said what its data is.
+    fn admit(&mut self, id: usize, member: &Member) -> Result<(), Refusal> {
+        let admission = self.links.get_mut(&id).and_then(|link| link.admission.take());
+        let mut admission = *admission.ok_or(Refusal::Protocol)?;
+        admission.data = member.data;
+        match self.roster.admit(admission) {
+            true => Ok(()),
+            false => Err(Refusal::Later),
+        }
     }
 
     pub(super) fn take_place(&mut self, id: usize, member: Member) {
