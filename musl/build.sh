@@ -18,7 +18,9 @@ flags=(
   "--remap-path-prefix=$sysroot=/rust"
 )
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; printf '%s' "${flags[*]}")
-export CARGO_ENCODED_RUSTFLAGS SOURCE_DATE_EPOCH=0
+# No clock is before the commit that this is built from.
+HFL_BUILT=$(git log -1 --format=%ct 2>/dev/null || echo 0)
+export CARGO_ENCODED_RUSTFLAGS HFL_BUILT SOURCE_DATE_EPOCH=0
 export CFLAGS_x86_64_unknown_linux_musl="-U_FORTIFY_SOURCE -fno-stack-protector -ffile-prefix-map=$root=/hfl -ffile-prefix-map=${CARGO_HOME:-$HOME/.cargo}=/cargo"
 cargo build --release --locked --target "$target" --target-dir "$root/target/reproducible" --bin hfl
 

@@ -56,6 +56,10 @@ pub enum Event {
         worker: String,
         /// Why.
         why: String,
+        /// Rounds that it contributed to so far.
+        rounds: u64,
+        /// Samples that it contributed to these.
+        samples: u64,
     },
     /// ps0: workers may connect.
     Listening {
@@ -70,6 +74,13 @@ pub enum Event {
         bytes_received: u64,
         /// Bytes that went to them.
         bytes_sent: u64,
+    },
+    /// A peer's evidence was accepted anew, while its connection lasts.
+    Reattested {
+        /// Its role.
+        peer: String,
+        /// How often it was, with the first time.
+        times: u64,
     },
     /// ps0: the gradients of all workers are in, and the parameters updated.
     Round {
@@ -155,9 +166,10 @@ mod tests {
             Event::Evaluated { step: 1, right: 2, images: 3, by_worker: vec![[2, 3]], best: true },
             Event::Finished {},
             Event::Joined { worker: text(), returns: true, samples: 3 },
-            Event::Left { worker: text(), why: text() },
+            Event::Left { worker: text(), why: text(), rounds: 1, samples: 2 },
             Event::Listening { address: text() },
             Event::Parameters { sha256: "0".repeat(64), bytes_received: 1, bytes_sent: 2 },
+            Event::Reattested { peer: text(), times: 2 },
             Event::Round {
                 step: 0,
                 rate: 0.1,

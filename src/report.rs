@@ -41,6 +41,11 @@ impl Report {
         );
     }
 
+    /// A peer's evidence was accepted anew, so many times with the first.
+    pub fn reattested(&self, peer: Role, times: u64) {
+        self.tell(|| Event::Reattested { peer: peer.to_string(), times });
+    }
+
     /// The job is known, and begins or goes on.
     pub fn started(&self, role: Role, job: &[u8; 32]) {
         let program = env!("CARGO_PKG_VERSION").to_owned();

@@ -17,6 +17,7 @@ mod owners;
 mod parity;
 mod participants;
 mod processes;
+mod reattest;
 mod replayed;
 mod report;
 mod room;

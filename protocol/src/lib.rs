@@ -56,6 +56,12 @@
 //! * A quote of an earlier connection, or our own shown to us: nonces, keys and direction are bound.
 //!   `session::tests`:
 //!   `a_replayed_quote_of_an_honest_session_is_refused`
+//! * A TD turns to something else once it is in: open sessions are attested anew, over a nonce of then.
+//!   `session::reattest`:
+//!   `who_runs_something_else_by_now_leaves_with_the_reason`
+//! * A host's quote service stalls the loop that serves everybody: our quotes are made on a thread.
+//!   `session::reattest`:
+//!   `a_quote_that_takes_its_time_holds_up_nothing_else`
 //! * A certificate without evidence, or with another's: refused before anything else is said.
 //!   `session::tests`:
 //!   `certificates_without_evidence_or_with_stolen_evidence_are_refused`

@@ -208,6 +208,9 @@ attested! {
         /// instruction set: auto, amx, avx512, avx2 or portable [auto]
         #[argh(option, default = "IsaChoice::auto()")]
         pub(super) isa: IsaChoice,
+        /// seconds until peers of open connections show fresh evidence, 0 for never [600]
+        #[argh(option, default = "600")]
+        pub(super) reattest: u64,
         /// seconds for which a finished ps0 serves its volume, once, to hfl model pull [0]
         #[argh(option, default = "0")]
         pub(super) linger: u64,

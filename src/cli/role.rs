@@ -69,6 +69,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         isa: args.isa.0,
         service: args.secret_service.map(|at| Service { at, app_id: args.app_id, wait }),
         linger: Duration::from_secs(args.linger),
+        reattest: (args.reattest > 0).then(|| Duration::from_secs(args.reattest)),
         json: args.json,
         metrics: args.metrics,
         page: args.report == ReportKind::Html,

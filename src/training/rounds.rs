@@ -37,6 +37,15 @@ pub struct Run {
     pub workers: Vec<Contributed>,
 }
 
+/// A worker's part in a job.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Rounds that it contributed to.
+    pub rounds: u64,
+    /// Samples of these.
+    pub samples: u64,
+}
+
 impl Default for RoundLog {
     fn default() -> Self {
         Self { version: VERSION, runs: Vec::new() }
@@ -67,6 +76,19 @@ impl RoundLog {
         if let Some(run) = self.runs.last_mut() {
             run.rounds = run.rounds.min((step - run.step).div_ceil(run.steps.max(1)));
         }
+    }
+
+    /// What a worker has contributed.
+    pub fn share_of(&self, worker: u16) -> Share {
+        let mut share = Share::default();
+        for run in &self.runs {
+            let of_worker = run.workers.iter().filter(|part| part.worker == worker);
+            for part in of_worker {
+                share.rounds += run.rounds;
+                share.samples += run.rounds * u64::from(part.samples);
+            }
+        }
+        share
     }
 
     /// The rounds.
@@ -118,6 +140,8 @@ mod tests {
         };
         assert_eq!(rounds(&log), [(0, 2, 2), (6, 1, 1), (9, 1, 2)]);
         assert_eq!(RoundLog::parse(&log.encode()).as_ref(), Ok(&log));
+        let shares = [0, 1, 2].map(|worker| log.share_of(worker));
+        assert_eq!(shares.map(|share| (share.rounds, share.samples)), [(4, 16), (3, 12), (0, 0)]);
         log.cut(9);
         assert_eq!(rounds(&log), [(0, 2, 2), (6, 1, 1)]);
         log.cut(3);

@@ -241,7 +241,16 @@ impl TrustOptions {
     }
 
     fn simulated(&self) -> SimPlatform {
-        SimPlatform::with_td(clock(), &self.sim_image, false)
+        // IMAGE, or IMAGE+N+OTHER: the other one after N quotes.
+        let mut parts = self.sim_image.splitn(3, '+');
+        let first = parts.next().unwrap_or_default();
+        let quotes = parts.next().and_then(|number| number.parse().ok());
+        match (quotes, parts.next()) {
+            (Some(quotes), Some(other)) => {
+                SimPlatform::with_td(clock(), first, false).turning_to(other, quotes)
+            }
+            _ => SimPlatform::with_td(clock(), &self.sim_image, false),
+        }
     }
 
     /// Everything that the options name.

@@ -4,6 +4,8 @@
 //! They exist so that the same verifier, sessions and roles run on machines without TDX. The real
 //! layout: root, intermediate "PCK Platform CA", PCK leaf, quoting enclave report, attestation key.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, DnType, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
@@ -52,7 +54,14 @@ pub struct SimPlatform {
     pck_key: EcdsaKeyPair,
     chain: Vec<u8>,
     report: TdReport,
+    turning: Option<Turning>,
     random: SystemRandom,
+}
+
+/// What the TD runs after some quotes, and how many are left before.
+struct Turning {
+    mr_td: [u8; 48],
+    left: AtomicU64,
 }
 
 impl SimPlatform {
@@ -81,7 +90,25 @@ impl SimPlatform {
             v15: None,
         };
         report.td_attributes[0] |= u8::from(debug);
-        Self { attestation_key: new_key(&random), pck_key, chain, report, random }
+        let attestation_key = new_key(&random);
+        Self { attestation_key, pck_key, chain, report, turning: None, random }
+    }
+
+    /// The same, whose TD turns to another image after so many quotes: for tests of who is attested anew.
+    #[must_use]
+    pub fn turning_to(mut self, image: &str, quotes: u64) -> Self {
+        let (mr_td, left) = (measurement(image), AtomicU64::new(quotes));
+        self.turning = Some(Turning { mr_td, left });
+        self
+    }
+
+    /// What the TD runs now.
+    fn mr_td(&self) -> [u8; 48] {
+        let one_less = |left: u64| left.checked_sub(1);
+        let turned = self.turning.as_ref().filter(|turning| {
+            turning.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_err()
+        });
+        turned.map_or(self.report.mr_td, |turning| turning.mr_td)
     }
 
     /// The TD's measurements; the report data there is zero.
@@ -97,7 +124,7 @@ impl SimPlatform {
 
 impl Attester for SimPlatform {
     fn quote(&self, report_data: &[u8; 64]) -> std::io::Result<Vec<u8>> {
-        let report = TdReport { report_data: *report_data, ..self.report };
+        let report = TdReport { report_data: *report_data, mr_td: self.mr_td(), ..self.report };
         let signed = [encode_header().as_slice(), &report.encode()].concat();
         // Without the byte that says "uncompressed".
         let attestation_key: [u8; 64] =

@@ -1,22 +1,26 @@
 //! `Question`: what only a service can tell about evidence. Asking blocks, so who waits for others too hands it to a
 //! thread and judges again with the [`Answer`].
 
+use std::fmt;
 use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 
+use crate::Attester;
 use crate::evidence::quote::TdReport;
 use crate::judge::dcap::{Origin, Status};
 use crate::judge::remote::{RemoteError, RemoteVerifier};
 use crate::services::collateral_store::CollateralStore;
 
 /// Something to ask a service.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) enum Question {
     /// The collateral of a kind of platform; it comes to lie in the store.
     Collateral(Arc<CollateralStore>, Origin),
     /// Whether a quote is worth believing.
     Appraisal(Box<Appraisal>),
+    /// A quote of our own over report data.
+    Quote(Option<Arc<dyn Attester>>, [u8; 64]),
 }
 
 /// What a remote verifier is asked.
@@ -35,6 +39,8 @@ pub(crate) enum Answer {
     Collateral,
     /// What the remote verifier says of the quote with this SHA-256, and of no other.
     Appraisal([u8; 32], Result<Status, RemoteError>),
+    /// Our quote over this report data, or why there is none; empty where an owner's key stands in its place.
+    Quote([u8; 64], Result<Vec<u8>, String>),
 }
 
 impl Answer {
@@ -51,6 +57,16 @@ fn sha256(quote: &[u8]) -> [u8; 32] {
     digest(&SHA256, quote).as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Collateral(_, origin) => write!(f, "Collateral({origin:?})"),
+            Self::Appraisal(_) => f.write_str("Appraisal"),
+            Self::Quote(..) => f.write_str("Quote"),
+        }
+    }
+}
+
 impl Question {
     /// Asks. Blocks until the service answers or is given up.
     pub(crate) fn ask(&self) -> Answer {
@@ -63,6 +79,10 @@ impl Question {
                 let Appraisal { service, quote, report, now } = &**asked;
                 Answer::Appraisal(sha256(quote), service.appraise(quote, report, *now))
             }
+            Self::Quote(attester, over) => {
+                let made = attester.as_ref().map_or(Ok(Vec::new()), |from| from.quote(over));
+                Answer::Quote(*over, made.map_err(|error| error.to_string()))
+            }
         }
     }
 
@@ -74,7 +94,13 @@ impl Question {
                 let failed = Err(RemoteError::Service(why.to_owned()));
                 Answer::Appraisal(sha256(&asked.quote), failed)
             }
+            Self::Quote(_, over) => Answer::Quote(*over, Err(why.to_owned())),
         }
+    }
+
+    /// Whether it is about our own evidence: what others keep waiting does not keep that waiting.
+    pub(crate) fn is_own(&self) -> bool {
+        matches!(self, Self::Quote(..))
     }
 
     /// Whether the answer to the one is the answer to the other. Each quote is judged by itself.

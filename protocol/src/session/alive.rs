@@ -1,11 +1,12 @@
 //! Signs of life: how a session that has nothing to say is told from one whose other end is gone.
 
+use std::io;
 use std::time::Duration;
 
 use rustls::Connection;
 
 use super::Session;
-use crate::session::close::{CloseReason, SILENCE_MAX};
+use crate::session::close::{CloseReason, OPEN_TIMEOUT, SILENCE_MAX};
 use crate::session::message::{Message, State};
 
 /// A server that said nothing else for so long says that it is alive. Well below [`SILENCE_MAX`], so that one
@@ -17,8 +18,13 @@ impl Session {
     pub fn timeout(&self) -> Option<Duration> {
         match (self.state, &self.tls) {
             (State::Closed, _) => None,
-            (State::Open, Connection::Server(_)) => Some(self.said + ALIVE_EVERY),
-            (State::Open, Connection::Client(_)) => Some(self.heard + SILENCE_MAX),
+            (State::Open, side) => {
+                let alive = match side {
+                    Connection::Server(_) => self.said + ALIVE_EVERY,
+                    Connection::Client(_) => self.heard + SILENCE_MAX,
+                };
+                Some(self.reattest_timeout().map_or(alive, |at| at.min(alive)))
+            }
             _ => Some(self.deadline),
         }
     }
@@ -29,9 +35,11 @@ impl Session {
     /// # Errors
     /// [`CloseReason::Timeout`] or [`CloseReason::Silent`].
     pub fn handle_timeout(&mut self, now: Duration) -> Result<(), CloseReason> {
-        if std::mem::take(&mut self.has_heard) {
+        let is_heard = std::mem::take(&mut self.has_heard);
+        if is_heard {
             self.heard = now;
         }
+        self.reattest(now, is_heard)?;
         if std::mem::take(&mut self.has_said) {
             self.said = now;
         }
@@ -39,6 +47,8 @@ impl Session {
             return Ok(());
         }
         match (self.state, &self.tls) {
+            (State::Open, Connection::Server(_)) if now < self.said + ALIVE_EVERY => Ok(()),
+            (State::Open, Connection::Client(_)) if now < self.heard + SILENCE_MAX => Ok(()),
             (State::Open, Connection::Server(_)) => {
                 self.said = now;
                 // Bytes that wait to be sent are a sign of life of their own.
@@ -48,6 +58,11 @@ impl Session {
                 }
             }
             (State::Open, Connection::Client(_)) => Err(self.end(CloseReason::Silent)),
+            _ if self.lacks_own() => {
+                let what = format!("this platform made none within {} s", OPEN_TIMEOUT.as_secs());
+                Err(self
+                    .end(CloseReason::NoEvidence(io::Error::new(io::ErrorKind::TimedOut, what))))
+            }
             _ if self.is_asking() => Err(self.end(CloseReason::Unanswered)),
             _ => Err(self.end(CloseReason::Timeout)),
         }

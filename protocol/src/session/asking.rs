@@ -49,7 +49,7 @@ impl Asking {
 
     /// The answer; it means nothing to who does not wait.
     pub(super) fn set_answer(&mut self, answer: &Answer) {
-        if self.is_waiting() {
+        if self.is_waiting() && !matches!(answer, Answer::Quote(..)) {
             self.answer = Some(answer.clone());
         }
     }

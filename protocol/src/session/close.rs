@@ -44,6 +44,8 @@ pub enum CloseReason {
     Timeout,
     /// The service that we judge it by did not answer in time.
     Unanswered,
+    /// The peer was asked for fresh evidence, and did not show it in time.
+    Unattested,
     /// The server let nothing be heard for too long.
     Silent,
     /// We have no evidence to show.
@@ -80,6 +82,12 @@ impl fmt::Display for CloseReason {
                 f,
                 "the service that its evidence is judged by (--collateral) did not answer in time"
             ),
+            Self::Unattested => {
+                write!(
+                    f,
+                    "it was asked for fresh evidence (--reattest), and did not show it in time"
+                )
+            }
             Self::Silent => write!(f, "it said nothing for {} s", SILENCE_MAX.as_secs()),
             Self::NoEvidence(error) => write!(f, "we have no evidence to show: {error}"),
             Self::Io(error) => error.fmt(f),
@@ -98,7 +106,7 @@ impl CloseReason {
             }
             Self::Refused(refusal) => Some(*refusal),
             Self::Rejected(Rejection::Policy(..)) => Some(Refusal::Policy),
-            Self::Rejected(_) | Self::Fellow(..) => Some(Refusal::Evidence),
+            Self::Rejected(_) | Self::Fellow(..) | Self::Unattested => Some(Refusal::Evidence),
             Self::Version(_) => Some(Refusal::Version),
             Self::Unanswered => Some(Refusal::Later),
             _ => None,

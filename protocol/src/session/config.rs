@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
@@ -15,6 +16,9 @@ use crate::role::Role;
 use crate::session::roster::Admission;
 use crate::session::tls::Tls;
 
+/// How long open connections go without fresh evidence, where nothing else is said.
+const REATTEST: Duration = Duration::from_secs(600);
+
 /// Who we are, and whom we accept.
 pub struct Config {
     /// Our role.
@@ -25,6 +29,8 @@ pub struct Config {
     pub verifier: Verifier,
     /// Seconds since 1970.
     pub clock: fn() -> u64,
+    /// How often peers of open connections show fresh evidence, if they do.
+    pub reattest: Option<Duration>,
     /// Digest of the policy that we judge others by.
     pub(super) policy: [u8; 32],
     /// Collateral of our own platform, which is shown to peers that may have none.
@@ -74,7 +80,8 @@ impl Config {
         let tls = Tls::new(&identity, &verifier, clock).map_err(io::Error::other)?;
         let collateral = verifier.own_collateral(identity.certificate(), clock());
         let policy = verifier.policy.digest();
-        Ok(Self { role, attester, verifier, clock, policy, collateral, identity, tls })
+        let reattest = Some(REATTEST);
+        Ok(Self { role, attester, verifier, clock, reattest, policy, collateral, identity, tls })
     }
 
     /// The same identity and trust anchor with another policy for those who come from now on. Asks nobody.
@@ -90,6 +97,7 @@ impl Config {
             policy: verifier.policy.digest(),
             verifier,
             clock: self.clock,
+            reattest: self.reattest,
             collateral: self.collateral.clone(),
             identity: Arc::clone(&self.identity),
             tls,

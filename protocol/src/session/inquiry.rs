@@ -13,6 +13,8 @@ use crate::judge::question::{Answer, Question};
 
 /// Most threads at a time. One that waits for a service that never answers leaves the others theirs.
 const RUNNING_MAX: usize = 4;
+/// Most threads that make quotes of our own: a platform makes one after the other, and its kernel's interface is one.
+const QUOTING_MAX: usize = 1;
 /// What these threads need of a stack: TLS, and documents of a few hundred KiB on the heap.
 const STACK_LEN: usize = 512 << 10;
 
@@ -91,9 +93,17 @@ impl Inquiries {
     }
 
     fn start(&mut self) {
-        let running = self.open.iter().filter(|open| open.is_running).count();
-        let free = RUNNING_MAX.saturating_sub(running);
-        for open in self.open.iter_mut().filter(|open| !open.is_running).take(free) {
+        for (is_own, most) in [(true, QUOTING_MAX), (false, RUNNING_MAX)] {
+            self.start_some(is_own, most);
+        }
+    }
+
+    fn start_some(&mut self, is_own: bool, most: usize) {
+        let mut of_kind: Vec<&mut Inquiry> =
+            self.open.iter_mut().filter(|open| open.subject.is_own() == is_own).collect();
+        let running = of_kind.iter().filter(|open| open.is_running).count();
+        let free = most.saturating_sub(running);
+        for open in of_kind.iter_mut().filter(|open| !open.is_running).take(free) {
             open.is_running = true;
             let (number, sender) = (open.number, self.sender.clone());
             let (subject, waker) = (Arc::clone(&open.subject), Arc::clone(&self.waker));
@@ -113,6 +123,10 @@ impl Inquiries {
 }
 
 impl Subject {
+    fn is_own(&self) -> bool {
+        matches!(self, Self::Evidence(question) if question.is_own())
+    }
+
     /// Blocks.
     fn find_out(&self) -> Reply {
         match self {

@@ -30,11 +30,12 @@ impl Session {
     /// What the session wants to know from a service. Its owner has it asked, elsewhere than where it waits, and
     /// brings the answer to [`Session::answer`].
     pub(crate) fn take_question(&mut self) -> Option<Question> {
-        self.asking.take_question()
+        self.asking.take_question().or_else(|| self.own_question())
     }
 
     /// The answer; [`Session::next_event`] goes on with it.
     pub(crate) fn answer(&mut self, answer: &Answer) {
+        self.set_own(answer);
         self.asking.set_answer(answer);
     }
 
@@ -63,7 +64,8 @@ impl Session {
         }
         let now = (self.config.clock)();
         let answer = self.asking.take_answer();
-        match admission.judge(&self.config.verifier, answer, now) {
+        let judged = admission.judge(&self.config.verifier, answer, now);
+        match self.config.verifier.check_clock(now).and(judged) {
             Ok(Judged::Accepted(_, question)) => {
                 self.asking.mention(question);
                 Ok(true)
@@ -92,7 +94,7 @@ impl Session {
         quote: Vec<u8>,
         collateral: Vec<u8>,
     ) -> Result<(), CloseReason> {
-        let report_data = self.report_data(false)?;
+        let report_data = self.report_data(false, self.asked_nonce().as_ref())?;
         let Some(Claimed { role, key, policy: theirs, .. }) = self.claimed else {
             return Err(CloseReason::NotAllowed("evidence"));
         };
@@ -103,7 +105,7 @@ impl Session {
             if !policy.vouches(Some(role), &key) {
                 return Err(CloseReason::Rejected(Rejection::MissingEvidence));
             }
-            self.peer = Some(Peer { role, verdict: None, key });
+            self.accepted(Peer { role, verdict: None, key });
             self.state = State::Open;
             return Ok(());
         }
@@ -120,16 +122,20 @@ impl Session {
             collateral: theirs.as_ref(),
         };
         let answer = self.asking.take_answer();
-        match self.config.verifier.judge(&shown, answer, now).map_err(CloseReason::Rejected)? {
+        let judged = self.config.verifier.judge(&shown, answer, now);
+        let judged = self.config.verifier.check_clock(now).and(judged);
+        match judged.map_err(CloseReason::Rejected)? {
             Judged::Asks(question) => {
                 self.deadline += ANSWER_WAIT;
                 self.asking.wait(question, Again::Evidence { quote, collateral });
             }
             Judged::Accepted(verdict, question) => {
                 self.asking.mention(question);
-                self.peer = Some(Peer { role, verdict: Some(*verdict), key });
-                self.admission = self.admitted(quote)?;
-                self.state = State::Open;
+                self.accepted(Peer { role, verdict: Some(*verdict), key });
+                if self.state != State::Open {
+                    self.admission = self.admitted(quote)?;
+                    self.state = State::Open;
+                }
             }
         }
         Ok(())
@@ -160,8 +166,13 @@ impl Session {
         self.tls.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(CloseReason::Tls)
     }
 
-    /// The report data of our own evidence, or what the peer's must be.
-    pub(super) fn report_data(&self, own: bool) -> Result<[u8; 64], CloseReason> {
+    /// The report data of our own evidence, or what the peer's must be; asked for anew, with the verifier's nonce of
+    /// then.
+    pub(super) fn report_data(
+        &self,
+        own: bool,
+        anew: Option<&[u8; 32]>,
+    ) -> Result<[u8; 64], CloseReason> {
         let Some(Claimed { role, nonce, key, policy }) = &self.claimed else {
             return Err(CloseReason::NotAllowed("evidence"));
         };
@@ -176,7 +187,7 @@ impl Session {
             verifier: verifier.0,
             from_client: own == is_client,
             keys: [prover.1, verifier.1],
-            nonces: [prover.2, verifier.2],
+            nonces: [prover.2, anew.unwrap_or(verifier.2)],
             exporter: &exporter,
             job: &self.job,
             policies: [prover.3, verifier.3],

@@ -138,6 +138,18 @@ pub enum Message {
     },
     /// What the last round was made of, before the parameters that came of it: in the program's own form.
     Receipt(Vec<u8>),
+    /// Asks for fresh evidence over this connection.
+    Attest {
+        /// Fresh random bytes, in the place of those of the sender's hello.
+        nonce: [u8; 32],
+    },
+    /// A fresh quote, for the last [`Message::Attest`].
+    Attested {
+        /// The quote.
+        quote: Vec<u8>,
+        /// A bundle with the collateral of the sender's platform, or nothing.
+        collateral: Vec<u8>,
+    },
 }
 
 /// Microseconds of a worker's step; what takes longer than an hour says the most that there is.
@@ -305,6 +317,8 @@ impl Message {
             Self::Repeat { .. } => "repeat",
             Self::Skipped { .. } => "skipped",
             Self::Receipt(_) => "receipt",
+            Self::Attest { .. } => "question for fresh evidence",
+            Self::Attested { .. } => "fresh evidence",
         }
     }
 
@@ -324,7 +338,9 @@ impl Message {
             (_, State::Handshake | State::Hello | State::Evidence | State::Closed) => return false,
             (message, State::Open) => match message {
                 Self::Hello { .. } | Self::Evidence { .. } | Self::Refused(_) => return false,
-                Self::Alive { .. } => return sender.is_some(),
+                Self::Alive { .. } | Self::Attest { .. } | Self::Attested { .. } => {
+                    return sender.is_some();
+                }
                 Self::Join { .. }
                 | Self::Gradients { .. }
                 | Self::Evaluated { .. }
@@ -394,6 +410,8 @@ mod tests {
             Message::Repeat { step: 2 },
             Message::Skipped { step: 2 },
             Message::Receipt(vec![7; 300]),
+            Message::Attest { nonce: [5; 32] },
+            Message::Attested { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Alive { number: 300 },
             Message::Evaluate { step: 300 },
             Message::Evaluated { step: 300, confusion: vec![7, 0, 300, 9] },
@@ -411,7 +429,7 @@ mod tests {
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 21] = [
+        let golden: [&[u8]; 23] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3, 1, 4],
             &[2, 3],
@@ -429,6 +447,8 @@ mod tests {
             &[18, 2],
             &[19, 2],
             &[20, 0xac, 2, 7, 7],
+            &[21, 5, 5],
+            &[22, 3, 1, 2, 3, 1, 4],
             &[14, 0xac, 2],
             &[15, 0xac, 2],
             &[16, 0xac, 2, 4, 7, 0, 0xac, 2, 9],
@@ -480,7 +500,8 @@ mod tests {
         for (kind, as_client, as_server) in expected {
             let both = [(true, as_client), (false, as_server)];
             for (from_client, says) in both {
-                let mut says = [&["refused", "alive"], says].concat();
+                let always = ["refused", "alive", "question for fresh evidence", "fresh evidence"];
+                let mut says = [&always, says].concat();
                 let mut allowed = allowed(State::Open, from_client, Some(kind));
                 says.sort_unstable();
                 allowed.sort_unstable();

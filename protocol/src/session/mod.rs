@@ -20,12 +20,14 @@ mod asking;
 pub(crate) mod close;
 pub(crate) mod config;
 pub(crate) mod frame;
+mod fresh;
 mod inquiry;
 mod judging;
 pub(crate) mod link;
 pub(crate) mod message;
 pub(crate) mod net;
 mod places;
+mod reattest;
 pub(crate) mod roster;
 mod seal;
 mod socket;
@@ -49,6 +51,7 @@ use crate::session::asking::Asking;
 use crate::session::close::{CloseReason, OPEN_TIMEOUT};
 use crate::session::config::{Config, nonce};
 use crate::session::frame::{FRAME_LEN_MAX, Frame};
+use crate::session::fresh::Fresh;
 use crate::session::message::{Message, PROTOCOL_VERSION, Refusal, State};
 use crate::session::roster::Admission;
 use crate::session::tls::rejection;
@@ -127,6 +130,7 @@ pub struct Session {
     peer: Option<Peer>,
     admission: Option<Admission>,
     asking: Asking,
+    fresh: Fresh,
     announced: bool,
     /// Decrypted bytes; the first `done` of them are used up.
     plain: Vec<u8>,
@@ -191,6 +195,7 @@ impl Session {
             peer: None,
             admission: None,
             asking: Asking::default(),
+            fresh: Fresh::default(),
             announced: false,
             plain: Vec::new(),
             done: 0,
@@ -297,7 +302,8 @@ impl Session {
         if let Some(message) = self.judge_again()? {
             return Ok(Some(Event::Message(message)));
         }
-        if self.is_asking() {
+        self.show_own().map_err(|why| self.end(why))?;
+        if self.is_asking() || self.lacks_own() {
             return Ok(None);
         }
         loop {
@@ -330,7 +336,7 @@ impl Session {
                     if let Some(message) = self.handle(message).map_err(|why| self.end(why))? {
                         return Ok(Some(Event::Message(message)));
                     }
-                    if self.is_asking() {
+                    if self.is_asking() || self.lacks_own() {
                         return Ok(None);
                     }
                 }
@@ -441,6 +447,13 @@ impl Session {
             Message::Evidence { quote, collateral } => {
                 self.handle_evidence(quote, collateral).map(|()| None)
             }
+            Message::Attest { nonce } => self.handle_attest(nonce).map(|()| None),
+            Message::Attested { .. } if self.asked_nonce().is_none() => {
+                Err(CloseReason::NotAllowed("evidence that was not asked for"))
+            }
+            Message::Attested { quote, collateral } => {
+                self.handle_attested(quote, collateral).map(|()| None)
+            }
             Message::Refused(refusal) => Err(CloseReason::RefusedByPeer(refusal)),
             Message::Alive { number } if from_client => {
                 if number > self.probes {
@@ -474,11 +487,9 @@ impl Session {
             self.job = job;
         }
         self.claimed = Some(Claimed { role, nonce, key, policy });
-        let report_data = self.report_data(true)?;
-        let quote = self.config.quote(&report_data).map_err(CloseReason::NoEvidence)?;
+        let report_data = self.report_data(true, None)?;
         self.state = State::Evidence;
-        let collateral = self.config.collateral.clone();
-        self.put(&Message::Evidence { quote, collateral })
+        self.quote_own(report_data)
     }
 
     fn put(&mut self, message: &Message) -> Result<(), CloseReason> {

@@ -177,8 +177,9 @@ impl Net {
     pub fn connect(&mut self, host_and_port: &str) -> io::Result<LinkId> {
         let host = host_and_port.rsplit_once(':').map_or(host_and_port, |(host, _)| host);
         let host = host.trim_start_matches('[').trim_end_matches(']');
-        let session = Session::client(Arc::clone(&self.config), host, self.started.elapsed())
+        let mut session = Session::client(Arc::clone(&self.config), host, self.started.elapsed())
             .map_err(io::Error::other)?;
+        session.defer_quotes();
         let id = self.insert(Socket::default(), NOWHERE, session);
         match host_and_port.parse() {
             Ok(address) => self.dial(id, address),
@@ -288,7 +289,7 @@ impl Net {
             return;
         };
         link.drive(work);
-        if let Some(question) = link.session_mut().take_question() {
+        while let Some(question) = link.session_mut().take_question() {
             self.inquiries.ask(id.0, Subject::Evidence(question));
         }
         if *is_counted && link.session().is_open() {
@@ -386,7 +387,10 @@ impl Net {
             self.say_crowded(now);
         }
         let session = match Session::server(Arc::clone(&self.config), *job, now) {
-            Ok(session) => session,
+            Ok(mut session) => {
+                session.defer_quotes();
+                session
+            }
             Err(why) => {
                 log::warn!("{address}: {why}");
                 return;

@@ -24,7 +24,11 @@ use crate::termination;
 /// What ended it before.
 pub fn run(options: &Options) -> Result<(), Failure> {
     termination::catch()?;
-    let config = options.trust.config(options.role)?;
+    let mut config = options.trust.config(options.role)?;
+    // Nobody else has it yet.
+    if let Some(config) = Arc::get_mut(&mut config) {
+        config.reattest = options.reattest;
+    }
     let metrics = Arc::new(Metrics::default());
     if let Some(at) = &options.metrics {
         let local = metrics::serve(&metrics, at, options.role.to_string())?;

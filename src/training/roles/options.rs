@@ -54,6 +54,8 @@ pub struct Options {
     pub isa: Isa,
     /// Our evidence, and whom we trust.
     pub trust: TrustOptions,
+    /// How often peers of open connections show fresh evidence; `None` for never.
+    pub reattest: Option<Duration>,
     /// Who has the volume's passphrase, if that is a service.
     pub service: Option<Service>,
     /// How long a finished ps0 serves its volume to trusted nodes.

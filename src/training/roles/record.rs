@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use protocol::{Admission, Body, Evidence, Peer, Spent, TdReport, hex, is_simulated};
+use protocol::{Admission, Body, Evidence, Peer, Role, Spent, TdReport, hex, is_simulated};
 
 use crate::failure::{Doing, Failure};
 use crate::history::curve::Point;
@@ -13,7 +13,7 @@ use crate::job::receipt::Receipt;
 use crate::job::state::State;
 use crate::job::{Job, Outer, Quorum, Wire};
 use crate::training::ledger::{self, Ledger};
-use crate::training::rounds::{self, RoundLog};
+use crate::training::rounds::{self, RoundLog, Share};
 use crate::training::server::Closed;
 use crate::training::store::{Progress, Store};
 use crate::trust::clock;
@@ -61,6 +61,14 @@ impl Record {
     /// The receipt of a round.
     pub(super) fn receipt(&mut self, receipt: Option<&Receipt>) {
         receipt.into_iter().for_each(|receipt| self.receipts.push(receipt));
+    }
+
+    /// What a worker has contributed so far.
+    pub(super) fn share_of(&self, role: Role) -> Share {
+        match role {
+            Role::Worker(index) => self.rounds.share_of(index),
+            _ => Share::default(),
+        }
     }
 
     /// Writes who contributed to the rounds so far, and the heads of their receipts.

@@ -5,7 +5,7 @@ mod leaving;
 mod missing;
 mod saving;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,7 @@ use crate::termination;
 use crate::training::checkpoint;
 use crate::training::note::Note;
 use crate::training::room;
+use crate::training::rounds::Share;
 use crate::training::server::{NotFinite, ParameterServer};
 use crate::training::store::Store;
 
@@ -42,7 +43,8 @@ struct Running {
     report: Report,
     metrics: Arc<Metrics>,
     record: Record,
-    verified: BTreeSet<LinkId>,
+    /// How often the evidence of each peer was accepted.
+    attested: BTreeMap<LinkId, u64>,
     bytes: [u64; 2],
     last: Instant,
     /// Since when the round at hand waits, or whom it waits for changed.
@@ -98,7 +100,7 @@ pub(super) fn run(
         report: Report::new(options.json, Arc::clone(&metrics)),
         metrics,
         record,
-        verified: BTreeSet::new(),
+        attested: BTreeMap::new(),
         bytes: [0; 2],
         last: Instant::now(),
         waits_since: Instant::now(),
@@ -180,15 +182,28 @@ impl Running {
     fn pump(&mut self) {
         for id in self.net.ids() {
             self.net.drive(id, |session| self.server.pump(id.0, session));
-            let address = self.net.address(id);
-            let peer = self.net.session(id).and_then(|session| session.peer());
-            if let (Some(peer), Some(address)) = (peer, address)
-                && self.verified.insert(id)
-            {
-                self.report.verified(peer.role);
-                self.record.admit(peer);
-                log::info!("{} at {address}: its evidence is accepted", peer.role);
-            }
+            self.tell_evidence(id);
+        }
+    }
+
+    /// Tells that a peer's evidence was accepted, for the first time or anew.
+    fn tell_evidence(&mut self, id: LinkId) {
+        let Some(address) = self.net.address(id) else { return };
+        let Some(session) = self.net.session(id) else { return };
+        let (Some(peer), times) = (session.peer(), session.attested()) else { return };
+        let before = self.attested.insert(id, times).unwrap_or(0);
+        if before == times {
+            return;
+        }
+        let role = peer.role;
+        if before == 0 {
+            self.report.verified(role);
+            self.record.admit(peer);
+            log::info!("{role} at {address}: its evidence is accepted");
+        } else {
+            self.report.reattested(role, times);
+            log::info!("{role} at {address}: its fresh evidence is accepted");
+            self.note(EventKind::Reattested, role.to_string());
         }
     }
 
@@ -329,13 +344,17 @@ impl Running {
 
     fn remove_ended(&mut self) {
         for Over { id, session, why, address } in self.net.take_ended() {
+            self.attested.remove(&id);
             let [received, sent] = session.bytes();
             self.bytes = [self.bytes[0] + received, self.bytes[1] + sent];
             if let Some(role) = self.server.left(id.0) {
+                let Share { rounds, samples } = self.record.share_of(role);
+                let why =
+                    format!("{why}; it contributed {samples} samples to {rounds} rounds so far");
                 log::warn!("{role} at {address}: {why}");
                 self.note(EventKind::Left, format!("{role}: {why}"));
-                let (worker, why) = (role.to_string(), why.to_string());
-                self.report.tell(|| Event::Left { worker, why });
+                let worker = role.to_string();
+                self.report.tell(|| Event::Left { worker, why, rounds, samples });
             } else if let Some(peer) = session.peer() {
                 log::info!("{} at {address}: {why}", peer.role);
             } else {

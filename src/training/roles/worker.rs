@@ -175,7 +175,7 @@ impl Running<'_> {
     fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<Lost>, Failure> {
         self.worker.disconnected();
         self.stopwatch = Stopwatch::default();
-        let mut was_open = false;
+        let mut attested = 0;
         loop {
             net.poll(None, &[0; 32]).doing("network")?;
             loop {
@@ -188,13 +188,7 @@ impl Running<'_> {
                     self.stopwatch.look(session.wants_output(), self.worker.is_receiving());
                     Ok(())
                 });
-                if let Some(peer) = net.session(id).and_then(|session| session.peer())
-                    && !was_open
-                {
-                    was_open = true;
-                    self.report.verified(peer.role);
-                    self.metrics.set_ready();
-                }
+                self.tell_evidence(net, id, &mut attested);
                 match work {
                     Work::Wait => break,
                     Work::Prepare(job) => self.prepare(net, id, &job)?,
@@ -218,12 +212,27 @@ impl Running<'_> {
                     }
                 }
             }
+            let was_open = attested > 0;
             if termination::requested() {
                 return Ok(Some(Lost { why: CloseReason::ByUs, was_open }));
             }
             if let Some(over) = net.take_ended().pop() {
                 return Ok(Some(Lost { why: over.why, was_open }));
             }
+        }
+    }
+
+    /// Tells that the server's evidence was accepted, for the first time or anew.
+    fn tell_evidence(&self, net: &mut Net, id: LinkId, attested: &mut u64) {
+        let Some(session) = net.session(id) else { return };
+        let (Some(peer), times) = (session.peer(), session.attested()) else { return };
+        match std::mem::replace(attested, times) {
+            0 => {
+                self.report.verified(peer.role);
+                self.metrics.set_ready();
+            }
+            before if before < times => self.report.reattested(peer.role, times),
+            _ => {}
         }
     }
 
