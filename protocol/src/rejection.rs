@@ -31,6 +31,8 @@ pub enum Rejection {
     Malformed(QuoteError),
     /// The TD runs something else: each measurement that differs from the set of the policy that comes closest.
     Measurement(Vec<Differing>),
+    /// Our clock is behind a document of this moment, in seconds since 1970, which was seen.
+    Clock(u64),
     /// A virtual TPM runs something else, or its measurements are none that the policy tells.
     Pcr(Option<u8>),
     /// The evidence of a virtual TPM does not lead to its measurements.
@@ -85,6 +87,7 @@ impl Rejection {
             Self::Rules(why) => why.code(),
             Self::Malformed(_) => "quote-malformed",
             Self::Measurement(_) => "measurement",
+            Self::Clock(_) => "clock-behind",
             Self::Pcr(_) => "pcr",
             Self::Vtpm(_) => "vtpm",
             Self::MissingEvidence => "evidence-missing",
@@ -117,6 +120,11 @@ impl fmt::Display for Rejection {
                 let named: Vec<String> = differing.iter().map(ToString::to_string).collect();
                 write!(f, "the TD runs something else: {}", named.join("; "))
             }
+            Self::Clock(newest) => write!(
+                f,
+                "this machine's clock is behind: Intel signed a document at {}, which was seen; set the time",
+                dcap::date(*newest)
+            ),
             Self::Pcr(Some(number)) => write!(f, "the guest runs something else: PCR {number}"),
             Self::Pcr(None) => write!(
                 f,

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use luks::linux;
 use protocol::{
     Attester, Authority, AzureVm, CollateralStore, Config, ConfigfsTsm, GuestComponents, Host,
-    OwnerKey, Pccs, Policy, QuoteService, RemoteVerifier, Role, SimPlatform, Stream, Trust, Url,
+    OwnerKey, Pccs, Policy, QuoteService, RemoteVerifier, Role, SimPlatform, Stream, Trust,
     Verifier, dcap,
 };
 use zeroize::Zeroizing;
@@ -59,8 +59,27 @@ impl FromStr for Attestation {
     }
 }
 
-/// The clock was never before this program was written: 2026-11-01, in seconds since 1970.
-pub(crate) const EARLIEST: u64 = 1_793_491_200;
+/// The clock was never before this program was written (2026-11-01) or built (`HFL_BUILT` of the release), in seconds
+/// since 1970.
+pub(crate) const EARLIEST: u64 = {
+    let built = match option_env!("HFL_BUILT") {
+        None => 0,
+        Some(text) => number(text.as_bytes()),
+    };
+    if built > WRITTEN { built } else { WRITTEN }
+};
+const WRITTEN: u64 = 1_793_491_200;
+
+/// Decimal digits, when this is compiled.
+const fn number(digits: &[u8]) -> u64 {
+    let (mut value, mut at) = (0, 0);
+    while at < digits.len() {
+        assert!(digits[at].is_ascii_digit(), "HFL_BUILT: seconds since 1970");
+        value = value * 10 + (digits[at] - b'0') as u64;
+        at += 1;
+    }
+    value
+}
 
 /// The options of every command that talks to peers.
 #[derive(Clone, Debug)]
@@ -88,12 +107,13 @@ impl TrustOptions {
     /// When there is no evidence, no collateral, or no policy; when the clock is behind.
     pub fn config(&self, role: Role) -> Result<Arc<Config>, Failure> {
         let now = clock();
-        if now < EARLIEST {
+        if now + dcap::LEEWAY < EARLIEST {
             let what = format!("this machine's clock is behind: it says {}", dcap::date(now));
             return Err(Failure::new(what).hint("set the time: no certificate would be valid"));
         }
         let attester = self.evidence(role)?;
         let verifier = self.verifier()?;
+        verifier.check_clock(now).doing("collateral")?;
         let is_pod = attester.as_ref().is_some_and(|from| from.name() == GuestComponents::NAME);
         if is_pod && verifier.policy.leaves_config_open() {
             log::warn!(
@@ -313,7 +333,7 @@ impl FromStr for Source {
             None => (text, None),
             Some((address, pin)) => (address, Some(pin)),
         };
-        Url::parse(address)?;
+        Pccs::check(address)?;
         let pinned = |pin: &str| {
             let bytes = unhex(&pin.replace(':', "")).and_then(|bytes| bytes.try_into().ok());
             bytes.map(Authority::Pinned).ok_or("after '#': the certificate's SHA-256, 64 digits")

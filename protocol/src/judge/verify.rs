@@ -150,7 +150,7 @@ impl Verifier {
                 let stale = |verdict| self.policy.wants_newer(verdict, now).then_some(Lack::Now);
                 let lack = judged.as_ref().ok().and_then(stale).or(store.lacks(&judged, now));
                 let lack = lack.filter(|_| answer.is_none());
-                let origin = lack.map_or(Ok(None), |_| store.may_ask(quote, now))?;
+                let origin = lack.map_or(Ok(None), |lack| store.may_ask(quote, lack, now))?;
                 let question = origin.map(|at| Question::Collateral(Arc::clone(store), at));
                 match (lack, question) {
                     (Some(Lack::Now), Some(question)) => return Ok(Judged::Asks(question)),
@@ -184,6 +184,19 @@ impl Verifier {
         };
         let pcrs = evidence.vtpm.map(|vtpm| Box::new(vtpm.pcrs));
         Ok(Judged::Accepted(Box::new(Verdict { report, platform, pcrs }), refresh))
+    }
+
+    /// Whether a clock is not behind what Intel signed, as far as that was seen: collateral of yesterday would decide,
+    /// and who was taken back since would pass.
+    ///
+    /// # Errors
+    /// [`Rejection::Clock`].
+    pub fn check_clock(&self, now: u64) -> Result<(), Rejection> {
+        let Trust::Hardware(store) = &self.trust else { return Ok(()) };
+        match store.newest() {
+            newest if now.saturating_add(dcap::LEEWAY) < newest => Err(Rejection::Clock(newest)),
+            _ => Ok(()),
+        }
     }
 
     /// The collateral of the platform that a certificate's quote is of; nothing where there is none.

@@ -8,14 +8,16 @@ use std::time::{Duration, Instant};
 
 use crate::evidence::quote::{Body, Quote};
 use crate::hex::Hex;
-use crate::judge::dcap::{self, Anchor, Collateral, Fault, Item, Origin, Problem, Verdict};
+use crate::judge::dcap::{self, Anchor, Collateral, Fault, Found, Item, Origin, Problem, Verdict};
 use crate::services::pccs::Pccs;
 use crate::services::seen::Seen;
 
 /// Most kinds of platforms that a service is asked about: more take no part in a job.
 const ORIGINS_MAX: usize = 64;
-/// Pause between two requests about one kind of platform: strangers can ask for as many as they like.
+/// Pause between two requests about one kind of platform: strangers can ask for as many as they like. What still serves
+/// waits longer: a service may have nothing newer.
 const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE_SOON: Duration = Duration::from_secs(3600);
 /// Bundles of one kind of platform that are kept of those that a service gave.
 const FETCHED_MAX: usize = 2;
 /// Largest file of the cache.
@@ -24,6 +26,9 @@ const FILE_LEN_MAX: u64 = 8 << 20;
 pub(crate) const SHOWN_LEN_MAX: usize = 192 << 10;
 /// Collateral that ends so soon, in seconds, is fetched again while the old still serves.
 const ENDS_SOON: u64 = 2 * 86400;
+/// Collateral that is so old, in seconds, is fetched again too: Intel's documents are valid for 30 days, and a new
+/// revocation is not to wait for their end.
+const OLD: u64 = 7 * 86400;
 
 /// Collateral of the platforms that may take part.
 #[derive(Debug, Default)]
@@ -105,8 +110,11 @@ impl CollateralStore {
     /// Whether a verdict by what is at hand would be better after [`CollateralStore::refresh`].
     pub(crate) fn lacks(&self, judged: &Result<Verdict, Fault>, now: u64) -> Option<Lack> {
         match judged {
-            Ok(verdict) if verdict.valid[1] < now.saturating_add(ENDS_SOON) => Some(Lack::Soon),
-            Ok(_) => None,
+            Ok(verdict) => {
+                let ends_soon = verdict.valid[1] < now.saturating_add(ENDS_SOON);
+                let is_old = verdict.issued.saturating_add(OLD) < now;
+                (ends_soon || is_old).then_some(Lack::Soon)
+            }
             Err(fault) => is_lack(fault).then_some(Lack::Now),
         }
     }
@@ -116,11 +124,17 @@ impl CollateralStore {
     ///
     /// # Errors
     /// What is wrong with the quote itself.
-    pub(crate) fn may_ask(&self, quote: &Quote, now: u64) -> Result<Option<Origin>, Fault> {
+    pub(crate) fn may_ask(
+        &self,
+        quote: &Quote,
+        lack: Lack,
+        now: u64,
+    ) -> Result<Option<Origin>, Fault> {
         let origin = dcap::origin(quote, &self.root, now)?;
         let asked = self.asked();
         let full = asked.len() >= ORIGINS_MAX && !asked.contains_key(&origin);
-        let rests = matches!(asked.get(&origin), Some(Asked::At(at)) if at.elapsed() < PAUSE);
+        let pause = if lack == Lack::Soon { PAUSE_SOON } else { PAUSE };
+        let rests = matches!(asked.get(&origin), Some(Asked::At(at)) if at.elapsed() < pause);
         Ok((self.service.is_some() && !full && !rests).then_some(origin))
     }
 
@@ -135,14 +149,14 @@ impl CollateralStore {
     /// Our own platform's collateral, to be shown to peers; `None` where there is none. Blocks.
     pub(crate) fn of_platform(&self, quote: &Quote, now: u64) -> Option<Vec<u8>> {
         let judged = self.judge(quote, None, now);
-        if self.lacks(&judged, now).is_some()
-            && let Some(origin) = self.may_ask(quote, now).ok()?
+        if let Some(lack) = self.lacks(&judged, now)
+            && let Some(origin) = self.may_ask(quote, lack, now).ok()?
         {
             self.refresh(origin);
         }
         let kept = self.bundles().all();
         let all: Vec<&Collateral> = kept.iter().map(|bundle| &**bundle).collect();
-        let newest = dcap::newest(quote, &all, &self.root, now).ok()??;
+        let Found { newest, .. } = dcap::newest(quote, &all, &self.root, now).ok()??;
         dcap::verify(quote, &newest, &self.root, now).ok()?;
         let bytes = newest.encode().into_bytes();
         (bytes.len() <= SHOWN_LEN_MAX).then_some(bytes)
@@ -166,10 +180,12 @@ impl CollateralStore {
         let verdict = match all[..] {
             [] => return Err(missing()),
             // What there is one of is the newest.
-            [only] => dcap::verify(quote, only, &self.root, now)?,
+            [only] => self.dated(dcap::verify(quote, only, &self.root, now))?,
             _ => {
-                let newest = dcap::newest(quote, &all, &self.root, now)?.ok_or_else(missing)?;
-                dcap::verify(quote, &newest, &self.root, now)?
+                let found = dcap::newest(quote, &all, &self.root, now)?;
+                let Found { newest, ahead } = found.ok_or_else(missing)?;
+                ahead.into_iter().for_each(|issued| self.seen.note(issued));
+                self.dated(dcap::verify(quote, &newest, &self.root, now))?
             }
         };
         let kind = (verdict.machine.fmspc, matches!(quote.body, Body::Td(_)));
@@ -179,6 +195,24 @@ impl CollateralStore {
             }
             _ => Ok(verdict),
         }
+    }
+
+    /// When the newest authentic document was issued that was ever seen, in seconds since 1970: no clock is before it.
+    pub fn newest(&self) -> u64 {
+        self.seen.newest()
+    }
+
+    /// Takes note of the dates of documents.
+    fn dated(&self, judged: Result<Verdict, Fault>) -> Result<Verdict, Fault> {
+        match &judged {
+            Ok(verdict) => self.seen.note(verdict.valid[0]),
+            // Whoever is before it has a signature that was checked, and a clock that is behind.
+            Err(Fault { item, problem: Problem::NotYetValid(start) }) if is_document(*item) => {
+                self.seen.note(*start);
+            }
+            Err(_) => {}
+        }
+        judged
     }
 
     /// Fetches the collateral of a kind of platform; a failure is logged, and leaves what is at hand. Blocks.
@@ -211,6 +245,11 @@ impl CollateralStore {
     fn bundles(&self) -> MutexGuard<'_, Bundles> {
         self.bundles.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What Intel publishes anew, so that its beginning is a day of the past.
+fn is_document(item: Item) -> bool {
+    matches!(item, Item::TcbInfo | Item::QeIdentity | Item::PckCrl | Item::RootCrl)
 }
 
 /// Whether other collateral could change the verdict.
@@ -287,6 +326,56 @@ mod tests {
         assert_ne!(forged, text);
         let forged = Collateral { tcb_info: forged.into_bytes(), ..newer.clone() };
         assert_eq!(number(&CollateralStore::new(vec![newer.clone(), forged]), None), Ok(high));
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_is_named_whoever_hides_the_newer_documents() {
+        let (bytes, newer, older, now) = two_numbers();
+        let quote = Quote::parse(&bytes).expect("a quote");
+        let policy = crate::Policy::default();
+        let verifier = |bundles: Vec<Collateral>| crate::Verifier {
+            trust: crate::Trust::Hardware(Arc::new(CollateralStore::new(bundles))),
+            policy: policy.clone(),
+        };
+        let issued = |bundle: &Collateral| {
+            dcap::verify(&quote, bundle, &Anchor::default(), now).expect("genuine").valid[0]
+        };
+        let first = issued(&newer).min(issued(&older));
+        let last = issued(&newer).max(issued(&older));
+        assert!(first < last);
+        // Between the two, the one that is not there yet is evidence against the clock.
+        let between = verifier(vec![newer.clone(), older.clone()]);
+        let store = match &between.trust {
+            crate::Trust::Hardware(store) => Arc::clone(store),
+            _ => panic!("hardware"),
+        };
+        let judged = |at| store.judge(&quote, None, at).map(drop);
+        judged(last - dcap::LEEWAY).expect("a few minutes are nothing");
+        between.check_clock(last - dcap::LEEWAY).expect("a few minutes are nothing");
+        let _ = judged(last - dcap::LEEWAY - 1);
+        let behind = between.check_clock(last - dcap::LEEWAY - 1).expect_err("behind");
+        assert!(behind.code() == "clock-behind" && behind.to_string().contains("clock is behind"));
+        between.check_clock(now).expect("set by now");
+        // One alone says so itself.
+        let alone = CollateralStore::new(vec![older.clone()]).judge(&quote, None, first - 90_000);
+        let fault = alone.expect_err("not yet");
+        assert!(fault.to_string().contains("clock is behind"), "{fault}");
+    }
+
+    #[test]
+    fn what_is_old_or_ends_soon_is_fetched_again_while_it_serves() {
+        let (bytes, newer, _, now) = two_numbers();
+        let quote = Quote::parse(&bytes).expect("a quote");
+        let verdict = dcap::verify(&quote, &newer, &Anchor::default(), now).expect("genuine");
+        let lacks = |age, left| {
+            let verdict =
+                Verdict { issued: now - age, valid: [now - age, now + left], ..verdict.clone() };
+            CollateralStore::default().lacks(&Ok(verdict), now)
+        };
+        assert_eq!(lacks(OLD, 30 * 86400), None);
+        assert_eq!(lacks(OLD + 1, 30 * 86400), Some(Lack::Soon));
+        assert_eq!(lacks(0, ENDS_SOON), None);
+        assert_eq!(lacks(0, ENDS_SOON - 1), Some(Lack::Soon));
     }
 
     #[test]

@@ -28,7 +28,51 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2
 #[derive(Clone, Debug)]
 pub struct Pccs {
     base: Url,
+    edition: Edition,
     client: Client,
+}
+
+/// Which of the documents that are valid at a time: Intel publishes new ones before everybody has to have the patches
+/// that they are about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Edition {
+    /// What the service gives by itself.
+    #[default]
+    Usual,
+    /// Those that everybody has had time for.
+    Standard,
+    /// The newest.
+    Early,
+    /// Those of an evaluation number.
+    Number(u32),
+}
+
+impl Edition {
+    /// What an address has after `?`.
+    fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            Some(("update", "standard")) => Some(Self::Standard),
+            Some(("update", "early")) => Some(Self::Early),
+            Some(("tcbEvaluationDataNumber", number)) => number.parse().ok().map(Self::Number),
+            _ => None,
+        }
+        .ok_or_else(|| {
+            format!(
+                "'{}' after '?': expected update=early, update=standard or tcbEvaluationDataNumber=N",
+                text.escape_default()
+            )
+        })
+    }
+
+    /// What a request says of it, after `first`.
+    fn query(self, first: char) -> String {
+        match self {
+            Self::Usual => String::new(),
+            Self::Standard => format!("{first}update=standard"),
+            Self::Early => format!("{first}update=early"),
+            Self::Number(number) => format!("{first}tcbEvaluationDataNumber={number}"),
+        }
+    }
 }
 
 /// Why there is no collateral. Each kind has a stable [`code`](FetchError::code).
@@ -104,15 +148,31 @@ fn meaning(status: u16) -> &'static str {
 }
 
 impl Pccs {
-    /// A service at `base`, with or without `/sgx/certification/v4` at its end.
+    /// A service at `base`, with or without `/sgx/certification/v4` at its end; after `?` which documents are asked for:
+    /// `update=early`, `update=standard` or `tcbEvaluationDataNumber=N`.
     ///
     /// # Errors
     /// When the address is none, or the system has no authorities to believe in.
     pub fn new(base: &str, authority: &Authority) -> io::Result<Self> {
+        let (base, edition) = Self::parse(base).map_err(io::Error::other)?;
+        Ok(Self { base, edition, client: Client::new(authority)? })
+    }
+
+    /// Whether an address is one of a service.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(address: &str) -> Result<(), String> {
+        Self::parse(address).map(drop)
+    }
+
+    fn parse(address: &str) -> Result<(Url, Edition), String> {
+        let (base, edition) = match address.split_once('?') {
+            None => (address, Edition::Usual),
+            Some((base, edition)) => (base, Edition::parse(edition)?),
+        };
         let base = base.trim_end_matches('/');
-        let base =
-            Url::parse(base.strip_suffix(SUFFIX).unwrap_or(base)).map_err(io::Error::other)?;
-        Ok(Self { base, client: Client::new(authority)? })
+        Ok((Url::parse(base.strip_suffix(SUFFIX).unwrap_or(base))?, edition))
     }
 
     /// Everything that is needed to judge quotes of one kind of platform.
@@ -123,8 +183,16 @@ impl Pccs {
         let family = if origin.is_tdx { "tdx" } else { "sgx" };
         let fmspc = Hex(&origin.fmspc).to_string().to_uppercase();
         let base = format!("/{family}/certification/v4");
-        let info = self.get(&self.base, &format!("{base}/tcb?fmspc={fmspc}"), "TCB info")?;
-        let identity = self.get(&self.base, &format!("{base}/qe/identity"), "QE identity")?;
+        let info = self.get(
+            &self.base,
+            &format!("{base}/tcb?fmspc={fmspc}{}", self.edition.query('&')),
+            "TCB info",
+        )?;
+        let identity = self.get(
+            &self.base,
+            &format!("{base}/qe/identity{}", self.edition.query('?')),
+            "QE identity",
+        )?;
         let ca = if origin.is_platform_ca { "platform" } else { "processor" };
         let path = format!("{SUFFIX}/pckcrl?ca={ca}&encoding=der");
         let list = self.get(&self.base, &path, "revocation list")?;

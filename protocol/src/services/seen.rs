@@ -1,15 +1,17 @@
-//! `Seen`: the highest evaluation number of collateral that was seen for each kind of platform. It only rises, and is
-//! kept beside fetched bundles, so that a restart does not forget it.
+//! `Seen`: the highest evaluation number of collateral that was seen for each kind of platform, and the newest date that
+//! Intel signed. They only rise, and are kept beside fetched bundles, so that a restart does not forget them.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
 
 use crate::hex::Hex;
 
 /// The file, in the folder of fetched bundles.
-const FILE: &str = "evaluation-numbers.json";
+const FILE: &str = "seen.json";
 /// Most kinds of platforms; more take no part in a job.
 const KINDS_MAX: usize = 256;
 /// Largest file.
@@ -18,10 +20,20 @@ const FILE_LEN_MAX: u64 = 64 << 10;
 /// FMSPC, and whether it is about TDs, else about enclaves.
 type Kind = ([u8; 6], bool);
 
-/// The highest numbers.
+/// What is kept.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Kept {
+    /// The highest numbers.
+    evaluation_numbers: BTreeMap<String, u32>,
+    /// When the newest document was issued, in seconds since 1970.
+    newest: u64,
+}
+
+/// The highest numbers, and the newest date.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    numbers: Mutex<BTreeMap<String, u32>>,
+    kept: Mutex<Kept>,
     file: Option<PathBuf>,
 }
 
@@ -32,36 +44,59 @@ impl Seen {
         let fits =
             fs::metadata(&file).is_ok_and(|meta| meta.is_file() && meta.len() <= FILE_LEN_MAX);
         let text = fits.then(|| fs::read(&file).ok()).flatten();
-        let numbers = text.map(|text| serde_json::from_slice(&text)).transpose();
-        let numbers = numbers.unwrap_or_else(|error| {
+        let kept = text.map(|text| serde_json::from_slice(&text)).transpose();
+        let kept = kept.unwrap_or_else(|error| {
             log::warn!("{}: {error}; evaluation numbers count from here", file.display());
             None
         });
-        Self { numbers: Mutex::new(numbers.unwrap_or_default()), file: Some(file) }
+        Self { kept: Mutex::new(kept.unwrap_or_default()), file: Some(file) }
     }
 
     /// Takes note of a number and returns the highest.
     pub(super) fn raise(&self, (fmspc, is_tdx): Kind, number: u32) -> u32 {
         let kind = format!("{}-{}", if is_tdx { "tdx" } else { "sgx" }, Hex(&fmspc));
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = numbers.get(&kind).copied();
-        if known.is_some_and(|known| known >= number) || numbers.len() >= KINDS_MAX {
+        let mut kept = self.kept();
+        let known = kept.evaluation_numbers.get(&kind).copied();
+        if known.is_some_and(|known| known >= number) || kept.evaluation_numbers.len() >= KINDS_MAX
+        {
             return known.unwrap_or(number).max(number);
         }
-        numbers.insert(kind, number);
+        kept.evaluation_numbers.insert(kind, number);
+        self.write(&kept);
+        number
+    }
+
+    /// Takes note of when a document was issued.
+    pub(super) fn note(&self, issued: u64) {
+        let mut kept = self.kept();
+        if kept.newest < issued {
+            kept.newest = issued;
+            self.write(&kept);
+        }
+    }
+
+    /// The newest date.
+    pub(super) fn newest(&self) -> u64 {
+        self.kept().newest
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self, kept: &Kept) {
         if let Some(file) = &self.file
-            && let Err(error) = write(file, &numbers)
+            && let Err(error) = write(file, kept)
         {
             log::warn!("{}: {error}", file.display());
         }
-        number
     }
 }
 
 /// Whole or not at all.
-fn write(file: &Path, numbers: &BTreeMap<String, u32>) -> std::io::Result<()> {
+fn write(file: &Path, kept: &Kept) -> std::io::Result<()> {
     let part = file.with_extension("part");
-    fs::write(&part, serde_json::to_vec_pretty(numbers)?)?;
+    fs::write(&part, serde_json::to_vec_pretty(kept)?)?;
     fs::rename(part, file)
 }
 
@@ -79,6 +114,11 @@ mod tests {
             [20, 20, 21, 21]
         );
         assert_eq!(seen.raise(([1; 6], false), 3), 3, "enclaves count by themselves");
+        for (issued, newest) in [(7, 7), (5, 7), (9, 9)] {
+            seen.note(issued);
+            assert_eq!(seen.newest(), newest);
+        }
+        assert_eq!(Seen::kept_in(&folder).newest(), 9);
         assert_eq!(Seen::kept_in(&folder).raise(([1; 6], true), 19), 21);
         assert_eq!(Seen::default().raise(([1; 6], true), 19), 19, "nowhere to keep it");
         fs::write(folder.join(FILE), "{").expect("write");

@@ -24,8 +24,9 @@ pub use anchor::{Anchor, INTEL_ROOT};
 pub use collateral::Collateral;
 pub use date::{date, parse_timestamp};
 pub use fault::{Fault, Item, Problem};
-pub(crate) use newest::newest;
+pub(crate) use newest::{Found, newest};
 pub use pck::Platform;
+pub use pki::LEEWAY;
 pub use rules::{Rules, Shortcoming};
 pub use tcb::{Component, Rating, Shortfall, Status};
 

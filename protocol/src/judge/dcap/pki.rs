@@ -231,9 +231,12 @@ impl RevocationList {
     }
 }
 
-/// Valid from the first second to the last.
+/// How far a clock may be behind: documents are published at once.
+pub const LEEWAY: u64 = 300;
+
+/// Valid from the first second, by a clock that may be a little behind, to the last.
 pub(super) fn check_dates([start, end]: [u64; 2], now: u64, item: Item) -> Result<(), Fault> {
-    if now < start {
+    if now.saturating_add(LEEWAY) < start {
         return Err(Fault::new(item, Problem::NotYetValid(start)));
     }
     if now > end {

@@ -96,6 +96,95 @@ fn serve(shape: Shape) -> Service {
     })
 }
 
+#[test]
+fn a_busy_service_is_asked_again_a_few_times_and_no_more() {
+    let (quote, collateral, now) = real_td();
+    let quote = Quote::parse(&quote).expect("a quote");
+    let origin = dcap::origin(&quote, &Anchor::default(), now).expect("genuine");
+    for status in [429, 503] {
+        let shape =
+            Shape { collateral: collateral.clone(), chunked: false, lists: "der", status: 200 };
+        let count = std::sync::atomic::AtomicUsize::new(0);
+        // The first of its requests is turned away twice, and everything after it is answered.
+        let service = standin::serve(move |request| {
+            let is_busy = count.fetch_add(1, Ordering::Relaxed) < 2;
+            let found = shape.answer(&request.path).filter(|_| !is_busy);
+            let status = if is_busy { status } else { 200 };
+            let (headers, body) = found.unwrap_or_default();
+            Reply { status, headers, body, chunked: false }
+        });
+        let pccs = Pccs::new(&service.address, &Authority::Pinned(service.pin)).expect("client");
+        assert_eq!(pccs.fetch(&origin).expect("in the end"), collateral);
+        assert_eq!(service.requests.load(Ordering::Relaxed), 4 + 2);
+        let shape = Shape { collateral: collateral.clone(), chunked: false, lists: "der", status };
+        let service = serve(shape);
+        let pccs = Pccs::new(&service.address, &Authority::Pinned(service.pin)).expect("client");
+        let error = pccs.fetch(&origin).expect_err("busy for good");
+        assert_eq!((error.code(), service.requests.load(Ordering::Relaxed)), ("pccs-status", 3));
+    }
+}
+
+#[test]
+fn which_documents_are_asked_for_is_part_of_the_address() {
+    let (quote, collateral, now) = real_td();
+    let quote = Quote::parse(&quote).expect("a quote");
+    let origin = dcap::origin(&quote, &Anchor::default(), now).expect("genuine");
+    for (edition, [info, identity]) in [
+        ("", ["", ""]),
+        ("?update=early", ["&update=early", "?update=early"]),
+        ("?update=standard", ["&update=standard", "?update=standard"]),
+        (
+            "?tcbEvaluationDataNumber=19",
+            ["&tcbEvaluationDataNumber=19", "?tcbEvaluationDataNumber=19"],
+        ),
+    ] {
+        let shape =
+            Shape { collateral: collateral.clone(), chunked: false, lists: "der", status: 200 };
+        let service = standin::serve(move |request| {
+            let path = &request.path;
+            let asked = if path.contains("/tcb?") { info } else { identity };
+            let is_dated = path.contains("/tcb?") || path.contains("/identity");
+            let path = if is_dated { path.strip_suffix(asked) } else { Some(path.as_str()) };
+            let found = path.and_then(|path| shape.answer(path));
+            let status = if found.is_some() { 200 } else { 404 };
+            let (headers, body) = found.unwrap_or_default();
+            Reply { status, headers, body, chunked: false }
+        });
+        let address = format!("{}{edition}", service.address);
+        let pccs = Pccs::new(&address, &Authority::Pinned(service.pin)).expect("client");
+        assert_eq!(pccs.fetch(&origin).expect(edition), collateral);
+    }
+    for wrong in ["?update=late", "?", "?tcbEvaluationDataNumber=x", "?fmspc=1"] {
+        assert!(Pccs::check(&format!("https://localhost{wrong}")).is_err(), "{wrong}");
+    }
+}
+
+#[test]
+fn age_and_numbers_of_a_policy_and_plain_age_are_causes_to_fetch() {
+    let (bytes, collateral, now) = real_td();
+    let quote = Quote::parse(&bytes).expect("a quote");
+    let td = *quote.td().expect("a TD");
+    let verdict = dcap::verify(&quote, &collateral, &Anchor::default(), now).expect("genuine");
+    let judge = |policy: &str, now| {
+        let pccs = Pccs::new("https://localhost:1", &Authority::Pinned([7; 32])).expect("client");
+        let store = CollateralStore::new(vec![collateral.clone()]).with_service(pccs, None);
+        let policy = Policy::parse(policy.as_bytes()).expect("a policy");
+        let verifier = Verifier { trust: Trust::Hardware(Arc::new(store)), policy };
+        let report_data = &td.report_data;
+        let shown = Shown { bytes: &bytes, report_data, role: None, at: now, collateral: None };
+        verifier.judge(&shown, None, now).expect("not refused yet")
+    };
+    let newer = format!("{{\"min_evaluation_number\":{}}}", verdict.evaluation_number + 1);
+    assert!(verdict.issued + 8 * 86400 < now && now + 3 * 86400 < verdict.valid[1]);
+    assert!(matches!(judge(&newer, now), Judged::Asks(_)), "its number is too low");
+    assert!(
+        matches!(judge("{\"max_age_days\":3}", now), Judged::Asks(_)),
+        "too old for the policy"
+    );
+    // What still serves is not waited for.
+    assert!(matches!(judge("{}", now), Judged::Accepted(_, Some(_))), "a week old");
+}
+
 /// A quote of a real TD, its collateral, and when both were valid.
 pub(crate) fn real_td() -> (Vec<u8>, Collateral, u64) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/judge/dcap/vectors");
