@@ -148,8 +148,8 @@ fn meaning(status: u16) -> &'static str {
 }
 
 impl Pccs {
-    /// A service at `base`, with or without `/sgx/certification/v4` at its end; after `?` which documents are asked for:
-    /// `update=early`, `update=standard` or `tcbEvaluationDataNumber=N`.
+    /// A service at `base`, with or without `/sgx/certification/v4` at its end; after `?` which documents are asked
+    /// for: `update=early`, `update=standard` or `tcbEvaluationDataNumber=N`.
     ///
     /// # Errors
     /// When the address is none, or the system has no authorities to believe in.

@@ -1,5 +1,5 @@
-//! `Seen`: the highest evaluation number of collateral that was seen for each kind of platform, and the newest date that
-//! Intel signed. They only rise, and are kept beside fetched bundles, so that a restart does not forget them.
+//! `Seen`: the highest evaluation number of collateral that was seen for each kind of platform, and the newest date
+//! that Intel signed. They only rise, and are kept beside fetched bundles, so that a restart does not forget them.
 
 use std::collections::BTreeMap;
 use std::fs;
