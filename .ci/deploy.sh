@@ -15,7 +15,7 @@ if ! "$place/venv/bin/python" -c "import kubernetes_validate, regopy" 2>/dev/nul
     exit 0
   fi
 fi
-for overlay in coco tdx-vm azure workers-only sim; do
+for overlay in coco tdx-vm azure workers-only trustee sim; do
   kubectl kustomize "deploy/overlays/$overlay" >"$place/$overlay.yaml"
   for version in 1.29 1.33; do
     "$place/venv/bin/kubernetes-validate" --strict -k "$version" "$place/$overlay.yaml" >/dev/null

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks the container image with tools that others use, and the script for guest images on a small one.
+# Checks the container image and its signature with tools that others use, and the script for guest images on a small one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH=$PATH:/sbin:/usr/sbin
@@ -46,6 +46,42 @@ skopeo copy -q --decryption-key "$work/key.pem" "oci:$work/sealed:latest" "oci:$
 umoci unpack --rootless --image "$work/opened:latest" "$work/opened-bundle" >/dev/null 2>&1
 cmp "$work/opened-bundle/rootfs/hfl" "$binary"
 echo "image: taken by skopeo and umoci, encrypted and decrypted, equal bytes twice"
+
+# Signed by openssl in cosign's format; what skopeo has of the signature then is verified by openssl. By a policy of
+# skopeo it is not: Debian's is built without sigstore.
+digest=$(skopeo inspect --format '{{.Digest}}' "oci:$work/one/hfl-oci:latest")
+for name in signer other; do
+  openssl ecparam -name prime256v1 -genkey -noout -out "$work/$name.key"
+  openssl ec -in "$work/$name.key" -pubout -out "$work/$name.pub" 2>/dev/null
+done
+copy=$(musl/sign.sh "registry.example/hfl@$digest" "$work/signer.key" "$work/signature" | tail -1)
+tag=sha256-${digest#sha256:}.sig
+[ "$copy" = "skopeo copy --preserve-digests oci:$work/signature:latest docker://registry.example/hfl:$tag" ]
+skopeo copy -q --preserve-digests "oci:$work/signature:latest" "dir:$work/$tag"
+python3 - "$work/$tag" "$work/payload" "$work/signed" "$digest" <<'END'
+import base64, json, os, sys
+place, payload, signed, digest = sys.argv[1:]
+with open(f"{place}/manifest.json", encoding="utf-8") as file:
+    (layer,) = json.load(file)["layers"]
+assert layer["mediaType"] == "application/vnd.dev.cosign.simplesigning.v1+json", layer
+with open(f"{place}/{layer['digest'].removeprefix('sha256:')}", "rb") as file:
+    text = file.read()
+critical = json.loads(text)["critical"]
+assert critical["image"] == {"docker-manifest-digest": digest}, critical
+assert critical["identity"] == {"docker-reference": "registry.example/hfl"}, critical
+assert critical["type"] == "cosign container image signature", critical
+with open(payload, "wb") as file:
+    file.write(text)
+with open(signed, "wb") as file:
+    file.write(base64.b64decode(layer["annotations"]["dev.cosignproject.cosign/signature"], validate=True))
+END
+openssl dgst -sha256 -verify "$work/signer.pub" -signature "$work/signed" "$work/payload" >/dev/null
+refused openssl dgst -sha256 -verify "$work/other.pub" -signature "$work/signed" "$work/payload"
+refused musl/sign.sh "registry.example/hfl:1@$digest" "$work/signer.key" "$work/tagged"
+refused musl/sign.sh "registry.example/hfl@$digest" "$work/key.pem" "$work/rsa"
+refused musl/sign.sh "registry.example/hfl@$digest" "$work/signer.pub" "$work/public"
+[ ! -e "$work/tagged" ] && [ ! -e "$work/rsa" ] && [ ! -e "$work/public" ]
+echo "image: signed in cosign's format, for one image and one name"
 
 # A guest's disk: a measured root, then its hash tree, of both kinds that kata has had.
 mkdir -p "$work/tree/etc/ssl/certs" "$work/tree/usr/bin"

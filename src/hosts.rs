@@ -23,15 +23,16 @@ impl FromStr for HostList {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let hosts: Vec<String> = text.split(',').map(|host| host.trim().to_owned()).collect();
-        let has_port = |host: &String| {
-            host.rsplit_once(':')
-                .is_some_and(|(h, port)| !h.is_empty() && port.parse::<u16>().is_ok())
-        };
-        match hosts.iter().find(|host| !has_port(host)) {
-            Some(host) => Err(format!("'{host}' is not host:port")),
-            None => Ok(Self(hosts)),
-        }
+        let hosts = text.split(',').map(|host| with_port(host.trim()).map(str::to_owned));
+        hosts.collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// `host:port`, as it is.
+fn with_port(host: &str) -> Result<&str, String> {
+    match host.rsplit_once(':') {
+        Some((name, port)) if !name.is_empty() && port.parse::<u16>().is_ok() => Ok(host),
+        _ => Err(format!("'{host}' is not host:port")),
     }
 }
 
@@ -55,7 +56,10 @@ impl FromStr for PinnedHost {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Some((address, digits)) = text.split_once('#') else { return Ok(Self::of(text)) };
+        let (address, digits) = match text.split_once('#') {
+            None => return with_port(text).map(Self::of),
+            Some((address, digits)) => (with_port(address)?, digits),
+        };
         let key = unhex(digits).and_then(|bytes| bytes.try_into().ok());
         match key {
             Some(key) => Ok(Self { address: address.into(), key: Some(key) }),

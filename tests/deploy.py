@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 import tomllib
 
@@ -37,7 +38,7 @@ MINUTES_MAX = 10
 
 def main():
     program, place = os.path.abspath(sys.argv[1]), sys.argv[2]
-    names = ("sim", "coco", "tdx-vm", "azure", "workers-only")
+    names = ("sim", "coco", "tdx-vm", "azure", "workers-only", "trustee")
     overlays = {name: load(f"{place}/{name}.yaml") for name in names}
     commands = {name: {key: args for key, args in lines(documents)} for name, documents in overlays.items()}
     for name, own in commands.items():
@@ -46,11 +47,12 @@ def main():
     check_shape(overlays, load(f"{place}/secret-service.yaml"))
     check_network(overlays)
     check_initdata(program, place)
+    check_trustee(program, place)
     if os.geteuid() != 0:
         print("SKIPPED deploy: command lines need root (namespaces)")
         return
     with tempfile.TemporaryDirectory() as work:
-        cluster = Cluster(program, work, overlays["sim"])
+        cluster = Cluster(program, work, overlays["sim"], load(f"{place}/secret-service.yaml"))
         try:
             cluster.run()
         finally:
@@ -214,6 +216,8 @@ def check_network(overlays):
             enters = one_way(documents, target, source, port, protocol, "Ingress")
             ends = [end.address or f"{end.namespace}/{end.labels.get('hfl/role')}" for end in (source, target)]
             assert (leaves and enters) == expected, f"{ends} {port}/{protocol}: expected {expected}"
+    assert one_way(overlays["trustee"], worker, inside, 8080, "TCP", "Egress")
+    assert not one_way(overlays["trustee"], worker, outside, 8080, "TCP", "Egress")
     for name in ("coco", "tdx-vm", "azure"):
         rules = [d["spec"] for d in overlays[name] if d["kind"] == "NetworkPolicy"]
         own = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy" and d["metadata"]["namespace"] == "hfl"]
@@ -251,13 +255,65 @@ def check_initdata(program, place):
     print("initdata: digest as sha384sum has it, annotation opened, agent's policy played")
 
 
-def check_agent(policy, documents):
-    def allowed(request, given):
-        interpreter = regopy.Interpreter()
-        interpreter.add_module("policy", policy)
-        interpreter.set_input(given)
-        return str(interpreter.query(f"data.agent_policy.{request}")) == '{"expressions":[true]}'
+def check_trustee(program, place):
+    """What overlays/trustee says to the guest's agent and data hub, and to the Trustee."""
+    overlay = "deploy/overlays/trustee"
+    with open(f"{place}/trustee.yaml", encoding="utf-8") as file:
+        pinned = re.sub(r"image: hfl$", f"image: {IMAGE}", file.read(), flags=re.M)
+    for _, pod in pods(document for document in yaml.safe_load_all(pinned) if document):
+        parameters = pod["metadata"]["annotations"]["io.katacontainers.config.hypervisor.kernel_params"]
+        assert parameters == "agent.guest_components_rest_api=all", parameters
+    with tempfile.TemporaryDirectory() as work:
+        settings = ["--aa", f"{overlay}/aa.toml", "--cdh", f"{overlay}/cdh.toml"]
+        command = [program, "initdata", "--out", f"{work}/initdata.toml", *settings]
+        said = subprocess.run(command, input=pinned, text=True, capture_output=True, check=True).stdout
+        with open(f"{work}/initdata.toml", "rb") as file:
+            data = tomllib.load(file)["data"]
+    value = re.search(r"^mr_config_id ([0-9a-f]{96})$", said, re.M)[1]
+    agent, hub = (tomllib.loads(data[name]) for name in ("aa.toml", "cdh.toml"))
+    assert agent["token_configs"]["kbs"] == {"url": hub["kbc"]["url"], "cert": hub["kbc"]["kbs_cert"]}
+    signed = json.loads(hub["image"]["image_security_policy"])
+    assert signed["default"] == [{"type": "reject"}]
+    assert list(signed["transports"]["docker"]) == [IMAGE.split("@")[0]]
 
+    with open(f"{overlay}/resources.rego", encoding="utf-8") as file:
+        policy = file.read()
+    assert not released(policy, claims("0" * 95 + "1"), "default/hfl/model")
+    policy = policy.replace("0" * 96, value)
+    for expected, given, resource in (
+        (True, claims(value), "default/hfl/model"),
+        (True, claims(value), "default/hfl/signer"),
+        (False, claims(value), "default/other/model"),
+        (False, claims(value), "hfl/default/model"),
+        (False, claims(value, "contraindicated"), "default/hfl/model"),
+        (False, claims("0" * 96), "default/hfl/model"),
+        (False, {}, "default/hfl/model"),
+    ):
+        assert released(policy, given, resource) == expected, (given, resource)
+    print("trustee: initdata of agent and hub, who may sign, and who gets a resource")
+
+
+def claims(config, status="affirming"):
+    """The part of an attestation token that resources.rego reads."""
+    evidence = {"tdx": {"quote": {"body": {"mr_config_id": config}}}}
+    return {"submods": {"cpu0": {"ear.status": status, "ear.veraison.annotated-evidence": evidence}}}
+
+
+def released(policy, given, resource):
+    return true(policy, "policy.allow", given, {"plugin": "resource", "resource-path": resource.split("/"), "query": {}})
+
+
+def true(policy, rule, given, data=None):
+    interpreter = regopy.Interpreter()
+    interpreter.add_module("policy", policy)
+    if data:
+        interpreter.add_data(data)
+    interpreter.set_input(given)
+    return str(interpreter.query(f"data.{rule}")) == '{"expressions":[true]}'
+
+
+def check_agent(policy, documents):
+    allowed = lambda request, given: true(policy, f"agent_policy.{request}", given)
     root = f"/run/kata-containers/{'a' * 64}/rootfs"
     documents = [document for document in documents if document]
     env = next(d["data"] for d in documents if d["metadata"]["name"] == "hfl-job" and d["kind"] == "ConfigMap")
@@ -348,9 +404,28 @@ def check_agent(policy, documents):
         assert allowed(request, given) == expected, (request, given)
 
 
+# The guest's REST service after api-server-rest of guest-components at 8246e5e, with the features "all".
+HUB = textwrap.dedent("""
+    import http.server, sys
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, body = 500, b"rpc status: KBS Client error: resource not found"
+            if not self.path.startswith("/cdh/resource/"):
+                status, body = 404, b"URL NOT FOUND"
+            elif self.path == "/cdh/resource/default/hfl/model":
+                status, body = 200, sys.argv[1].encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/octet-stream")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+    http.server.HTTPServer(("127.0.0.1", 8006), Hub).serve_forever()
+""")
+
+
 class Cluster:
-    def __init__(self, program, work, documents):
-        self.program, self.work, self.documents = program, work, documents
+    def __init__(self, program, work, documents, alone):
+        self.program, self.work, self.documents, self.alone = program, work, documents, alone
         self.running, self.probes = [], []
         # Of a run that was killed.
         subprocess.run(["ip", "netns", "del", NETWORK], check=False, stderr=subprocess.DEVNULL)
@@ -363,6 +438,10 @@ class Cluster:
     def run(self):
         secrets = self.directory("secret", "hfl-secrets")
         self.write(secrets, "secrets.json", '{"hfl-tdx-coco-app": "%s"}' % PASSPHRASE)
+        created = subprocess.run(
+            [self.program, "identity", "create", "--out", f"{secrets}/owner.key"], capture_output=True, text=True, check=True)
+        self.key = re.search("[0-9a-f]{64}", created.stdout)[0]
+        os.chown(f"{secrets}/owner.key", 65532, 65532)
         # All before the first container: no kubelet shows a file half written.
         for config in (d for d in self.documents if d["kind"] == "ConfigMap"):
             folder = self.directory("config", config["metadata"]["name"])
@@ -388,10 +467,7 @@ class Cluster:
             self.probe()
             time.sleep(0.2)
         assert not self.probes, f"never in order: {self.probes}"
-        # What the kubelet sends to process 1 of the pod; unshare itself does not pass it on.
-        with open(f"/proc/{service.pid}/task/{service.pid}/children", encoding="ascii") as children:
-            os.kill(int(children.read().split()[0]), signal.SIGTERM)
-        assert service.wait(timeout=30) == 0, "the secret service did not end in good order"
+        self.terminate(service, "the secret service")
         key = f"{self.work}/key"
         self.write(self.work, "key", PASSPHRASE)
         volume = f"{self.work}/root-node/tmp/model.luks"
@@ -399,6 +475,54 @@ class Cluster:
         export = [self.program, "luks", "export", volume, "--key-file", key, "--files", exported]
         subprocess.run(export, check=True)
         assert os.path.getsize(f"{exported}/model/model.ckpt-data") > 1 << 26
+        self.resources()
+        self.owned()
+
+    def owned(self):
+        """deploy/secret-service alone, without a TD: whoever pins its owner's key gets the secret."""
+        (settings,) = [d["data"] for d in self.alone if d["metadata"]["name"] == "secrets-settings"]
+        assert settings == {"ATTESTATION": "none"}, settings
+        self.of("ConfigMap", "secrets-settings")["data"] = settings
+        (deployment,) = [d for d in self.alone if d["kind"] == "Deployment"]
+        service = self.start(deployment, 0)
+        for code, key in ((0, self.key), (1, "00" * 32)):
+            pinned = f"secrets.hfl-secrets:50051#{key}"
+            args = ["secret", "get", "--attestation", "sim", "--secret-service", pinned, "--secret-wait", "20"]
+            asked = self.command(args, f"pinned{code}", [], stdout=subprocess.PIPE)
+            said, _ = asked.communicate(timeout=60)
+            assert (asked.returncode, said) == (code, b"" if code else PASSPHRASE.encode()), (asked.returncode, said)
+        self.terminate(service, "the secret service without a TD")
+
+    @staticmethod
+    def terminate(process, what):
+        """What the kubelet sends to process 1 of the pod; unshare itself does not pass it on."""
+        with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as children:
+            os.kill(int(children.read().split()[0]), signal.SIGTERM)
+        assert process.wait(timeout=60) == 0, f"{what} did not end in good order"
+
+    def resources(self):
+        """A passphrase from the pod's data hub, as overlays/trustee has it: ps0 goes on with its volume."""
+        hub = subprocess.Popen(["ip", "netns", "exec", NETWORK, sys.executable, "-c", HUB, PASSPHRASE])
+        self.running.append(hub)
+        args = ["secret", "get", "--attestation", "sim", "--secret-wait", "20", "--out", "/tmp/secret"]
+        given = self.command([*args, "--secret-service", "cdh:default/hfl/model"], "resource", [])
+        assert given.wait(timeout=60) == 0
+        with open(f"{self.work}/root-resource/tmp/secret", encoding="utf-8") as file:
+            assert file.read() == PASSPHRASE
+        other = self.command(
+            ["secret", "get", "--attestation", "sim", "--secret-wait", "1", "--secret-service", "cdh:default/hfl/other"],
+            "nobody", [], stdout=subprocess.DEVNULL)
+        assert other.wait(timeout=60) == 1
+        settings = self.of("ConfigMap", "hfl-job")["data"]
+        settings["SECRET_SERVICE"] = "cdh:default/hfl/model"
+        server = self.start(self.of("Job", "ps0"), 0)
+        # A finished job that waits to be fetched again: the volume is open.
+        address = self.probes[0][0]
+        end = time.monotonic() + 120
+        while self.probes:
+            assert server.poll() is None and time.monotonic() < end, f"{address}: no volume with the hub's passphrase"
+            self.probe()
+            time.sleep(0.2)
 
     def start(self, workload, index):
         spec = workload["spec"]["template"]["spec"]
@@ -440,7 +564,7 @@ class Cluster:
         assert os.path.isdir(f"{self.work}/{path}"), f"nothing makes {path}"
         return f"{self.work}/{path}"
 
-    def command(self, args, name, mounts, context=None):
+    def command(self, args, name, mounts, context=None, stdout=None):
         """The program as process 1 of a root of its own, as an ordinary user, without capabilities."""
         root = f"{self.work}/root-{name}"
         os.makedirs(f"{root}/etc", exist_ok=True)
@@ -461,7 +585,7 @@ class Cluster:
             script.append(f"mount -o remount,bind,ro {root}")
         script.append(f'exec chroot --userspec={user}:{user} --groups= {root} /hfl "$@"')
         words = ["ip", "netns", "exec", NETWORK, "unshare", "--mount", "--pid", "--fork", "--kill-child"]
-        process = subprocess.Popen(words + ["sh", "-c", "\n".join(script), "hfl"] + args)
+        process = subprocess.Popen(words + ["sh", "-c", "\n".join(script), "hfl"] + args, stdout=stdout)
         self.running.append(process)
         return process
 

@@ -27,7 +27,10 @@ const ANSWER_WAIT: Duration = Duration::from_secs(30);
 /// Longest head and body of an answer, which is kept in memory. The largest that is asked for, a revocation list, may
 /// have 4 MiB.
 const HEAD_LEN_MAX: usize = 64 << 10;
-const BODY_LEN_MAX: usize = 8 << 20;
+pub(crate) const BODY_LEN_MAX: usize = 8 << 20;
+/// What is read at once, and the longest answer whose room is there from the beginning.
+const BUFFER_LEN: usize = 16 << 10;
+const ROOM_MAX: usize = 256 << 10;
 /// Authorities of the system, where it has some.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -111,7 +114,8 @@ pub enum Authority {
 pub(crate) struct Answer {
     pub(crate) status: u16,
     headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
+    /// Wiped with the answer: it may be a secret.
+    pub(crate) body: Zeroizing<Vec<u8>>,
 }
 
 impl Answer {
@@ -196,7 +200,7 @@ impl Client {
         let mut stream = Stream::new(&mut tls, socket);
         stream.write_all(request.as_bytes())?;
         stream.write_all(body)?;
-        receive(&mut stream, ANSWER_WAIT)
+        receive(&mut stream, ANSWER_WAIT, BODY_LEN_MAX)
     }
 }
 
@@ -214,11 +218,13 @@ fn in_words(error: io::Error) -> io::Error {
     }
 }
 
-/// Reads an answer, which has to be there in time.
-fn receive(stream: &mut impl Read, wait: Duration) -> io::Result<Answer> {
+/// Reads an answer, which has to be there in time, with a body of at most `len_max` bytes.
+fn receive(stream: &mut impl Read, wait: Duration, len_max: usize) -> io::Result<Answer> {
     let end = Instant::now() + wait;
-    let mut bytes = Vec::new();
-    let mut buffer = vec![0; 16 << 10];
+    // Short answers, which secrets are, never grow out of their room: what they left would not be wiped.
+    let room = HEAD_LEN_MAX + len_max + BUFFER_LEN;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(room.min(ROOM_MAX)));
+    let mut buffer = Zeroizing::new(vec![0; BUFFER_LEN]);
     loop {
         if Instant::now() > end {
             let what = format!("its answer was not complete within {} s", wait.as_secs());
@@ -232,8 +238,8 @@ fn receive(stream: &mut impl Read, wait: Duration) -> io::Result<Answer> {
             Err(error) => return Err(error),
         };
         bytes.extend_from_slice(&buffer[..len]);
-        if bytes.len() > HEAD_LEN_MAX + BODY_LEN_MAX {
-            return Err(io::Error::other("an answer of more than 8 MiB"));
+        if bytes.len() > HEAD_LEN_MAX + len_max {
+            return Err(io::Error::other(format!("an answer longer than {} KiB", len_max >> 10)));
         }
         if let Some(answer) = parse(&bytes, len == 0)? {
             return Ok(answer);
@@ -261,16 +267,21 @@ fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
     Err(last)
 }
 
-/// One request without TLS, to somebody who ends the connection with the answer.
+/// One request without TLS, to somebody who ends the connection with the answer; its body has at most `len_max` bytes.
 ///
 /// # Errors
-/// When nobody answers in time, or the answer is malformed.
-pub(crate) fn ask_plain(to: &SocketAddr, request: &[u8], wait: Duration) -> io::Result<Answer> {
+/// When nobody answers in time, or the answer is malformed or too long.
+pub(crate) fn ask_plain(
+    to: &SocketAddr,
+    request: &[u8],
+    wait: Duration,
+    len_max: usize,
+) -> io::Result<Answer> {
     let mut socket = TcpStream::connect_timeout(to, CONNECT_WAIT)?;
     socket.set_read_timeout(Some(wait))?;
     socket.set_write_timeout(Some(wait))?;
     socket.write_all(request)?;
-    receive(&mut socket, wait)
+    receive(&mut socket, wait, len_max)
 }
 
 /// The answer in `bytes`, once it is complete (RFC 9112); `ended` says that no more will come.
@@ -295,7 +306,7 @@ pub(crate) fn parse(bytes: &[u8], ended: bool) -> io::Result<Option<Answer>> {
         let (name, value) = line.split_once(':').ok_or_else(|| wrong("header"))?;
         headers.push((name.to_owned(), value.trim().to_owned()));
     }
-    let mut answer = Answer { status, headers, body: Vec::new() };
+    let mut answer = Answer { status, headers, body: Zeroizing::default() };
     let body = &bytes[end + 4..];
     let coding = answer.header("Transfer-Encoding").map(str::to_ascii_lowercase);
     match (coding.as_deref(), answer.header("Content-Length")) {
@@ -309,20 +320,20 @@ pub(crate) fn parse(bytes: &[u8], ended: bool) -> io::Result<Option<Answer>> {
             let len = text.parse::<usize>().ok().filter(|&len| len <= BODY_LEN_MAX);
             let len = len.ok_or_else(|| wrong("length"))?;
             match body.get(..len) {
-                Some(body) => answer.body = body.to_vec(),
+                Some(body) => answer.body = body.to_vec().into(),
                 None if ended => return Err(wrong("it ends too early")),
                 None => return Ok(None),
             }
         }
-        (None, None) if ended => answer.body = body.to_vec(),
+        (None, None) if ended => answer.body = body.to_vec().into(),
         (None, None) => return Ok(None),
     }
     Ok(Some(answer))
 }
 
 /// The body that chunks make; `Some(None)` while the last is not there.
-fn chunks(mut bytes: &[u8]) -> Option<Option<Vec<u8>>> {
-    let mut body = Vec::new();
+fn chunks(mut bytes: &[u8]) -> Option<Option<Zeroizing<Vec<u8>>>> {
+    let mut body = Zeroizing::new(Vec::with_capacity(bytes.len()));
     loop {
         let Some(end) = bytes.windows(2).position(|two| two == b"\r\n") else {
             return (bytes.len() < 32).then_some(None);
@@ -383,7 +394,7 @@ mod tests {
         }
         let until_end =
             parse(b"HTTP/1.0 200 OK\r\n\r\nall", true).expect("valid").expect("complete");
-        assert_eq!(until_end.body, b"all");
+        assert_eq!(*until_end.body, b"all");
         for bad in [
             &b"SSH-2.0\r\n\r\n"[..],
             b"HTTP/1.1 x\r\n\r\n",

@@ -154,6 +154,7 @@ pub use judge::token::{Keys, Token, TokenError};
 pub use judge::verify::{Trust, Verdict, Verifier};
 pub use rejection::{Differing, Rejection};
 pub use role::{Role, RoleKind};
+pub use services::cdh::{Resource, ResourceError};
 pub use services::collateral_store::CollateralStore;
 pub use services::pccs::{FetchError, Pccs};
 pub use session::close::CloseReason;

@@ -20,14 +20,14 @@ use crate::commands::verify::{QuoteArgs, VerifyArgs};
 use crate::commands::volumes::{LuksArgs, Size};
 use crate::data::dataset::Shard;
 use crate::data::hold_out::HoldOut;
-use crate::hosts::{HostList, PinnedHost};
+use crate::hosts::HostList;
 use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
 use crate::job::shape::Shape;
 use crate::job::{
     Algorithm, Arch, Augment, DEFAULT_RATE, Normalisation, Order, Precision, Stem, Weighting, Wire,
 };
-use crate::trust::fetch::Service;
+use crate::trust::fetch::{Keeper, Service};
 use crate::trust::flags::attested;
 
 attested! {
@@ -100,9 +100,10 @@ attested! {
         /// open file descriptor to read the volume's passphrase from
         #[argh(option)]
         pub(super) key_fd: Option<u32>,
-        /// host:port[#SHA256 of its owner's key] of the service with the volume's passphrase (hfl secret serve)
+        /// who has the volume's passphrase: host:port[#SHA256 of its owner's key] (hfl secret serve), or in a
+        /// confidential pod cdh:REPOSITORY/TYPE/TAG of its Trustee
         #[argh(option)]
-        pub(super) secret_service: Option<PinnedHost>,
+        pub(super) secret_service: Option<Keeper>,
         /// name of the passphrase there [hfl-tdx-coco-app]
         #[argh(option, default = "Service::APP_ID.into()")]
         pub(super) app_id: String,

@@ -90,7 +90,12 @@ impl AzureVm {
         let mut attempt = 0;
         let answer = loop {
             attempt += 1;
-            let answer = http::ask_plain(&self.metadata, request.as_bytes(), ANSWER_WAIT);
+            let answer = http::ask_plain(
+                &self.metadata,
+                request.as_bytes(),
+                ANSWER_WAIT,
+                http::BODY_LEN_MAX,
+            );
             match answer.map_err(|error| named(error.to_string()))? {
                 answer if answer.status == 200 => break answer,
                 answer if matches!(answer.status, 429 | 500..) && attempt < ATTEMPTS => {

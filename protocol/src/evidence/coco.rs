@@ -103,9 +103,9 @@ impl GuestComponents {
             "GET /aa/evidence?runtime_data={text} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
             self.0
         );
-        let answer = http::ask_plain(&self.0, request.as_bytes(), ANSWER_WAIT)?;
+        let answer = http::ask_plain(&self.0, request.as_bytes(), ANSWER_WAIT, http::BODY_LEN_MAX)?;
         match answer.status {
-            200 => Ok(answer.body),
+            200 => Ok(answer.body.to_vec()),
             status => Err(io::Error::other(format!("status {status}"))),
         }
     }

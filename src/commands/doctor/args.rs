@@ -6,9 +6,9 @@ use argh::FromArgs;
 use protocol::Role;
 
 use crate::data::dataset::Shard;
-use crate::hosts::{HostList, PinnedHost};
+use crate::hosts::HostList;
 use crate::job::{Precision, Stem};
-use crate::trust::fetch::Service;
+use crate::trust::fetch::Keeper;
 use crate::trust::flags::attested;
 
 attested! {
@@ -36,9 +36,9 @@ attested! {
         /// encrypted volume of the role
         #[argh(option)]
         pub(crate) volume: Option<PathBuf>,
-        /// host:port of the service that has the volume's passphrase
+        /// who has the volume's passphrase: host:port of a service, or cdh:REPOSITORY/TYPE/TAG
         #[argh(option)]
-        pub(crate) secret_service: Option<PinnedHost>,
+        pub(crate) secret_service: Option<Keeper>,
         /// images of one worker in a step [128]
         #[argh(option, default = "128")]
         pub(crate) batch_size: u32,
@@ -51,13 +51,5 @@ attested! {
         /// one JSON object on stdout
         #[argh(switch)]
         pub(crate) json: bool,
-    }
-}
-
-impl DoctorArgs {
-    /// The secret service that the options name.
-    pub(crate) fn service(&self) -> Option<Service> {
-        let at = self.secret_service.clone()?;
-        Some(Service { at, app_id: Service::APP_ID.into(), wait: Service::WAIT })
     }
 }

@@ -26,6 +26,7 @@ use crate::job::{Algorithm, Arch, Precision};
 use crate::memory;
 use crate::model::network::Network;
 use crate::training::room;
+use crate::trust::fetch::Keeper;
 use crate::trust::policy;
 use crate::trust::{Attestation, EARLIEST, Source, clock};
 use protocol::hex;
@@ -70,8 +71,7 @@ pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
         }
         false => findings.extend(args.ps_hosts.0.iter().map(|host| port(host))),
     }
-    let service = args.service();
-    findings.extend(service.map(|service| peer(args, "secret service", &service.at.address)));
+    findings.extend(args.secret_service.as_ref().map(|keeper| secret(args, keeper)));
     findings
 }
 
@@ -393,6 +393,22 @@ fn port(host: &str) -> Finding {
     match bound {
         Ok(_) => Finding::ok("port", format!("{host} is free")),
         Err(error) => Finding::failed("port", error, "another port, or end who has it"),
+    }
+}
+
+/// Whether who keeps the passphrase would give it; a resource is fetched, and forgotten.
+fn secret(args: &DoctorArgs, keeper: &Keeper) -> Finding {
+    const ITEM: &str = "secret service";
+    match keeper {
+        Keeper::Service(host) => peer(args, ITEM, &host.address),
+        Keeper::Trustee(resource) => match resource.fetch() {
+            Ok(_) => Finding::ok(ITEM, format!("{resource}: given to this guest")),
+            Err(error) => Finding::failed(
+                ITEM,
+                format!("{resource}: {error}"),
+                "agent.guest_components_rest_api=all in the guest, and Trustee's policy of the resource",
+            ),
+        },
     }
 }
 

@@ -6,9 +6,8 @@ use std::time::Duration;
 use argh::FromArgs;
 use protocol::Role;
 
-use crate::hosts::PinnedHost;
 use crate::trust::TrustOptions;
-use crate::trust::fetch::Service;
+use crate::trust::fetch::{Keeper, Service};
 use crate::trust::flags::attested;
 use crate::trust::passphrase::KeySource;
 
@@ -40,6 +39,7 @@ attested! {
     #[argh(
         subcommand,
         name = "serve",
+        example = "{command_name} --secrets secrets.json --policy policy.json --collateral c.json",
         note = "An entry of --secrets is a passphrase, for every peer that --policy accepts, or an object: \
                 \"secret\", \"policy\" (as in --policy, for this secret), \"uses\" (releases in all), \
                 \"until\" (a date)."
@@ -78,9 +78,10 @@ attested! {
         example = "{command_name} --secret-service localhost:50051 | cryptsetup open model.luks model --key-file -"
     )]
     pub(super) struct GetArgs {
-        /// host:port[#SHA256 of its owner's key] of the service [localhost:50051]
-        #[argh(option, default = "PinnedHost::of(\"localhost:50051\")")]
-        pub(super) secret_service: PinnedHost,
+        /// host:port[#SHA256 of its owner's key] of the service [localhost:50051], or in a confidential pod
+        /// cdh:REPOSITORY/TYPE/TAG of its Trustee
+        #[argh(option, default = "Keeper::of(\"localhost:50051\")")]
+        pub(super) secret_service: Keeper,
         /// name of the secret [hfl-tdx-coco-app]
         #[argh(option, default = "Service::APP_ID.into()")]
         pub(super) app_id: String,
@@ -106,7 +107,11 @@ impl GetArgs {
 
 /// Put a file with secrets into an encrypted volume, from which `serve --volume` reads it.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "seal")]
+#[argh(
+    subcommand,
+    name = "seal",
+    example = "{command_name} --secrets secrets.json --volume secrets.luks --key-file key"
+)]
 pub(super) struct SealArgs {
     /// JSON file with a secret an app id
     #[argh(option)]
@@ -130,7 +135,7 @@ impl SealArgs {
 
 /// Check that no line of a service's log was changed or taken out of its middle.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "audit")]
+#[argh(subcommand, name = "audit", example = "{command_name} --log secret-audit.jsonl")]
 pub(super) struct AuditArgs {
     /// the log [secret-audit.jsonl]
     #[argh(option, default = "PathBuf::from(\"secret-audit.jsonl\")")]

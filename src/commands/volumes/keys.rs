@@ -16,7 +16,7 @@ use crate::hosts::PinnedHost;
 use crate::report::print;
 use crate::termination;
 use crate::trust::TrustOptions;
-use crate::trust::fetch::{Service, fetch};
+use crate::trust::fetch::{Keeper, Service, fetch};
 use crate::trust::flags::attested;
 use crate::trust::passphrase::KeySource;
 
@@ -140,7 +140,11 @@ macro_rules! setting {
 setting! {
     /// Add a keyslot with another passphrase.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "add")]
+    #[argh(
+        subcommand,
+        name = "add",
+        example = "{command_name} model.luks --key-file key --new-key-file next"
+    )]
     AddArgs {
         /// the keyslot that opens the volume [any]
         #[argh(option)]
@@ -151,7 +155,11 @@ setting! {
 setting! {
     /// Change the passphrase of a keyslot; nothing is left of the old one.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "change")]
+    #[argh(
+        subcommand,
+        name = "change",
+        example = "{command_name} model.luks --key-file key --new-key-file next"
+    )]
     ChangeArgs {
         /// the keyslot to change [the one that opens]
         #[argh(option)]
@@ -162,7 +170,11 @@ setting! {
 opening! {
     /// Remove a keyslot, given a passphrase that stays: the last one is never removed.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "remove")]
+    #[argh(
+        subcommand,
+        name = "remove",
+        example = "{command_name} model.luks --slot 0 --key-file next"
+    )]
     RemoveArgs {
         /// the keyslot to remove
         #[argh(option)]
@@ -205,6 +217,7 @@ impl Asking {
             Failure::usage("--app-id and --new-app-id name secrets of --secret-service HOST:PORT")
         })?;
         termination::catch()?;
+        let at = Keeper::Service(at);
         let service = Service { at, app_id: app_id.clone(), wait: self.wait };
         let secret = fetch(&self.trust.config(self.role)?, &service)?;
         Ok(Some(Passphrase::from_bytes(&secret)))
