@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use hfl::events::Event;
-use hfl::history::{self, EventKind, History};
+use hfl::history::{self, Bytes, EventKind, History};
 
 use crate::cli::hfl;
 use crate::processes::{Cast, Dir, Process, STEPS};
@@ -116,6 +116,17 @@ fn a_job_tells_what_happened_in_lines_and_on_a_page() {
         history.bytes
     );
 
+    let Bytes { all, by_worker } = history.bytes();
+    let sum = by_worker.iter().fold([0; 2], |sum, more| [sum[0] + more[0], sum[1] + more[1]]);
+    assert!(
+        by_worker.len() == 2 && sum[0] <= all[0] && sum[1] <= all[1],
+        "{by_worker:?} of {all:?}"
+    );
+    assert!(
+        by_worker.as_flattened().iter().all(|bytes| *bytes > STEPS * 90_000_000),
+        "{by_worker:?}"
+    );
+
     let page = model.join(history::REPORT);
     let (html, log) = chromium(&dir, &["--dump-dom"], &page);
     assert!(!log.contains("CONSOLE"), "{log}");
@@ -126,7 +137,7 @@ fn a_job_tells_what_happened_in_lines_and_on_a_page() {
         let target = link.strip_prefix('#').expect("nothing outside of the page");
         assert!(ids.contains(&target), "{link} leads nowhere");
     }
-    for section in ["events", "curves", "accuracy", "time", "participants", "settings"] {
+    for section in ["events", "curves", "accuracy", "time", "wire", "participants", "settings"] {
         assert!(ids.contains(&section), "no section {section}");
     }
     let pdf = dir.path("report.pdf");

@@ -66,6 +66,44 @@ pub struct History {
     pub participants: Vec<Participant>,
     /// Bytes received and sent.
     pub bytes: [u64; 2],
+    /// Those of each worker, by its number.
+    #[serde(default)]
+    pub worker_bytes: Vec<[u64; 2]>,
+}
+
+/// Bytes that ps0 received and sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bytes {
+    /// On all connections.
+    pub all: [u64; 2],
+    /// On those of each worker, by its number.
+    pub by_worker: Vec<[u64; 2]>,
+}
+
+impl Bytes {
+    /// Adds what a connection carried, and to a worker what was its.
+    pub fn add(&mut self, carried: [u64; 2], worker: Option<u16>) {
+        let more = |sum: &mut [u64; 2]| {
+            sum.iter_mut().zip(carried).for_each(|(sum, more)| *sum = sum.saturating_add(more));
+        };
+        more(&mut self.all);
+        let Some(worker) = worker.map(usize::from).filter(|worker| *worker < WORKERS_MAX) else {
+            return;
+        };
+        if self.by_worker.len() <= worker {
+            self.by_worker.resize(worker + 1, [0; 2]);
+        }
+        more(&mut self.by_worker[worker]);
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        let mut sum = self.clone();
+        (0..).zip(&other.by_worker).for_each(|(worker, carried)| sum.add(*carried, Some(worker)));
+        sum.all = self.all;
+        sum.add(other.all, None);
+        sum
+    }
 }
 
 /// Seconds of a worker's steps, summed, by what they were spent on.
@@ -191,6 +229,7 @@ impl History {
             events_dropped: 0,
             participants: Vec::new(),
             bytes: [0; 2],
+            worker_bytes: Vec::new(),
         }
     }
 
@@ -214,6 +253,16 @@ impl History {
         if self.participants.len() < PARTICIPANTS_MAX {
             self.participants.push(participant);
         }
+    }
+
+    /// The bytes so far.
+    pub fn bytes(&self) -> Bytes {
+        Bytes { all: self.bytes, by_worker: self.worker_bytes.clone() }
+    }
+
+    /// Notes the bytes so far.
+    pub fn carried(&mut self, bytes: Bytes) {
+        (self.bytes, self.worker_bytes) = (bytes.all, bytes.by_worker);
     }
 
     /// Adds the seconds of one step of a worker.
@@ -254,6 +303,7 @@ impl History {
             && history.events.len() <= EVENTS_MAX
             && history.participants.len() <= PARTICIPANTS_MAX
             && history.workers.len() <= WORKERS_MAX
+            && history.worker_bytes.len() <= WORKERS_MAX
             && history.evaluations.len() <= EVALUATIONS_MAX
             && history.curve.is_bounded()
             && history.evaluations.iter().all(Evaluation::is_whole);
@@ -332,6 +382,22 @@ mod tests {
     }
 
     #[test]
+    fn bytes_go_on_where_a_job_was_stopped() {
+        let mut before = Bytes::default();
+        before.add([10, 1], Some(1));
+        before.add([5, 5], None);
+        let mut after = Bytes::default();
+        after.add([100, 2], Some(1));
+        after.add([1, u64::MAX], Some(0));
+        after.add([1, 1], Some(64));
+        let mut history = History::new("00".into(), Vec::new(), 7);
+        history.carried(before.plus(&after));
+        let expected = Bytes { all: [117, u64::MAX], by_worker: vec![[1, u64::MAX], [110, 3]] };
+        assert_eq!(history.bytes(), expected);
+        assert_eq!(History::parse(&history.encode()), Ok(history));
+    }
+
+    #[test]
     fn what_is_out_of_bounds_is_refused() {
         let good = History::new("00".into(), Vec::new(), 7);
         let change = |edit: &dyn Fn(&mut History)| {
@@ -342,6 +408,7 @@ mod tests {
         assert!(change(&|_| ()).is_ok());
         assert!(change(&|history| history.version = 2).is_err());
         assert!(change(&|history| history.workers = vec![Shares::default(); 65]).is_err());
+        assert!(change(&|history| history.worker_bytes = vec![[0; 2]; 65]).is_err());
         let lame = Evaluation {
             step: 1,
             by_worker: vec![[1, 2]],

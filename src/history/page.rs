@@ -29,6 +29,7 @@ pub fn page(history: &History) -> String {
         accuracy(&mut html, history, last);
     }
     time(&mut html, history);
+    wire(&mut html, history);
     participants(&mut html, history);
     settings(&mut html, history);
     let _ = write!(
@@ -129,6 +130,7 @@ fn contents(html: &mut String, history: &History) {
         ("curves", "Loss", true),
         ("accuracy", "Accuracy", !history.evaluations.is_empty()),
         ("time", "Time", history.workers.iter().any(|spent| spent.steps > 0)),
+        ("wire", "Bytes", history.bytes != [0; 2]),
         ("participants", "Who took part", true),
         ("settings", "Settings", true),
     ];
@@ -260,6 +262,32 @@ fn time(html: &mut String, history: &History) {
     }
     html.push_str("</table>");
     legend(html, "part", told[0].1.parts(0.0).map(|part| part.0).into_iter());
+    html.push_str("</section>");
+}
+
+/// What the network carried, and whose it was.
+fn wire(html: &mut String, history: &History) {
+    if history.bytes == [0; 2] {
+        return;
+    }
+    html.push_str(
+        "<section id=\"wire\"><h2>Bytes on the wire</h2><table class=\"list\">\
+         <tr><th></th><th>to ps0</th><th>from ps0</th></tr>",
+    );
+    let mut row = |name: &str, [received, sent]: [u64; 2]| {
+        let [received, sent] = [size(received), size(sent)];
+        let _ = write!(
+            html,
+            "<tr><th scope=\"row\">{name}</th><td>{received}</td><td>{sent}</td></tr>"
+        );
+    };
+    for (worker, bytes) in history.worker_bytes.iter().enumerate() {
+        row(&format!("worker{worker}"), *bytes);
+    }
+    row("all", history.bytes);
+    html.push_str(
+        "</table><p>As the sockets carried them: encrypted, with handshakes and evidence.</p>",
+    );
     html.push_str("</section>");
 }
 

@@ -5,6 +5,7 @@ mod receipts;
 mod record;
 mod server;
 mod stopwatch;
+mod traffic;
 pub mod transfer;
 mod worker;
 

@@ -8,7 +8,7 @@ use protocol::{Admission, Body, Evidence, Peer, Role, Spent, TdReport, hex, is_s
 use crate::failure::{Doing, Failure};
 use crate::history::curve::Point;
 use crate::history::page::page;
-use crate::history::{self, Evaluation, Event, EventKind, History, Participant, Shares};
+use crate::history::{self, Bytes, Evaluation, Event, EventKind, History, Participant, Shares};
 use crate::job::receipt::Receipt;
 use crate::job::state::State;
 use crate::job::{Job, Outer, Quorum, Wire};
@@ -24,6 +24,8 @@ const SIMULATED: &str = "simulated";
 /// The history of the job at hand.
 pub(super) struct Record {
     history: History,
+    /// Bytes of earlier runs of the job.
+    before: Bytes,
     /// Whether the page is written.
     page: bool,
     rounds: RoundLog,
@@ -40,8 +42,9 @@ impl Record {
         let digest = hex(&job.digest());
         let begun = known.filter(|known| known.digest == digest && state.step > 0);
         let history = begun.unwrap_or_else(|| History::new(digest, settings(job), clock()));
+        let (before, rounds) = (history.bytes(), known_rounds(store, state.step));
         let receipts = known_receipts(store, state);
-        let mut record = Self { history, rounds: known_rounds(store, state.step), receipts, page };
+        let mut record = Self { history, before, rounds, receipts, page };
         record.note(state.step, EventKind::Started, String::new());
         record
     }
@@ -146,9 +149,9 @@ impl Record {
         &mut self,
         store: &mut Store,
         progress: Progress,
-        bytes: [u64; 2],
+        bytes: &Bytes,
     ) -> Result<(), Failure> {
-        self.history.bytes = bytes;
+        self.history.carried(self.before.plus(bytes));
         self.history.written = clock();
         let mut files = vec![(history::FILE, self.history.encode())];
         if self.page {

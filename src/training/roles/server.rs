@@ -16,10 +16,11 @@ use self::leaving::{Leaving, kept};
 use self::missing::Missing;
 use super::options::{CELL, Options};
 use super::record::Record;
+use super::traffic::Traffic;
 use super::transfer;
 use crate::events::Event;
 use crate::failure::{Doing, Failure};
-use crate::history::EventKind;
+use crate::history::{Bytes, EventKind};
 use crate::metrics::{Metric, Metrics};
 use crate::model::network::Network;
 use crate::model::params;
@@ -45,7 +46,7 @@ struct Running {
     record: Record,
     /// How often the evidence of each peer was accepted.
     attested: BTreeMap<LinkId, u64>,
-    bytes: [u64; 2],
+    traffic: Traffic,
     last: Instant,
     /// Since when the round at hand waits, or whom it waits for changed.
     waits_since: Instant,
@@ -101,7 +102,7 @@ pub(super) fn run(
         metrics,
         record,
         attested: BTreeMap::new(),
-        bytes: [0; 2],
+        traffic: Traffic::default(),
         last: Instant::now(),
         waits_since: Instant::now(),
         saved,
@@ -207,16 +208,11 @@ impl Running {
         }
     }
 
-    /// Bytes of the connections that are over and of those that are not.
-    fn traffic(&mut self) -> [u64; 2] {
-        let mut sum = self.bytes;
-        for id in self.net.ids() {
-            let live = self.net.session(id).map_or([0; 2], |session| session.bytes());
-            sum = [sum[0] + live[0], sum[1] + live[1]];
-        }
-        self.metrics.set(Metric::Received, sum[0] as f64);
-        self.metrics.set(Metric::Sent, sum[1] as f64);
-        sum
+    fn count_bytes(&mut self) -> Bytes {
+        let bytes = self.traffic.so_far(&mut self.net);
+        self.metrics.set(Metric::Received, bytes.all[0] as f64);
+        self.metrics.set(Metric::Sent, bytes.all[1] as f64);
+        bytes
     }
 
     fn take_notes(&mut self) {
@@ -292,7 +288,7 @@ impl Running {
         self.report.step(closed.step, closed.steps, closed.loss, seconds, closed.samples);
         self.record.step(self.server.job(), &closed, seconds);
         self.record.receipt(self.server.state().receipt.as_ref());
-        let [bytes_received, bytes_sent] = self.traffic();
+        let [bytes_received, bytes_sent] = self.count_bytes().all;
         let job = self.server.job();
         self.report.tell(|| Event::Round {
             step: closed.step,
@@ -345,8 +341,7 @@ impl Running {
     fn remove_ended(&mut self) {
         for Over { id, session, why, address } in self.net.take_ended() {
             self.attested.remove(&id);
-            let [received, sent] = session.bytes();
-            self.bytes = [self.bytes[0] + received, self.bytes[1] + sent];
+            self.traffic.ended(&session);
             if let Some(role) = self.server.left(id.0) {
                 let Share { rounds, samples } = self.record.share_of(role);
                 let why =
@@ -370,7 +365,8 @@ impl Running {
         self.note(EventKind::Finished, String::new());
         self.keep_record();
         self.report.finished();
-        self.report.parameters(&hash, self.bytes);
+        let bytes = self.count_bytes();
+        self.report.parameters(&hash, bytes.all);
         let Running { server, store, mut net, .. } = self;
         store.close().doing("close the volume")?;
         transfer::linger(&mut net, &server.job().digest(), &options.place, options.linger)

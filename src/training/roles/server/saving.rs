@@ -79,8 +79,8 @@ impl Running {
     /// The record is for people: a disk that has no room for it ends no training.
     pub(super) fn keep_record(&mut self) {
         let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
-        let bytes = self.traffic();
-        if let Err(error) = self.record.keep(&mut self.store, progress, bytes) {
+        let bytes = self.count_bytes();
+        if let Err(error) = self.record.keep(&mut self.store, progress, &bytes) {
             log::warn!("{error}; the training goes on without it");
         }
     }
