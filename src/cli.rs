@@ -2,6 +2,7 @@
 
 mod args;
 mod choice;
+mod completions;
 pub mod help;
 mod local;
 mod predict;
@@ -35,6 +36,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
     }
     match (args.command.take(), args.role) {
         (Some(Command::Bench(args)), _) => local::run_bench(&args),
+        (Some(Command::Completions(args)), _) => completions::run(&args),
         (Some(Command::Demo(args)), _) => local::run_demo(&args),
         (Some(Command::Doctor(args)), _) => doctor::run(&args),
         (Some(Command::Eval(args)), _) => local::run_eval(&args),

@@ -6,6 +6,7 @@ use argh::FromArgs;
 use protocol::Role;
 
 use super::choice::{ClassSource, IsaChoice, ReportKind, ScheduleKind};
+use super::completions::CompletionsArgs;
 use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
 use crate::commands::doctor::DoctorArgs;
@@ -243,6 +244,7 @@ attested! {
 #[argh(subcommand)]
 pub(super) enum Command {
     Bench(BenchArgs),
+    Completions(CompletionsArgs),
     Demo(DemoArgs),
     Doctor(DoctorArgs),
     Eval(EvalArgs),

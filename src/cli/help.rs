@@ -29,7 +29,7 @@ Trust     quote    measurements of a TD       verify    judge a quote or a certi
           roster   judge who took part        initdata  tie a pod to its quote
           secret   passphrases for peers    identity keys of owners
 Disks     luks     encrypted volumes
-All options: hfl help job, hfl help COMMAND. First: hfl demo";
+All options: hfl help job, hfl help COMMAND. Shells: hfl completions bash";
 
 /// What is asked for by `help` and by a bare `--help`.
 #[derive(Debug, PartialEq)]
@@ -98,6 +98,7 @@ fn distance(a: &str, b: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::completions::{Level, levels};
     use super::*;
 
     fn help(words: &[&str]) -> String {
@@ -125,9 +126,9 @@ mod tests {
 
     #[test]
     fn every_command_ends_its_help_with_an_example() {
-        let commands = ["bench", "demo", "doctor", "eval", "initdata", "quote", "roster", "verify"];
-        for command in commands {
-            assert!(help(&[command]).contains("Examples:"), "{command}");
+        for Level { path, .. } in levels() {
+            let words: Vec<&str> = path.iter().map(String::as_str).collect();
+            assert!(help(&words).contains("\nExamples:\n"), "hfl {}", path.join(" "));
         }
     }
 

@@ -32,7 +32,7 @@ enum Command {
 
 /// Make a P-256 key in a new file that only its owner can read, and print its hash.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "create")]
+#[argh(subcommand, name = "create", example = "{command_name} --out owner.key")]
 struct CreateArgs {
     /// file to create [owner.key]
     #[argh(option, default = "\"owner.key\".into()")]
@@ -41,7 +41,7 @@ struct CreateArgs {
 
 /// Print the hash of a key: SHA-256 of its SubjectPublicKeyInfo.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "show")]
+#[argh(subcommand, name = "show", example = "{command_name} --key owner.key")]
 struct ShowArgs {
     /// the key [owner.key]
     #[argh(option, default = "\"owner.key\".into()")]

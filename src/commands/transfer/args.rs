@@ -29,7 +29,11 @@ pub(super) enum Command {
 attested! {
     /// Fetch the volume from ps0 (hfl --role ps0 --linger, or hfl model serve).
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "pull")]
+    #[argh(
+        subcommand,
+        name = "pull",
+        example = "{command_name} --from ps0.example:60002 --out model.luks --policy policy.json --collateral c.json"
+    )]
     pub(super) struct PullArgs {
         /// host:port of ps0 [localhost:60002]
         #[argh(option, default = "\"localhost:60002\".into()")]
@@ -46,7 +50,11 @@ attested! {
 attested! {
     /// Serve a volume that nobody writes to trusted nodes, as ps0.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "serve")]
+    #[argh(
+        subcommand,
+        name = "serve",
+        example = "{command_name} --volume model.luks --policy policy.json --collateral c.json"
+    )]
     pub(super) struct ServeArgs {
         /// the volume
         #[argh(option)]

@@ -142,7 +142,7 @@ macro_rules! opening {
 opening! {
     /// Show what a header says; with --volume-key, the key.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "dump")]
+    #[argh(subcommand, name = "dump", example = "{command_name} model.luks")]
     DumpArgs {
         /// one JSON object on stdout
         #[argh(switch)]
@@ -193,7 +193,7 @@ opening! {
 opening! {
     /// Open a volume as /dev/mapper/NAME.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "open")]
+    #[argh(subcommand, name = "open", example = "{command_name} model.luks model --key-file key")]
     OpenArgs {
         /// name of the mapping
         #[argh(positional)]
@@ -207,7 +207,7 @@ opening! {
 opening! {
     /// Open a volume and mount the ext4 file system inside.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "mount")]
+    #[argh(subcommand, name = "mount", example = "{command_name} model.luks /mnt --key-file key")]
     MountArgs {
         /// directory, made if it is not there
         #[argh(positional)]
@@ -223,7 +223,7 @@ opening! {
 
 /// Remove the mapping /dev/mapper/NAME.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "close")]
+#[argh(subcommand, name = "close", example = "{command_name} model")]
 pub(super) struct CloseArgs {
     /// name of the mapping
     #[argh(positional)]
@@ -232,7 +232,7 @@ pub(super) struct CloseArgs {
 
 /// Unmount a directory and close the mapping under it.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "unmount")]
+#[argh(subcommand, name = "unmount", example = "{command_name} /mnt")]
 pub(super) struct UnmountArgs {
     /// where the volume is mounted
     #[argh(positional)]
@@ -241,7 +241,7 @@ pub(super) struct UnmountArgs {
 
 /// Show a mapping.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "status")]
+#[argh(subcommand, name = "status", example = "{command_name} model")]
 pub(super) struct StatusArgs {
     /// name of the mapping
     #[argh(positional)]
@@ -254,7 +254,7 @@ pub(super) struct StatusArgs {
 opening! {
     /// Put a header MAC into a volume made elsewhere, or a fresh one, and write both copies of the header.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "seal")]
+    #[argh(subcommand, name = "seal", example = "{command_name} model.luks --key-file key")]
     SealArgs {}
 }
 

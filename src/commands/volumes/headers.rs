@@ -75,7 +75,11 @@ macro_rules! copying {
 copying! {
     /// Write the header to a new file.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "backup")]
+    #[argh(
+        subcommand,
+        name = "backup",
+        example = "{command_name} model.luks model.header --key-file key"
+    )]
     BackupArgs,
     /// file to create
 }
@@ -83,7 +87,11 @@ copying! {
 copying! {
     /// Put a backup in the place of the volume's header.
     #[derive(FromArgs, Debug)]
-    #[argh(subcommand, name = "restore")]
+    #[argh(
+        subcommand,
+        name = "restore",
+        example = "{command_name} model.luks model.header --key-file key"
+    )]
     RestoreArgs,
     /// file that `backup` (or cryptsetup luksHeaderBackup) made
 }
