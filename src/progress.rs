@@ -32,6 +32,8 @@ pub enum Unit {
     Bytes,
     /// Pictures.
     Images,
+    /// Steps of a benchmark.
+    Steps,
 }
 
 impl Progress {
@@ -71,6 +73,7 @@ impl Progress {
                 format!("{what} {done:.0} of {all:.0} MB, {rate:.0} MB/s, {left}")
             }
             Unit::Images => format!("{what} {done} of {all} images, {rate:.0} images/s, {left}"),
+            Unit::Steps => format!("{what} {done} of {all} steps, {rate:.1} steps/s, {left}"),
         }
     }
 }
@@ -80,6 +83,39 @@ impl Drop for Progress {
         if self.draws && self.begun.elapsed() >= PATIENCE {
             clear();
         }
+    }
+}
+
+/// A training, of which steps are heard.
+#[derive(Default)]
+pub(crate) struct Training {
+    /// When the first step was done, and which it was: it waits for workers, and the rate begins after it.
+    first: Option<(Instant, u64)>,
+    images: u64,
+}
+
+impl Training {
+    /// Takes a step with so many images; how far the training is, once that can be said.
+    pub(crate) fn step(
+        &mut self,
+        step: u64,
+        steps: u64,
+        loss: f64,
+        images: u64,
+    ) -> Option<String> {
+        let Some((begun, first)) = self.first else {
+            self.first = Some((Instant::now(), step));
+            return None;
+        };
+        self.images += images;
+        let seconds = begun.elapsed().as_secs_f64().max(1e-3);
+        let done = step.saturating_sub(first).max(1) as f64;
+        let left = time_left(steps.saturating_sub(step + 1) as f64 * seconds / done);
+        let (shown, rate) = (bar(step + 1, steps), self.images as f64 / seconds);
+        Some(format!(
+            "{shown} step {} of {steps}, {rate:.0} images/s, loss {loss:.3}, {left}",
+            step + 1
+        ))
     }
 }
 
@@ -130,6 +166,15 @@ mod tests {
         let line = progress.line(1_000_000_000, Duration::from_secs(100));
         assert_eq!(line, "received 1000 of 4000 MB, 10 MB/s, 5 min left");
         assert!(progress.line(0, Duration::ZERO).ends_with("months left"));
+    }
+
+    #[test]
+    fn a_training_is_told_from_its_second_step_on() {
+        let mut training = Training::default();
+        assert_eq!(training.step(7, 10, 2.0, 64), None);
+        let line = training.step(8, 10, 1.5, 64).expect("a line");
+        assert!(line.starts_with("[##############..] step 9 of 10, "), "{line}");
+        assert!(line.contains(" images/s, loss 1.500, ") && line.ends_with(" s left"), "{line}");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
-use std::time::Instant;
 
 use protocol::Role;
 
@@ -11,7 +10,7 @@ use crate::events::Event;
 use crate::failure::Failure;
 use crate::history::Evaluation;
 use crate::metrics::{Metric, Metrics};
-use crate::progress::{self, bar, draw, time_left};
+use crate::progress::{self, Training, draw};
 use protocol::hex;
 
 /// The voice of a role.
@@ -19,9 +18,7 @@ pub struct Report {
     metrics: Arc<Metrics>,
     json: bool,
     progress: bool,
-    started: Instant,
-    images: u64,
-    first_step: Option<u64>,
+    training: Training,
 }
 
 impl Report {
@@ -29,7 +26,7 @@ impl Report {
     pub fn new(json: bool, metrics: Arc<Metrics>) -> Self {
         // Whoever reads JSON shows what it wants; of several processes on a terminal the one in front speaks.
         let progress = !json && progress::is_in_front();
-        Self { metrics, json, progress, started: Instant::now(), images: 0, first_step: None }
+        Self { metrics, json, progress, training: Training::default() }
     }
 
     /// A peer's evidence was accepted.
@@ -60,12 +57,7 @@ impl Report {
 
     /// A step is done: its loss, the seconds it took, the images in it.
     pub fn step(&mut self, step: u64, steps: u64, loss: f32, seconds: f64, images: u64) {
-        if self.first_step.is_none() {
-            // The first step waits for workers; the rate begins after it.
-            (self.first_step, self.started) = (Some(step), Instant::now());
-        } else {
-            self.images += images;
-        }
+        let shown = self.training.step(step, steps, f64::from(loss), images);
         self.count(step, steps, loss, seconds, images);
         self.clear_progress();
         self.say(
@@ -78,7 +70,9 @@ impl Report {
                 images,
             },
         );
-        self.show_progress(step, steps, loss);
+        if let (true, Some(line)) = (self.progress, shown) {
+            draw(&line);
+        }
     }
 
     /// What was found on test images.
@@ -142,21 +136,6 @@ impl Report {
         if self.progress {
             progress::clear();
         }
-    }
-
-    fn show_progress(&self, step: u64, steps: u64, loss: f32) {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let done = step - self.first_step.unwrap_or(step);
-        if !self.progress || done == 0 {
-            return;
-        }
-        let left = (steps - step - 1) as f64 * seconds / done as f64;
-        let rate = self.images as f64 / seconds;
-        let (shown, left) = (bar(step + 1, steps), time_left(left));
-        draw(&format!(
-            "{shown} step {} of {steps}, {rate:.0} images/s, loss {loss:.3}, {left}",
-            step + 1
-        ));
     }
 }
 

@@ -62,4 +62,4 @@ pub use header::metadata::{Metadata, Policy};
 pub use keys::hash::Hash;
 pub use keys::kdf::{Kdf, KdfCost};
 pub use keys::secret::{Passphrase, Secret};
-pub use volume::{Options, Source, Volume, create};
+pub use volume::{Options, Source, Volume, create, create_watched};

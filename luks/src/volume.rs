@@ -243,8 +243,23 @@ pub fn create(
     passphrases: &[Passphrase],
     force: bool,
 ) -> Result<Volume, Error> {
+    create_watched(path, header, options, passphrases, force, &|_, _| ())
+}
+
+/// As [`create`]; with integrity `watch` is told of each write: its bytes, and those of all.
+///
+/// # Errors
+/// As there.
+pub fn create_watched(
+    path: &Path,
+    header: Option<&Path>,
+    options: &Options,
+    passphrases: &[Passphrase],
+    force: bool,
+    watch: &dyn Fn(u64, u64),
+) -> Result<Volume, Error> {
     let mut created = Vec::new();
-    let made = create_files(path, header, options, passphrases, force, &mut created);
+    let made = create_files(path, header, (options, watch), passphrases, force, &mut created);
     if made.is_err() {
         for path in created {
             let _ = std::fs::remove_file(path);
@@ -256,7 +271,7 @@ pub fn create(
 fn create_files(
     path: &Path,
     header_path: Option<&Path>,
-    options: &Options,
+    (options, watch): (&Options, &dyn Fn(u64, u64)),
     passphrases: &[Passphrase],
     force: bool,
     created: &mut Vec<PathBuf>,
@@ -301,7 +316,8 @@ fn create_files(
     let slot = header.metadata().keyslots[0].number;
     if options.integrity {
         let len = data.len() - offset;
-        Authenticated::format(Slice { disk: data, offset, len }, &key, options.sector)?;
+        let inside = Slice { disk: data, offset, len };
+        Authenticated::format_watched(inside, &key, options.sector, watch)?;
         let file = open_file(path, true)?;
         lock(&file, path, true)?;
         return Volume::new(header, slot, key, Box::new(FileDisk::new(file)?), true);

@@ -16,6 +16,7 @@ use crate::model::gradients::{Bucket, Pieces};
 use crate::model::inference::Inference;
 use crate::model::init;
 use crate::model::network::Network;
+use crate::progress::{Progress, Unit};
 use crate::training::update::{trained, update_part};
 
 /// What to time.
@@ -204,6 +205,7 @@ fn seconds(work: impl FnOnce()) -> f64 {
 /// another way is not timed: it takes longer than those that follow, as most do in a training run.
 fn timed(steps: usize, ways: usize, mut step: impl FnMut(usize) -> f64) -> Vec<Vec<f64>> {
     let mut times = vec![Vec::with_capacity(steps); ways];
+    let progress = Progress::new("timed", (WARM_UP + steps) as u64, Unit::Steps);
     for round in 0..WARM_UP + steps {
         for (way, times) in times.iter_mut().enumerate() {
             if ways > 1 {
@@ -214,6 +216,7 @@ fn timed(steps: usize, ways: usize, mut step: impl FnMut(usize) -> f64) -> Vec<V
                 times.push(taken);
             }
         }
+        progress.advance(1);
     }
     times
 }

@@ -19,6 +19,7 @@ use crate::data::source::Selection;
 use crate::data::synthetic;
 use crate::failure::{Doing, Failure};
 use crate::job::Stem;
+use crate::progress::{self, Training};
 use crate::training::checkpoint::DATA_FILE;
 use crate::training::store::{DIRECTORY, Place};
 use crate::training::volume;
@@ -207,7 +208,8 @@ fn train(
 /// Follows the children until all are done.
 fn listen(family: &mut Family, heard: &Receiver<Heard>) -> Result<Outcome, Failure> {
     let mut outcome = Outcome::default();
-    let mut shown = Instant::now();
+    let (mut shown, mut training) = (Instant::now(), Training::default());
+    let draws = progress::is_in_front();
     for heard in heard {
         match heard {
             Heard::Silence(index) => family.check(index)?,
@@ -215,16 +217,26 @@ fn listen(family: &mut Family, heard: &Receiver<Heard>) -> Result<Outcome, Failu
             Heard::Line(0, line) => {
                 outcome.take(&line);
                 let step = line["step"].as_u64().zip(line["steps"].as_u64());
-                if let Some((step, steps)) = step
-                    && (shown.elapsed() > Duration::from_secs(2) || step == 0 || step + 1 == steps)
-                {
+                let Some((step, steps)) = step.filter(|_| line["event"] == "step") else {
+                    continue;
+                };
+                let loss = line["loss"].as_f64().unwrap_or(f64::NAN);
+                let images = line["images"].as_u64().unwrap_or(0);
+                let drawn = training.step(step, steps, loss, images).filter(|_| draws);
+                if shown.elapsed() > Duration::from_secs(2) || step == 0 || step + 1 == steps {
                     shown = Instant::now();
-                    let loss = line["loss"].as_f64().unwrap_or(f64::NAN);
+                    drawn.iter().for_each(|_| progress::clear());
                     say(&format!("step {:>5} of {steps}   loss {loss:.4}", step + 1));
+                }
+                if let Some(line) = drawn {
+                    progress::draw(&line);
                 }
             }
             Heard::Line(..) => {}
         }
+    }
+    if draws {
+        progress::clear();
     }
     Ok(outcome)
 }

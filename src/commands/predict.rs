@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::data::batch::Batch;
 use crate::data::source::Source;
 use crate::failure::Failure;
+use crate::progress::{Progress, Unit};
 use crate::training::classifier::{Saved, ranked};
 use crate::training::store::Place;
 
@@ -52,6 +53,7 @@ pub fn run(
     let mut batch = Batch::default();
     let mut predictions = Vec::with_capacity(titles.len());
     let mut titles = titles.into_iter();
+    let progress = Progress::new("classified", set.len() as u64, Unit::Images);
     for first in (0..set.len()).step_by(BATCH) {
         set.batch(first, BATCH.min(set.len() - first), &mut batch);
         let found = model.classify(&batch);
@@ -64,6 +66,7 @@ pub fn run(
             let classes = ranked(probabilities).into_iter().take(top).map(guess).collect();
             predictions.push(Prediction { image, classes });
         }
+        progress.advance(batch.len() as u64);
     }
     Ok(predictions)
 }

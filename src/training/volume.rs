@@ -1,5 +1,6 @@
 //! A LUKS2 volume for a model: made with a file system inside, its errors with what to try.
 
+use std::cell::OnceCell;
 use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -8,6 +9,7 @@ use luks::ext4::FileSystem;
 use luks::{Error, Header, Passphrase};
 
 use crate::failure::Failure;
+use crate::progress::{Progress, Unit};
 
 /// Makes a volume with an empty file system; for `create` and the demo.
 ///
@@ -21,7 +23,13 @@ pub fn create_volume(
     force: bool,
     file_system: bool,
 ) -> Result<Header, Error> {
-    let volume = luks::create(path, header, options, passphrases, force)?;
+    // With integrity the whole volume is written.
+    let progress = OnceCell::new();
+    let watch = |more, all| {
+        progress.get_or_init(|| Progress::new("written", all, Unit::Bytes)).advance(more);
+    };
+    let volume = luks::create_watched(path, header, options, passphrases, force, &watch)?;
+    drop(progress);
     let header = volume.header().clone();
     if file_system {
         FileSystem::format(volume, &options.label, now())?.close()?;

@@ -70,6 +70,19 @@ impl<D: Disk> Authenticated<D> {
     /// # Errors
     /// When the segment is too small or cannot be written.
     pub fn format(disk: D, key: &[u8], sector: u32) -> Result<Self, Error> {
+        Self::format_watched(disk, key, sector, &|_, _| ())
+    }
+
+    /// As [`Authenticated::format`]; `watch` is told of each write: its bytes, and those of all.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn format_watched(
+        disk: D,
+        key: &[u8],
+        sector: u32,
+        watch: &dyn Fn(u64, u64),
+    ) -> Result<Self, Error> {
         let layout = Layout::plan(disk.len() / SECTOR, u64::from(sector) / SECTOR)?;
         let mut formatted = Self::with_layout(disk, layout, key, sector);
         let zeros = vec![0; RUN];
@@ -79,6 +92,7 @@ impl<D: Disk> Authenticated<D> {
         for (at, len) in formatted.runs(0, formatted.len()) {
             let blocks = formatted.sealed(&zeros[..len], at);
             formatted.write_places(&blocks)?;
+            watch(len as u64, formatted.len());
         }
         let superblock = formatted.layout.to_bytes();
         formatted.disk.flush()?;

@@ -11,6 +11,7 @@ use super::args::ConvertArgs;
 use super::export::{CHUNK, Exported, visit};
 use super::opening::{explained, open_volume};
 use crate::failure::{Doing, Failure};
+use crate::progress::{Progress, Unit};
 use crate::report::print;
 use crate::training::volume::now;
 
@@ -74,6 +75,7 @@ fn copy_file(
         return Err(luks::Error::Full);
     }
     let mut copy = NewFile::default();
+    let progress = Progress::new("copied", file.len(), Unit::Bytes);
     let mut buffer = vec![0; CHUNK.min(file.len() as usize)];
     for at in (0..file.len()).step_by(CHUNK) {
         let len = CHUNK.min((file.len() - at) as usize);
@@ -83,6 +85,7 @@ fn copy_file(
             new.discard(copy)?;
             return Err(error);
         }
+        progress.advance(len as u64);
     }
     new.commit(vec![(path, copy)], now())
 }
