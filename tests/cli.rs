@@ -1,6 +1,6 @@
 //! Arguments to stdout, stderr and exit code.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 pub(crate) fn hfl(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hfl"));
@@ -87,4 +87,47 @@ fn bench_reports_json() {
         assert!(report[key].as_f64().expect(key) > 0.0);
     }
     assert_eq!(report["batch"], 2);
+}
+
+/// What a command shows on a terminal of its own, stdout and stderr together.
+fn on_a_terminal(args: &[&str], environment: &[(&str, &str)]) -> String {
+    let words = [&[env!("CARGO_BIN_EXE_hfl")], args].concat();
+    let mut command = Command::new("script");
+    command.args(["-qec", &words.join(" "), "/dev/null"]).env("TERM", "xterm");
+    command.envs(environment.iter().copied()).env_remove("RUST_LOG").stdin(Stdio::null());
+    let output = command.output().expect("script, of bsdutils");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Whether something is shown in colour or bold: ESC [ numbers m.
+fn is_coloured(shown: &str) -> bool {
+    let plain = |c: char| c.is_ascii_digit() || c == ';';
+    shown.split("\x1b[").skip(1).any(|rest| rest.trim_start_matches(plain).starts_with('m'))
+}
+
+#[test]
+fn long_work_is_drawn_on_a_terminal_and_nowhere_else() {
+    let bench = ["bench", "--batch", "32", "--steps", "12", "--threads", "1"];
+    let shown = on_a_terminal(&bench, &[]);
+    for part in ["\r\x1b[K[", "#", "] timed ", " of 15 steps, ", " steps/s, ", " left"] {
+        assert!(shown.contains(part), "{part:?} not in {shown:?}");
+    }
+    // The bar makes room for the result.
+    let (bars, result) = shown.rsplit_once("\r\x1b[K").expect("a bar");
+    assert!(!bars.contains("images/s") && result.contains("images/s"), "{shown:?}");
+    let piped = hfl(&["bench", "--batch", "32", "--steps", "4", "--threads", "1"]);
+    for bytes in [piped.stdout, piped.stderr] {
+        assert!(!bytes.contains(&0x1b) && !bytes.contains(&b'\r'));
+    }
+}
+
+#[test]
+fn nothing_is_coloured_with_no_color_or_without() {
+    let failing = ["--role", "worker0", "--attestation", "sim", "--data", "/nonexistent"];
+    for environment in [&[("NO_COLOR", "1")][..], &[("NO_COLOR", "")], &[]] {
+        let shown = on_a_terminal(&failing, environment);
+        assert!(shown.contains("SIMULATED") && shown.contains("/nonexistent"), "{shown:?}");
+        assert!(!is_coloured(&shown), "{shown:?}");
+    }
+    assert!(is_coloured("\x1b[1;31mred\x1b[0m") && !is_coloured("\r\x1b[Kplain"));
 }

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use argh::FromArgs;
 use protocol::Role;
 
-use super::choice::{ClassSource, IsaChoice, ReportKind, ScheduleKind};
-use super::completions::CompletionsArgs;
+use super::choice::{ClassSource, IsaChoice, ReportKind, ScheduleKind, Shell};
 use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
 use crate::commands::doctor::DoctorArgs;
@@ -238,6 +237,21 @@ attested! {
         #[argh(option, default = "600", hidden_help)]
         pub(super) wait: u64,
     }
+}
+
+/// Print a script that makes a shell complete commands and options.
+#[derive(FromArgs, Debug)]
+#[argh(
+    subcommand,
+    name = "completions",
+    example = "{command_name} bash > ~/.local/share/bash-completion/completions/hfl",
+    example = "{command_name} zsh > ~/.zsh/completions/_hfl",
+    example = "{command_name} fish > ~/.config/fish/completions/hfl.fish"
+)]
+pub(super) struct CompletionsArgs {
+    /// bash, zsh or fish
+    #[argh(positional)]
+    pub(super) shell: Shell,
 }
 
 #[derive(FromArgs, Debug)]

@@ -120,3 +120,24 @@ impl IsaChoice {
         Self(Isa::detect())
     }
 }
+
+/// A shell that completes words.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Shell {
+    Bash,
+    Fish,
+    Zsh,
+}
+
+impl FromStr for Shell {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "bash" => Ok(Self::Bash),
+            "fish" => Ok(Self::Fish),
+            "zsh" => Ok(Self::Zsh),
+            _ => Err("expected bash, zsh or fish".into()),
+        }
+    }
+}

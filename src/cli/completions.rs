@@ -1,48 +1,13 @@
 //! `hfl completions`: what a shell offers after `hfl`, taken from the help that people read.
 
 use std::fmt::Write as _;
-use std::str::FromStr;
 
 use argh::FromArgs;
 
-use super::args::Args;
+use super::args::{Args, CompletionsArgs};
+use super::choice::Shell;
 use crate::failure::Failure;
 use crate::report::print;
-
-/// Print a script that makes a shell complete commands and options.
-#[derive(FromArgs, Debug)]
-#[argh(
-    subcommand,
-    name = "completions",
-    example = "{command_name} bash > ~/.local/share/bash-completion/completions/hfl",
-    example = "{command_name} zsh > ~/.zsh/completions/_hfl",
-    example = "{command_name} fish > ~/.config/fish/completions/hfl.fish"
-)]
-pub(super) struct CompletionsArgs {
-    /// bash, zsh or fish
-    #[argh(positional)]
-    shell: Shell,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Shell {
-    Bash,
-    Fish,
-    Zsh,
-}
-
-impl FromStr for Shell {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "bash" => Ok(Self::Bash),
-            "fish" => Ok(Self::Fish),
-            "zsh" => Ok(Self::Zsh),
-            _ => Err("expected bash, zsh or fish".into()),
-        }
-    }
-}
 
 pub(super) fn run(args: &CompletionsArgs) -> Result<(), Failure> {
     let levels = levels();

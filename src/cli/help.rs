@@ -29,7 +29,7 @@ Trust     quote    measurements of a TD       verify    judge a quote or a certi
           roster   judge who took part        initdata  tie a pod to its quote
           secret   passphrases for peers    identity keys of owners
 Disks     luks     encrypted volumes
-All options: hfl help job, hfl help COMMAND. Shells: hfl completions bash";
+All options: hfl help job, hfl help COMMAND. First: hfl demo. Shells: hfl completions";
 
 /// What is asked for by `help` and by a bare `--help`.
 #[derive(Debug, PartialEq)]

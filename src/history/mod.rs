@@ -5,6 +5,7 @@
 
 pub mod chart;
 pub mod curve;
+mod format;
 pub mod page;
 pub mod tensorboard;
 pub mod timeline;

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::history::chart::{Axes, Line, Row, escape, lines, rows, shares};
+use crate::history::format::{counted, date, duration, percent, round, share, short, size};
 use crate::history::timeline::{Lane, lanes};
 use crate::history::{Evaluation, Event, EventKind, History, Participant, Shares};
 
@@ -161,23 +162,22 @@ fn curves(html: &mut String, history: &History) {
 }
 
 fn accuracy(html: &mut String, history: &History, last: &Evaluation) {
-    let all = history
-        .evaluations
-        .iter()
-        .map(|evaluation| (evaluation.step as f64, share(evaluation.total())));
+    let (axis, unit) = epochs(history).map_or(("step", 1.0), |per_step| ("epoch", per_step));
+    let at = |evaluation: &Evaluation| evaluation.step as f64 * unit;
+    let all = history.evaluations.iter().map(|found| (at(found), share(found.total())));
     let mut curves = vec![Line { name: "all".into(), points: all.collect() }];
     let several = last.by_worker.iter().filter(|counts| counts[1] > 0).count() > 1;
     for worker in (0..last.by_worker.len().min(5)).filter(|_| several) {
         let points = history.evaluations.iter().filter_map(|evaluation| {
             let counts = *evaluation.by_worker.get(worker)?;
-            (counts[1] > 0).then(|| (evaluation.step as f64, share(counts)))
+            (counts[1] > 0).then(|| (at(evaluation), share(counts)))
         });
         curves.push(Line { name: format!("worker{worker}"), points: points.collect() });
     }
     html.push_str("<section id=\"accuracy\" class=\"pair\"><div><h2>Accuracy on test images</h2>");
     let axes = Axes {
-        title: "accuracy over steps",
-        x: "step",
+        title: "accuracy",
+        x: axis,
         least: Some((0.0, 1.0)),
         shown: |value| format!("{:.0} %", 100.0 * value),
     };
@@ -200,6 +200,14 @@ fn accuracy(html: &mut String, history: &History, last: &Evaluation) {
         _ => confusions(html, last),
     }
     html.push_str("</div></section>");
+}
+
+/// Epochs in a step, where a job's length is said in epochs.
+fn epochs(history: &History) -> Option<f64> {
+    let setting = |name: &str| history.settings.iter().find(|(known, _)| known == name);
+    let all = history.steps.filter(|steps| *steps > 0 && setting("steps").is_none())?;
+    let epochs: f64 = setting("epochs")?.1.parse().ok()?;
+    Some(epochs / all as f64)
 }
 
 /// Rows are what pictures show, columns what the model says.
@@ -454,57 +462,6 @@ fn workers(history: &History) -> usize {
     setting.and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
 }
 
-fn counted(count: usize, what: &str) -> String {
-    match count {
-        1 => format!("1 {what}"),
-        _ => format!("{count} {what}s"),
-    }
-}
-
-fn short(digest: &str) -> &str {
-    digest.get(..12).unwrap_or(digest)
-}
-
-fn share([part, all]: [u64; 2]) -> f64 {
-    if all == 0 { 0.0 } else { part as f64 / all as f64 }
-}
-
-fn percent(counts: [u64; 2]) -> String {
-    format!("{:.1} %", 100.0 * share(counts))
-}
-
-fn round(value: f64) -> String {
-    let text = format!("{value:.4}");
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
-}
-
-fn size(bytes: u64) -> String {
-    match bytes as f64 {
-        bytes if bytes < 1e6 => format!("{:.0} kB", bytes / 1e3),
-        bytes if bytes < 1e9 => format!("{:.1} MB", bytes / 1e6),
-        bytes => format!("{:.2} GB", bytes / 1e9),
-    }
-}
-
-fn duration(seconds: f64) -> String {
-    let whole = seconds.max(0.0) as u64;
-    match whole {
-        0..10 if seconds > 0.0 => format!("{seconds:.1} s"),
-        0..60 => format!("{whole} s"),
-        60..3600 if whole.is_multiple_of(60) => format!("{} min", whole / 60),
-        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
-        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
-    }
-}
-
-fn date(time: u64) -> String {
-    // Four digits of a year, whatever a file says.
-    protocol::dcap::date(time.min(253_402_300_799))
-        .replace('T', " ")
-        .trim_end_matches('Z')
-        .to_owned()
-}
-
 /// For the fuzzer: what parses is shown, and reads back.
 pub fn fuzz(bytes: &[u8]) {
     if let Ok(history) = History::parse(bytes) {
@@ -593,5 +550,20 @@ mod tests {
         let html = page(&history);
         assert!(html.contains("<td>class 7</td><td>class 9</td><td>5</td>"));
         assert!(!html.contains("class=\"matrix\""));
+    }
+
+    #[test]
+    fn accuracy_is_over_epochs_where_a_job_counts_in_them() {
+        let mut history = full();
+        history.evaluations[0].step = 25;
+        assert!(
+            page(&history).contains("aria-label=\"accuracy\"")
+                && !page(&history).contains(">epoch<")
+        );
+        history.settings.push(("epochs".into(), "10".into()));
+        assert_eq!(epochs(&history), Some(0.2));
+        assert!(page(&history).contains(">epoch<"));
+        history.settings.push(("steps".into(), "50".into()));
+        assert_eq!(epochs(&history), None);
     }
 }
