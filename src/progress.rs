@@ -96,13 +96,7 @@ pub(crate) struct Training {
 
 impl Training {
     /// Takes a step with so many images; how far the training is, once that can be said.
-    pub(crate) fn step(
-        &mut self,
-        step: u64,
-        steps: u64,
-        loss: f64,
-        images: u64,
-    ) -> Option<String> {
+    pub(crate) fn step(&mut self, step: u64, steps: u64, loss: f64, images: u64) -> Option<String> {
         let Some((begun, first)) = self.first else {
             self.first = Some((Instant::now(), step));
             return None;
