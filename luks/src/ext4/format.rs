@@ -18,7 +18,9 @@ const BLOCK: usize = 4096;
 const BLOCKS_PER_GROUP: u64 = 8 * BLOCK as u64;
 /// A model directory has a handful of files.
 const INODES_PER_GROUP: u32 = 512;
-const TABLE_BLOCKS: u64 = INODES_PER_GROUP as u64 * INODE_LEN as u64 / BLOCK as u64;
+/// As many as a bitmap has bits for.
+const INODES_PER_GROUP_MAX: u64 = 8 * BLOCK as u64;
+const INODES_PER_BLOCK: u64 = (BLOCK / INODE_LEN) as u64;
 /// The least that JBD2 accepts: 4 MiB.
 const JOURNAL_BLOCKS: u64 = 1024;
 const FIRST_INODE: u32 = 11;
@@ -30,6 +32,7 @@ struct Group {
     len: u64,
     /// Superblock and descriptors in front, if this group has them.
     backup: u64,
+    inodes: u32,
 }
 
 impl Group {
@@ -43,7 +46,7 @@ impl Group {
 
     /// First block for content.
     fn content(&self) -> u64 {
-        self.table() + TABLE_BLOCKS
+        self.table() + u64::from(self.inodes) / INODES_PER_BLOCK
     }
 }
 
@@ -54,7 +57,16 @@ impl<D: Disk> FileSystem<D> {
     /// # Errors
     /// `Refused` when the disk is too small; what the disk refuses.
     pub fn format(disk: D, label: &str, now: u32) -> Result<Self, Error> {
-        let groups = plan(disk.len() / BLOCK as u64)?;
+        Self::format_for(disk, label, 0, now)
+    }
+
+    /// The same with room for so many files and directories.
+    ///
+    /// # Errors
+    /// As [`FileSystem::format`].
+    pub fn format_for(disk: D, label: &str, files: u64, now: u32) -> Result<Self, Error> {
+        let groups = plan(disk.len() / BLOCK as u64, files)?;
+        let per_group = groups[0].inodes;
         let count = groups.last().map_or(0, |group| group.first + group.len);
         let mut blocks =
             Blocks { disk, size: BLOCK, count, changes: std::collections::BTreeMap::new() };
@@ -68,7 +80,7 @@ impl<D: Disk> FileSystem<D> {
         let (lost, log) = (root + 1, root + 2);
         write_first_content(&mut blocks, root, uuid)?;
         let used_in_first = log + JOURNAL_BLOCKS - groups[0].first;
-        let mut table = vec![0; TABLE_BLOCKS as usize * BLOCK];
+        let mut table = vec![0; per_group as usize * INODE_LEN];
         let mut journal_tree = [0; 60];
         let inodes = [
             (ROOT, MODE_DIRECTORY | 0o755, 3, root, 1),
@@ -91,7 +103,7 @@ impl<D: Disk> FileSystem<D> {
             let used = if index == 0 { used_in_first } else { group.content() - group.first };
             blocks.write_now(group.bitmaps(), &bitmap(used, group.len))?;
             let inodes_used = if index == 0 { FIRST_INODE } else { 0 };
-            let inode_bitmap = bitmap(inodes_used.into(), INODES_PER_GROUP.into());
+            let inode_bitmap = bitmap(inodes_used.into(), per_group.into());
             blocks.write_now(group.bitmaps() + 1, &inode_bitmap)?;
             blocks.write_now(group.table(), &table)?;
             table.fill(0);
@@ -100,7 +112,7 @@ impl<D: Disk> FileSystem<D> {
             put32(descriptor, 4, group.bitmaps() as u32 + 1);
             put32(descriptor, 8, group.table() as u32);
             put16(descriptor, 12, (group.len - used) as u16);
-            put16(descriptor, 14, (INODES_PER_GROUP - inodes_used) as u16);
+            put16(descriptor, 14, (per_group - inodes_used) as u16);
             put16(descriptor, 16, if index == 0 { 2 } else { 0 });
             free += group.len - used;
         }
@@ -128,7 +140,7 @@ impl<D: Disk> FileSystem<D> {
 
 /// Bytes that content can take in a file system that is made on so many; 0 where there is none.
 pub fn capacity(disk_len: u64) -> u64 {
-    let Ok(groups) = plan(disk_len / BLOCK as u64) else {
+    let Ok(groups) = plan(disk_len / BLOCK as u64, 0) else {
         return 0;
     };
     let free: u64 = groups.iter().map(|group| group.first + group.len - group.content()).sum();
@@ -163,16 +175,19 @@ fn close_block(block: &mut [u8]) {
 }
 
 /// The groups of a disk; a last one that is too small for its own tables is left out.
-fn plan(blocks: u64) -> Result<Vec<Group>, Error> {
-    let count = blocks.min(u32::MAX.into()).div_ceil(BLOCKS_PER_GROUP);
-    let group = |index: u64, blocks: u64| Group {
-        first: index * BLOCKS_PER_GROUP,
-        len: BLOCKS_PER_GROUP.min(blocks - index * BLOCKS_PER_GROUP),
-        backup: if has_backup(index) { 1 + descriptor_blocks(count as usize) } else { 0 },
-    };
+fn plan(blocks: u64, files: u64) -> Result<Vec<Group>, Error> {
     let blocks = blocks.min(u32::MAX.into());
-    let mut groups: Vec<Group> = (0..count).map(|index| group(index, blocks)).collect();
-    groups.pop_if(|last| last.len < last.content() - last.first + 64);
+    let needed = (files + u64::from(FIRST_INODE)).div_ceil((blocks / BLOCKS_PER_GROUP).max(1));
+    let inodes = needed.next_multiple_of(INODES_PER_BLOCK).max(INODES_PER_GROUP.into());
+    if inodes > INODES_PER_GROUP_MAX {
+        return Err(Error::refused(format!("{files} files in {} MiB", blocks >> 8)));
+    }
+    let inodes = inodes as u32;
+    let mut groups = groups_of(blocks, inodes);
+    if groups.last().is_some_and(|last| last.len < last.content() - last.first + 64) {
+        // Anew: the others may need a block of descriptors less.
+        groups = groups_of(blocks / BLOCKS_PER_GROUP * BLOCKS_PER_GROUP, inodes);
+    }
     let needed = |first: &Group| first.content() + JOURNAL_BLOCKS + 256;
     match groups.first() {
         Some(first) if first.len >= needed(first) => Ok(groups),
@@ -180,12 +195,23 @@ fn plan(blocks: u64) -> Result<Vec<Group>, Error> {
     }
 }
 
+fn groups_of(blocks: u64, inodes: u32) -> Vec<Group> {
+    let count = blocks.div_ceil(BLOCKS_PER_GROUP);
+    let group = |index: u64| Group {
+        first: index * BLOCKS_PER_GROUP,
+        len: BLOCKS_PER_GROUP.min(blocks - index * BLOCKS_PER_GROUP),
+        backup: if has_backup(index) { 1 + descriptor_blocks(count as usize) } else { 0 },
+        inodes,
+    };
+    (0..count).map(group).collect()
+}
+
 fn descriptor_blocks(groups: usize) -> u64 {
     (groups * 32).div_ceil(BLOCK) as u64
 }
 
 /// The first `used` bits, and those behind `len`.
-fn bitmap(used: u64, len: u64) -> Vec<u8> {
+pub(super) fn bitmap(used: u64, len: u64) -> Vec<u8> {
     let mut bytes = vec![0u8; BLOCK];
     for bit in (0..used).chain(len..8 * BLOCK as u64) {
         bytes[bit as usize / 8] |= 1 << (bit % 8);
@@ -196,7 +222,7 @@ fn bitmap(used: u64, len: u64) -> Vec<u8> {
 fn superblock(groups: &[Group], free: u64, label: &str, now: u32) -> Vec<u8> {
     let mut bytes = vec![0; 1024];
     let last = groups.last().expect("at least one group");
-    let inodes = INODES_PER_GROUP * groups.len() as u32;
+    let inodes = last.inodes * groups.len() as u32;
     let words = [
         (0, inodes),
         (4, (last.first + last.len) as u32),
@@ -206,7 +232,7 @@ fn superblock(groups: &[Group], free: u64, label: &str, now: u32) -> Vec<u8> {
         (28, 2),
         (32, BLOCKS_PER_GROUP as u32),
         (36, BLOCKS_PER_GROUP as u32),
-        (40, INODES_PER_GROUP),
+        (40, last.inodes),
         (48, now),
         (64, now),
         (76, 1),

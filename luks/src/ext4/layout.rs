@@ -10,8 +10,10 @@ pub(super) const JOURNAL: u32 = 8;
 
 pub(super) const COMPAT_JOURNAL: u32 = 0x4;
 pub(super) const COMPAT_EXT_ATTR: u32 = 0x8;
+const COMPAT_SPARSE_SUPER2: u32 = 0x200;
 pub(super) const INCOMPAT_FILE_TYPE: u32 = 0x2;
 pub(super) const INCOMPAT_RECOVER: u32 = 0x4;
+pub(super) const INCOMPAT_META_BG: u32 = 0x10;
 pub(super) const INCOMPAT_EXTENTS: u32 = 0x40;
 const INCOMPAT_64BIT: u32 = 0x80;
 const INCOMPAT_FLEX_BG: u32 = 0x200;
@@ -26,8 +28,9 @@ const RO_BIGALLOC: u32 = 0x200;
 /// What can be read.
 const INCOMPAT_READ: u32 =
     INCOMPAT_WRITE | INCOMPAT_64BIT | INCOMPAT_FLEX_BG | INCOMPAT_CSUM_SEED | INCOMPAT_LARGE_DIR;
-/// What can be written: the profile that `format` makes.
-const INCOMPAT_WRITE: u32 = INCOMPAT_FILE_TYPE | INCOMPAT_RECOVER | INCOMPAT_EXTENTS;
+/// What can be written: the profile that `format` and `grow` make.
+const INCOMPAT_WRITE: u32 =
+    INCOMPAT_FILE_TYPE | INCOMPAT_RECOVER | INCOMPAT_META_BG | INCOMPAT_EXTENTS;
 const COMPAT_WRITE: u32 = COMPAT_JOURNAL | COMPAT_EXT_ATTR;
 const RO_WRITE: u32 = RO_SPARSE_SUPER | RO_LARGE_FILE | RO_DIR_NLINK | RO_EXTRA_ISIZE;
 
@@ -72,6 +75,10 @@ pub(super) struct Geometry {
     pub(super) inode_len: usize,
     pub(super) descriptor_len: usize,
     pub(super) groups: u64,
+    /// Blocks of descriptors that lie one behind the other; those of later groups lie among their groups.
+    pub(super) first_meta_bg: u64,
+    /// Whether few groups hold a copy of the superblock.
+    pub(super) sparse: bool,
     pub(super) has_journal: bool,
     /// A journal that may have to be replayed.
     pub(super) recover: bool,
@@ -86,7 +93,9 @@ impl Geometry {
             return Err(Error::refused("no ext4 file system in the volume"));
         }
         let [compat, incompat, ro] = [92, 96, 100].map(|at| le32(bytes, at));
-        if incompat & !INCOMPAT_READ != 0 || ro & RO_BIGALLOC != 0 {
+        let is_meta = incompat & INCOMPAT_META_BG != 0;
+        let unknown = incompat & !INCOMPAT_READ != 0 || ro & RO_BIGALLOC != 0;
+        if unknown || is_meta && compat & COMPAT_SPARSE_SUPER2 != 0 {
             return Err(Error::refused("an ext4 file system with features that are not supported"));
         }
         let log_block = le32(bytes, 24);
@@ -107,6 +116,8 @@ impl Geometry {
             inode_len: if revision == 0 { 128 } else { le16(bytes, 88).into() },
             descriptor_len: if is_64bit { le16(bytes, 0xfe).into() } else { 32 },
             groups: 0,
+            first_meta_bg: if is_meta { le32(bytes, 0x104).into() } else { u64::MAX },
+            sparse: ro & RO_SPARSE_SUPER != 0,
             has_journal: compat & COMPAT_JOURNAL != 0,
             recover: incompat & INCOMPAT_RECOVER != 0,
             writable: writable(bytes, block, [compat, incompat, ro]),
@@ -142,9 +153,23 @@ impl Geometry {
 
     /// Block and offset of a group's descriptor.
     pub(super) fn descriptor(&self, group: u64) -> (u64, usize) {
-        let per_block = (self.block / self.descriptor_len) as u64;
-        let block = self.first_block + 1 + group / per_block;
+        let per_block = self.descriptors_per_block();
+        let index = group / per_block;
+        let block = match index < self.first_meta_bg {
+            true => self.first_block + 1 + index,
+            false => self.own_descriptors(index * per_block),
+        };
         (block, (group % per_block) as usize * self.descriptor_len)
+    }
+
+    pub(super) fn descriptors_per_block(&self) -> u64 {
+        (self.block / self.descriptor_len) as u64
+    }
+
+    /// Where a group that holds descriptors of its neighbours has them (`meta_bg`).
+    pub(super) fn own_descriptors(&self, group: u64) -> u64 {
+        let has_superblock = !self.sparse || has_backup(group);
+        self.first_block + group * self.blocks_per_group + u64::from(has_superblock)
     }
 
     /// First block of a group, and how many it has.

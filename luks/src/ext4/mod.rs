@@ -9,6 +9,7 @@ mod blocks;
 mod directory;
 mod extent;
 mod format;
+mod grow;
 mod journal;
 mod layout;
 mod write;
@@ -44,6 +45,7 @@ pub struct Entry {
     pub kind: Kind,
     /// Bytes of a file.
     pub len: u64,
+    inode: u32,
 }
 
 /// What a name stands for.
@@ -95,7 +97,7 @@ impl<D: Disk> FileSystem<D> {
         let (mut opened, journal) = Self::load(disk)?;
         if let Some(mut journal) = journal.filter(|_| opened.geometry.recover) {
             opened.blocks.changes = journal.replay(&opened.blocks)?;
-            opened.geometry = opened.read_geometry()?;
+            opened.read_geometry()?;
         }
         Ok(opened)
     }
@@ -111,7 +113,7 @@ impl<D: Disk> FileSystem<D> {
         if opened.geometry.recover {
             let changes = journal.replay(&opened.blocks)?;
             journal.apply(&mut opened.blocks, &changes)?;
-            opened.geometry = opened.read_geometry()?;
+            opened.read_geometry()?;
             opened.geometry.writable.map_err(Error::Foreign)?;
         }
         opened.journal = Some(journal);
@@ -136,16 +138,18 @@ impl<D: Disk> FileSystem<D> {
         Ok((opened, journal))
     }
 
-    /// The geometry after a replay, which may have changed the superblock, but not its sizes.
-    fn read_geometry(&self) -> Result<Geometry, Error> {
+    /// Takes in the geometry after a replay, which may have changed the superblock: it may have grown.
+    fn read_geometry(&mut self) -> Result<(), Error> {
         let block = self.blocks.read(SUPERBLOCK_AT / self.geometry.block as u64)?;
         let at = SUPERBLOCK_AT as usize % self.geometry.block;
         let bytes = block[at..at + SUPERBLOCK_LEN].try_into().expect("a superblock");
         let found = Geometry::parse(bytes, self.blocks.disk.len())?;
-        match (found.block, found.blocks) == (self.geometry.block, self.geometry.blocks) {
-            true => Ok(found),
-            false => Err(Error::file_system("a journal that changes the size of the file system")),
+        if found.block != self.geometry.block || found.blocks < self.geometry.blocks {
+            return Err(Error::file_system("a journal that makes the file system smaller"));
         }
+        self.blocks.count = found.blocks;
+        self.geometry = found;
+        Ok(())
     }
 
     /// What is in a directory, without `.` and `..`.
@@ -153,7 +157,20 @@ impl<D: Disk> FileSystem<D> {
     /// # Errors
     /// `NotFound`, `FileSystem`.
     pub fn list(&self, path: &str) -> Result<Vec<Entry>, Error> {
-        let (number, inode) = self.lookup(path)?;
+        let (number, _) = self.lookup(path)?;
+        self.list_inode(number)
+    }
+
+    /// What is in a directory that was listed.
+    ///
+    /// # Errors
+    /// As [`FileSystem::list`].
+    pub fn list_entry(&self, directory: &Entry) -> Result<Vec<Entry>, Error> {
+        self.list_inode(directory.inode)
+    }
+
+    fn list_inode(&self, number: u32) -> Result<Vec<Entry>, Error> {
+        let inode = self.inode(number)?;
         if inode.kind() != MODE_DIRECTORY {
             return Err(Error::refused(format!("inode {number} is no directory")));
         }
@@ -165,7 +182,8 @@ impl<D: Disk> FileSystem<D> {
                 MODE_FILE => Kind::File,
                 _ => Kind::Other,
             };
-            listed.push(Entry { name: entry.name, kind, len: found.len() });
+            let (len, inode) = (found.len(), entry.inode);
+            listed.push(Entry { name: entry.name, kind, len, inode });
         }
         Ok(listed)
     }
@@ -176,11 +194,27 @@ impl<D: Disk> FileSystem<D> {
     /// `NotFound`; `Refused` for what is no regular file.
     pub fn file(&self, path: &str) -> Result<File, Error> {
         let (_, inode) = self.lookup(path)?;
+        self.file_inode(&inode)?
+            .ok_or_else(|| Error::refused(format!("{} is no regular file", path.escape_default())))
+    }
+
+    /// Opens a regular file that was listed.
+    ///
+    /// # Errors
+    /// As [`FileSystem::file`].
+    pub fn file_entry(&self, entry: &Entry) -> Result<File, Error> {
+        let file = self.file_inode(&self.inode(entry.inode)?)?;
+        file.ok_or_else(|| {
+            Error::refused(format!("{} is no regular file", entry.name.escape_ascii()))
+        })
+    }
+
+    fn file_inode(&self, inode: &Inode) -> Result<Option<File>, Error> {
         if inode.kind() != MODE_FILE {
-            return Err(Error::refused(format!("{} is no regular file", path.escape_default())));
+            return Ok(None);
         }
-        let (extents, _) = extent::read(&self.blocks, &inode)?;
-        Ok(File { extents, len: inode.len() })
+        let (extents, _) = extent::read(&self.blocks, inode)?;
+        Ok(Some(File { extents, len: inode.len() }))
     }
 
     /// Whether there is a file or a directory of this name.
@@ -267,6 +301,11 @@ impl<D: Disk> FileSystem<D> {
     }
 
     /// The disk below.
+    pub fn disk(&self) -> &D {
+        &self.blocks.disk
+    }
+
+    /// The disk below, without what is only in memory.
     pub fn into_disk(self) -> D {
         self.blocks.disk
     }
@@ -337,6 +376,14 @@ impl<D: Disk> FileSystem<D> {
         let bytes = self.blocks.read(block)?[at..][..self.geometry.inode_len].to_vec();
         Ok(Inode { bytes })
     }
+}
+
+/// Bytes of the file system on a disk, as its superblock says them; `None` where there is none.
+pub fn len_on(disk: &dyn Disk) -> Option<u64> {
+    let mut bytes = [0; SUPERBLOCK_LEN];
+    disk.read_at(&mut bytes, SUPERBLOCK_AT).ok()?;
+    let geometry = Geometry::parse(&bytes, disk.len()).ok()?;
+    Some(geometry.blocks * geometry.block as u64)
 }
 
 /// The names of a path, which may not leave its root.

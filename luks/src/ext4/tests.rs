@@ -66,6 +66,22 @@ fn e2fsck_finds_nothing_to_say_about_any_size() {
 }
 
 #[test]
+fn a_file_system_has_room_for_as_many_files_as_it_was_made_for() {
+    for (mib, files) in [(12, 3000), (200, 5000)] {
+        let fs = FileSystem::format_for(vec![0; mib << 20], "many", files, NOW);
+        let mut fs = fs.expect("format");
+        for first in (0..files).step_by(50) {
+            let names: Vec<String> = (first..first + 50).map(|name| name.to_string()).collect();
+            let files = names.iter().map(|name| (name.as_str(), NewFile::default())).collect();
+            fs.commit(files, NOW).expect("commit");
+        }
+        assert_eq!(fs.list("/").expect("root").len() as u64, files + 1);
+        check(&fs.close().expect("close"));
+    }
+    assert!(FileSystem::format_for(vec![0; 12 << 20], "many", 1 << 20, NOW).is_err());
+}
+
+#[test]
 fn files_are_written_replaced_and_removed() {
     let mut fs = FileSystem::format(vec![0; 160 << 20], "hfl", NOW).expect("format");
     fs.make_directory("model", NOW).expect("directory");
@@ -141,14 +157,14 @@ fn fragments_need_a_tree_of_extents() {
 type Writes = Rc<RefCell<Vec<(u64, Vec<u8>)>>>;
 
 /// A disk that remembers every write.
-struct Recorder {
-    bytes: Vec<u8>,
+struct Recorder<D> {
+    bytes: D,
     writes: Writes,
 }
 
-impl Disk for Recorder {
+impl<D: Disk> Disk for Recorder<D> {
     fn len(&self) -> u64 {
-        Disk::len(&self.bytes)
+        self.bytes.len()
     }
 
     fn read_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
@@ -256,4 +272,172 @@ fn the_capacity_of_a_disk_is_what_a_fresh_file_system_has_free() {
         assert_eq!(fs.free_space().expect("counted"), capacity(len as u64), "{len}");
     }
     assert_eq!(capacity(5 << 20), 0);
+}
+
+/// Blocks that are not zero of a disk as large as it likes.
+#[derive(Clone)]
+struct Sparse {
+    len: u64,
+    blocks: BTreeMap<u64, Vec<u8>>,
+}
+
+impl Sparse {
+    fn image(&self) -> std::path::PathBuf {
+        use std::os::unix::fs::FileExt;
+        let name = format!("hfl-ext4-sparse-{}-{:p}", std::process::id(), &raw const *self);
+        let path = std::env::temp_dir().join(name);
+        let file = std::fs::File::create(&path).expect("create");
+        file.set_len(self.len).expect("length");
+        for (block, bytes) in &self.blocks {
+            file.write_all_at(bytes, block * 4096).expect("write");
+        }
+        path
+    }
+
+    /// What e2fsck says, and whether the copies of the superblock say the same sizes.
+    fn check(&self) {
+        let path = self.image();
+        let run = |tool: &str, words: &str| {
+            let output = Command::new(tool).args(words.split(' ')).arg(&path).output();
+            let output = output.expect("apt-get install e2fsprogs");
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(output.status.success(), "{words}: {text}");
+            text
+        };
+        run("/sbin/e2fsck", "-fn");
+        let sizes = |words: &str| -> Vec<String> {
+            let told = run("/sbin/dumpe2fs", words);
+            let sizes = ["Block count", "Inode count", "Filesystem features", "First meta"];
+            let lines = told.lines().filter(|line| sizes.iter().any(|size| line.starts_with(size)));
+            lines.map(str::to_owned).collect()
+        };
+        let groups = len_on(self).expect("a file system").div_ceil(128 << 20);
+        for group in (1..groups).filter(|&group| layout::has_backup(group)) {
+            let copy = format!("-h -o blocksize=4096 -o superblock={}", group * 32768);
+            assert_eq!(sizes(&copy), sizes("-h"), "group {group}");
+        }
+        std::fs::remove_file(&path).expect("remove");
+    }
+}
+
+impl Sparse {
+    fn replayed_by_e2fsck(&self) {
+        let path = self.image();
+        // Another log than its own first, which is no error: 1 says that it was mended.
+        for (words, most) in [("-p", 1), ("-fn", 0)] {
+            let output = Command::new("/sbin/e2fsck").arg(words).arg(&path).output();
+            let output = output.expect("apt-get install e2fsprogs");
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.code().is_some_and(|code| code <= most), "{words}: {text}");
+        }
+        std::fs::remove_file(&path).expect("remove");
+    }
+}
+
+impl Disk for Sparse {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
+        crate::disk::check_range(self.len, target.len(), offset)?;
+        target.fill(0);
+        let end = offset + target.len() as u64;
+        for (block, bytes) in self.blocks.range(offset / 4096..end.div_ceil(4096)) {
+            let (start, stop) = ((block * 4096).max(offset), ((block + 1) * 4096).min(end));
+            target[(start - offset) as usize..(stop - offset) as usize].copy_from_slice(
+                &bytes[(start - block * 4096) as usize..(stop - block * 4096) as usize],
+            );
+        }
+        Ok(())
+    }
+
+    fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
+        crate::disk::check_range(self.len, source.len(), offset)?;
+        assert!(offset.is_multiple_of(4096) && source.len().is_multiple_of(4096));
+        for (index, bytes) in source.chunks(4096).enumerate() {
+            let block = offset / 4096 + index as u64;
+            match bytes.iter().all(|&byte| byte == 0) {
+                true => self.blocks.remove(&block),
+                false => self.blocks.insert(block, bytes.to_vec()),
+            };
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_system_grows_with_its_disk_over_any_size() {
+    const MIB: u64 = 1 << 20;
+    const GIB: u64 = 1 << 30;
+    let sizes: [&[u64]; 4] = [
+        // Within a group, over its end, to a scrap that is left out, to the middle of group 3.
+        &[12 * MIB, 13 * MIB, 100 * MIB, 128 * MIB, 128 * MIB + 4096, 300 * MIB, 513 * MIB],
+        // Over the descriptors that have room behind the superblock, and on from there.
+        &[15 * GIB, 16 * GIB, 16 * GIB + 4 * MIB, 20 * GIB, 33 * GIB, 140 * GIB],
+        &[16 * GIB + MIB / 2, 17 * GIB],
+        &[40 * MIB, 36 * GIB],
+    ];
+    for sizes in sizes {
+        let disk = Sparse { len: sizes[0], blocks: BTreeMap::new() };
+        let mut fs = FileSystem::format(disk, "grows", NOW).expect("format");
+        let kept = content(3, 2 << 20);
+        save(&mut fs, "kept", &kept);
+        let mut disk = fs.close().expect("close");
+        disk.check();
+        for &len in &sizes[1..] {
+            disk.len = len;
+            let mut fs = FileSystem::open_writable(disk).expect("open");
+            let (before, free) = (fs.len(), fs.free_space().expect("counted"));
+            let gained = fs.grow().expect("grows");
+            assert_eq!(fs.len(), before + gained);
+            assert!(len - fs.len() < MIB, "{} of {len}", fs.len());
+            assert!(fs.free_space().expect("counted") <= free + gained);
+            assert_eq!(fs.grow().expect("again"), 0);
+            let path = format!("of {len}");
+            save(&mut fs, &path, &content(len, 5 << 20));
+            disk = fs.close().expect("close");
+            disk.check();
+            let fs = FileSystem::open(disk).expect("open");
+            assert_eq!(read(&fs, "kept").expect("read"), kept);
+            assert_eq!(read(&fs, &path).expect("read"), content(len, 5 << 20));
+            disk = fs.into_disk();
+        }
+    }
+}
+
+#[test]
+fn a_process_killed_while_it_grows_leaves_the_old_or_the_new_size() {
+    let (old, new) = (120 << 20, 390 << 20);
+    let disk = Sparse { len: old, blocks: BTreeMap::new() };
+    let mut fs = FileSystem::format(disk, "hfl", NOW).expect("format");
+    save(&mut fs, "kept", &content(1, 1 << 20));
+    let mut disk = fs.close().expect("close");
+    disk.len = new;
+    let writes = Writes::default();
+    let recorder = Recorder { bytes: disk.clone(), writes: writes.clone() };
+    let mut fs = FileSystem::open_writable(recorder).expect("open");
+    assert_eq!(fs.grow().expect("grows"), new - old);
+    drop(fs);
+    let mut seen = [0; 2];
+    let writes = writes.borrow();
+    for (index, (at, bytes)) in writes.iter().chain([&(0, Vec::new())]).enumerate() {
+        let reading = FileSystem::open(disk.clone()).expect("opens for reading");
+        let mut fs = FileSystem::open_writable(disk.clone()).expect("opens after any write");
+        assert_eq!(fs.len(), reading.len());
+        assert!([old, new].contains(&fs.len()), "after write {index}: {}", fs.len());
+        seen[usize::from(fs.len() > old)] += 1;
+        assert_eq!(read(&fs, "kept").expect("read"), content(1, 1 << 20));
+        // e2fsck replays by itself to what passes it.
+        disk.replayed_by_e2fsck();
+        fs.grow().expect("goes on");
+        assert_eq!(fs.len(), new);
+        fs.close().expect("close").check();
+        disk.write_at(bytes, *at).expect("write");
+    }
+    assert!(seen.iter().all(|&count| count > 1), "{seen:?}");
 }

@@ -149,7 +149,7 @@ impl<D: Disk> FileSystem<D> {
         self.blocks.flush()
     }
 
-    fn check_writable(&self) -> Result<(), Error> {
+    pub(super) fn check_writable(&self) -> Result<(), Error> {
         match (&self.journal, self.failed) {
             (Some(_), false) => Ok(()),
             (Some(_), true) => Err(Error::refused("a write failed before; open the volume again")),
@@ -158,7 +158,7 @@ impl<D: Disk> FileSystem<D> {
     }
 
     /// Runs changes and writes them as one; a failure leaves the disk as it was.
-    fn transaction(
+    pub(super) fn transaction(
         &mut self,
         change: impl FnOnce(&mut Self) -> Result<(), Error>,
     ) -> Result<(), Error> {
