@@ -64,6 +64,12 @@ impl FileDisk {
     pub fn file(&self) -> &File {
         &self.file
     }
+
+    /// The same open file once more, with its lock.
+    pub(crate) fn again(&self) -> Result<Self, Error> {
+        let file = self.file.try_clone().map_err(Error::io("descriptor"))?;
+        Ok(Self { file, len: self.len })
+    }
 }
 
 impl Disk for FileDisk {

@@ -130,10 +130,11 @@ fn visit<D: Disk>(fs: &FileSystem<D>, path: &str, seen: &mut usize) -> Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::creation::create;
     use crate::keys::hash::Hash;
     use crate::keys::kdf::KdfCost;
     use crate::keys::secret::Passphrase;
-    use crate::volume::{Options, create};
+    use crate::volume::Options;
 
     fn seeds(target: &str) -> std::path::PathBuf {
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target)

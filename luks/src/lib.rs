@@ -37,6 +37,7 @@
 
 #![deny(unsafe_code)]
 
+mod creation;
 mod data;
 pub mod disk;
 mod error;
@@ -51,6 +52,7 @@ mod memory;
 mod random;
 mod volume;
 
+pub use creation::{create, create_with, device_len, is_blank};
 pub use data::{cipher, encrypted, integrity};
 pub use error::Error;
 
@@ -62,4 +64,4 @@ pub use header::metadata::{Metadata, Policy};
 pub use keys::hash::Hash;
 pub use keys::kdf::{Kdf, KdfCost};
 pub use keys::secret::{Passphrase, Secret};
-pub use volume::{Options, Source, Volume, create, create_watched};
+pub use volume::{Options, Source, Volume};

@@ -1,4 +1,4 @@
-//! What happens to a volume's header after its creation: a MAC, other keys, a backup and its return.
+//! What happens to a volume after its creation: a MAC, other keys, more room, a backup of its header and its return.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,6 +28,21 @@ impl Source {
         header.seal(&key)?;
         header.write(&mut disk)?;
         Ok(header)
+    }
+
+    /// Opens the volume to write, once its segment reaches to the end of its file or device, which may have grown.
+    /// Cut off anywhere, it is to be repeated.
+    ///
+    /// # Errors
+    /// As [`Source::open`].
+    pub fn open_grown(&self, passphrase: &Passphrase) -> Result<Volume, Error> {
+        let detached = self.header.as_ref().map(|_| self.locked_file()).transpose()?;
+        let (mut header, disk) = self.opened(true)?;
+        let (slot, key) = header.unlock(passphrase, self.slot, limit_kib())?;
+        header.widen(&mut detached.map_or_else(|| disk.again(), Ok)?, &key, disk.len())?;
+        let mut volume = Volume::new(header, slot, key, Box::new(disk), true)?;
+        volume.grow()?;
+        Ok(volume)
     }
 
     /// Adds a keyslot for `new`, given what opens the volume; its number.

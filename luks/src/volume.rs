@@ -1,4 +1,4 @@
-//! `Volume`: creating and opening encrypted volumes in this process, without privileges.
+//! `Volume`: opening encrypted volumes in this process, without privileges.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -11,26 +11,17 @@ use crate::Error;
 use crate::data::encrypted::Encrypted;
 use crate::data::integrity::Authenticated;
 use crate::disk::{Disk, FileDisk, Slice};
+use crate::ext4;
 use crate::header::Header;
-use crate::header::binary::{Binary, Checksum, LABEL_LEN, is_printable};
 use crate::header::mac::{HeaderId, ManifestKey};
-use crate::header::metadata::{Metadata, Policy, Segment};
-use crate::keys::antiforensic::STRIPES;
-use crate::keys::hash::Hash;
-use crate::keys::kdf::{Kdf, KdfCost, pbkdf2};
-use crate::keys::keyslot::{self, Digest, Keyslot};
+use crate::header::metadata::{Policy, Segment};
+use crate::keys::kdf::KdfCost;
 use crate::keys::secret::{Passphrase, Secret};
 use crate::linux::loop_device::refuse_attached;
 use crate::memory::limit_kib;
-use crate::random::random;
 
 /// Where the data begins: cryptsetup's default, after 16 MiB of headers and keyslots.
-const DATA_OFFSET: u64 = 16 << 20;
-/// Bytes of a metadata copy.
-const METADATA_LEN: u64 = 16 << 10;
-/// Iterations of the volume key's digest; the key is random, so more would protect nothing.
-const DIGEST_ITERATIONS: u32 = 1000;
-
+pub(crate) const DATA_OFFSET: u64 = 16 << 20;
 /// What a new volume is like.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -147,6 +138,13 @@ impl Source {
     /// # Errors
     /// `WrongPassphrase`, `Busy` when somebody else has it open, and all that a header can be refused for.
     pub fn open(&self, passphrase: &Passphrase, writable: bool) -> Result<Volume, Error> {
+        let (header, disk) = self.opened(writable)?;
+        let (slot, key) = header.unlock(passphrase, self.slot, limit_kib())?;
+        Volume::new(header, slot, key, Box::new(disk), writable)
+    }
+
+    /// The header, and the data's disk, locked.
+    pub(crate) fn opened(&self, writable: bool) -> Result<(Header, FileDisk), Error> {
         let file = open_file(&self.path, writable)?;
         if writable || !self.beside_writer {
             lock(&file, &self.path, writable)?;
@@ -158,8 +156,7 @@ impl Source {
             None => self.checked_header(&disk)?,
         };
         self.refuse_detached(&header)?;
-        let (slot, key) = header.unlock(passphrase, self.slot, limit_kib())?;
-        Volume::new(header, slot, key, Box::new(disk), writable)
+        Ok((header, disk))
     }
 }
 
@@ -168,11 +165,33 @@ pub struct Volume {
     header: Header,
     slot: u8,
     key: Secret,
-    data: AnyDisk,
+    data: Data,
 }
 
 /// A disk that threads may share.
 type AnyDisk = Box<dyn Disk + Send + Sync>;
+
+/// The segment under its cipher.
+enum Data {
+    Encrypted(Encrypted<Slice<AnyDisk>>),
+    Authenticated(Authenticated<Slice<AnyDisk>>),
+}
+
+impl Data {
+    fn disk(&self) -> &dyn Disk {
+        match self {
+            Self::Encrypted(data) => data,
+            Self::Authenticated(data) => data,
+        }
+    }
+
+    fn disk_mut(&mut self) -> &mut dyn Disk {
+        match self {
+            Self::Encrypted(data) => data,
+            Self::Authenticated(data) => data,
+        }
+    }
+}
 
 impl Volume {
     pub(crate) fn new(
@@ -182,14 +201,39 @@ impl Volume {
         disk: AnyDisk,
         writable: bool,
     ) -> Result<Self, Error> {
-        let segment = header.metadata().segment;
-        let len = segment.len_on(disk.len())?;
-        let slice = Slice { disk, offset: segment.offset, len };
-        let data: AnyDisk = match segment.integrity {
-            false => Box::new(Encrypted::new(slice, &key, segment.sector)),
-            true => Box::new(Authenticated::open(slice, &key, segment.sector, writable)?),
+        let slice = slice(&header, disk)?;
+        let Segment { sector, integrity, .. } = header.metadata().segment;
+        let data = match integrity {
+            false => Data::Encrypted(Encrypted::new(slice, &key, sector)),
+            true => Data::Authenticated(Authenticated::open(slice, &key, sector, writable)?),
         };
         Ok(Self { header, slot, key, data })
+    }
+
+    /// A volume whose segment has nothing in it yet: noise, or zeros with their tags, whose writing is watched.
+    pub(crate) fn empty(
+        header: Header,
+        slot: u8,
+        key: Secret,
+        disk: AnyDisk,
+        watch: &dyn Fn(u64, u64),
+    ) -> Result<Self, Error> {
+        let slice = slice(&header, disk)?;
+        let Segment { sector, integrity, .. } = header.metadata().segment;
+        let data = match integrity {
+            false => Data::Encrypted(Encrypted::new(slice, &key, sector)),
+            true => Data::Authenticated(Authenticated::format_watched(slice, &key, sector, watch)?),
+        };
+        Ok(Self { header, slot, key, data })
+    }
+
+    /// Takes in what the file or device gained behind the last sector that has a tag.
+    pub(crate) fn grow(&mut self) -> Result<(), Error> {
+        let used = ext4::len_on(self).unwrap_or(self.len());
+        match &mut self.data {
+            Data::Encrypted(_) => Ok(()),
+            Data::Authenticated(data) => data.grow(used),
+        }
     }
 
     /// The header that the volume was opened with.
@@ -215,204 +259,26 @@ impl Volume {
 
 impl Disk for Volume {
     fn len(&self) -> u64 {
-        self.data.len()
+        self.data.disk().len()
     }
 
     fn read_at(&self, target: &mut [u8], offset: u64) -> Result<(), Error> {
-        self.data.read_at(target, offset)
+        self.data.disk().read_at(target, offset)
     }
 
     fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
-        self.data.write_at(source, offset)
+        self.data.disk_mut().write_at(source, offset)
     }
 
     fn flush(&mut self) -> Result<(), Error> {
-        self.data.flush()
+        self.data.disk_mut().flush()
     }
 }
 
-/// Creates a volume in `path`, with a keyslot for each passphrase; a detached header goes to `header`.
-/// The plaintext is noise afterwards, or zeros with integrity. A failed creation leaves no file behind.
-///
-/// # Errors
-/// When a file is there already and `force` is not given, and when options make no sense.
-pub fn create(
-    path: &Path,
-    header: Option<&Path>,
-    options: &Options,
-    passphrases: &[Passphrase],
-    force: bool,
-) -> Result<Volume, Error> {
-    create_watched(path, header, options, passphrases, force, &|_, _| ())
-}
-
-/// As [`create`]; with integrity `watch` is told of each write: its bytes, and those of all.
-///
-/// # Errors
-/// As there.
-pub fn create_watched(
-    path: &Path,
-    header: Option<&Path>,
-    options: &Options,
-    passphrases: &[Passphrase],
-    force: bool,
-    watch: &dyn Fn(u64, u64),
-) -> Result<Volume, Error> {
-    let mut created = Vec::new();
-    let made = create_files(path, header, (options, watch), passphrases, force, &mut created);
-    if made.is_err() {
-        for path in created {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-    made
-}
-
-fn create_files(
-    path: &Path,
-    header_path: Option<&Path>,
-    (options, watch): (&Options, &dyn Fn(u64, u64)),
-    passphrases: &[Passphrase],
-    force: bool,
-    created: &mut Vec<PathBuf>,
-) -> Result<Volume, Error> {
-    let offset = if header_path.is_some() { 0 } else { DATA_OFFSET };
-    let (header, key) = new_header(options, offset, passphrases)?;
-    let mut new_file = |path: &Path, len: u64| {
-        let existed = path.exists();
-        if existed {
-            // Not even by force from under somebody who has it mounted.
-            refuse_attached(path)?;
-        }
-        let mut opened = OpenOptions::new();
-        opened.read(true).write(true).mode(0o600).custom_flags(exclusive_flags(path).bits() as i32);
-        let file = match force {
-            true => opened.create(true).truncate(false).open(path),
-            false => opened.create_new(true).open(path),
-        };
-        let file = file.map_err(Error::io(format!("create {}", path.display())))?;
-        if !existed {
-            created.push(path.to_owned());
-        }
-        lock(&file, path, true)?;
-        if file.metadata().map_err(Error::io("metadata"))?.is_file() {
-            file.set_len(0).and_then(|()| file.set_len(len)).map_err(Error::io("set length"))?;
-            if options.preallocate {
-                rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, len)
-                    .map_err(|error| Error::Io("allocate space".into(), error.into()))?;
-            }
-        }
-        FileDisk::new(file)
-    };
-    let data = new_file(path, options.size)?;
-    let mut disks = [Some(data), None];
-    if let Some(path) = header_path {
-        disks[1] = Some(new_file(path, DATA_OFFSET)?);
-    }
-    let [data, detached] = &mut disks;
-    let target = detached.as_mut().or(data.as_mut()).expect("a disk");
-    header.write_whole(target)?;
-    let data = Box::new(disks[0].take().expect("the data"));
-    let slot = header.metadata().keyslots[0].number;
-    if options.integrity {
-        let len = data.len() - offset;
-        let inside = Slice { disk: data, offset, len };
-        Authenticated::format_watched(inside, &key, options.sector, watch)?;
-        let file = open_file(path, true)?;
-        lock(&file, path, true)?;
-        return Volume::new(header, slot, key, Box::new(FileDisk::new(file)?), true);
-    }
-    Volume::new(header, slot, key, data, true)
-}
-
-fn new_header(
-    options: &Options,
-    offset: u64,
-    passphrases: &[Passphrase],
-) -> Result<(Header, Secret), Error> {
-    let label_fits = options.label.len() < LABEL_LEN && options.label.chars().all(is_printable);
-    if !label_fits || ![512, 4096].contains(&options.sector) {
-        return Err(Error::refused(
-            "a label of over 47 bytes or with control characters, or sectors not of 512 or 4096",
-        ));
-    }
-    if !(1..=8).contains(&passphrases.len()) || passphrases.iter().any(|p| p.bytes().is_empty()) {
-        return Err(Error::refused("other than 1 to 8 passphrases, or an empty one"));
-    }
-    if options.size < offset + (1 << 20) || !options.size.is_multiple_of(4096) {
-        return Err(Error::refused(format!(
-            "a size of {} bytes; at least {} and a multiple of 4096 are needed",
-            options.size,
-            offset + (1 << 20)
-        )));
-    }
-    let cost = options.cost.check()?;
-    let key_len = if options.integrity { 96 } else { 64 };
-    let mut key = Secret::zeroed(key_len);
-    random(&mut key)?;
-    let area_len = (key_len * STRIPES).next_multiple_of(4096) as u64;
-    let mut keyslots = Vec::new();
-    let mut material = Vec::new();
-    for (number, passphrase) in passphrases.iter().enumerate() {
-        let slot = Keyslot {
-            number: number as u8,
-            key_len,
-            priority: 1,
-            area: [2 * METADATA_LEN + number as u64 * area_len, area_len],
-            area_key_len: 64,
-            af_hash: Hash::Sha256,
-            kdf: Kdf { cost, salt: random_salt()? },
-        };
-        material.push(keyslot::seal(&slot, &key, passphrase, limit_kib())?);
-        keyslots.push(slot);
-    }
-    let salt = random_salt()?;
-    let mut digest = vec![0; 32];
-    pbkdf2(Hash::Sha256, DIGEST_ITERATIONS, &salt, &key, &mut digest);
-    let digest = Digest {
-        number: 0,
-        keyslots: keyslots.iter().map(|slot| slot.number).collect(),
-        of_segment: true,
-        hash: Hash::Sha256,
-        iterations: DIGEST_ITERATIONS,
-        salt,
-        digest,
-    };
-    let segment =
-        Segment { offset, size: None, sector: options.sector, integrity: options.integrity };
-    let metadata = Metadata {
-        keyslots,
-        tokens: Vec::new(),
-        segment,
-        digests: vec![digest],
-        keyslots_len: DATA_OFFSET - 2 * METADATA_LEN,
-    };
-    let binary = Binary {
-        size: METADATA_LEN,
-        sequence: 0,
-        label: options.label.clone(),
-        checksum: Checksum::Sha256,
-        uuid: random_uuid()?,
-        subsystem: String::new(),
-    };
-    let mut header = Header::new(binary, metadata, material);
-    header.seal(&key)?;
-    Ok((header, key))
-}
-
-fn random_salt() -> Result<[u8; 32], Error> {
-    let mut salt = [0; 32];
-    random(&mut salt).map(|()| salt)
-}
-
-/// A random UUID (RFC 9562, version 4).
-fn random_uuid() -> Result<String, Error> {
-    let mut bytes = [0; 16];
-    random(&mut bytes)?;
-    bytes[6] = bytes[6] & 0x0f | 0x40;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
+fn slice(header: &Header, disk: AnyDisk) -> Result<Slice<AnyDisk>, Error> {
+    let segment = header.metadata().segment;
+    let len = segment.len_on(disk.len())?;
+    Ok(Slice { disk, offset: segment.offset, len })
 }
 
 /// A regular file or a block device, not behind a symbolic link.
@@ -437,7 +303,7 @@ pub(crate) fn open_file(path: &Path, writable: bool) -> Result<File, Error> {
 }
 
 /// Not through a symbolic link; a block device only if it is neither mounted nor mapped.
-fn exclusive_flags(path: &Path) -> OFlags {
+pub(crate) fn exclusive_flags(path: &Path) -> OFlags {
     let is_device = std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_block_device());
     OFlags::NOFOLLOW | if is_device { OFlags::EXCL } else { OFlags::empty() }
 }

@@ -102,6 +102,42 @@ impl<D: Disk> Authenticated<D> {
         Ok(formatted)
     }
 
+    /// Takes in what the disk has behind the last sector: zeros with their tags, and then they count. Also sectors
+    /// that count already, from byte `used` on, which the kernel does not give tags when it takes them in.
+    ///
+    /// # Errors
+    /// What the disk refuses; the sectors that there were stay.
+    pub fn grow(&mut self, used: u64) -> Result<(), Error> {
+        let wider = self.layout.widened(self.disk.len() / SECTOR);
+        let block = self.xts.sector() as u64;
+        let start = used.min(self.len()).next_multiple_of(block);
+        if wider.provided < self.layout.provided || wider.provided * SECTOR - start < block {
+            return Ok(());
+        }
+        self.commit_all()?;
+        let narrower = std::mem::replace(&mut self.layout, wider);
+        let grown = self.write_behind(start);
+        if grown.is_err() {
+            self.layout = narrower;
+        }
+        grown
+    }
+
+    /// Writes zeros with their tags from a byte on, then the superblock.
+    fn write_behind(&mut self, start: u64) -> Result<(), Error> {
+        let zeros = vec![0; RUN];
+        for (at, len) in self.runs(start, self.len() - start) {
+            let blocks = self.sealed(&zeros[..len], at);
+            self.write_places(&blocks)?;
+        }
+        self.disk.flush()?;
+        let mut superblock = [0; SECTOR as usize];
+        self.disk.read_at(&mut superblock, 0)?;
+        self.layout.write_provided(&mut superblock);
+        self.disk.write_at(&superblock, 0)?;
+        self.disk.flush()
+    }
+
     fn with_layout(disk: D, layout: Layout, key: &[u8], sector: u32) -> Self {
         let (cipher, mac) = key.split_at(64);
         let mac = hmac::Key::new(hmac::HMAC_SHA256, mac);

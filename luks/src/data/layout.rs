@@ -103,16 +103,28 @@ impl Layout {
         };
         let journal = (device / JOURNAL_SHARE).min(JOURNAL_SECTORS_MAX);
         layout.sections = (journal / layout.section_sectors()).max(1);
+        let layout = layout.widened(device);
+        match layout.provided {
+            0 => Err(Error::refused("a device that is too small for tags and data")),
+            _ => Ok(layout),
+        }
+    }
+
+    /// The same with as many sectors as a device of `device` sectors has room for: as the kernel counts them.
+    pub(super) fn widened(&self, device: u64) -> Self {
+        let mut layout = Self { provided: 0, ..self.clone() };
         for bit in (3..64 - device.leading_zeros()).rev() {
             layout.provided |= 1 << bit;
             if !layout.fits(device) {
                 layout.provided &= !(1 << bit);
             }
         }
-        match layout.provided {
-            0 => Err(Error::refused("a device that is too small for tags and data")),
-            _ => Ok(layout),
-        }
+        layout
+    }
+
+    /// Lets a superblock say this layout's number of sectors, and nothing else.
+    pub(super) fn write_provided(&self, superblock: &mut [u8; SECTOR as usize]) {
+        superblock[16..24].copy_from_slice(&self.provided.to_le_bytes());
     }
 
     pub(super) fn to_bytes(&self) -> [u8; SECTOR as usize] {

@@ -6,6 +6,7 @@
 //!  add     material to a free area -> header
 //!  change  material to a free area -> header (the slot's number stays) -> noise over the old area
 //!  remove  noise over the area     -> header
+//!  widen                              header (the segment's size)
 //! ```
 //!
 //! "Header" is two copies, one on the medium before the other is touched. Last, every byte of the keyslots' area
@@ -112,16 +113,40 @@ impl Header {
         self.store(disk, &key)
     }
 
+    /// Lets a segment of a fixed size end where its device of `device` bytes does; whether it ended before. Most
+    /// segments have no size of their own, and end there anyway.
+    ///
+    /// # Errors
+    /// What the disk refuses.
+    pub fn widen(&mut self, disk: &mut dyn Disk, key: &Secret, device: u64) -> Result<bool, Error> {
+        let segment = &mut self.metadata.segment;
+        let unit = u64::from(segment.sector);
+        let available = device.saturating_sub(segment.offset) / unit * unit;
+        if segment.size.is_none_or(|size| size >= available) {
+            return Ok(false);
+        }
+        segment.size = Some(available);
+        self.seal(key)?;
+        self.write(disk)?;
+        self.stale = None;
+        Ok(true)
+    }
+
     /// Writes everything that this header has: noise and key material, then both copies. What was on the disk before
     /// counts no more once they are.
     pub(crate) fn write_whole(&self, disk: &mut dyn Disk) -> Result<(), Error> {
+        self.write_keyslots(disk)?;
+        self.write(disk)
+    }
+
+    /// Writes noise and key material.
+    pub(crate) fn write_keyslots(&self, disk: &mut dyn Disk) -> Result<(), Error> {
         let [start, end] = self.keyslots_area(disk);
         fill_with_noise(disk, start, end)?;
         for (slot, material) in self.metadata.keyslots.iter().zip(&self.material) {
             disk.write_at(material, slot.area[0])?;
         }
-        disk.flush()?;
-        self.write(disk)
+        disk.flush()
     }
 
     /// Counts on from a header that this one is to replace.

@@ -172,6 +172,16 @@ impl Header {
     /// Writes both copies: the first to the medium before the second is touched, and first the one that nobody
     /// needs.
     pub(crate) fn write(&self, disk: &mut dyn Disk) -> Result<(), Error> {
+        self.write_from(self.stale.unwrap_or(Copy::Primary), disk)
+    }
+
+    /// As [`Header::write`], where there was no header: what stands in the place of the first copy stays until the
+    /// second is whole.
+    pub(crate) fn write_new(&self, disk: &mut dyn Disk) -> Result<(), Error> {
+        self.write_from(Copy::Secondary, disk)
+    }
+
+    fn write_from(&self, first: Copy, disk: &mut dyn Disk) -> Result<(), Error> {
         let size = self.binary.size;
         let mut json = self.metadata.to_json(size).text().into_bytes();
         json.push(0);
@@ -179,7 +189,7 @@ impl Header {
             return Err(Error::refused("metadata that does not fit into its area"));
         }
         let mut copies = [(Copy::Primary, 0), (Copy::Secondary, size)];
-        if self.stale == Some(Copy::Secondary) {
+        if first == Copy::Secondary {
             copies.reverse();
         }
         for (copy, offset) in copies {
@@ -218,14 +228,17 @@ fn read_copies(disk: &dyn Disk, policy: Policy) -> Result<(Binary, Metadata, Opt
     }
 }
 
-/// Of two whole copies the later one: a change of keyslots or texts was cut off between them.
+/// Of two whole copies the later one: a change of keyslots, texts or the segment's size was cut off between them.
 fn newer(primary: Parsed, secondary: Parsed) -> Result<(Binary, Metadata, Option<Copy>), Error> {
     let (newer, older, stale) = match primary.0.sequence > secondary.0.sequence {
         true => (primary, secondary, Copy::Secondary),
         false => (secondary, primary, Copy::Primary),
     };
-    let covered =
-        |(binary, metadata, _): &Parsed| mac::covered(metadata, binary.size, &binary.uuid);
+    let covered = |(binary, metadata, _): &Parsed| {
+        let mut of_any_size = metadata.clone();
+        of_any_size.segment.size = None;
+        mac::covered(&of_any_size, binary.size, &binary.uuid)
+    };
     let same_volume = covered(&newer) == covered(&older);
     match newer.0.sequence > older.0.sequence && same_volume && mac::is_in(&newer.1) {
         true => Ok((newer.0, newer.1, Some(stale))),

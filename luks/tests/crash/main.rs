@@ -8,6 +8,9 @@
 mod cuts;
 mod disk;
 mod keys;
+mod resize;
+#[path = "../shared/rewritten.rs"]
+mod rewritten;
 
 use std::collections::HashSet;
 use std::ops::RangeInclusive;
@@ -181,14 +184,7 @@ impl Witness {
         let volume = self.job.kind.open(disk.copy(), false).expect("opens");
         let mut plain = vec![0; volume.len() as usize];
         volume.read_at(&mut plain, 0).expect("every sector");
-        let name = format!("hfl-crash-{}-{:p}", std::process::id(), &raw const *self);
-        let path = std::env::temp_dir().join(name);
-        std::fs::write(&path, &plain).expect("write");
-        let output = Command::new("/sbin/e2fsck").arg("-fn").arg(&path).output();
-        let output = output.unwrap_or_else(|e| panic!("e2fsck: {e}; apt-get install e2fsprogs"));
-        std::fs::remove_file(&path).expect("remove");
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{:?}: {text}", self.job);
+        e2fsck(&plain);
     }
 
     fn report(&self, what: &str) {
@@ -201,6 +197,18 @@ impl Witness {
         );
         assert!(self.steps.iter().all(|&count| count > 0), "a step that was never found");
     }
+}
+
+/// Fails unless `e2fsck` finds nothing.
+fn e2fsck(plain: &[u8]) {
+    let name = format!("hfl-crash-{}-{:p}", std::process::id(), plain);
+    let path = std::env::temp_dir().join(name);
+    std::fs::write(&path, plain).expect("write");
+    let output = Command::new("/sbin/e2fsck").arg("-fn").arg(&path).output();
+    let output = output.unwrap_or_else(|e| panic!("e2fsck: {e}; apt-get install e2fsprogs"));
+    std::fs::remove_file(&path).expect("remove");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}");
 }
 
 /// What may be found when the job was told of `saved` last.

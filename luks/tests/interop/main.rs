@@ -1,6 +1,9 @@
 //! Both directions with the distribution's cryptsetup: what one writes the other opens.
 
 mod keys;
+mod resize;
+#[path = "../shared/rewritten.rs"]
+mod rewritten;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -9,6 +12,7 @@ use std::process::{Command, Stdio};
 use luks::disk::Disk;
 use luks::ext4::FileSystem;
 use luks::{Error, Hash, HeaderId, KdfCost, Options, Passphrase, Policy, Source, create};
+use rewritten::rewritten;
 
 const FAST: KdfCost = KdfCost::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 };
 const MIB: u64 = 1 << 20;
@@ -274,24 +278,6 @@ fn a_header_with_a_changed_segment_fails_its_mac_even_when_checksums_are_right()
     std::fs::write(&path, &changed).expect("write");
     Source::new(&path).read_header().expect("well formed");
     assert!(matches!(Source::new(&path).open(&key, false), Err(Error::Mac)));
-}
-
-/// The volume with another text in the JSON of both copies, under right checksums.
-fn rewritten(volume: &[u8], from: &str, to: &str) -> Vec<u8> {
-    let mut bytes = volume.to_vec();
-    for copy in [0, 16384] {
-        let area = copy + 4096;
-        let text = String::from_utf8(bytes[area..copy + 16384].to_vec()).expect("text");
-        let changed = text.replacen(from, to, 1);
-        assert_ne!(text, changed);
-        let mut changed = changed.into_bytes();
-        changed.resize(12288, 0);
-        bytes[area..copy + 16384].copy_from_slice(&changed);
-        bytes[copy + 448..copy + 512].fill(0);
-        let sum = ring::digest::digest(&ring::digest::SHA256, &bytes[copy..copy + 16384]);
-        bytes[copy + 448..copy + 480].copy_from_slice(sum.as_ref());
-    }
-    bytes
 }
 
 #[test]
