@@ -3,10 +3,12 @@
 //! A record is one label byte (CIFAR-100: two, the coarse one first) and 3,072 pixel bytes: 32x32 red, then green,
 //! then blue, row by row.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::data::dataset::{Dataset, Split};
-use crate::data::error::{DataError, read_file};
+use crate::data::error::DataError;
+use crate::data::place::Place;
 use crate::job::Normalisation;
 use crate::job::classes::ClassNames;
 use crate::job::shape::Shape;
@@ -34,19 +36,20 @@ pub(super) struct Records {
 ///
 /// # Errors
 /// When a file is missing, truncated or holds a wrong label; the error names file and offset.
-pub(super) fn read(directory: &Path, split: Split) -> Result<Records, DataError> {
+pub(super) fn read(place: &Place, split: Split) -> Result<Records, DataError> {
+    let directory = place.root();
     let hundred = directory.join(match split {
         Split::Test => "test.bin",
         Split::Train => "train.bin",
     });
     let (files, classes) = match split {
-        _ if hundred.is_file() => (vec![hundred], ClassNames::cifar100()),
+        _ if place.is_file(&hundred) => (vec![hundred], ClassNames::cifar100()),
         Split::Test => (vec![directory.join("test_batch.bin")], ClassNames::default()),
-        Split::Train => (training_files(directory)?, ClassNames::default()),
+        Split::Train => (training_files(place)?, ClassNames::default()),
     };
     let mut all = Records { classes, labels: Vec::new(), planes: Vec::new() };
     for path in files {
-        let bytes = read_file(&path, FILE_LEN_MAX)?;
+        let bytes = place.read(&path, FILE_LEN_MAX)?;
         let record_len = if all.classes.len() > 10 { RECORD100_LEN } else { RECORD_LEN };
         check(&path, &bytes, record_len, all.classes.len())?;
         for record in bytes.chunks_exact(record_len) {
@@ -80,17 +83,13 @@ pub(super) fn numbered(n: usize) -> Dataset {
     from_records((0..n).flat_map(record).collect()).expect("valid")
 }
 
-fn training_files(directory: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let unreadable = |error| DataError::Read(directory.into(), error);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(directory).map_err(unreadable)? {
-        let name = entry.map_err(unreadable)?.file_name();
-        let matches =
-            name.to_str().is_some_and(|n| n.starts_with("data_batch") && n.ends_with(".bin"));
-        if matches {
-            files.push(directory.join(name));
-        }
-    }
+fn training_files(place: &Place) -> Result<Vec<PathBuf>, DataError> {
+    let directory = place.root();
+    let mut files = place.list(directory)?;
+    files.retain(|file| {
+        let name = file.file_name().and_then(OsStr::to_str);
+        name.is_some_and(|name| name.starts_with("data_batch") && name.ends_with(".bin"))
+    });
     if files.is_empty() {
         let what =
             "data_batch_*.bin file, train.bin, train/CLASS/ (or CLASS/ with --hold-out) or .npz";

@@ -1,10 +1,9 @@
 //! `DataError`: why pictures cannot be used, always with the file.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::data::picture::PictureError;
-use crate::files::read_at_most;
 
 /// Why data cannot be used.
 #[derive(Debug)]
@@ -83,8 +82,3 @@ impl fmt::Display for DataError {
 }
 
 impl std::error::Error for DataError {}
-
-/// Reads a file of at most so many bytes.
-pub(super) fn read_file(path: &Path, len_max: u64) -> Result<Vec<u8>, DataError> {
-    read_at_most(path, len_max).map_err(|error| DataError::Read(path.into(), error))
-}

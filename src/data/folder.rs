@@ -2,12 +2,12 @@
 //! for both, parted by content.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::data::dataset::Split;
-use crate::data::error::{DataError, read_file};
+use crate::data::error::DataError;
 use crate::data::hold_out::HoldOut;
+use crate::data::place::Place;
 
 /// Pictures by their class, in the order of class names and then of file names.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub(super) const FILE_LEN_MAX: u64 = 256 << 20;
 const FILES_MAX: usize = 10_000_000;
 
 /// The folder of a split.
-pub(super) fn place(directory: &Path, split: Split) -> PathBuf {
-    directory.join(match split {
+pub(super) fn of_split(place: &Place, split: Split) -> PathBuf {
+    place.root().join(match split {
         Split::Test => "test",
         Split::Train => "train",
     })
@@ -35,8 +35,8 @@ pub(super) fn place(directory: &Path, split: Split) -> PathBuf {
 ///
 /// # Errors
 /// When something else than a class folder is among them, or something else than a file in one of them.
-pub(super) fn scan(directory: &Path, split: Split) -> Result<Folder, DataError> {
-    scan_some(place(directory, split), |_| Ok(true))
+pub(super) fn scan(place: &Place, split: Split) -> Result<Folder, DataError> {
+    scan_some(place, of_split(place, split), |_| Ok(true))
 }
 
 /// As [`scan`] of class folders that are not parted: what the part holds is to test with, all else to learn from.
@@ -44,31 +44,32 @@ pub(super) fn scan(directory: &Path, split: Split) -> Result<Folder, DataError> 
 /// # Errors
 /// As [`scan`].
 pub(super) fn scan_parted(
-    directory: &Path,
+    place: &Place,
     split: Split,
     hold_out: HoldOut,
 ) -> Result<Folder, DataError> {
-    scan_some(directory.into(), |file| {
-        Ok(hold_out.holds(&read_file(file, FILE_LEN_MAX)?) == (split == Split::Test))
+    scan_some(place, place.root().into(), |file| {
+        Ok(hold_out.holds(&place.read(file, FILE_LEN_MAX)?) == (split == Split::Test))
     })
 }
 
 fn scan_some(
+    place: &Place,
     top: PathBuf,
     is_wanted: impl Fn(&Path) -> Result<bool, DataError>,
 ) -> Result<Folder, DataError> {
     let mut folder = Folder { names: Vec::new(), files: Vec::new() };
-    for path in entries(&top)? {
+    for path in entries(place, &top)? {
         let wrong = |why: &str| DataError::Format(path.clone(), why.into());
-        if !path.is_dir() {
+        if !place.is_dir(&path) {
             return Err(wrong("a file beside the class folders, expected CLASS/PICTURE"));
         }
         let name = path.file_name().and_then(OsStr::to_str);
         let name = name.ok_or_else(|| wrong("the name of a class has to be UTF-8"))?.to_owned();
-        for file in entries(&path)? {
-            if !file.is_file() {
+        for file in entries(place, &path)? {
+            if !place.is_file(&file) {
                 // A pipe would be waited for.
-                let what = if file.is_dir() { "a folder" } else { "no plain file" };
+                let what = if place.is_dir(&file) { "a folder" } else { "no plain file" };
                 let why = format!("{what} inside a class folder, expected pictures only");
                 return Err(DataError::Format(file, why));
             }
@@ -88,15 +89,10 @@ fn scan_some(
 }
 
 /// What is in a folder, in the order of names' bytes: the same on every machine and file system.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let unreadable = |error| DataError::Read(folder.into(), error);
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?;
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-            found.push(entry.path());
-        }
-    }
+fn entries(place: &Place, folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let mut found = place.list(folder)?;
+    let is_hidden = |name: &OsStr| name.as_encoded_bytes().starts_with(b".");
+    found.retain(|path| !path.file_name().is_some_and(is_hidden));
     found.sort();
     Ok(found)
 }

@@ -9,6 +9,7 @@ pub mod hold_out;
 pub mod merkle;
 pub mod npz;
 pub mod picture;
+pub mod place;
 pub mod resize;
 pub mod sampler;
 pub mod source;

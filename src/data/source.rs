@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::dataset::{Dataset, Shard, Split};
-use crate::data::error::{DataError, read_file};
+use crate::data::error::DataError;
 use crate::data::hold_out::HoldOut;
 use crate::data::picture::{self, Picture};
+use crate::data::place::Place;
 use crate::data::{cifar, folder, npz, resize};
 use crate::job::classes::ClassNames;
 use crate::job::shape::{CLASSES_MAX, Shape};
@@ -15,7 +16,7 @@ use crate::progress::{Progress, Unit};
 /// The pictures of a directory or file, and what their classes are called there.
 #[derive(Debug)]
 pub struct Source {
-    origin: PathBuf,
+    place: Place,
     format: &'static str,
     names: Names,
     /// One class a picture, as numbers of `names`.
@@ -67,23 +68,31 @@ impl Source {
     /// # Errors
     /// When it is none of them, or damaged; the error names the file.
     pub fn select(path: &Path, selection: Selection) -> Result<Self, DataError> {
+        Self::select_in(&Place::directory(path), selection)
+    }
+
+    /// The same of a place, which may be the inside of a volume.
+    ///
+    /// # Errors
+    /// As [`Source::select`].
+    pub fn select_in(place: &Place, selection: Selection) -> Result<Self, DataError> {
         let Selection { split, shard, hold_out } = selection;
-        let npz = npz_file(path)?;
-        let is_parted =
-            [Split::Train, Split::Test].iter().any(|split| folder::place(path, *split).is_dir());
+        let npz = npz_file(place)?;
+        let is_there = |split: &Split| place.is_dir(&folder::of_split(place, *split));
+        let is_parted = [Split::Train, Split::Test].iter().any(is_there);
         let all = match (npz, hold_out) {
             (None, Some(hold_out)) if !is_parted => {
-                of_folder(path, folder::scan_parted(path, split, hold_out)?)?
+                of_folder(place, folder::scan_parted(place, split, hold_out)?)?
             }
             (_, Some(_)) => {
                 let why = "--hold-out parts CLASS/PICTURE, and here train and test are apart";
-                return Err(DataError::Format(path.into(), why.into()));
+                return Err(DataError::Format(place.root().into(), why.into()));
             }
             (Some(npz), None) => {
-                of_arrays(path, npz::parse(&npz, &read_file(&npz, npz::LEN_MAX)?, split)?)
+                of_arrays(place, npz::parse(&npz, &place.read(&npz, npz::LEN_MAX)?, split)?)
             }
-            (None, None) if is_parted => of_folder(path, folder::scan(path, split)?)?,
-            (None, None) => of_cifar(path, cifar::read(path, split)?),
+            (None, None) if is_parted => of_folder(place, folder::scan(place, split)?)?,
+            (None, None) => of_cifar(place, cifar::read(place, split)?),
         };
         match shard {
             None => Ok(all),
@@ -95,8 +104,8 @@ impl Source {
     ///
     /// # Errors
     /// When what is there is damaged.
-    pub fn select_if_any(path: &Path, selection: Selection) -> Result<Option<Self>, DataError> {
-        match Self::select(path, selection) {
+    pub fn select_if_any(place: &Place, selection: Selection) -> Result<Option<Self>, DataError> {
+        match Self::select_in(place, selection) {
             Err(error) if error.is_absence() => Ok(None),
             selected => selected.map(Some),
         }
@@ -111,7 +120,7 @@ impl Source {
     /// Picture files whose classes nobody knows.
     pub fn pictures(files: Vec<PathBuf>) -> Self {
         Self {
-            origin: PathBuf::new(),
+            place: Place::directory(PathBuf::new()),
             format: "pictures",
             names: Names::Numbered,
             labels: vec![0; files.len()],
@@ -182,7 +191,7 @@ impl Source {
             for (index, record) in part.chunks_exact_mut(record_len).enumerate() {
                 let index = first + index;
                 record[0] = numbers[usize::from(self.labels[index])];
-                match self.pixels.write(index, shape.side, &mut record[1..]) {
+                match self.pixels.write(&self.place, index, shape.side, &mut record[1..]) {
                     Err(why @ DataError::Picture(..)) if self.skips_broken => {
                         broken.push((index, why));
                     }
@@ -222,9 +231,9 @@ impl Source {
             return Ok(());
         }
         broken.iter().for_each(|(_, why)| log::warn!("skipped {why}"));
-        log::warn!("{}: {} of {} skipped", self.origin.display(), broken.len(), self.len());
+        log::warn!("{}: {} of {} skipped", self.place.root().display(), broken.len(), self.len());
         if broken.len() == self.len() {
-            return Err(DataError::Empty(self.origin.clone(), "whole picture".into()));
+            return Err(DataError::Empty(self.place.root().into(), "whole picture".into()));
         }
         let mut out = broken.iter().map(|(index, _)| *index).peekable();
         let mut kept = 0;
@@ -241,7 +250,7 @@ impl Source {
     /// The job's number of each class here.
     fn numbers_in(&self, job: &ClassNames) -> Result<Vec<u8>, DataError> {
         let refuse = |unknown: Vec<String>| DataError::Classes {
-            data: self.origin.clone(),
+            data: self.place.root().into(),
             unknown,
             job: job.names().into(),
         };
@@ -266,7 +275,10 @@ impl Source {
         let Shard { index, of } = shard;
         let kept = (index..self.len()).step_by(of);
         if kept.len() == 0 {
-            return Err(DataError::Empty(self.origin, format!("record for shard {index}/{of}")));
+            return Err(DataError::Empty(
+                self.place.root().into(),
+                format!("record for shard {index}/{of}"),
+            ));
         }
         let of_bytes = |bytes: &[u8], len: usize| {
             kept.clone().flat_map(|at| &bytes[at * len..][..len]).copied().collect()
@@ -286,7 +298,13 @@ impl Source {
 
 impl Pixels {
     /// Writes a picture as `[3][side][side]`.
-    fn write(&self, index: usize, side: usize, target: &mut [u8]) -> Result<(), DataError> {
+    fn write(
+        &self,
+        place: &Place,
+        index: usize,
+        side: usize,
+        target: &mut [u8],
+    ) -> Result<(), DataError> {
         let picture = match self {
             Self::Planes(planes) => {
                 let (own, len) = (Shape::CIFAR.side, Shape::CIFAR.image_len());
@@ -308,7 +326,7 @@ impl Pixels {
                 };
                 Picture { width: *width, height: *height, rgb }
             }
-            Self::Files(files) => decode(&files[index])?,
+            Self::Files(files) => decode(place, &files[index])?,
         };
         target.copy_from_slice(&resize::square(&picture, side));
         Ok(())
@@ -316,15 +334,16 @@ impl Pixels {
 }
 
 /// Reads and decodes a picture file.
-fn decode(path: &Path) -> Result<Picture, DataError> {
-    let bytes = read_file(path, folder::FILE_LEN_MAX)?;
+fn decode(place: &Place, path: &Path) -> Result<Picture, DataError> {
+    let bytes = place.read(path, folder::FILE_LEN_MAX)?;
     picture::decode(&bytes).map_err(|why| DataError::Picture(path.into(), why))
 }
 
 /// The `.npz` that a path names, or the only one of a directory.
-fn npz_file(path: &Path) -> Result<Option<PathBuf>, DataError> {
+fn npz_file(place: &Place) -> Result<Option<PathBuf>, DataError> {
+    let path = place.root();
     let is_npz = |path: &Path| path.extension().is_some_and(|extension| extension == "npz");
-    if path.is_file() {
+    if place.is_file(path) {
         return match is_npz(path) {
             true => Ok(Some(path.into())),
             false => {
@@ -332,19 +351,18 @@ fn npz_file(path: &Path) -> Result<Option<PathBuf>, DataError> {
             }
         };
     }
-    let entries = std::fs::read_dir(path).map_err(|error| DataError::Read(path.into(), error))?;
-    let mut found: Vec<PathBuf> =
-        entries.flatten().map(|entry| entry.path()).filter(|path| is_npz(path)).collect();
+    let mut found = place.list(path)?;
+    found.retain(|path| is_npz(path));
     match found.len() {
         0 | 1 => Ok(found.pop()),
         many => Err(DataError::Format(path.into(), format!("{many} .npz files; --data with one"))),
     }
 }
 
-fn of_arrays(path: &Path, arrays: npz::Arrays) -> Source {
+fn of_arrays(place: &Place, arrays: npz::Arrays) -> Source {
     let npz::Arrays { size, images, labels } = arrays;
     Source {
-        origin: path.into(),
+        place: place.clone(),
         format: ".npz arrays",
         names: Names::Numbered,
         labels,
@@ -353,12 +371,13 @@ fn of_arrays(path: &Path, arrays: npz::Arrays) -> Source {
     }
 }
 
-fn of_folder(path: &Path, folder: folder::Folder) -> Result<Source, DataError> {
+fn of_folder(place: &Place, folder: folder::Folder) -> Result<Source, DataError> {
     let folder::Folder { names, files } = folder;
-    let names = ClassNames::new(names).map_err(|why| DataError::Format(path.into(), why))?;
+    let names =
+        ClassNames::new(names).map_err(|why| DataError::Format(place.root().into(), why))?;
     let labels = files.iter().map(|(_, class)| *class as u8).collect();
     Ok(Source {
-        origin: path.into(),
+        place: place.clone(),
         format: "pictures in class folders",
         names: Names::Known(names.into()),
         labels,
@@ -367,10 +386,10 @@ fn of_folder(path: &Path, folder: folder::Folder) -> Result<Source, DataError> {
     })
 }
 
-fn of_cifar(path: &Path, records: cifar::Records) -> Source {
+fn of_cifar(place: &Place, records: cifar::Records) -> Source {
     let cifar::Records { classes, labels, planes } = records;
     Source {
-        origin: path.into(),
+        place: place.clone(),
         format: if classes.len() == 10 { "CIFAR-10 records" } else { "CIFAR-100 records" },
         names: Names::Known(classes.into()),
         labels,

@@ -309,3 +309,70 @@ fn of_twenty_odd_pictures_each_is_read_or_named_and_the_broken_ones_are_left_out
     let len = kept.records().len() / 5;
     assert!(kept.records()[len..2 * len] == *alone.records(), "in the order of the files");
 }
+
+/// A volume with what is in a directory, as `hfl luks create --files` makes it.
+fn volume(dir: &Dir) -> PathBuf {
+    let path = dir.0.with_extension("luks");
+    let key = luks::Passphrase::from_bytes(b"key");
+    let cost = luks::KdfCost::Pbkdf2 { hash: luks::Hash::Sha256, iterations: 1000 };
+    let options = luks::Options { cost, integrity: true, ..luks::Options::new(28 << 20) };
+    let made = luks::create(&path, None, &options, &[key], true).expect("create");
+    let mut inside = luks::ext4::FileSystem::format(made, "data", 1).expect("format");
+    fill(&mut inside, &dir.0, "");
+    inside.close().expect("close");
+    path
+}
+
+fn fill(inside: &mut luks::ext4::FileSystem<luks::Volume>, from: &Path, to: &str) {
+    for entry in fs::read_dir(from).expect("a directory").map(|entry| entry.expect("an entry")) {
+        let path = format!("{to}/{}", entry.file_name().to_str().expect("UTF-8"));
+        if entry.path().is_dir() {
+            inside.make_directory(&path, 1).expect("room");
+            fill(inside, &entry.path(), &path);
+            continue;
+        }
+        let mut file = luks::ext4::NewFile::default();
+        inside.append(&mut file, &fs::read(entry.path()).expect("read")).expect("room");
+        inside.commit(vec![(&path, file)], 1).expect("commit");
+    }
+}
+
+#[test]
+fn every_kind_of_data_is_the_same_from_a_volume() {
+    let ten = Dir::new("volume-ten");
+    ten.put("data_batch_1.bin", &synthetic::records(1, 12));
+    ten.put("test_batch.bin", &synthetic::records(2, 5));
+    let parted = Dir::new("volume-parted");
+    let whole = Dir::new("volume-whole");
+    for (number, picture) in ["colour.jpg", "grey.png", "turned.jpg"].into_iter().enumerate() {
+        for class in ["cat", "dog"] {
+            parted.copy(picture, &format!("train/{class}/{number}-{picture}"));
+            parted.copy(picture, &format!("test/{class}/{number}-{picture}"));
+            whole.copy(picture, &format!("{class}/{number}-{picture}"));
+        }
+    }
+    let arrays = Dir::new("volume-arrays");
+    arrays.copy("colour.npz", "colour.npz");
+    let held = Some("0.4".parse().expect("a part"));
+    for (dir, hold_out) in [(&ten, None), (&parted, None), (&whole, held), (&arrays, None)] {
+        let path = volume(dir);
+        let place = Place::volume(&path, &luks::Passphrase::from_bytes(b"key")).expect("opens");
+        for split in [Split::Train, Split::Test] {
+            let selection = Selection { split, shard: None, hold_out };
+            let [here, there] = [Place::directory(&dir.0), place.clone()].map(|place| {
+                let source = Source::select_if_any(&place, selection).expect("data")?;
+                let classes = source.classes().into_iter().map(|(name, _)| name).collect();
+                let classes = ClassNames::new(classes).expect("names");
+                Some((source.format(), load(source, 32, &classes).expect("pictures").digest()))
+            });
+            assert_eq!(here, there, "{}", path.display());
+        }
+        // Names say where, and nothing is there but the data.
+        let listed = place.list(place.root()).expect("the root");
+        assert!(listed.iter().all(|path| path.starts_with(place.root())), "{listed:?}");
+        assert!(!listed.iter().any(|path| path.ends_with("lost+found")), "{listed:?}");
+        let gone = place.read(&place.root().join("no/such"), 9).expect_err("nothing").to_string();
+        assert!(gone.contains(".luks:/no/such"), "{gone}");
+        fs::remove_file(path).expect("remove");
+    }
+}
