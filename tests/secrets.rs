@@ -64,7 +64,7 @@ impl Serving {
     }
 
     /// Ends it in good order and returns its log and its audit log.
-    fn end(self) -> (String, String) {
+    pub(crate) fn end(self) -> (String, String) {
         self.process.terminate();
         let (code, log) = self.process.end();
         assert_eq!(code, 0, "{log}");
@@ -81,7 +81,7 @@ fn refused(output: &Output, reason: &str) {
     assert!(output.stdout.is_empty() && stderr.contains(reason), "{stderr}");
 }
 
-fn volume(path: &Path, word: &str) {
+pub(crate) fn volume(path: &Path, word: &str) {
     let mut options = Options::new(520 << 20);
     options.cost = KdfCost::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 };
     let passphrase = Passphrase::from_bytes(word.as_bytes());

@@ -150,6 +150,21 @@ pub enum Message {
         /// A bundle with the collateral of the sender's platform, or nothing.
         collateral: Vec<u8>,
     },
+    /// A server tells a secret service that the checkpoint in the volume of `app_id` is of `step`, and asks which was
+    /// the last that the service was told of: who has the disk cannot set that back.
+    Witness {
+        /// Name of the secret that opens the volume.
+        app_id: String,
+        /// Digest of the job.
+        job: [u8; 32],
+        /// Step of the checkpoint, 0 without one.
+        step: u64,
+    },
+    /// The last step of the job that the service was told of, this time included.
+    Witnessed {
+        /// The step.
+        step: u64,
+    },
 }
 
 /// Microseconds of a worker's step; what takes longer than an hour says the most that there is.
@@ -319,6 +334,8 @@ impl Message {
             Self::Receipt(_) => "receipt",
             Self::Attest { .. } => "question for fresh evidence",
             Self::Attested { .. } => "fresh evidence",
+            Self::Witness { .. } => "witness",
+            Self::Witnessed { .. } => "witnessed",
         }
     }
 
@@ -346,7 +363,8 @@ impl Message {
                 | Self::Evaluated { .. }
                 | Self::Spent(_) => (true, &[Worker][..]),
                 Self::SecretRequest { .. } => (true, &[ParameterServer, Worker, TrustedNode][..]),
-                Self::Secret(_) => (false, &[SecretService][..]),
+                Self::Secret(_) | Self::Witnessed { .. } => (false, &[SecretService][..]),
+                Self::Witness { .. } => (true, &[ParameterServer][..]),
                 Self::Pull => (true, &[TrustedNode][..]),
                 Self::Volume { .. } | Self::VolumeEnd => {
                     (false, &[ParameterServer, TrustedNode][..])
@@ -423,13 +441,15 @@ mod tests {
                 push: 3,
                 waiting: 4,
             }),
+            Message::Witness { app_id: "app".into(), job: [6; 32], step: 300 },
+            Message::Witnessed { step: 300 },
         ]
     }
 
     /// The first bytes of each message: the wire cannot drift unnoticed.
     #[test]
     fn golden_bytes() {
-        let golden: [&[u8]; 23] = [
+        let golden: [&[u8]; 25] = [
             &[0, 1, 1, 3, 5, 5],
             &[1, 3, 1, 2, 3, 1, 4],
             &[2, 3],
@@ -453,6 +473,8 @@ mod tests {
             &[15, 0xac, 2],
             &[16, 0xac, 2, 4, 7, 0, 0xac, 2, 9],
             &[17, 0x80, 1, 1, 0xac, 2, 2, 3, 4],
+            &[23, 3, b'a', b'p', b'p', 6, 6],
+            &[24, 0xac, 2],
         ];
         for (message, golden) in one_of_each().iter().zip(golden) {
             let bytes = message.encode();
@@ -479,7 +501,7 @@ mod tests {
         let expected: [(RoleKind, &[&str], &[&str]); 4] = [
             (
                 RoleKind::ParameterServer,
-                &["secret request"],
+                &["secret request", "witness"],
                 &[
                     "job",
                     "parameters",
@@ -494,7 +516,7 @@ mod tests {
                 ],
             ),
             (RoleKind::Worker, &["join", "gradients", "secret request", "evaluated", "spent"], &[]),
-            (RoleKind::SecretService, &[], &["secret"]),
+            (RoleKind::SecretService, &[], &["secret", "witnessed"]),
             (RoleKind::TrustedNode, &["secret request", "pull"], &["volume", "end of volume"]),
         ];
         for (kind, as_client, as_server) in expected {

@@ -27,6 +27,8 @@ pub(super) enum Event {
     Released,
     /// A secret was not given out, or a peer was not verified.
     Refused,
+    /// A server told of the last checkpoint in its volume.
+    Witnessed,
 }
 
 /// A line.
@@ -46,6 +48,11 @@ pub(super) struct Record {
     /// Hash of the peer's key.
     pub(super) key: Option<String>,
     pub(super) reason: Option<String>,
+    /// Digest of the job whose checkpoint was told of, and its step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) job: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) step: Option<u64>,
     /// SHA-256 of the line before, zeros in the first.
     pub(super) previous: String,
 }
@@ -63,6 +70,8 @@ impl Record {
             mr_td: None,
             key: None,
             reason: None,
+            job: None,
+            step: None,
             previous: String::new(),
         }
     }
@@ -75,6 +84,8 @@ pub(super) struct Audit {
     head: String,
     count: u64,
     released: BTreeMap<String, u64>,
+    /// The last step of each job, by the secret of its volume and its digest.
+    steps: BTreeMap<(String, String), u64>,
 }
 
 impl Audit {
@@ -123,6 +134,11 @@ impl Audit {
         self.released.get(app_id).copied().unwrap_or(0)
     }
 
+    /// The last step of a job that a server told of.
+    pub(super) fn witnessed(&self, app_id: &str, job: &str) -> u64 {
+        self.steps.get(&(app_id.to_owned(), job.to_owned())).copied().unwrap_or(0)
+    }
+
     /// Writes a line and waits until it is on the disk.
     ///
     /// # Errors
@@ -141,15 +157,22 @@ impl Audit {
 
     fn follow(&mut self, record: Record, head: String) {
         (self.count, self.head) = (self.count + 1, head);
-        if let (Event::Released, Some(app_id)) = (record.event, record.app_id) {
-            *self.released.entry(app_id).or_insert(0) += 1;
+        let Some(app_id) = record.app_id else { return };
+        match (record.event, record.job, record.step) {
+            (Event::Released, ..) => *self.released.entry(app_id).or_insert(0) += 1,
+            (Event::Witnessed, Some(job), Some(step)) => {
+                let last = self.steps.entry((app_id, job)).or_insert(0);
+                *last = step.max(*last);
+            }
+            _ => {}
         }
     }
 
     /// The log, and its length without an incomplete last line.
     fn check(file: File) -> io::Result<(Self, u64)> {
         let mut reader = BufReader::new(file.try_clone()?);
-        let mut audit = Self { file, head: hex(&[0; 32]), count: 0, released: BTreeMap::new() };
+        let (released, steps) = (BTreeMap::new(), BTreeMap::new());
+        let mut audit = Self { file, head: hex(&[0; 32]), count: 0, released, steps };
         let mut complete = 0;
         let mut line = Vec::new();
         loop {
@@ -212,6 +235,23 @@ mod tests {
             assert_eq!(Audit::open(&path).expect("cut").len(), 3);
             assert_eq!(std::fs::read(&path).expect("read"), bytes);
         }
+        std::fs::remove_file(&path).expect("remove");
+    }
+
+    #[test]
+    fn the_last_step_of_a_job_is_kept_whatever_is_told_later() {
+        let (path, _) = log("steps", 1);
+        let mut audit = Audit::open(&path).expect("whole");
+        for (app, job, step) in [("a", "1", 4), ("a", "2", 9), ("b", "1", 7), ("a", "1", 3)] {
+            let mut record = Record::new(Event::Witnessed, "now".into());
+            record.app_id = Some(app.into());
+            (record.job, record.step) = (Some(job.into()), Some(step));
+            audit.append(record).expect("written");
+        }
+        drop(audit);
+        let audit = Audit::open(&path).expect("whole");
+        let of = |app, job| audit.witnessed(app, job);
+        assert_eq!([of("a", "1"), of("a", "2"), of("b", "1"), of("b", "2")], [4, 9, 7, 0]);
         std::fs::remove_file(&path).expect("remove");
     }
 

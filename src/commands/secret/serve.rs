@@ -201,6 +201,10 @@ impl Serving {
                     Said::Message(Message::SecretRequest { app_id }) => {
                         answer(session, &app_id, secrets.as_ref(), audit, address)?;
                     }
+                    Said::Message(Message::Witness { app_id, job, step }) => {
+                        let told = Told { app_id, job: hex(&job), step };
+                        witness(session, told, secrets.as_ref(), audit, address)?;
+                    }
                     _ => return Err(session.close(Some(Refusal::Protocol))),
                 }
             }
@@ -222,6 +226,53 @@ impl Serving {
             log::error!("audit log: {error}");
         }
     }
+}
+
+/// What a server tells of its last checkpoint.
+struct Told {
+    app_id: String,
+    job: String,
+    step: u64,
+}
+
+/// Writes a later step down, and says which is the last. Who may have the secret may tell of its volume, however often
+/// it was given out.
+fn witness(
+    session: &mut Session,
+    told: Told,
+    secrets: Option<&Secrets>,
+    audit: &mut Audit,
+    address: Option<SocketAddr>,
+) -> Result<(), CloseReason> {
+    let Some(peer) = session.peer().cloned() else {
+        return Err(session.close(Some(Refusal::Protocol)));
+    };
+    if told.app_id.len() > APP_ID_LEN_MAX {
+        return Err(session.close(Some(Refusal::Protocol)));
+    }
+    let Some(secrets) = secrets else { return Err(session.close(Some(Refusal::Later))) };
+    let now = clock();
+    let Told { app_id, job, step } = told;
+    if let Err(why) = secrets.decide(&app_id, &peer, 0, now) {
+        log::warn!("{}: tells of {}: {why}", peer.role, app_id.escape_default());
+        return Err(session.close(Some(Refusal::Secret)));
+    }
+    let last = audit.witnessed(&app_id, &job);
+    if step < last {
+        log::warn!("{}: job {job} is of step {step}, and was of {last}", peer.role);
+    }
+    if step > last {
+        let mut record = Record::new(Event::Witnessed, date(now));
+        record.app_id = Some(app_id);
+        record.address = address.map(|address| address.to_string());
+        record.role = Some(peer.role.to_string());
+        (record.job, record.step) = (Some(job), Some(step));
+        if let Err(error) = audit.append(record) {
+            log::error!("audit log: {error}; step {step} is not witnessed");
+            return Err(session.close(Some(Refusal::Later)));
+        }
+    }
+    session.send(&Message::Witnessed { step: step.max(last) })
 }
 
 /// Decides, writes it down, and only then sends.

@@ -4,6 +4,7 @@ mod beginning;
 mod leaving;
 mod missing;
 mod saving;
+mod witness;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use protocol::{Config, LinkId, Net, Over, Refusal, Role, hex};
 use self::beginning::{await_peer, known_roster, listening, state};
 use self::leaving::{Leaving, kept};
 use self::missing::Missing;
+use self::witness::Witness;
 use super::options::{CELL, Options};
 use super::record::Record;
 use super::traffic::Traffic;
@@ -54,6 +56,8 @@ struct Running {
     saved: Option<u64>,
     saved_at: Instant,
     missing: Missing,
+    /// Who is told of checkpoints.
+    witness: Option<Witness>,
 }
 
 pub(super) fn run(
@@ -64,9 +68,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let mut net = listening(options, index, &config, &metrics)?;
     let layout = Network::of(&options.job).doing("network")?.layout;
-    if let (Some(path), Some(size)) = (&options.place.volume, options.place.create)
-        && !path.exists()
-    {
+    if let Some((path, size)) = options.place.new_volume()? {
         room::check_new_volume(path, size, &options.job, &layout)?;
     }
     let mut store = options.open_store(&config)?;
@@ -81,6 +83,7 @@ pub(super) fn run(
     }
     let (network, job, state) = state(options, &store)?;
     options.place.check_step(state.step)?;
+    let witness = Witness::ask(options, &config, job.digest(), state.step)?;
     log::info!("job {}, step {}", hex(&job.digest()), state.step);
     let saved = resumes.then_some(state.step);
     checkpoint::save_meta(&mut store, &job, &network, state.step)
@@ -108,12 +111,14 @@ pub(super) fn run(
         saved,
         saved_at: Instant::now(),
         missing: Missing::default(),
+        witness,
     };
     running.report.started(options.role, &running.server.job().digest());
     if let Err(Leaving { told, failure }) = running.serve(options) {
         running.dismiss(told);
         // The volume is whole as it is; a clean end only spares the next start a replay.
         let _ = running.store.close();
+        running.witness.map(Witness::finish);
         return Err(failure);
     }
     running.finish(options)
@@ -367,7 +372,8 @@ impl Running {
         self.report.finished();
         let bytes = self.count_bytes();
         self.report.parameters(&hash, bytes.all);
-        let Running { server, store, mut net, .. } = self;
+        let Running { server, store, mut net, witness, .. } = self;
+        witness.map(Witness::finish);
         store.close().doing("close the volume")?;
         transfer::linger(&mut net, &server.job().digest(), &options.place, options.linger)
     }

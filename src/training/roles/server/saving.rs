@@ -65,6 +65,7 @@ impl Running {
             Leaving::unsaved(self.store.not_written(checkpoint::DATA_FILE, &error, &kept))
         })?;
         (self.saved, self.saved_at) = (Some(state.step), Instant::now());
+        self.witness.iter().for_each(|witness| witness.saved(state.step));
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         self.metrics.set(Metric::CheckpointStep, state.step as f64);
         self.metrics.set(Metric::CheckpointTime, now.map_or(0.0, |since| since.as_secs_f64()));
