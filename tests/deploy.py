@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Plays the cluster for deploy/: its network policies, the guest's agent with the policy of `hfl initdata`,
 and for overlays/sim the kubelet, which runs every container as it is written, with its volumes, its user, its
-read-only root and its names, in namespaces of this machine, until a trusted node has the model.
+read-only root and its names, in namespaces of this machine, until a trusted node has the model. ps0 is overlays/coco's:
+its claim is a block device, a loop device here, on which it is killed and started anew, and the device grows.
 
 usage: deploy.py HFL DIRECTORY   (DIRECTORY holds the rendered overlays; needs PyYAML and regopy; root, for the
        part that starts containers)
@@ -52,13 +53,26 @@ def main():
         print("SKIPPED deploy: command lines need root (namespaces)")
         return
     with tempfile.TemporaryDirectory() as work:
-        cluster = Cluster(program, work, overlays["sim"], load(f"{place}/secret-service.yaml"))
+        documents = with_block_claim(overlays["sim"], overlays["coco"])
+        cluster = Cluster(program, work, documents, load(f"{place}/secret-service.yaml"))
         try:
             cluster.run()
         finally:
             cluster.end()
     count = len(commands["sim"])
     print(f"{count} command lines run as they are written; a trusted node has the model")
+
+
+def with_block_claim(documents, coco):
+    """The simulated cluster, with ps0, its claim and where its volume is as for Confidential Containers."""
+    named = lambda d: (d["kind"], d["metadata"]["name"])
+    theirs = {named(d): d for d in coco}
+    swapped = [("Job", "ps0"), ("PersistentVolumeClaim", "hfl-model")]
+    documents = [copy.deepcopy(theirs[named(d)] if named(d) in swapped else d) for d in documents]
+    (settings,) = (d["data"] for d in documents if named(d) == ("ConfigMap", "hfl-job"))
+    settings["VOLUME"] = theirs[("ConfigMap", "hfl-job")]["data"]["VOLUME"]
+    # For workers it is still a directory: what they keep of it lies in the pod.
+    return documents
 
 
 def load(path):
@@ -95,6 +109,13 @@ def check_shape(overlays, secret_service):
                 assert not annotation.endswith(("default_vcpus", "default_memory")), f"{name}: {annotation}"
             for container in pod["spec"]["containers"]:
                 sizes.add(json.dumps(container["resources"]["limits"] | {"squat.ai/tdx-guest": None}))
+            modes = {d["metadata"]["name"]: d["spec"].get("volumeMode") for d in documents if d["kind"] == "PersistentVolumeClaim"}
+            uses = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+            for container in pod["spec"]["containers"]:
+                blocks = [device["name"] for device in container.get("volumeDevices", [])]
+                for used in blocks + [mount["name"] for mount in container["volumeMounts"]]:
+                    claim = uses[used].get("persistentVolumeClaim", {}).get("claimName")
+                    assert (modes.get(claim) == "Block") == (used in blocks), f"{name}: {used}"
             for volume in pod["spec"]["volumes"]:
                 claim = volume.get("persistentVolumeClaim", {}).get("claimName")
                 assert claim is None or claim in claims, f"{name} mounts {claim}, which nothing makes"
@@ -322,6 +343,10 @@ def check_agent(policy, documents):
     for _, pod in pods(documents):
         (container,) = pod["spec"]["containers"]
         right = {
+            "devices": [
+                {"container_path": device["devicePath"], "type": "scsi", "vm_path": "", "id": "0:0", "options": []}
+                for device in container.get("volumeDevices", [])
+            ],
             "OCI": {
                 "Root": {"Path": root},
                 "Hooks": None,
@@ -363,6 +388,7 @@ def check_agent(policy, documents):
             "a storage over the root": lambda r: r["storages"][1].update(mount_point=root),
             "a storage over the guest": lambda r: r["storages"][1].update(mount_point="/usr/bin"),
             "a way out": lambda r: r["storages"][1].update(mount_point="/run/kata-containers/sandbox/../x"),
+            "a device more": lambda r: r["devices"].append({"container_path": "/dev/tdx_guest", "type": "blk"}),
             "a hook": lambda r: r["OCI"].update(Hooks={"Prestart": [{"Path": "/x"}]}),
             "tracing": lambda r: r["OCI"]["Process"]["Env"].append("RUST_LOG=trace"),
         }
@@ -426,7 +452,7 @@ HUB = textwrap.dedent("""
 class Cluster:
     def __init__(self, program, work, documents, alone):
         self.program, self.work, self.documents, self.alone = program, work, documents, alone
-        self.running, self.probes = [], []
+        self.running, self.probes, self.devices = [], [], {}
         # Of a run that was killed.
         subprocess.run(["ip", "netns", "del", NETWORK], check=False, stderr=subprocess.DEVNULL)
         subprocess.run(["ip", "netns", "add", NETWORK], check=True)
@@ -454,19 +480,25 @@ class Cluster:
                 for record in range(20):
                     file.write(bytes([record % 10]) + images.randbytes(3072))
         service = self.start(self.of("Deployment", "secrets"), 0)
-        jobs = [self.start(self.of("Job", "ps0"), 0)]
+        ps0 = self.start(self.of("Job", "ps0"), 0)
+        device = self.devices["hfl-model"]
+        self.wait(lambda: magic(device) == b"LUKS\xba\xbe")
+        made = self.uuid(device)
+        # A pod that died, and its storage larger for the next.
+        self.kill(ps0)
+        os.truncate(f"{self.work}/claim/hfl-model.disk", 3 << 29)
+        subprocess.run(["losetup", "-c", device], check=True)
+        ps0 = self.start(self.of("Job", "ps0"), 0)
         workers = self.of("Job", "workers")
-        jobs += [self.start(workers, index) for index in range(workers["spec"]["completions"])]
+        jobs = [self.start(workers, index) for index in range(workers["spec"]["completions"])]
+        self.wait(lambda: all(job.poll() is not None for job in jobs) and not self.probes)
+        # And once more, with the model in it.
+        self.kill(ps0)
+        ps0 = self.start(self.of("Job", "ps0"), 0)
+        assert self.uuid(device) == made, "another volume on the device"
         # The trusted node, as README.md says it.
         node = self.command(["model", "pull", "--attestation", "sim", "--from", "ps0:60002", "--out", "/tmp/model.luks"], "node", [])
-        jobs.append(node)
-        end = time.monotonic() + 60 * MINUTES_MAX
-        while any(job.poll() is None for job in jobs):
-            failed = [job.args for job in self.running if job.poll() not in (None, 0)]
-            assert not failed and time.monotonic() < end, failed or "takes too long"
-            self.probe()
-            time.sleep(0.2)
-        assert not self.probes, f"never in order: {self.probes}"
+        self.wait(lambda: node.poll() is not None and ps0.poll() is not None)
         self.terminate(service, "the secret service")
         key = f"{self.work}/key"
         self.write(self.work, "key", PASSPHRASE)
@@ -524,6 +556,24 @@ class Cluster:
             self.probe()
             time.sleep(0.2)
 
+    def wait(self, is_over):
+        end = time.monotonic() + 60 * MINUTES_MAX
+        while not is_over():
+            failed = [job.args for job in self.running if job.poll() not in (None, 0)]
+            assert not failed and time.monotonic() < end, failed or "takes too long"
+            self.probe()
+            time.sleep(0.2)
+
+    def kill(self, process):
+        """The end of a pod: --kill-child takes the container with it, without a word to it."""
+        process.kill()
+        process.wait()
+        self.running.remove(process)
+
+    def uuid(self, device):
+        dump = subprocess.run([self.program, "luks", "dump", device], capture_output=True, text=True, check=True)
+        return dump.stdout.splitlines()[0]
+
     def start(self, workload, index):
         spec = workload["spec"]["template"]["spec"]
         (container,) = spec["containers"]
@@ -540,6 +590,10 @@ class Cluster:
         for mount in container["volumeMounts"]:
             source = self.source(volumes[mount["name"]], expand(mount.get("subPathExpr", "")))
             mounts.append((source, mount["mountPath"], mount.get("readOnly", False)))
+        for block in container.get("volumeDevices", []):
+            claim = volumes[block["name"]]["persistentVolumeClaim"]["claimName"]
+            assert self.of("PersistentVolumeClaim", claim)["spec"]["volumeMode"] == "Block"
+            mounts.append((self.device(claim, spec["securityContext"]["runAsUser"]), block["devicePath"], None))
         assert container["securityContext"]["readOnlyRootFilesystem"]
         assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
         name = f"{workload['metadata']['name']}{index}"
@@ -556,7 +610,20 @@ class Cluster:
             if subprocess.run(request, stdout=subprocess.DEVNULL, check=False).returncode == 0:
                 self.probes.remove((address, path))
 
+    def device(self, claim, user):
+        """A raw device of the claim, owned by the pod's user (device_ownership_from_security_context)."""
+        if claim not in self.devices:
+            disk = f"{self.directory('claim', '')}/{claim}.disk"
+            with open(disk, "wb") as file:
+                file.truncate(1 << 30)
+            loop = subprocess.run(["losetup", "-f", "--show", disk], capture_output=True, text=True, check=True)
+            self.devices[claim] = loop.stdout.strip()
+        os.chown(self.devices[claim], user, user)
+        return self.devices[claim]
+
     def source(self, volume, path):
+        if "emptyDir" in volume:
+            return self.directory("empty", volume["name"])
         if "persistentVolumeClaim" in volume:
             return self.directory("claim", f"{volume['persistentVolumeClaim']['claimName']}/{path}")
         secret = volume.get("secret")
@@ -572,7 +639,11 @@ class Cluster:
         self.write(f"{root}/etc", "hosts", "127.0.0.1 localhost ps0 secrets secrets.hfl-secrets\n")
         script = ["set -e", f"mount --bind {root} {root}"]
         for source, target, read_only in mounts:
-            os.makedirs(root + target, exist_ok=True)
+            if read_only is None:
+                os.makedirs(os.path.dirname(root + target), exist_ok=True)
+                open(root + target, "a", encoding="utf-8").close()
+            else:
+                os.makedirs(root + target, exist_ok=True)
             script.append(f"mount --bind {source} {root}{target}")
             if read_only:
                 script.append(f"mount -o remount,bind,ro {root}{target}")
@@ -608,7 +679,15 @@ class Cluster:
                 # --kill-child takes the container with it.
                 process.kill()
                 process.wait()
+        for device in self.devices.values():
+            subprocess.run(["losetup", "-d", device], check=True)
+            os.chown(device, 0, 0)
         subprocess.run(["ip", "netns", "del", NETWORK], check=True)
+
+
+def magic(device):
+    with open(device, "rb") as file:
+        return file.read(6)
 
 
 main()

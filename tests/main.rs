@@ -1,5 +1,6 @@
 //! The one test binary of the program; see each module's first line.
 
+mod block_device;
 mod bounds;
 mod cli;
 mod cluster;
@@ -31,3 +32,4 @@ mod verify;
 mod volume_hints;
 mod volume_keys;
 mod volumes;
+mod witness;

@@ -64,6 +64,9 @@ attested! {
         /// CIFAR's binary files, train/CLASS/PICTURE (PNG, JPEG), or an .npz file [data]
         #[argh(option, default = "PathBuf::from(\"data\")")]
         pub(super) data: PathBuf,
+        /// encrypted volume whose inside is the data, instead of --data; read only (hfl luks create)
+        #[argh(option)]
+        pub(super) data_volume: Option<PathBuf>,
         /// part I of N of the data, from 0, such as 0/2 [all]
         #[argh(option)]
         pub(super) shard: Option<Shard>,
@@ -91,16 +94,16 @@ attested! {
         /// encrypted volume to keep the model in, instead of --model-dir (hfl luks create)
         #[argh(option)]
         pub(super) volume: Option<PathBuf>,
-        /// make the volume, of so many bytes (with K, M, G), if there is no such file
+        /// make the volume, of so many bytes (with K, M, G), if there is no such file; a blank block device is filled
         #[argh(option)]
         pub(super) create_volume: Option<Size>,
-        /// file whose bytes are the volume's passphrase, - for stdin
+        /// file whose bytes are the passphrase of --volume and --data-volume, - for stdin
         #[argh(option)]
         pub(super) key_file: Option<PathBuf>,
-        /// open file descriptor to read the volume's passphrase from
+        /// open file descriptor to read that passphrase from
         #[argh(option)]
         pub(super) key_fd: Option<u32>,
-        /// who has the volume's passphrase: host:port[#SHA256 of its owner's key] (hfl secret serve), or in a
+        /// who has that passphrase: host:port[#SHA256 of its owner's key] (hfl secret serve), or in a
         /// confidential pod cdh:REPOSITORY/TYPE/TAG of its Trustee
         #[argh(option)]
         pub(super) secret_service: Option<Keeper>,

@@ -33,9 +33,13 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
     let role = numbered(role, args.first_worker)?;
     check_numbers(&args)?;
     let named = args.key_file.is_some() || args.key_fd.is_some();
-    if args.secret_service.is_some() && (named || args.volume.is_none()) {
+    let has_volume = args.volume.is_some() || args.data_volume.is_some();
+    if args.secret_service.is_some() && (named || !has_volume) {
         return Err(Failure::usage("--secret-service gives the passphrase of --volume")
-            .hint("--volume, and neither --key-file nor --key-fd"));
+            .hint("--volume or --data-volume, and neither --key-file nor --key-fd"));
+    }
+    if args.data_volume.is_some() && !matches!(role, Role::Worker(_)) {
+        return Err(Failure::usage(format!("--data-volume: {role} has no data")));
     }
     if let Some(parent) = args.with_parent {
         termination::with_parent(parent)?;
@@ -52,6 +56,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         trust: args.trust(),
         ps_hosts: args.ps_hosts.0,
         data: args.data,
+        data_volume: args.data_volume,
         shard: args.shard,
         hold_out: args.hold_out,
         skip_broken: args.skip_broken,

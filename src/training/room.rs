@@ -158,7 +158,7 @@ pub fn check_store(store: &Store, job: &Job, layout: &Layout) -> Result<(), Fail
 
 /// What to do about a volume that is too small.
 const LARGER: &str =
-    "hfl luks convert OLD NEW --size, or a new one: hfl luks create --size, --create-volume";
+    "a larger file or device, then hfl luks resize; or a new one: --size, --create-volume";
 
 /// Fails if a volume that is about to be made would have no room for a job's checkpoints, or the file system below it.
 ///
@@ -172,6 +172,10 @@ fn check_size(path: &Path, size: u64, need: u64) -> Result<(), Failure> {
     let left = capacity(luks::Options::new(size).data_len());
     if left < need {
         return Err(too_little(path, need, left).hint(LARGER));
+    }
+    if path.exists() {
+        // A device: nothing lies below it.
+        return Ok(());
     }
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     check_disk(folder.unwrap_or(Path::new(".")), need)

@@ -57,6 +57,19 @@ impl Place {
         }
     }
 
+    /// The volume that opening would make, and its bytes: a block device has its own.
+    ///
+    /// # Errors
+    /// When a device cannot be read.
+    pub fn new_volume(&self) -> Result<Option<(&Path, u64)>, Failure> {
+        let (Some(path), Some(size)) = (&self.volume, self.create) else { return Ok(None) };
+        let fail = |error| volume::explained(path, &error);
+        match volume::is_absent(path).map_err(fail)? {
+            true => Ok(Some((path, luks::device_len(path).map_err(fail)?.unwrap_or(size)))),
+            false => Ok(None),
+        }
+    }
+
     /// Opens the place to write: a directory is made if it is not there, a volume only of a size that was asked
     /// for. The passphrase is asked for only if there is a volume.
     ///
@@ -70,9 +83,7 @@ impl Place {
             return Store::directory(&self.model_dir).doing(self.model_dir.display());
         };
         let passphrase = passphrase()?;
-        if let Some(size) = self.create
-            && !path.exists()
-        {
+        if let Some((path, size)) = self.new_volume()? {
             create(path, size, &passphrase)?;
         }
         let opened = Store::volume(path, &passphrase, Access::Write);
@@ -111,16 +122,25 @@ impl Place {
 /// milliseconds, and between two of them lie minutes.
 const ATTEMPTS: u32 = 4;
 
-/// Makes a volume where there is none: complete before it gets its name, which is never taken from
-/// another file.
+/// Makes a volume where there is none: complete before a file gets its name, which is never taken from
+/// another one, and before a device gets its header.
 fn create(path: &Path, size: u64, passphrase: &Passphrase) -> Result<(), Failure> {
     let what = || format!("create {}", path.display());
-    let unfinished = PathBuf::from(format!("{}.new", path.display()));
     let options = luks::Options::new(size);
-    let passphrases = std::slice::from_ref(passphrase);
-    let header = volume::create_volume(&unfinished, None, &options, passphrases, true, true);
-    let header = header.doing(what())?;
-    fs::hard_link(&unfinished, path).and_then(|()| fs::remove_file(&unfinished)).doing(what())?;
+    let make = |path: &Path, force| {
+        let passphrases = std::slice::from_ref(passphrase);
+        volume::create_volume(path, None, &options, passphrases, force, true).doing(what())
+    };
+    let header = match luks::device_len(path).doing(what())? {
+        Some(_) => make(path, false)?,
+        None => {
+            let unfinished = PathBuf::from(format!("{}.new", path.display()));
+            let header = make(&unfinished, true)?;
+            let named = fs::hard_link(&unfinished, path);
+            named.and_then(|()| fs::remove_file(&unfinished)).doing(what())?;
+            header
+        }
+    };
     log::info!("created {}, header id {}", path.display(), header.id());
     Ok(())
 }
@@ -205,16 +225,17 @@ impl Store {
         let mut source = Source::new(path);
         source.require_mac = true;
         source.beside_writer = access == Access::BesideWriter;
-        let volume = source.open(passphrase, access == Access::Write)?;
-        let key = volume.manifest_key();
         let files = match access {
             Access::Write => {
-                let mut files = FileSystem::open_writable(volume)?;
+                let mut files = volume::open_to_write(&source, passphrase)?;
                 files.make_directory(DIRECTORY, now())?;
                 files
             }
-            Access::Read | Access::BesideWriter => FileSystem::open(volume)?,
+            Access::Read | Access::BesideWriter => {
+                FileSystem::open(source.open(passphrase, false)?)?
+            }
         };
+        let key = files.disk().manifest_key();
         let manifest = read_manifest(&files, &key)?;
         Ok(Self::Volume(Box::new(Sealed { path: path.into(), files, key, manifest })))
     }

@@ -1,17 +1,17 @@
 //! A LUKS2 volume for a model: made with a file system inside, its errors with what to try.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use luks::ext4::FileSystem;
-use luks::{Error, Header, Passphrase};
+use luks::{Error, Header, Passphrase, Volume};
 
 use crate::failure::Failure;
 use crate::progress::{Progress, Unit};
 
-/// Makes a volume with an empty file system; for `create` and the demo.
+/// Makes a volume with an empty file system; for `create` and the demo. A block device is filled.
 ///
 /// # Errors
 /// When there is something already, or the options make no sense.
@@ -23,18 +23,69 @@ pub fn create_volume(
     force: bool,
     file_system: bool,
 ) -> Result<Header, Error> {
-    // With integrity the whole volume is written.
-    let progress = OnceCell::new();
-    let watch = |more, all| {
-        progress.get_or_init(|| Progress::new("written", all, Unit::Bytes)).advance(more);
+    let fill = |volume| match file_system {
+        true => FileSystem::format(volume, &options.label, now())?.close(),
+        false => Ok(volume),
     };
-    let volume = luks::create_watched(path, header, options, passphrases, force, &watch)?;
-    drop(progress);
-    let header = volume.header().clone();
-    if file_system {
-        FileSystem::format(volume, &options.label, now())?.close()?;
+    create_filled(path, header, options, passphrases, force, fill)
+}
+
+/// Makes a volume that something is put into.
+///
+/// # Errors
+/// As [`luks::create_with`].
+pub fn create_filled(
+    path: &Path,
+    header: Option<&Path>,
+    options: &luks::Options,
+    passphrases: &[Passphrase],
+    force: bool,
+    fill: impl FnOnce(Volume) -> Result<Volume, Error>,
+) -> Result<Header, Error> {
+    // With integrity the whole volume is written.
+    let progress = RefCell::new(None);
+    let watch = |more, all| {
+        let mut progress = progress.borrow_mut();
+        progress.get_or_insert_with(|| Progress::new("written", all, Unit::Bytes)).advance(more);
+    };
+    let fill = |volume| {
+        drop(progress.take());
+        fill(volume)
+    };
+    let volume = luks::create_with(path, header, options, passphrases, force, &watch, fill)?;
+    Ok(volume.header().clone())
+}
+
+/// Opens a volume to write, with the file system inside. On a block device both grow with it: who has a larger disk
+/// made for a pod cannot run a command there.
+///
+/// # Errors
+/// When the volume does not open, or has no file system that is written.
+pub fn open_to_write(
+    source: &luks::Source,
+    passphrase: &Passphrase,
+) -> Result<FileSystem<Volume>, Error> {
+    let name = source.path.display();
+    if luks::device_len(&source.path)?.is_none() {
+        return FileSystem::open_writable(source.open(passphrase, true)?);
     }
-    Ok(header)
+    let mut files = FileSystem::open_writable(source.open_grown(passphrase)?)?;
+    match files.grow()? {
+        0 => {}
+        gained => log::info!("{name}: {} MiB more, as the device has", gained >> 20),
+    }
+    Ok(files)
+}
+
+/// Whether there is no volume, and nothing else either: no file, or a blank block device.
+///
+/// # Errors
+/// When a device cannot be read.
+pub fn is_absent(path: &Path) -> Result<bool, Error> {
+    match luks::device_len(path)? {
+        Some(_) => luks::is_blank(path),
+        None => Ok(!path.exists()),
+    }
 }
 
 /// Seconds since 1970, as ext4 keeps them.

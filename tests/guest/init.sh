@@ -121,11 +121,61 @@ dd if=/dev/urandom of=j bs=1M seek=18 count=10 conv=notrunc 2>/dev/null
 refused integrity-noticed "authentication" hfl luks export j --raw plain --key-file key
 rm -f plain j noise e d d.header integrity-crashed
 
+# --- integrity and size: what is killed under the kernel is read by us, and the other way round ---
+hfl luks create k --size 32M --integrity $fast --key-file key > /dev/null
+for round in 1 2 3; do
+    check killed-kernel-mount-$round hfl luks mount k /mnt --name vol --key-file key
+    [ $round = 1 ] || check killed-kernel-reread-$round sh -c 'seq 1 20000 | cmp - /mnt/synced'
+    seq 1 20000 > /mnt/synced
+    sync
+    # Written on while the state is taken: journal, tags and data at any moment of theirs.
+    (while :; do seq $round 90000 > /mnt/unsynced; sync; done) 2>/dev/null &
+    writer=$!
+    sleep $round
+    cp k killed
+    kill -9 $writer
+    wait $writer 2>/dev/null
+    check killed-kernel-unmount-$round hfl luks unmount /mnt
+    check killed-kernel-export-$round hfl luks export killed --files killed-out-$round --key-file key
+    check killed-kernel-content-$round sh -c "seq 1 20000 | cmp - killed-out-$round/synced"
+    mv killed k
+done
+rm -rf killed-out-*
+hfl luks create k2 --size 480M --integrity $fast --key-file key > /dev/null
+mkdir data
+head -c 24584 /data_batch_1.bin > data/data_batch_1.bin
+killed="--attestation sim --worker-hosts 127.0.0.1:1 --ps-hosts 127.0.0.1:60003 --model resnet18"
+hfl --role worker0 --min-batch 1 $killed --data data --model-dir worker > /dev/null 2>&1 &
+worker=$!
+for round in 1 2; do
+    hfl --role ps0 $killed --evaluate-every 0 --steps 200 --batch-size 2 --checkpoint-every 1 --volume k2 --key-file key > ps0.out 2>&1 &
+    ps0=$!
+    for second in $(seq 120); do grep -q '^step: ' ps0.out && break; sleep 1; done
+    sleep $round
+    kill -9 $ps0
+    wait $ps0 2>/dev/null
+    check killed-ours-mount-$round hfl luks mount k2 /mnt --name vol --key-file key
+    check killed-ours-read-$round sh -c 'cat /mnt/model/* > /dev/null && test -s /mnt/model/manifest.json'
+    echo $round > /mnt/kernel
+    check killed-ours-unmount-$round hfl luks unmount /mnt
+done
+kill -9 $worker
+wait $worker 2>/dev/null
+clean clean-after-kills
+rm -f k2
+truncate -s 300M k
+check grown-integrity hfl luks resize k --key-file key
+check grown-integrity-mount hfl luks mount k /mnt --name vol --key-file key
+check grown-integrity-fill sh -c 'head -c 230000000 /dev/urandom > /mnt/large && sync && seq 1 20000 | cmp - /mnt/synced'
+sum=$(sha256sum < /mnt/large)
+check grown-integrity-unmount hfl luks unmount /mnt
+check grown-integrity-export hfl luks export k --files grown-out --key-file key
+check grown-integrity-content [ "$(sha256sum < grown-out/large)" = "$sum" ]
+rm -rf k grown-out
+
 # --- a role trains into a mounted volume ---
 hfl luks create t --size 480M $fast --key-file key > /dev/null
 check train-mount hfl luks mount t /mnt --name vol --key-file key
-mkdir data
-head -c 24584 /data_batch_1.bin > data/data_batch_1.bin
 job="--attestation sim --worker-hosts 127.0.0.1:1 --ps-hosts 127.0.0.1:60002"
 hfl --role ps0 $job --evaluate-every 0 --steps 2 --batch-size 2 --model-dir /mnt/model > ps0.out 2>&1 &
 check train-worker hfl --role worker0 --min-batch 1 $job --data data --model-dir worker
@@ -150,6 +200,20 @@ wait
 check nobody-trained grep -q '^parameters: sha256:' ps0.out
 check nobody-exports nobody hfl luks export w --files out --key-file ../key
 check nobody-exported test -s nobody/out/model/model.ckpt-data
+# A block device of nobody's: filled, used, grown.
+truncate -s 64M nobody.disk
+loop=$(losetup -f)
+losetup $loop nobody.disk
+chown nobody $loop
+chmod 600 $loop
+check nobody-fills nobody hfl luks create $loop $fast --key-file ../key
+truncate -s 200M nobody.disk
+losetup -c $loop
+check nobody-grows nobody "hfl luks resize $loop --key-file ../key | grep -q 'was 43 MiB'"
+check nobody-grown nobody "hfl luks resize $loop --key-file ../key | grep -q 'as before'"
+losetup -d $loop
+chown 0 $loop
+rm nobody.disk
 refused nobody-mounts "Permission denied\|Operation not permitted" nobody hfl luks mount w /tmp/nobody/mnt --key-file ../key
 clean clean-after-nobody
 rm -rf nobody
@@ -185,6 +249,19 @@ check volume-theirs-fsck /sbin/e2fsck -fn /dev/mapper/vol
 check volume-theirs-closes cryptsetup close vol
 check volume-evaluated sh -c 'head -c 3073 /data_batch_1.bin > data/test_batch.bin && hfl eval --volume pulled --key-file word --data data --threads 1 | grep -q "the last of job"'
 rm -f pulled
+
+# --- crossed with cryptsetup, in size ---
+truncate -s 100M v
+check ours-grows hfl luks resize v --key-file key
+check theirs-opens-grown cryptsetup open --key-file key v vol
+check theirs-fsck-grown /sbin/e2fsck -fn /dev/mapper/vol
+check theirs-closes-grown cryptsetup close vol
+truncate -s 200M v
+check theirs-opens-larger cryptsetup open --key-file key v vol
+check theirs-fsck-larger /sbin/e2fsck -fy /dev/mapper/vol
+check theirs-grows /sbin/resize2fs /dev/mapper/vol
+check theirs-closes-larger cryptsetup close vol
+check ours-reads-larger hfl luks resize v --key-file key
 
 # --- crossed with cryptsetup ---
 check theirs-opens-ours cryptsetup open --key-file key v vol

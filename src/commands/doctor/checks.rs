@@ -336,7 +336,7 @@ fn volume(args: &DoctorArgs, path: &Path) -> Finding {
                 Err(failure) if is_server => Finding::failed(
                     ITEM,
                     first_line(&failure),
-                    "a larger volume (hfl luks convert OLD NEW --size), or room where its file lies",
+                    "a larger file (then hfl luks resize), or room where it lies",
                 ),
                 _ => Finding::ok(ITEM, format!("{name}: header id {}", header.id())),
             }

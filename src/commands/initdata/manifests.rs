@@ -18,6 +18,8 @@ pub(super) struct Workload {
     pub(super) args: Vec<String>,
     /// Where its volumes appear.
     pub(super) mounts: Vec<String>,
+    /// Where its block devices appear.
+    pub(super) devices: Vec<String>,
 }
 
 /// Most bytes of manifests, which are parsed whole; an overlay of ours renders to 30 KB.
@@ -81,7 +83,8 @@ fn workload(document: &[&str], settings: &Settings) -> Result<Workload, Failure>
         return Err(Failure::new(format!("manifests: {name} has no args")));
     }
     let args: Result<_, _> = args.iter().map(|word| expand(&name, word, &known)).collect();
-    Ok(Workload { image, args: args?, mounts: values(document, "mountPath: ")?, name })
+    let [mounts, devices] = ["mountPath: ", "devicePath: "].map(|key| values(document, key));
+    Ok(Workload { image, args: args?, mounts: mounts?, devices: devices?, name })
 }
 
 /// `$(NAME)` replaced, as the kubelet does it.
@@ -211,6 +214,9 @@ spec:
             name: hfl-job
         image: r.example/hfl@sha256:00
         name: hfl
+        volumeDevices:
+        - devicePath: /dev/hfl-model
+          name: model
         volumeMounts:
         - mountPath: /data
           name: data
@@ -227,6 +233,7 @@ spec:
             image: "r.example/hfl@sha256:00".into(),
             args: args.map(Into::into).into(),
             mounts: vec!["/data".into(), "/model".into()],
+            devices: vec!["/dev/hfl-model".into()],
         };
         assert_eq!(found, [expected]);
     }

@@ -134,11 +134,19 @@ fn policy(workloads: &[Workload]) -> Result<String, Failure> {
     {
         return Err(Failure::new(format!("mountPath {bad:?} hides the program")));
     }
+    let mut devices: Vec<&String> = workloads.iter().flat_map(|w| &w.devices).collect();
+    devices.sort();
+    devices.dedup();
+    if let Some(bad) = devices.iter().find(|device| !device.starts_with("/dev/hfl-")) {
+        return Err(Failure::new(format!("devicePath {bad:?}, expected /dev/hfl-NAME"))
+            .hint("a name that no device of the guest has"));
+    }
     let json = |value| serde_json::to_string_pretty(&value).doing("policy");
     Ok(POLICY
         .replace("@IMAGE@", &serde_json::to_string(image).doing("policy")?)
         .replace("@COMMANDS@", &json(serde_json::json!(commands))?)
-        .replace("@DESTINATIONS@", &json(serde_json::json!(mounts))?))
+        .replace("@DESTINATIONS@", &json(serde_json::json!(mounts))?)
+        .replace("@DEVICES@", &json(serde_json::json!(devices))?))
 }
 
 /// A word as a regular expression that matches nothing else; any number stands for `$(INDEX)`.
@@ -187,15 +195,22 @@ mod tests {
 
     fn workload(image: &str) -> Workload {
         let args = vec!["--role=worker$(INDEX)".into(), "--file=a.b".into()];
-        Workload { name: "w".into(), image: image.into(), args, mounts: vec!["/data".into()] }
+        let (mounts, devices) = (vec!["/data".into()], vec!["/dev/hfl-model".into()]);
+        Workload { name: "w".into(), image: image.into(), args, mounts, devices }
     }
 
     #[test]
     fn the_policy_names_image_words_and_mounts() {
         let image = format!("r.example/hfl@sha256:{}", "0a".repeat(32));
         let text = policy(&[workload(&image)]).expect("policy");
-        let expected =
-            [image.as_str(), r#""^/hfl$""#, "worker[0-9]{1,5}$", r"a\\.b$", r#""/data""#];
+        let expected = [
+            image.as_str(),
+            r#""^/hfl$""#,
+            "worker[0-9]{1,5}$",
+            r"a\\.b$",
+            r#""/data""#,
+            r#""/dev/hfl-model""#,
+        ];
         for part in expected {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -211,6 +226,9 @@ mod tests {
         let mut over = workload(&format!("r/hfl@sha256:{}", "0a".repeat(32)));
         over.mounts.push("/hfl".into());
         assert!(policy(&[over]).expect_err("mount").to_string().contains("hides"));
+        let mut other = workload(&format!("r/hfl@sha256:{}", "0a".repeat(32)));
+        other.devices.push("/dev/tdx_guest".into());
+        assert!(policy(&[other]).expect_err("device").to_string().contains("/dev/hfl-NAME"));
     }
 
     #[test]

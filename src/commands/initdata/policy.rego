@@ -62,6 +62,9 @@ commands := @COMMANDS@
 # Where files may appear in the container; the program itself is /hfl.
 destinations := @DESTINATIONS@
 
+# Where block devices may appear in the container: no other device of the guest or its host does.
+devices := @DEVICES@
+
 # What the kubelet and the runtime mount into every container.
 usual := `^/(proc|sys|sys/fs/cgroup|dev|dev/pts|dev/shm|dev/mqueue|dev/termination-log|etc/hosts|etc/hostname|etc/resolv\.conf)$`
 
@@ -117,6 +120,9 @@ sound_container if {
 	}
 	every storage in input.storages {
 		sound_storage(storage)
+	}
+	every device in object.get(input, "devices", []) {
+		device.container_path in devices
 	}
 	# The only variable that the program reads.
 	count([v | some v in input.OCI.Process.Env; startswith(v, "RUST_")]) == 0

@@ -37,6 +37,7 @@ pub(super) enum Command {
     Key(KeyArgs),
     Mount(MountArgs),
     Open(OpenArgs),
+    Resize(ResizeArgs),
     Seal(SealArgs),
     Status(StatusArgs),
     Unmount(UnmountArgs),
@@ -46,12 +47,12 @@ pub(super) enum Command {
 #[derive(FromArgs, Debug)]
 #[argh(subcommand, name = "create", example = "{command_name} model.luks --size 1G --key-file key")]
 pub(super) struct CreateArgs {
-    /// file to create
+    /// file to create, or a block device, which is filled
     #[argh(positional)]
     pub(super) volume: PathBuf,
-    /// bytes in all, with K, M, G or T for powers of 1024 [1G]
-    #[argh(option, default = "Size(1 << 30)")]
-    pub(super) size: Size,
+    /// bytes in all, with K, M, G or T for powers of 1024 [1G; a device's own]
+    #[argh(option)]
+    pub(super) size: Option<Size>,
     /// file whose bytes are a passphrase, - for stdin; each one given makes a keyslot
     #[argh(option)]
     pub(super) key_file: Vec<PathBuf>,
@@ -82,6 +83,9 @@ pub(super) struct CreateArgs {
     /// take the space on disk now
     #[argh(switch)]
     pub(super) preallocate: bool,
+    /// directory whose files it gets, such as a data set for --data-volume
+    #[argh(option)]
+    pub(super) files: Option<PathBuf>,
     /// leave the inside empty
     #[argh(switch)]
     pub(super) no_file_system: bool,
@@ -249,6 +253,18 @@ pub(super) struct StatusArgs {
     /// one JSON object on stdout
     #[argh(switch)]
     pub(super) json: bool,
+}
+
+opening! {
+    /// Let a volume and the file system inside reach to the end of their file or device, once that is larger.
+    #[derive(FromArgs, Debug)]
+    #[argh(
+        subcommand,
+        name = "resize",
+        example = "truncate -s 4G model.luks && {command_name} model.luks --key-file key",
+        note = "A kill at any moment leaves the old size or the new one; the same command goes on."
+    )]
+    ResizeArgs {}
 }
 
 opening! {

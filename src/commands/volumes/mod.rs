@@ -4,9 +4,11 @@ mod args;
 mod convert;
 mod derivation;
 mod export;
+mod filling;
 mod headers;
 mod keys;
 mod opening;
+mod resize;
 
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
@@ -19,12 +21,16 @@ pub use args::{LuksArgs, Size};
 
 use args::{Command, CreateArgs, DumpArgs, ExportArgs, MountArgs, OpenArgs, SealArgs, StatusArgs};
 use export::{CHUNK, copy, export_files, new_file};
+use filling::Tree;
 use opening::{explained, mapped, open_volume};
 
 use crate::failure::{Doing, Failure};
 use crate::report::print;
-use crate::training::volume::create_volume;
+use crate::training::volume::{create_filled, now};
 use crate::trust::passphrase::KeySource;
+
+/// Bytes of a volume in a file where none are asked for.
+const SIZE: u64 = 1 << 30;
 
 /// Runs a command.
 ///
@@ -41,6 +47,7 @@ pub fn run(args: LuksArgs) -> Result<(), Failure> {
         Command::Key(args) => keys::run(args),
         Command::Mount(args) => mount(&args),
         Command::Open(args) => open(&args),
+        Command::Resize(args) => resize::run(&args),
         Command::Seal(args) => seal(&args),
         Command::Status(args) => status(&args),
         Command::Unmount(args) => mapping::unmount(&args.directory).doing("unmount"),
@@ -48,7 +55,17 @@ pub fn run(args: LuksArgs) -> Result<(), Failure> {
 }
 
 fn create(args: &CreateArgs) -> Result<(), Failure> {
-    let mut options = luks::Options::new(args.size.0);
+    let path = &args.volume;
+    let is_device = luks::device_len(path).doing(path.display())?.is_some();
+    if is_device && args.size.is_some() {
+        return Err(Failure::usage("--size, and a block device is filled").hint("without --size"));
+    }
+    let tree = args.files.as_deref().map(|from| Tree::of(from).doing(from.display()));
+    let tree = tree.transpose()?;
+    if tree.is_some() && args.no_file_system {
+        return Err(Failure::usage("--files, and --no-file-system").hint("one of them"));
+    }
+    let mut options = luks::Options::new(args.size.map_or(SIZE, |size| size.0));
     options.label = args.label.clone();
     options.sector = args.sector;
     options.integrity = args.integrity;
@@ -64,21 +81,27 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
     }
     let passphrases: Vec<Passphrase> =
         sources.iter().map(KeySource::read_new).collect::<Result<_, _>>()?;
-    let path = &args.volume;
-    let file_system = !args.no_file_system;
-    let header = create_volume(
-        path,
-        args.header.as_deref(),
-        &options,
-        &passphrases,
-        args.force,
-        file_system,
-    );
-    let header = header.map_err(|error| {
+    let header = args.header.as_deref();
+    let fill = |volume| match (&tree, args.no_file_system) {
+        (_, true) => Ok(volume),
+        (None, false) => FileSystem::format(volume, &args.label, now())?.close(),
+        (Some(tree), false) => {
+            let files = tree.len() as u64;
+            let mut inside = FileSystem::format_for(volume, &args.label, files, now())?;
+            tree.copy_to(&mut inside)?;
+            inside.close()
+        }
+    };
+    let made = create_filled(path, header, &options, &passphrases, args.force, fill);
+    let header = made.map_err(|error| {
         let exists =
             matches!(&error, Error::Io(_, io) if io.kind() == io::ErrorKind::AlreadyExists);
         let failure = Failure::new(format!("create {}: {error}", path.display()));
-        if exists { failure.hint("another name, or --force to overwrite it") } else { failure }
+        match exists {
+            true if is_device => failure.hint("another device, or --force to overwrite it"),
+            true => failure.hint("another name, or --force to overwrite it"),
+            false => failure,
+        }
     })?;
     print(&format!(
         "created {}\nuuid      {}\nheader id {}\nkeyslots  {}\ninside    {}",
@@ -86,7 +109,11 @@ fn create(args: &CreateArgs) -> Result<(), Failure> {
         header.uuid(),
         header.id(),
         passphrases.len(),
-        if file_system { "ext4, empty" } else { "nothing" },
+        match (&tree, args.no_file_system) {
+            (_, true) => "nothing".into(),
+            (None, false) => "ext4, empty".into(),
+            (Some(tree), false) => format!("ext4, {} files and directories", tree.len()),
+        },
     ))
 }
 

@@ -10,11 +10,13 @@ use protocol::{CHUNK_LEN_MAX, Config, Role};
 
 use crate::data::dataset::{Shard, Split};
 use crate::data::hold_out::HoldOut;
+use crate::data::place::Place as Pictures;
 use crate::data::source::Selection;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::job::bounds::Bounds;
 use crate::training::store::{Place, Store};
+use crate::training::volume;
 use crate::trust::TrustOptions;
 use crate::trust::fetch::{Service, fetch};
 
@@ -32,8 +34,10 @@ pub struct Options {
     pub job: Job,
     /// Which jobs a worker takes.
     pub bounds: Bounds,
-    /// CIFAR-10 binary files of a worker.
+    /// Pictures of a worker, unless they are in a volume.
     pub data: PathBuf,
+    /// An encrypted volume with the pictures.
+    pub data_volume: Option<PathBuf>,
     /// Part of the data that a worker takes.
     pub shard: Option<Shard>,
     /// What parts pictures that lie in `CLASS/*`.
@@ -75,11 +79,24 @@ pub struct Options {
 impl Options {
     /// Opens the place of the model, with a passphrase of the secret service where one is named.
     pub(super) fn open_store(&self, config: &Arc<Config>) -> Result<Store, Failure> {
+        self.place.open(|| self.passphrase(config))
+    }
+
+    /// The passphrase of the volumes.
+    pub(super) fn passphrase(&self, config: &Arc<Config>) -> Result<Passphrase, Failure> {
         match &self.service {
-            None => self.place.open(|| self.place.key.read()),
-            Some(service) => self
-                .place
-                .open(|| fetch(config, service).map(|secret| Passphrase::from_bytes(&secret))),
+            None => self.place.key.read(),
+            Some(service) => fetch(config, service).map(|secret| Passphrase::from_bytes(&secret)),
+        }
+    }
+
+    /// Where the pictures are; their volume opens with the passphrase.
+    pub(super) fn data(&self, passphrase: Option<&Passphrase>) -> Result<Pictures, Failure> {
+        match (&self.data_volume, passphrase) {
+            (Some(path), Some(passphrase)) => {
+                Pictures::volume(path, passphrase).map_err(|error| volume::explained(path, &error))
+            }
+            _ => Ok(Pictures::directory(&self.data)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -38,9 +38,10 @@ pub fn linger(net: &mut Net, job: &[u8; 32], place: &Place, time: Duration) -> R
 pub fn serve(net: &mut Net, job: &[u8; 32], path: &Path, time: Duration) -> Result<(), Failure> {
     let header = Volume::new(path).read_header();
     let header = header.map_err(|error| volume::explained(path, &error))?;
-    let file = File::open(path).doing(path.display())?;
+    let mut file = File::open(path).doing(path.display())?;
     file.try_lock_shared().map_err(io::Error::from).doing(path.display())?;
-    let len = file.metadata().doing(path.display())?.len();
+    // A block device's metadata has no length.
+    let len = file.seek(SeekFrom::End(0)).doing(path.display())?;
     log::info!("{}: {len} bytes, header id {}, for trusted nodes", path.display(), header.id());
     let start = Instant::now();
     let mut sending: BTreeMap<LinkId, Sending> = BTreeMap::new();

@@ -12,6 +12,7 @@ use super::stopwatch::{Phase, Stopwatch};
 use crate::data::batch::Batch;
 use crate::data::dataset::{Dataset, Split};
 use crate::data::error::DataError;
+use crate::data::place::Place;
 use crate::data::sampler::Sampler;
 use crate::data::source::Source;
 use crate::failure::{Doing, Failure};
@@ -39,6 +40,8 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)
 
 struct Running<'a> {
     options: &'a Options,
+    /// Where the images are.
+    pictures: Place,
     index: u16,
     /// Where receipts are kept, and in the first worker's, or in a volume, the model's description.
     store: Option<Store>,
@@ -78,12 +81,20 @@ pub(super) fn run(
     config: Arc<Config>,
     metrics: Arc<Metrics>,
 ) -> Result<(), Failure> {
-    let source = Source::select(&options.data, options.selection(Split::Train))
+    // For both volumes once: it may come from a pipe, or be given out so often only.
+    let passphrase = options.data_volume.as_ref().map(|_| options.passphrase(&config));
+    let passphrase = passphrase.transpose()?;
+    let pictures = options.data(passphrase.as_ref())?;
+    let source = Source::select_in(&pictures, options.selection(Split::Train))
         .map_err(|error| Failure::new(error).hint(DATA_HINT))?
         .skipping_broken(options.skip_broken);
-    let shown = options.data.display();
+    let shown = pictures.root().display();
     log::info!("{} samples in {shown}: {}", source.len(), source.format());
-    let store = match options.open_store(&config) {
+    let opened = match passphrase {
+        Some(passphrase) => options.place.open(|| Ok(passphrase)),
+        None => options.open_store(&config),
+    };
+    let store = match opened {
         Ok(store) => Some(store),
         Err(failure) if describes_model(options, index) => return Err(failure),
         Err(failure) => {
@@ -93,6 +104,7 @@ pub(super) fn run(
     };
     let mut running = Running {
         options,
+        pictures,
         index,
         store,
         keeper: Keeper::new(index),
@@ -314,10 +326,12 @@ impl Running<'_> {
         if job.evaluation.every == 0 {
             return Ok(None);
         }
-        let Options { data, threads, skip_broken, .. } = self.options;
+        let Options { threads, skip_broken, .. } = self.options;
         let selection = self.options.selection(Split::Test);
-        let Some(source) = Source::select_if_any(data, selection).map_err(refused)? else {
-            log::info!("{}: no test images here, the others evaluate", data.display());
+        let Some(source) = Source::select_if_any(&self.pictures, selection).map_err(refused)?
+        else {
+            let shown = self.pictures.root().display();
+            log::info!("{shown}: no test images here, the others evaluate");
             return Ok(None);
         };
         log::info!("{} test images", source.len());
@@ -369,7 +383,7 @@ impl Running<'_> {
         }
         Err(Failure::new(format!(
             "{}: one image, which cannot be normalised over the one pixel of the last maps",
-            self.options.data.display()
+            self.pictures.root().display()
         ))
         .hint("more data, another --shard, or a job with --stem cifar"))
     }
