@@ -17,6 +17,7 @@ cargo test -p kernels --locked --test main tiles -- --nocapture 2>/dev/null | gr
 .ci/toolchain.sh
 .ci/guest.sh
 .ci/network.sh
+.ci/device.sh
 .ci/image.sh
 .ci/deploy.sh
 .ci/report.sh

@@ -528,8 +528,7 @@ class Cluster:
     @staticmethod
     def terminate(process, what):
         """What the kubelet sends to process 1 of the pod; unshare itself does not pass it on."""
-        with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as children:
-            os.kill(int(children.read().split()[0]), signal.SIGTERM)
+        os.kill(inside(process), signal.SIGTERM)
         assert process.wait(timeout=60) == 0, f"{what} did not end in good order"
 
     def resources(self):
@@ -565,8 +564,8 @@ class Cluster:
             time.sleep(0.2)
 
     def kill(self, process):
-        """The end of a pod: --kill-child takes the container with it, without a word to it."""
-        process.kill()
+        """The end of a pod, without a word to it."""
+        os.kill(inside(process), signal.SIGKILL)
         process.wait()
         self.running.remove(process)
 
@@ -635,7 +634,8 @@ class Cluster:
         """The program as process 1 of a root of its own, as an ordinary user, without capabilities."""
         root = f"{self.work}/root-{name}"
         os.makedirs(f"{root}/etc", exist_ok=True)
-        shutil.copy(self.program, f"{root}/hfl")
+        if not os.path.exists(f"{root}/hfl"):
+            shutil.copy(self.program, f"{root}/hfl")
         self.write(f"{root}/etc", "hosts", "127.0.0.1 localhost ps0 secrets secrets.hfl-secrets\n")
         script = ["set -e", f"mount --bind {root} {root}"]
         for source, target, read_only in mounts:
@@ -676,13 +676,19 @@ class Cluster:
     def end(self):
         for process in self.running:
             if process.poll() is None:
-                # --kill-child takes the container with it.
-                process.kill()
+                # The user that it became cleared what --kill-child asked for.
+                os.kill(inside(process) or process.pid, signal.SIGKILL)
                 process.wait()
         for device in self.devices.values():
             subprocess.run(["losetup", "-d", device], check=True)
             os.chown(device, 0, 0)
         subprocess.run(["ip", "netns", "del", NETWORK], check=True)
+
+
+def inside(process):
+    """Process 1 of a container, as this machine numbers it; none before it starts."""
+    with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as children:
+        return next(map(int, children.read().split()), None)
 
 
 def magic(device):
