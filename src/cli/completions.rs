@@ -78,7 +78,8 @@ fn entries(help: &str, heading: &str) -> Vec<Entry> {
 fn bash(levels: &[Level]) -> String {
     let mut script = String::from("_hfl() {\n  local path= word i\n  COMPREPLY=()\n");
     script.push_str("  for ((i = 1; i < COMP_CWORD; i++)); do\n    word=${COMP_WORDS[i]}\n");
-    script.push_str("    case \"$path $word\" in\n");
+    // Commands stand first: after an option a word is its value.
+    script.push_str("    [[ $word == -* ]] && break\n    case \"$path $word\" in\n");
     for Level { path, .. } in levels.iter().skip(1) {
         let (last, above) = path.split_last().expect("a command");
         let _ = writeln!(
