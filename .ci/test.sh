@@ -21,5 +21,6 @@ cargo test -p kernels --locked --test main tiles -- --nocapture 2>/dev/null | gr
 .ci/image.sh
 .ci/deploy.sh
 .ci/report.sh
+.ci/passport.sh
 musl/check.sh
 .ci/fuzz.sh "${FUZZ_SECONDS:-10}"

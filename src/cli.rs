@@ -9,7 +9,7 @@ mod predict;
 mod role;
 
 use crate::commands::{
-    doctor, export, identity, initdata, report, roster, secret, transfer, verify, volumes,
+    doctor, export, identity, initdata, passport, report, roster, secret, transfer, verify, volumes,
 };
 use crate::failure::Failure;
 use crate::report::print;
@@ -45,6 +45,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Initdata(args)), _) => initdata::run(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
         (Some(Command::Model(args)), _) => transfer::run(args),
+        (Some(Command::Passport(args)), _) => passport::run(&args),
         (Some(Command::Predict(args)), _) => predict::run(&args),
         (Some(Command::Quote(args)), _) => verify::show(&args),
         (Some(Command::Report(args)), _) => report::run(&args),

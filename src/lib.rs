@@ -29,6 +29,7 @@ pub mod job;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod passport;
 pub mod progress;
 pub mod report;
 pub mod termination;

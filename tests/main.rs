@@ -17,6 +17,7 @@ mod own_data;
 mod owners;
 mod parity;
 mod participants;
+mod passport;
 mod processes;
 mod reattest;
 mod replayed;

@@ -12,6 +12,7 @@ use crate::commands::doctor::DoctorArgs;
 use crate::commands::export::ExportArgs;
 use crate::commands::identity::IdentityArgs;
 use crate::commands::initdata::InitdataArgs;
+use crate::commands::passport::PassportArgs;
 use crate::commands::report::ReportArgs;
 use crate::commands::roster::RosterArgs;
 use crate::commands::secret::SecretArgs;
@@ -227,6 +228,9 @@ attested! {
         /// page that ps0 writes beside the model: html or none [html]
         #[argh(option, default = "ReportKind::Html")]
         pub(super) report: ReportKind,
+        /// write a bill of materials beside the model (CycloneDX ML-BOM)
+        #[argh(switch)]
+        pub(super) bom: bool,
         /// print the version
         #[argh(switch)]
         pub(super) version: bool,
@@ -270,6 +274,7 @@ pub(super) enum Command {
     Initdata(InitdataArgs),
     Luks(LuksArgs),
     Model(ModelArgs),
+    Passport(PassportArgs),
     Predict(PredictArgs),
     Quote(QuoteArgs),
     Report(ReportArgs),

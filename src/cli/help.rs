@@ -26,7 +26,8 @@ Use       eval     accuracy of a model        predict   classes of pictures
           export   it for other programs      report    the page about a job
           model    fetch it, or serve it
 Trust     quote    measurements of a TD       verify    judge a quote or a certificate
-          roster   judge who took part        initdata  tie a pod to its quote
+          roster   judge who took part        passport  how a model was made
+          initdata tie a pod to its quote
           secret   passphrases for peers    identity keys of owners
 Disks     luks     encrypted volumes
 All options: hfl help job, hfl help COMMAND. First: hfl demo. Shells: hfl completions";

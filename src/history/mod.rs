@@ -18,6 +18,8 @@ use crate::history::curve::Curve;
 pub const FILE: &str = "history.json";
 /// The report beside it.
 pub const REPORT: &str = "report.html";
+/// The statement about the training beside it.
+pub const PASSPORT: &str = "training.sigstore.json";
 
 /// Most events on the time line: a peer that comes and goes all day must not fill the disk.
 const EVENTS_MAX: usize = 512;
@@ -50,6 +52,9 @@ pub struct History {
     pub steps: Option<u64>,
     /// SHA-256 of the parameters, in hexadecimal, once the job is done.
     pub parameters: Option<String>,
+    /// SHA-256 of the passport's statement about the training, in hexadecimal, once it is signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passport: Option<String>,
     /// Loss, learning rate and time over steps.
     pub curve: Curve,
     /// Where the time of each worker's steps went, by its number.
@@ -222,6 +227,7 @@ impl History {
             written: now,
             steps: None,
             parameters: None,
+            passport: None,
             curve: Curve::default(),
             workers: Vec::new(),
             updates: 0.0,

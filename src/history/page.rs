@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::history::chart::{Axes, Line, Row, escape, lines, rows, shares};
 use crate::history::format::{counted, date, duration, percent, round, share, short, size};
 use crate::history::timeline::{Lane, lanes};
-use crate::history::{Evaluation, Event, EventKind, History, Participant, Shares};
+use crate::history::{Evaluation, Event, EventKind, History, PASSPORT, Participant, Shares};
 
 /// Largest confusion matrix that is drawn; beyond it the classes with most confusion are listed.
 const MATRIX_MAX: usize = 20;
@@ -93,6 +93,14 @@ fn head(html: &mut String, history: &History) {
             html,
             "<p class=\"hash\">parameters <code>sha256:{}</code></p>",
             escape(parameters)
+        );
+    }
+    if let Some(passport) = &history.passport {
+        let _ = write!(
+            html,
+            "<p class=\"hash\">passport <a href=\"{PASSPORT}\">{PASSPORT}</a> <code>sha256:{}</code>; whether all of \
+             it holds: <code>hfl passport verify DIR</code></p>",
+            escape(passport)
         );
     }
 }

@@ -10,8 +10,13 @@ use kernels::narrow::{
     bf16_len, decode_bf16, decode_int8, encode_bf16, encode_int8, int8_len, subtract_int8,
 };
 
+use protocol::CHUNK_LEN_MAX;
+
 use crate::job::{Job, Wire};
 use crate::model::params::Layout;
+
+/// Values that travel in one chunk.
+pub const CELL: usize = CHUNK_LEN_MAX / size_of::<f32>();
 
 /// The cells of a flat buffer.
 #[derive(Clone, Copy, Debug)]

@@ -14,6 +14,7 @@ pub mod room;
 pub mod roster;
 pub mod round;
 pub mod rounds;
+mod sealing;
 pub mod server;
 pub mod store;
 pub mod tally;

@@ -14,9 +14,11 @@ use luks::ext4::{FileSystem, NewFile};
 use luks::{ManifestKey, Passphrase, Source, Volume};
 use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::failure::{Doing, Failure};
 use crate::files::{FILE_LEN_MAX, read_bounded};
+use crate::training::sealing;
 use crate::training::volume::{self, now};
 use crate::trust::passphrase::KeySource;
 use protocol::{hex, unhex};
@@ -24,8 +26,10 @@ use protocol::{hex, unhex};
 /// The directory inside a volume.
 pub const DIRECTORY: &str = "model";
 /// The file that vouches for the others.
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 const MANIFEST_LEN_MAX: u64 = 1 << 16;
+/// How names of files end that are not whole yet.
+const UNFINISHED: &str = ".tmp";
 
 /// Where options say that the model is kept.
 #[derive(Clone, Debug)]
@@ -259,7 +263,7 @@ impl Store {
 
     /// Under which name a directory has a file that is not whole yet.
     pub fn unfinished(name: &str) -> String {
-        format!("{name}.tmp")
+        format!("{name}{UNFINISHED}")
     }
 
     /// How messages name a file of the store.
@@ -303,6 +307,54 @@ impl Store {
                 Err(luks::Error::NotFound(_)) => Ok(0),
                 Err(error) => Err(io::Error::other(error)),
             },
+        }
+    }
+
+    /// The files that are there, but for those that are not whole yet.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let path = match self {
+            Self::Directory(path) => path,
+            Self::Volume(sealed) => {
+                return Ok(sealed.manifest.iter().flat_map(|m| m.files.keys().cloned()).collect());
+            }
+        };
+        let mut names = Vec::new();
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if entry.file_type()?.is_file() && !name.ends_with(UNFINISHED) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// SHA-256 of a file.
+    ///
+    /// # Errors
+    /// When it is not there, or not what the manifest names.
+    pub fn digest(&self, name: &str) -> io::Result<[u8; 32]> {
+        let bytes = self.read(name)?.ok_or_else(|| io::Error::from(ErrorKind::NotFound))?;
+        Ok(digest(&SHA256, &bytes).as_ref().try_into().expect("SHA-256 has 32 bytes"))
+    }
+
+    /// Seals a secret for this volume; `None` in a directory, where nothing can be.
+    pub(super) fn seal(&self, secret: &[u8]) -> Option<io::Result<Vec<u8>>> {
+        self.sealing_key().map(|key| sealing::seal(&key, secret))
+    }
+
+    /// Opens what was sealed for this volume.
+    pub(super) fn unseal(&self, sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        self.sealing_key().and_then(|key| sealing::open(&key, sealed))
+    }
+
+    fn sealing_key(&self) -> Option<Zeroizing<[u8; 32]>> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Volume(sealed) => Some(Zeroizing::new(sealed.key.sign(sealing::LABEL))),
         }
     }
 

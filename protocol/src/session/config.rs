@@ -104,8 +104,16 @@ impl Config {
         })
     }
 
+    /// The collateral of the platform of this quote, as far as it is at hand; there is none of simulated ones.
+    pub fn collateral_of(&self, quote: &[u8]) -> Option<Vec<u8>> {
+        self.verifier.collateral_of(quote, (self.clock)())
+    }
+
     /// A fresh quote; empty where an owner's key stands in its place.
-    pub(super) fn quote(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
+    ///
+    /// # Errors
+    /// What the platform answered instead.
+    pub fn quote(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
         self.attester.as_ref().map_or(Ok(Vec::new()), |attester| attester.quote(report_data))
     }
 

@@ -4,6 +4,7 @@ mod options;
 mod receipts;
 mod record;
 mod server;
+mod signer;
 mod stopwatch;
 mod traffic;
 pub mod transfer;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kernels::{Isa, Pool};
 use luks::Passphrase;
-use protocol::{CHUNK_LEN_MAX, Config, Role};
+use protocol::{Config, Role};
 
 use crate::data::dataset::{Shard, Split};
 use crate::data::hold_out::HoldOut;
@@ -19,9 +19,6 @@ use crate::training::store::{Place, Store};
 use crate::training::volume;
 use crate::trust::TrustOptions;
 use crate::trust::fetch::{Service, fetch};
-
-/// Values that travel in one chunk.
-pub(super) const CELL: usize = CHUNK_LEN_MAX / size_of::<f32>();
 
 /// What a role is started with.
 #[derive(Clone, Debug)]
@@ -70,6 +67,8 @@ pub struct Options {
     pub metrics: Option<String>,
     /// Whether ps0 writes the page about the job.
     pub page: bool,
+    /// Whether ps0 writes a bill of materials beside the model.
+    pub bom: bool,
     /// How long a worker tries to reach its server before it gives up.
     pub wait: Duration,
     /// A pause before each step of a worker, for tests of slow workers.

@@ -9,9 +9,10 @@ use crate::failure::{Doing, Failure};
 use crate::history::curve::Point;
 use crate::history::page::page;
 use crate::history::{self, Bytes, Evaluation, Event, EventKind, History, Participant, Shares};
-use crate::job::receipt::Receipt;
+use crate::job::receipt::{Hash, Receipt};
 use crate::job::state::State;
 use crate::job::{Job, Outer, Quorum, Wire};
+use crate::passport::evaluation::Tested;
 use crate::training::ledger::{self, Ledger};
 use crate::training::rounds::{self, RoundLog, Share};
 use crate::training::server::Closed;
@@ -138,6 +139,23 @@ impl Record {
             platform: String::new(),
             key: hex(&own.keys[0]),
         });
+    }
+
+    /// When the job began, in seconds since 1970.
+    pub(super) fn began(&self) -> u64 {
+        self.history.began
+    }
+
+    /// The passport's statement about the training is signed.
+    pub(super) fn passport(&mut self, digest: &Hash) {
+        self.history.passport = Some(hex(digest));
+    }
+
+    /// What was found on test images, if the model is of that step.
+    pub(super) fn tested(&self, step: u64) -> Option<Tested> {
+        let mut found = self.history.evaluations.iter().rev();
+        let [right, images] = found.find(|found| found.step == step)?.total();
+        (images > 0).then_some(Tested { step, right, images })
     }
 
     pub(super) fn finished(&mut self, parameters: &[u8; 32]) {

@@ -3,6 +3,7 @@
 mod beginning;
 mod leaving;
 mod missing;
+mod passport;
 mod saving;
 mod witness;
 
@@ -16,8 +17,9 @@ use self::beginning::{await_peer, known_roster, listening, state};
 use self::leaving::{Leaving, kept};
 use self::missing::Missing;
 use self::witness::Witness;
-use super::options::{CELL, Options};
+use super::options::Options;
 use super::record::Record;
+use super::signer::Signer;
 use super::traffic::Traffic;
 use super::transfer;
 use crate::events::Event;
@@ -28,6 +30,7 @@ use crate::model::network::Network;
 use crate::model::params;
 use crate::report::Report;
 use crate::termination;
+use crate::training::cells::CELL;
 use crate::training::checkpoint;
 use crate::training::note::Note;
 use crate::training::room;
@@ -58,6 +61,9 @@ struct Running {
     missing: Missing,
     /// Who is told of checkpoints.
     witness: Option<Witness>,
+    signer: Signer,
+    /// Tier of instructions.
+    tier: &'static str,
 }
 
 pub(super) fn run(
@@ -92,6 +98,7 @@ pub(super) fn run(
     let mut record = Record::open(&store, &job, &state, options.page);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     record.admit_self(&own);
+    let signer = Signer::open(&mut store, config, (&job, state.step), &own.quote, options.bom)?;
     let mut server =
         ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool(), options.isa)
             .with_roster(known);
@@ -112,6 +119,8 @@ pub(super) fn run(
         saved_at: Instant::now(),
         missing: Missing::default(),
         witness,
+        signer,
+        tier: options.isa.name(),
     };
     running.report.started(options.role, &running.server.job().digest());
     if let Err(Leaving { told, failure }) = running.serve(options) {
@@ -369,6 +378,8 @@ impl Running {
         self.record.finished(&hash);
         self.note(EventKind::Finished, String::new());
         self.keep_record();
+        self.sign(true);
+        self.forget_key();
         self.report.finished();
         let bytes = self.count_bytes();
         self.report.parameters(&hash, bytes.all);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kernels::Arena;
 use protocol::{CloseReason, Config, LinkId, Message, Net, Refusal, Rejection, hex};
 
-use super::options::{CELL, Options};
+use super::options::Options;
 use super::receipts::Keeper;
 use super::stopwatch::{Phase, Stopwatch};
 use crate::data::batch::Batch;
@@ -25,7 +25,7 @@ use crate::model::gradients::{Bucket, Pieces};
 use crate::model::network::Network;
 use crate::report::Report;
 use crate::termination;
-use crate::training::cells::Cells;
+use crate::training::cells::{CELL, Cells};
 use crate::training::checkpoint;
 use crate::training::contribution::{Contribution, Tail};
 use crate::training::evaluator::Evaluator;

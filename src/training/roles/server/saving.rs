@@ -37,7 +37,9 @@ impl Running {
         if let Err(error) = saved {
             let failure = self.store.not_written(name, &error, "the training goes on without it");
             log::warn!("{failure}");
+            return;
         }
+        self.sign(false);
     }
 
     pub(super) fn has_unsaved(&self) -> bool {

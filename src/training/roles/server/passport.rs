@@ -1,0 +1,183 @@
+//! ps0's part of a passport: the statements about the model that lies in its store, signed and quoted.
+
+use std::collections::BTreeMap;
+
+use super::Running;
+use crate::failure::{Doing, Failure};
+use crate::history;
+use crate::job::receipt::Hash;
+use crate::model::params;
+use crate::passport::attestation::{self, Collateral};
+use crate::passport::training::Facts;
+use crate::passport::{
+    ATTESTATION, BOM, EVALUATION, Files, PUBLIC_KEY, SIGNATURE, TRAINING, bom, bundle, encode,
+    evaluation, key, sha256, signature, training,
+};
+use crate::training::checkpoint::{BEST_FILE, DATA_FILE, META_FILE};
+use crate::training::store::{MANIFEST, Progress};
+use crate::training::{ledger, roster, rounds};
+use crate::trust::clock;
+use protocol::Role;
+
+/// What a passport is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// The best model so far, while the rest still changes.
+    Best,
+    /// Everything, at the end.
+    Final,
+}
+
+/// Files that change while a job runs.
+const CHANGING: [&str; 6] =
+    [DATA_FILE, rounds::FILE, ledger::FILE, roster::FILE, history::FILE, history::REPORT];
+
+impl Running {
+    /// Writes the passport of the model. Without it the model is what it is: a disk that has no room for it, or a
+    /// platform that gives no quote, ends no training.
+    /// `is_final` tells the end from the best model so far, while the rest still changes.
+    pub(super) fn sign(&mut self, is_final: bool) {
+        let scope = if is_final { Scope::Final } else { Scope::Best };
+        match self.write_passport(scope) {
+            Ok(()) => log::info!("passport of step {}", self.server.state().step),
+            Err(failure) => log::warn!("{failure}; the model has no passport"),
+        }
+    }
+
+    fn write_passport(&mut self, scope: Scope) -> Result<(), Failure> {
+        let names: &[&str] = match scope {
+            Scope::Best => &[BEST_FILE, META_FILE],
+            Scope::Final => &[DATA_FILE, BEST_FILE, META_FILE],
+        };
+        let model = self.digests(|name| names.contains(&name))?;
+        let training = training::make(&model, &self.facts());
+        let file = self.bundle(&training)?;
+        if scope == Scope::Final {
+            self.record.passport(&sha256(&file));
+            self.keep_record();
+        }
+        let tested = self.record.tested(self.server.state().step);
+        let evaluation = tested.map(|tested| evaluation::make(&model, self.server.job(), &tested));
+        self.save_bytes(PUBLIC_KEY, self.signer.key.public().pem().as_bytes())?;
+        if self.signer.bom {
+            let parameters = self.network.layout.trained;
+            let bytes = bom::make(&model, &self.facts(), parameters, tested.as_ref());
+            self.save_bytes(BOM, &bytes)?;
+        }
+        let collateral = self.collateral()?;
+        let all = self.digests(|name| scope == Scope::Final || !CHANGING.contains(&name))?;
+        let signature = signature::make(&all, &self.ignored(scope)?);
+        let [own, of_training] = [&signature, &training].map(|made| Some(sha256(&encode(made))));
+        let others = [own, of_training, evaluation.as_ref().map(|made| sha256(&encode(made)))];
+        let bare = attestation::make(&model, self.server.roster(), |entry| {
+            collateral.get(&sha256(&entry.admission.quote)).cloned()
+        });
+        let public = self.signer.key.public();
+        let report_data = attestation::to_be_quoted(&bare, &public, others);
+        let quote = self.signer.config.quote(&report_data).doing("quote over the passport")?;
+        let by = collateral.get(&OWN).cloned();
+        let attestation = attestation::quoted(bare, &public, others, (&quote, by, clock()));
+        self.save_bytes(TRAINING, &file)?;
+        if let Some(evaluation) = &evaluation {
+            self.save_bytes(EVALUATION, &self.bundle(evaluation)?)?;
+        }
+        self.save_bytes(SIGNATURE, &self.bundle(&signature)?)?;
+        self.save_bytes(ATTESTATION, &self.bundle(&attestation)?)
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        let state = self.server.state();
+        Facts {
+            job: self.server.job(),
+            state,
+            parameters: params::hash(&state.params),
+            initial: self.signer.initial,
+            tier: self.tier,
+            binary: self.signer.binary,
+            td: self.signer.td,
+            roster: self.server.roster(),
+            times: [self.record.began(), clock()],
+        }
+    }
+
+    /// Digests of the files that are to be signed.
+    fn digests(&self, is_asked: impl Fn(&str) -> bool) -> Result<Files, Failure> {
+        let names = self.store.names().doing("the model's files")?;
+        let names = names.into_iter().filter(|name| is_asked(name) && !self.is_apart(name));
+        names
+            .map(|name| {
+                let hash = self.store.digest(&name).doing(self.store.name_of(&name))?;
+                Ok((name, hash))
+            })
+            .collect()
+    }
+
+    /// What may lie in the directory and is not signed: the passport itself, and files of workers that share it.
+    fn is_apart(&self, name: &str) -> bool {
+        [SIGNATURE, TRAINING, ATTESTATION, EVALUATION].contains(&name)
+            || self.beside().iter().any(|own| own == name)
+    }
+
+    /// Files of workers, and those whose content is no part of a model.
+    fn beside(&self) -> Vec<String> {
+        let job = self.server.job();
+        let digest = job.digest();
+        let of_workers = (0..job.workers).flat_map(|worker| {
+            [
+                ledger::file_of(worker, &digest),
+                crate::training::contradiction::file_of(worker, &digest),
+            ]
+        });
+        let own = [key::FILE.to_owned(), MANIFEST.to_owned()];
+        own.into_iter().chain(of_workers).collect()
+    }
+
+    fn ignored(&self, scope: Scope) -> Result<Vec<String>, Failure> {
+        let mut ignored = self.beside();
+        if scope == Scope::Best {
+            ignored.extend(CHANGING.map(str::to_owned));
+        }
+        Ok(ignored)
+    }
+
+    /// Writes the collateral of each platform beside the model; which is whose, by the digest of the quote, and ours.
+    fn collateral(&mut self) -> Result<BTreeMap<Hash, Collateral>, Failure> {
+        let entries = self.server.roster().entries().iter().map(|entry| &entry.admission);
+        let is_ours: Vec<bool> =
+            entries.clone().map(|who| matches!(who.role, Role::ParameterServer(_))).collect();
+        let quotes: Vec<Vec<u8>> = entries.map(|who| who.quote.clone()).collect();
+        let mut found = BTreeMap::new();
+        for (number, quote) in quotes.iter().enumerate() {
+            let Some((file, bytes)) = self.signer.collateral(quote) else { continue };
+            self.save_bytes(&file.name, &bytes)?;
+            // Ours is the newest of our role.
+            if is_ours[number] {
+                found.insert(OWN, file.clone());
+            }
+            found.insert(sha256(quote), file);
+        }
+        Ok(found)
+    }
+
+    fn bundle(&self, statement: &serde_json::Value) -> Result<Vec<u8>, Failure> {
+        bundle::sign(statement, &self.signer.key).doing("sign the passport")
+    }
+
+    fn save_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
+        let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
+        let saved = self.store.save(name, progress, &|out| out.write_all(bytes));
+        saved.map_err(|error| self.store.not_written(name, &error, "the model is whole without it"))
+    }
+
+    /// The key of a job that is done is of no more use.
+    pub(super) fn forget_key(&mut self) {
+        if self.store.manifest().is_some()
+            && let Err(failure) = self.save_bytes(key::FILE, &[])
+        {
+            log::warn!("{failure}");
+        }
+    }
+}
+
+/// Where our own platform's collateral is found.
+const OWN: Hash = [0; 32];
