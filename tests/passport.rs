@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use hfl::job::receipt::Receipt;
+use hfl::passport::attestation::OwnQuote;
 use hfl::passport::key::PassportKey;
 use hfl::passport::{
     ATTESTATION, EVALUATION, PUBLIC_KEY, SIGNATURE, TRAINING, attestation, bundle, encode, sha256,
@@ -113,7 +114,12 @@ impl Job {
         let quoted = attestation::to_be_quoted(&bare, &key.public(), others);
         let own = || SimPlatform::new(time).quote(&quoted).expect("a quote");
         let quote = quote.unwrap_or_else(own);
-        let attested = attestation::quoted(bare, &key.public(), others, (&quote, None, time));
+        let attested = attestation::quoted(
+            bare,
+            &key.public(),
+            others,
+            OwnQuote { quote: &quote, collateral: None, time },
+        );
         for (name, made) in [
             (SIGNATURE, &signed),
             (TRAINING, &training),

@@ -57,14 +57,20 @@ pub fn to_be_quoted(bare: &Value, key: &PublicKey, others: [Option<Hash>; 3]) ->
     report_data(&key.hash(), [signature, training, evaluation, own])
 }
 
+/// ps0's quote over a passport.
+#[derive(Clone, Debug)]
+pub struct OwnQuote<'a> {
+    /// The quote.
+    pub quote: &'a [u8],
+    /// What its platform is judged by.
+    pub collateral: Option<Collateral>,
+    /// When it was made, in seconds since 1970.
+    pub time: u64,
+}
+
 /// Adds the quote.
 #[must_use]
-pub fn quoted(
-    mut bare: Value,
-    key: &PublicKey,
-    others: [Option<Hash>; 3],
-    (quote, collateral, time): (&[u8], Option<Collateral>, u64),
-) -> Value {
+pub fn quoted(mut bare: Value, key: &PublicKey, others: [Option<Hash>; 3], own: OwnQuote) -> Value {
     let names = [SIGNATURE, TRAINING, EVALUATION];
     let statements: serde_json::Map<String, Value> = names
         .iter()
@@ -75,15 +81,15 @@ pub fn quoted(
         "attribute": SIGNED,
         "target": {"name": "passport.pub", "digest": {"sha256": hex(&key.hash())}},
         "conditions": {
-            "collateral": described(collateral),
+            "collateral": described(own.collateral),
             "publicKey": Base64::encode_string(&key.spki()),
             "reportData":
                 "SHA-512 of 'hfl-passport-v1', SHA-256 of the key, of the statements of signature, training, \
                  evaluation, and of this one without this attribute",
             "statements": statements,
-            "time": date(time),
+            "time": date(own.time),
         },
-        "evidence": evidence(quote, "ps0 over the key and the statements"),
+        "evidence": evidence(own.quote, "ps0 over the key and the statements"),
     });
     if let Some(Value::Array(attributes)) = bare.pointer_mut("/predicate/attributes") {
         attributes.push(attribute);
@@ -176,8 +182,9 @@ pub fn read(found: &Value, files: &Files, others: [Option<Hash>; 3]) -> Result<S
         return Err("it says more, or of other files, than its participants' evidence".into());
     }
     let seconds = protocol::dcap::parse_timestamp(time).ok_or_else(none)?;
-    let own = judged.last().cloned().flatten();
-    if quoted(again, &key, others, (&quote, own, seconds)) != *found {
+    let collateral = judged.last().cloned().flatten();
+    let own = OwnQuote { quote: &quote, collateral, time: seconds };
+    if quoted(again, &key, others, own) != *found {
         return Err("ps0's quote is said to be over other statements".into());
     }
     let report_data = to_be_quoted(&bare, &key, others);

@@ -17,17 +17,19 @@ use crate::passport::{
 use crate::training::roster;
 use crate::trust::{Attestation, Source, TrustOptions};
 
+/// What evidence is judged by.
+#[derive(Clone, Copy)]
+pub(super) struct By<'a> {
+    pub(super) policy: Option<&'a Path>,
+    pub(super) attestation: Attestation,
+}
+
 impl Checks {
     /// Everything.
-    pub(super) fn all(
-        &mut self,
-        dir: &Path,
-        trust: (Option<&Path>, Attestation),
-        kept: &[PathBuf],
-    ) -> Result<(), Fault> {
+    pub(super) fn all(&mut self, dir: &Path, by: By, kept: &[PathBuf]) -> Result<(), Fault> {
         let passport = self.signatures(dir)?;
         self.files(dir, &passport.files)?;
-        self.evidence(dir, &passport, trust)?;
+        self.evidence(dir, &passport, by)?;
         let ledger = model::check(self, dir, &passport)?;
         kept.iter().try_for_each(|path| receipts::check(self, path, &passport, ledger.as_ref()))
     }
@@ -120,14 +122,9 @@ impl Checks {
     }
 
     /// The hardware: ps0's quote over key and statements, and everybody's at the time when it was shown.
-    fn evidence(
-        &mut self,
-        dir: &Path,
-        passport: &Passport,
-        trust: (Option<&Path>, Attestation),
-    ) -> Result<(), Fault> {
+    fn evidence(&mut self, dir: &Path, passport: &Passport, by: By) -> Result<(), Fault> {
         let Passport { attestation: who, training: said, .. } = passport;
-        let verifier = verifier(dir, passport, trust)?;
+        let verifier = verifier(dir, passport, by)?;
         let time = parse_timestamp(&who.time).ok_or("the quote over the key has no time")?;
         let role = Some(Role::ParameterServer(0));
         let verdict = verifier.verify(&who.quote, &who.report_data, role, time);
@@ -173,7 +170,7 @@ fn refused(verdict: Result<Verdict, protocol::Rejection>, what: &str) -> Result<
 fn verifier(
     dir: &Path,
     passport: &Passport,
-    (policy, attestation): (Option<&Path>, Attestation),
+    By { policy, attestation }: By,
 ) -> Result<Verifier, Fault> {
     let mut collateral = Vec::new();
     for file in passport.attestation.collateral.iter().flatten() {

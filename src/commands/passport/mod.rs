@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use argh::FromArgs;
 use serde_json::json;
 
+use self::check::By;
 use self::found::Checks;
 use crate::failure::Failure;
 use crate::report::print;
@@ -82,7 +83,7 @@ pub fn run(args: &PassportArgs) -> Result<(), Failure> {
     let found = match &args.command {
         Command::Show(args) => checks.signatures(&args.dir).map(drop),
         Command::Verify(VerifyArgs { dir, policy, receipts, attestation, .. }) => {
-            checks.all(dir, (policy.as_deref(), *attestation), receipts)
+            checks.all(dir, By { policy: policy.as_deref(), attestation: *attestation }, receipts)
         }
     };
     match json {

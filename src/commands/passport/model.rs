@@ -10,6 +10,7 @@ use crate::job::receipt::Receipt;
 use crate::job::state::Member;
 use crate::model::network::Network;
 use crate::model::params;
+use crate::passport::ATTESTATION;
 use crate::training::cell_hashes::CellHashes;
 use crate::training::cells::{CELL, Cells};
 use crate::training::checkpoint::{self, BEST_FILE, Checkpoint, DATA_FILE};
@@ -41,6 +42,12 @@ pub(super) fn check(
         let expected = (format!("data of worker{worker}"), hex(data), Some(*samples));
         if !said.dependencies.contains(&expected) {
             return Err(format!("{name}: worker{worker} had other data than the passport says"));
+        }
+        let role = Role::Worker(worker as u16);
+        let entries = passport.attestation.roster.entries().iter().map(|entry| &entry.admission);
+        let mut roots = entries.filter(|who| who.role == role).filter_map(|who| who.data);
+        if roots.any(|root| root != *data) {
+            return Err(format!("{ATTESTATION}: {role} came with other data than the model's"));
         }
     }
     let receipt = state.receipt.as_ref().ok_or(format!("{name}: it has no receipt"))?;

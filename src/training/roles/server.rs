@@ -98,7 +98,7 @@ pub(super) fn run(
     let mut record = Record::open(&store, &job, &state, options.page);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     record.admit_self(&own);
-    let signer = Signer::open(&mut store, config, (&job, state.step), &own.quote, options.bom)?;
+    let signer = Signer::open(&mut store, config, &job, state.step, &own.quote, options.bom)?;
     let mut server =
         ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool(), options.isa)
             .with_roster(known);

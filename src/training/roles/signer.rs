@@ -35,7 +35,8 @@ impl Signer {
     pub(super) fn open(
         store: &mut Store,
         config: Arc<Config>,
-        (job, step): (&Job, u64),
+        job: &Job,
+        step: u64,
         own_quote: &[u8],
         bom: bool,
     ) -> Result<Self, Failure> {

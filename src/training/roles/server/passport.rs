@@ -7,7 +7,7 @@ use crate::failure::{Doing, Failure};
 use crate::history;
 use crate::job::receipt::Hash;
 use crate::model::params;
-use crate::passport::attestation::{self, Collateral};
+use crate::passport::attestation::{self, Collateral, OwnQuote};
 use crate::passport::training::Facts;
 use crate::passport::{
     ATTESTATION, BOM, EVALUATION, Files, PUBLIC_KEY, SIGNATURE, TRAINING, bom, bundle, encode,
@@ -75,8 +75,9 @@ impl Running {
         let public = self.signer.key.public();
         let report_data = attestation::to_be_quoted(&bare, &public, others);
         let quote = self.signer.config.quote(&report_data).doing("quote over the passport")?;
-        let by = collateral.get(&OWN).cloned();
-        let attestation = attestation::quoted(bare, &public, others, (&quote, by, clock()));
+        let own =
+            OwnQuote { quote: &quote, collateral: collateral.get(&OWN).cloned(), time: clock() };
+        let attestation = attestation::quoted(bare, &public, others, own);
         self.save_bytes(TRAINING, &file)?;
         if let Some(evaluation) = &evaluation {
             self.save_bytes(EVALUATION, &self.bundle(evaluation)?)?;
