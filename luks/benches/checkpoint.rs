@@ -13,7 +13,7 @@ const CHECKPOINT: usize = 188_000_000;
 fn main() {
     let folder = std::env::temp_dir().join(format!("hfl-checkpoint-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("create");
-    let content: Vec<u8> = (0..CHECKPOINT as u64).map(|at| (at * at >> 7) as u8).collect();
+    let content: Vec<u8> = (0..CHECKPOINT as u64).map(|at| ((at * at) >> 7) as u8).collect();
     let mut volumes = [false, true].map(|integrity| {
         let cost = KdfCost::Pbkdf2 { hash: Hash::Sha256, iterations: 1000 };
         let options = Options { cost, integrity, preallocate: true, ..Options::new(640 << 20) };

@@ -174,21 +174,21 @@ type AnyDisk = Box<dyn Disk + Send + Sync>;
 /// The segment under its cipher.
 enum Data {
     Encrypted(Encrypted<Slice<AnyDisk>>),
-    Authenticated(Authenticated<Slice<AnyDisk>>),
+    Authenticated(Box<Authenticated<Slice<AnyDisk>>>),
 }
 
 impl Data {
     fn disk(&self) -> &dyn Disk {
         match self {
             Self::Encrypted(data) => data,
-            Self::Authenticated(data) => data,
+            Self::Authenticated(data) => &**data,
         }
     }
 
     fn disk_mut(&mut self) -> &mut dyn Disk {
         match self {
             Self::Encrypted(data) => data,
-            Self::Authenticated(data) => data,
+            Self::Authenticated(data) => &mut **data,
         }
     }
 }
@@ -205,7 +205,9 @@ impl Volume {
         let Segment { sector, integrity, .. } = header.metadata().segment;
         let data = match integrity {
             false => Data::Encrypted(Encrypted::new(slice, &key, sector)),
-            true => Data::Authenticated(Authenticated::open(slice, &key, sector, writable)?),
+            true => {
+                Data::Authenticated(Box::new(Authenticated::open(slice, &key, sector, writable)?))
+            }
         };
         Ok(Self { header, slot, key, data })
     }
@@ -222,7 +224,9 @@ impl Volume {
         let Segment { sector, integrity, .. } = header.metadata().segment;
         let data = match integrity {
             false => Data::Encrypted(Encrypted::new(slice, &key, sector)),
-            true => Data::Authenticated(Authenticated::format_watched(slice, &key, sector, watch)?),
+            true => Data::Authenticated(Box::new(Authenticated::format_watched(
+                slice, &key, sector, watch,
+            )?)),
         };
         Ok(Self { header, slot, key, data })
     }

@@ -127,7 +127,7 @@ pub(super) fn run(
         running.dismiss(told);
         // The volume is whole as it is; a clean end only spares the next start a replay.
         let _ = running.store.close();
-        running.witness.map(Witness::finish);
+        running.witness.into_iter().for_each(Witness::finish);
         return Err(failure);
     }
     running.finish(options)
@@ -384,7 +384,7 @@ impl Running {
         let bytes = self.count_bytes();
         self.report.parameters(&hash, bytes.all);
         let Running { server, store, mut net, witness, .. } = self;
-        witness.map(Witness::finish);
+        witness.into_iter().for_each(Witness::finish);
         store.close().doing("close the volume")?;
         transfer::linger(&mut net, &server.job().digest(), &options.place, options.linger)
     }
