@@ -128,13 +128,15 @@ for round in 1 2 3; do
     [ $round = 1 ] || check killed-kernel-reread-$round sh -c 'seq 1 20000 | cmp - /mnt/synced'
     seq 1 20000 > /mnt/synced
     sync
-    # Written on while the state is taken: journal, tags and data at any moment of theirs.
+    # Ended at any moment; the state is taken before the kernel's timers write more.
     (while :; do seq $round 90000 > /mnt/unsynced; sync; done) 2>/dev/null &
     writer=$!
     sleep $round
-    cp k killed
     kill -9 $writer
+    killall -9 seq 2>/dev/null
     wait $writer 2>/dev/null
+    while pidof sync > /dev/null; do :; done
+    cp k killed
     check killed-kernel-unmount-$round hfl luks unmount /mnt
     check killed-kernel-export-$round hfl luks export killed --files killed-out-$round --key-file key
     check killed-kernel-content-$round sh -c "seq 1 20000 | cmp - killed-out-$round/synced"
@@ -209,7 +211,7 @@ chmod 600 $loop
 check nobody-fills nobody hfl luks create $loop $fast --key-file ../key
 truncate -s 200M nobody.disk
 losetup -c $loop
-check nobody-grows nobody "hfl luks resize $loop --key-file ../key | grep -q 'was 43 MiB'"
+check nobody-grows nobody "hfl luks resize $loop --key-file ../key | grep -q 'was 48 MiB'"
 check nobody-grown nobody "hfl luks resize $loop --key-file ../key | grep -q 'as before'"
 losetup -d $loop
 chown 0 $loop
