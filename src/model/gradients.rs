@@ -45,8 +45,8 @@ impl Pieces {
     }
 }
 
-/// Buckets that there is room for: more than ResNet-50 has (16 blocks, stem, classifier, statistics), so that only deeper
-/// networks ever hand on in between.
+/// Buckets that there is room for: more than ResNet-50 has (16 blocks, stem, classifier, statistics), so that only
+/// deeper networks ever hand on in between.
 const BUCKETS: usize = 32;
 
 /// Queue that are not handed on yet.
