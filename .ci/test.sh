@@ -22,5 +22,6 @@ cargo test -p kernels --locked --test main tiles -- --nocapture 2>/dev/null | gr
 .ci/deploy.sh
 .ci/report.sh
 .ci/passport.sh
+.ci/model.sh
 musl/check.sh
 .ci/fuzz.sh "${FUZZ_SECONDS:-10}"

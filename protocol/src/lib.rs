@@ -38,7 +38,8 @@
 //! * Idle, dripping, garbage and thieving connections take every place: verified peers have places of
 //!   their own; of the others the network that has most loses its oldest.
 //!   `session::net`:
-//!   `strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out`
+//!   `strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out`; `flood` of the program: a whole job with
+//!   them at every listener
 //! * Strangers use up the rate of an address, which is a proxy's: beyond the rate they share few
 //!   places, nobody is refused; who attests does not count.
 //!   `secrets`:
@@ -47,12 +48,21 @@
 //!   authentic document of each kind decides, and the highest number is remembered.
 //!   `services::collateral_store`:
 //!   `the_newest_document_of_each_kind_decides_whatever_brought_it_and_is_never_undercut`
+//! * The host sets the clock back, to hide what was revoked since: what Intel signed last names it.
+//!   `services::collateral_store`:
+//!   `a_clock_that_is_behind_is_named_whoever_hides_the_newer_documents`
+//! * A second process takes a worker's place with other data: refused while the first is alive, and
+//!   later by the digest in the roster.
+//!   `processes` of the program:
+//!   `a_port_in_use_an_unknown_host_and_a_taken_role_are_clear_ends`
 //! * The same guest starts another container: MRCONFIGID counts where it is set.
 //!   `judge::policy`:
 //!   `the_configuration_counts_where_there_is_one_and_each_register_that_differs_is_named`
 //! * A relay shows an honest party's fresh quote on a connection of its own: the exporter differs.
 //!   `session::tests`:
 //!   `a_tls_terminating_man_in_the_middle_is_refused`
+//!   `.ci/model.sh` searches it for both ends' keys lost (`protocol/model/session.pml`): it holds with the exporter,
+//!   and fails without
 //! * A quote of an earlier connection, or our own shown to us: nonces, keys and direction are bound.
 //!   `session::tests`:
 //!   `a_replayed_quote_of_an_honest_session_is_refused`
