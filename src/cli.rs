@@ -9,7 +9,8 @@ mod predict;
 mod role;
 
 use crate::commands::{
-    doctor, export, identity, initdata, passport, report, roster, secret, transfer, verify, volumes,
+    doctor, export, identity, initdata, measure, passport, report, roster, secret, transfer,
+    verify, volumes,
 };
 use crate::failure::Failure;
 use crate::report::print;
@@ -42,6 +43,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Eval(args)), _) => local::run_eval(&args),
         (Some(Command::Export(args)), _) => export::run(&args),
         (Some(Command::Identity(args)), _) => identity::run(args),
+        (Some(Command::Measure(args)), _) => measure::run(&args),
         (Some(Command::Initdata(args)), _) => initdata::run(&args),
         (Some(Command::Luks(args)), _) => volumes::run(args),
         (Some(Command::Model(args)), _) => transfer::run(args),

@@ -7,7 +7,6 @@ mod cluster;
 mod container;
 mod doctor;
 mod export;
-mod flood;
 mod fuzz_seeds;
 mod guest;
 mod layers;

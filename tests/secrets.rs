@@ -63,13 +63,6 @@ impl Serving {
         hfl(&[&flags[..], &["--app-id", app_id], &who, &policy].concat())
     }
 
-    /// Who may have a secret has it.
-    pub(crate) fn has(&self, app_id: &str, secret: &str) {
-        let output = self.get(app_id, "ps0", "hfl");
-        assert!(output.status.success(), "{}", stderr(&output));
-        assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), secret);
-    }
-
     /// Ends it in good order and returns its log and its audit log.
     pub(crate) fn end(self) -> (String, String) {
         self.process.terminate();

@@ -38,8 +38,7 @@
 //! * Idle, dripping, garbage and thieving connections take every place: verified peers have places of
 //!   their own; of the others the network that has most loses its oldest.
 //!   `session::net`:
-//!   `strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out`; `flood` of the program: a whole job with
-//!   them at every listener
+//!   `strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out`
 //! * Strangers use up the rate of an address, which is a proxy's: beyond the rate they share few
 //!   places, nobody is refused; who attests does not count.
 //!   `secrets`:
@@ -144,10 +143,13 @@ mod services;
 mod session;
 
 pub use evidence::azure::AzureVm;
+pub use evidence::boot::{Acpi, Boot, Expected};
 pub use evidence::coco::GuestComponents;
+pub use evidence::event_log::{EventLog, EventLogError, Logged};
 pub use evidence::qgs::{Host, QuoteService, Stream};
 pub use evidence::quote::{Body, Quote, QuoteError, Td15, TdReport};
 pub use evidence::sim::{SimPlatform, is_simulated};
+pub use evidence::tdvf::{BootError, Pages};
 pub use evidence::tpm::Pcrs;
 pub use evidence::tsm::ConfigfsTsm;
 pub use evidence::vtpm::{Evidence, Vtpm};

@@ -12,6 +12,7 @@ use crate::commands::doctor::DoctorArgs;
 use crate::commands::export::ExportArgs;
 use crate::commands::identity::IdentityArgs;
 use crate::commands::initdata::InitdataArgs;
+use crate::commands::measure::MeasureArgs;
 use crate::commands::passport::PassportArgs;
 use crate::commands::report::ReportArgs;
 use crate::commands::roster::RosterArgs;
@@ -273,6 +274,7 @@ pub(super) enum Command {
     Identity(IdentityArgs),
     Initdata(InitdataArgs),
     Luks(LuksArgs),
+    Measure(MeasureArgs),
     Model(ModelArgs),
     Passport(PassportArgs),
     Predict(PredictArgs),

@@ -21,7 +21,7 @@ A job
   --attestation SOURCE  auto, tdx, coco, azure, or sim, which protects nothing
   --policy FILE         which code is trusted
 Try       demo     a job on this machine      doctor    checks of a host before a job
-          bench    time of training steps
+          bench    time of training steps   measure   what a TD will be
 Use       eval     accuracy of a model        predict   classes of pictures
           export   it for other programs      report    the page about a job
           model    fetch it, or serve it

@@ -9,6 +9,7 @@ pub mod eval;
 pub mod export;
 pub mod identity;
 pub mod initdata;
+pub mod measure;
 pub mod passport;
 pub mod predict;
 pub mod report;

@@ -13,6 +13,7 @@ use protocol::{
 use ring::digest::{SHA256, digest};
 use serde_json::{Value, json};
 
+use crate::commands::measure::explain;
 use crate::failure::{Doing, Failure};
 use crate::files::renew;
 use crate::report::print;
@@ -86,6 +87,12 @@ pub struct QuoteArgs {
     /// a pod's initdata (the document, or its annotation): print the MRCONFIGID of such a pod; the template takes it
     #[argh(option)]
     init_data: Option<PathBuf>,
+    /// event log of the TD (/sys/firmware/acpi/tables/data/CCEL): replay it, name events behind what differs
+    #[argh(option)]
+    event_log: Option<PathBuf>,
+    /// policy whose registers the event log is to explain
+    #[argh(option)]
+    policy: Option<PathBuf>,
     /// one JSON object on stdout
     #[argh(switch)]
     json: bool,
@@ -243,6 +250,9 @@ pub fn show(args: &QuoteArgs) -> Result<(), Failure> {
     let pcrs = vtpm.as_ref().map(Vtpm::pcrs);
     if let Some(path) = &args.out {
         renew(path, &bytes, "evidence", |bytes: &[u8]| Evidence::parse(bytes).is_ok())?;
+    }
+    if let Some(log) = &args.event_log {
+        return explain(log, quote.td().doing("an event log is a TD's")?, args.policy.as_deref());
     }
     if args.policy_template {
         let report = quote.td().doing("a policy is for TDs")?;
