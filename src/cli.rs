@@ -6,6 +6,7 @@ mod completions;
 pub mod help;
 mod local;
 mod predict;
+mod replay;
 mod role;
 
 use crate::commands::{
@@ -50,6 +51,7 @@ pub fn run(mut args: Args) -> Result<(), Failure> {
         (Some(Command::Passport(args)), _) => passport::run(&args),
         (Some(Command::Predict(args)), _) => predict::run(&args),
         (Some(Command::Quote(args)), _) => verify::show(&args),
+        (Some(Command::Replay(args)), _) => replay::run(&args),
         (Some(Command::Report(args)), _) => report::run(&args),
         (Some(Command::Roster(args)), _) => roster::run(args),
         (Some(Command::Secret(args)), _) => secret::run(args),

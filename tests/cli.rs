@@ -35,6 +35,17 @@ fn usage_errors_exit_with_2_and_name_the_argument() {
         (&["--lr", "NaN"], "--lr is NaN"),
         (&["--momentum", "1.5"], "--momentum is 1.5, expected a number from 0 to 1"),
         (&["--steps", "0"], "count from 1"),
+        (&["--quorum", "1"], "--quorum needs --deadline"),
+        (&["--deadline", "5"], "--deadline needs --quorum"),
+        (
+            &["--quorum", "0", "--deadline", "5"],
+            "--quorum is 0, expected 1 to the number of workers, 2",
+        ),
+        (&["--quorum", "3", "--deadline", "5"], "--quorum is 3"),
+        (&["--quorum", "1", "--deadline", "0"], "--deadline is 0, expected 1 to"),
+        (&["--local-steps", "0"], "--local-steps is 0"),
+        (&["--outer-rate", "0.7"], "--local-steps 2 or more"),
+        (&["--wire", "fp8"], "fp8"),
     ] {
         check(&[&["--role", "ps0", "--attestation", "sim"], flags].concat(), 2, &[part]);
     }
@@ -56,10 +67,20 @@ fn usage_errors_exit_with_2_and_name_the_argument() {
 
 #[test]
 fn failures_exit_with_1_and_say_what_to_try() {
-    let sim = ["--attestation", "sim"];
-    let role = |args: &[&'static str]| [args, &sim].concat();
+    fn role<'a>(args: &[&'a str]) -> Vec<&'a str> {
+        [args, &["--attestation", "sim"]].concat()
+    }
     check(&["--role", "ps0"], 1, &["no source of TDX evidence", "--attestation sim"]);
     check(&role(&["--role", "worker0", "--data", "/nonexistent"]), 1, &["/nonexistent", "--data"]);
+    check(&["replay", "--model-dir", "/nonexistent"], 1, &["rounds.json: no such file"]);
+    let no_digest = "g".repeat(64);
+    for (job, part) in [
+        ("/nonexistent.json", "/nonexistent.json"),
+        ("/dev/null", "--job /dev/null"),
+        (&*no_digest, "ggg"),
+    ] {
+        check(&role(&["--role", "worker0", "--data", "/nonexistent", "--job", job]), 1, &[part]);
+    }
     check(&["eval", "--model-dir", "/nonexistent"], 1, &["model.ckpt-data", "--model-dir"]);
 }
 

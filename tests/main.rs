@@ -20,6 +20,7 @@ mod participants;
 mod passport;
 mod processes;
 mod reattest;
+mod replay;
 mod replayed;
 mod report;
 mod room;

@@ -20,6 +20,7 @@ pub(crate) fn replayed(job: &Job, log: &RoundLog) -> Vec<u32> {
     let mut workers: Vec<Contribution> =
         (0..WORKERS).map(|_| Contribution::new(cells, layout.trained)).collect();
     let mut round = Round::new(cells, WORKERS);
+    let mut checks = Vec::new();
     for run in log.runs() {
         for _ in 0..run.rounds {
             for worker in 0..WORKERS {
@@ -43,8 +44,10 @@ pub(crate) fn replayed(job: &Job, log: &RoundLog) -> Vec<u32> {
             assert!(update(job, &layout, &mut state, &round, exec, STEPS));
             round.reset();
             state.step += run.steps;
+            checks.push(hfl::model::params::check(&state.params));
         }
     }
+    assert!(log.rounds().map(|round| round.check).eq(checks.into_iter().map(Some)), "checksums");
     state.params.iter().map(|param| param.to_bits()).collect()
 }
 

@@ -8,6 +8,7 @@ use protocol::Role;
 use super::choice::{ClassSource, IsaChoice, ReportKind, ScheduleKind, Shell};
 use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
+use super::replay::ReplayArgs;
 use crate::commands::doctor::DoctorArgs;
 use crate::commands::export::ExportArgs;
 use crate::commands::identity::IdentityArgs;
@@ -279,6 +280,7 @@ pub(super) enum Command {
     Passport(PassportArgs),
     Predict(PredictArgs),
     Quote(QuoteArgs),
+    Replay(ReplayArgs),
     Report(ReportArgs),
     Roster(RosterArgs),
     Secret(SecretArgs),

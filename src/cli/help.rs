@@ -27,7 +27,7 @@ Use       eval     accuracy of a model        predict   classes of pictures
           model    fetch it, or serve it
 Trust     quote    measurements of a TD       verify    judge a quote or a certificate
           roster   judge who took part        passport  how a model was made
-          initdata tie a pod to its quote
+          initdata tie a pod to its quote     replay    rounds computed again
           secret   passphrases for peers    identity keys of owners
 Disks     luks     encrypted volumes
 All options: hfl help job, hfl help COMMAND. First: hfl demo. Shells: hfl completions";

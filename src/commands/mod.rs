@@ -12,6 +12,7 @@ pub mod initdata;
 pub mod measure;
 pub mod passport;
 pub mod predict;
+pub mod replay;
 pub mod report;
 pub mod roster;
 pub(crate) mod saved;

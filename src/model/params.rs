@@ -109,6 +109,12 @@ pub fn hash(values: &[f32]) -> [u8; 32] {
     context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
+/// A checksum over a flat buffer (CRC-32): tells buffers apart in a tenth of the time that [`hash`] takes, not against
+/// somebody who makes two that are alike.
+pub fn check(values: &[f32]) -> u32 {
+    crc32fast::hash(bytemuck::cast_slice(values))
+}
+
 // The flat buffer travels and is hashed as the bytes of its `f32`s.
 const _: () = assert!(cfg!(target_endian = "little"), "hfl needs a little-endian machine");
 

@@ -9,6 +9,7 @@ use kernels::Isa;
 use kernels::narrow::{
     bf16_len, decode_bf16, decode_int8, encode_bf16, encode_int8, int8_len, subtract_int8,
 };
+use protocol::CHUNK_LEN_MAX;
 
 use protocol::CHUNK_LEN_MAX;
 

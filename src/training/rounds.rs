@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(doc)]
+use crate::model::params;
 use crate::training::round::Contributed;
 use crate::training::server::Closed;
 
@@ -35,6 +37,29 @@ pub struct Run {
     pub rounds: u64,
     /// Who contributed.
     pub workers: Vec<Contributed>,
+    /// [`params::check`] of the parameters after each of these rounds; none in logs of before it was kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<u32>,
+}
+
+/// One round of the log.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Logged<'a> {
+    /// Its first step.
+    pub step: u64,
+    /// Its steps.
+    pub steps: u64,
+    /// Who contributed.
+    pub workers: &'a [Contributed],
+    /// [`params::check`] of the parameters after it, if it was kept.
+    pub check: Option<u32>,
+}
+
+impl Logged<'_> {
+    /// The step after it.
+    pub fn end(&self) -> u64 {
+        self.step.saturating_add(self.steps)
+    }
 }
 
 /// A worker's part in a job.
@@ -60,12 +85,19 @@ impl RoundLog {
             run.end() == step && run.steps == closed.count && run.workers == closed.contributed
         };
         match self.runs.last_mut().filter(goes_on) {
-            Some(run) => run.rounds += 1,
+            Some(run) => {
+                // Where a log of before checksums goes on, the places of all would be wrong.
+                if run.checks.len() as u64 == run.rounds {
+                    run.checks.push(closed.check);
+                }
+                run.rounds += 1;
+            }
             None => self.runs.push(Run {
                 step,
                 steps: closed.count,
                 rounds: 1,
                 workers: closed.contributed.clone(),
+                checks: vec![closed.check],
             }),
         }
     }
@@ -75,6 +107,7 @@ impl RoundLog {
         self.runs.retain(|run| run.step < step);
         if let Some(run) = self.runs.last_mut() {
             run.rounds = run.rounds.min((step - run.step).div_ceil(run.steps.max(1)));
+            run.checks.truncate(usize::try_from(run.rounds).unwrap_or(usize::MAX));
         }
     }
 
@@ -94,6 +127,18 @@ impl RoundLog {
     /// The rounds.
     pub fn runs(&self) -> &[Run] {
         &self.runs
+    }
+
+    /// Each round, in their order.
+    pub fn rounds(&self) -> impl Iterator<Item = Logged<'_>> {
+        self.runs.iter().flat_map(|run| {
+            (0..run.rounds).map(|round| Logged {
+                step: run.step.saturating_add(round.saturating_mul(run.steps)),
+                steps: run.steps,
+                workers: &run.workers,
+                check: usize::try_from(round).ok().and_then(|at| run.checks.get(at).copied()),
+            })
+        })
     }
 
     /// The file's bytes.
@@ -133,7 +178,8 @@ mod tests {
         {
             let contributed = workers.into_iter().map(part).collect();
             let (step, count) = (3 * index as u64 + 2, 3);
-            log.push(&Closed { step, count, steps: 12, loss: 1.0, samples: 8, contributed });
+            let check = index as u32;
+            log.push(&Closed { step, count, steps: 12, loss: 1.0, samples: 8, contributed, check });
         }
         let rounds = |log: &RoundLog| -> Vec<(u64, u64, usize)> {
             log.runs().iter().map(|run| (run.step, run.rounds, run.workers.len())).collect()
@@ -142,12 +188,18 @@ mod tests {
         assert_eq!(RoundLog::parse(&log.encode()).as_ref(), Ok(&log));
         let shares = [0, 1, 2].map(|worker| log.share_of(worker));
         assert_eq!(shares.map(|share| (share.rounds, share.samples)), [(4, 16), (3, 12), (0, 0)]);
+        let each: Vec<_> = log.rounds().map(|round| (round.step, round.check)).collect();
+        assert_eq!(each, [(0, Some(0)), (3, Some(1)), (6, Some(2)), (9, Some(3))]);
         log.cut(9);
         assert_eq!(rounds(&log), [(0, 2, 2), (6, 1, 1)]);
         log.cut(3);
         assert_eq!(rounds(&log), [(0, 1, 2)]);
+        assert_eq!(log.rounds().map(|round| round.check).collect::<Vec<_>>(), [Some(0)]);
         log.cut(0);
         assert_eq!(rounds(&log), []);
+        let old = br#"{"version":1,"runs":[{"step":0,"steps":1,"rounds":2,"workers":[]}]}"#;
+        let old = RoundLog::parse(old).expect("a log of before checksums");
+        assert_eq!(old.rounds().map(|round| round.check).collect::<Vec<_>>(), [None, None]);
         assert!(RoundLog::parse(br#"{"version":2,"runs":[]}"#).is_err());
     }
 }

@@ -17,8 +17,8 @@ use kernels::{Exec, Isa, Pool};
 use protocol::{Admission, CloseReason, Event, Message, Refusal, Role, Roster, Session};
 
 use self::link::{Link, Place};
+use crate::job::Job;
 use crate::job::state::{Member, State};
-use crate::job::{Job, Weighting};
 use crate::model::params::{self, Layout};
 use crate::training::cells::Cells;
 use crate::training::note::Note;
@@ -95,6 +95,8 @@ pub struct Closed {
     pub samples: u64,
     /// Who contributed, in the order of their numbers.
     pub contributed: Vec<Contributed>,
+    /// [`params::check`] of the parameters after it.
+    pub check: u32,
 }
 
 impl ParameterServer {
@@ -264,7 +266,9 @@ impl ParameterServer {
         self.state.step += count;
         self.make_receipt(count, shares);
         self.expect_who_is_here();
-        let closed = Closed { step: self.state.step - 1, count, steps, loss, samples, contributed };
+        let check = params::check(&self.state.params);
+        let step = self.state.step - 1;
+        let closed = Closed { step, count, steps, loss, samples, contributed, check };
         self.progress += 1;
         for link in self.links.values_mut().filter(|link| link.place == Place::Held) {
             (link.sending, link.repeat) = (Some(0), false);
@@ -317,20 +321,6 @@ impl ParameterServer {
                 Ok(())
             }
             _ => Err(Refusal::Protocol),
-        }
-    }
-
-    /// What a worker's gradients weigh. Where all data is of one size, the samples of the batches say the same with
-    /// smaller numbers.
-    fn weight(&self, worker: u16, samples: u32) -> f32 {
-        let members = self.state.members.iter().flatten();
-        let [own, first] = [usize::from(worker), 0]
-            .map(|index| self.state.members[index].map_or(0, |member| member.samples));
-        // Where somebody may come later, nothing depends on who is known by now.
-        let is_even = self.job.quorum.is_none() && members.clone().all(|m| m.samples == first);
-        match self.job.weighting {
-            Weighting::Data if !is_even => own as f32,
-            Weighting::Data | Weighting::Batch => samples as f32,
         }
     }
 

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use kernels::{Exec, Isa, Sgd, momentum_sgd};
 
-use crate::job::state::State;
-use crate::job::{Job, Outer};
+use crate::job::state::{Member, State};
+use crate::job::{Job, Outer, Weighting};
 use crate::model::gradients::Bucket;
 use crate::model::params::{Kind, Layout};
 use crate::training::round::Round;
@@ -39,6 +39,19 @@ pub fn update(
         };
     }
     is_finite
+}
+
+/// What a worker's gradients weigh. Where all data is of one size, the samples of the batches say the same with
+/// smaller numbers.
+pub fn weight(job: &Job, members: &[Option<Member>], worker: u16, samples: u32) -> f32 {
+    let [own, first] =
+        [usize::from(worker), 0].map(|index| members[index].map_or(0, |member| member.samples));
+    // Where somebody may come later, nothing depends on who is known by now.
+    let is_even = job.quorum.is_none() && members.iter().flatten().all(|m| m.samples == first);
+    match job.weighting {
+        Weighting::Data if !is_even => own as f32,
+        Weighting::Data | Weighting::Batch => samples as f32,
+    }
 }
 
 /// The decay of a kind of tensor, where weights have that one; none for what is not trained.

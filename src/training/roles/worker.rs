@@ -9,29 +9,25 @@ use protocol::{CloseReason, Config, LinkId, Message, Net, Refusal, Rejection, he
 use super::options::Options;
 use super::receipts::Keeper;
 use super::stopwatch::{Phase, Stopwatch};
-use crate::data::batch::Batch;
-use crate::data::dataset::{Dataset, Split};
+use crate::data::dataset::Split;
 use crate::data::error::DataError;
 use crate::data::place::Place;
-use crate::data::sampler::Sampler;
 use crate::data::source::Source;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
 use crate::job::bounds::Exceeded;
 use crate::job::state::Member;
 use crate::metrics::Metrics;
-use crate::model::Model;
-use crate::model::gradients::{Bucket, Pieces};
 use crate::model::network::Network;
 use crate::report::Report;
 use crate::termination;
 use crate::training::cells::{CELL, Cells};
 use crate::training::checkpoint;
-use crate::training::contribution::{Contribution, Tail};
+use crate::training::contribution::{Push, Tail};
 use crate::training::evaluator::Evaluator;
 use crate::training::room;
+use crate::training::steps::{Computed, Share, Steps, Watch};
 use crate::training::store::Store;
-use crate::training::update::Inner;
 use crate::training::worker::{Work, Worker};
 
 /// First and longest pause between two tries. Nothing tells a worker that ps0 listens again; two seconds are a small
@@ -60,19 +56,12 @@ struct Running<'a> {
 
 /// What a job needs to compute steps.
 struct Training {
-    job: Job,
-    network: Model,
-    data: Dataset,
+    steps: Steps,
+    share: Share,
     /// Unless there are no test images, or none are asked for.
     evaluator: Option<Evaluator>,
     /// What the data is.
     digest: [u8; 32],
-    sampler: Sampler,
-    batch: Batch,
-    gradients: Arena,
-    contribution: Contribution,
-    /// Where steps are made without the server.
-    inner: Option<Inner>,
 }
 
 pub(super) fn run(
@@ -165,7 +154,7 @@ struct Lost {
 impl Running<'_> {
     fn keep_receipts(&mut self, now: bool) {
         if let Some(training) = &self.training {
-            let job = training.job.digest();
+            let job = training.steps.job.digest();
             self.keeper.keep(self.store.as_mut(), &self.worker, &job, now);
         }
     }
@@ -173,7 +162,7 @@ impl Running<'_> {
     /// The end of a worker whose server contradicts itself, with the evidence kept.
     fn accuse(&mut self) -> Option<Failure> {
         let found = self.worker.contradiction()?;
-        let job = self.training.as_ref()?.job.digest();
+        let job = self.training.as_ref()?.steps.job.digest();
         Some(self.keeper.accuse(self.store.as_mut(), &self.worker, found, &job))
     }
 
@@ -249,7 +238,7 @@ impl Running<'_> {
     }
 
     fn samples(&self) -> usize {
-        let loaded = self.training.as_ref().map(|training| training.data.len());
+        let loaded = self.training.as_ref().map(|training| training.share.data.len());
         loaded.or(self.source.as_ref().map(Source::len)).unwrap_or(0)
     }
 
@@ -283,16 +272,17 @@ impl Running<'_> {
         {
             self.worker.remember(ledger);
         }
-        if model.job != *job {
+        if model.steps.job != *job {
             // With a lower rate it goes on from another place.
-            model.job = job.clone();
-            model.contribution.forget();
+            model.steps.job = job.clone();
+            model.share.contribution.forget();
         }
-        let cells =
-            Cells::of_parameters(job, &model.network.network().layout, CELL, self.options.isa);
+        let Share { data, sampler, .. } = &model.share;
+        let layout = &model.steps.network().layout;
+        let cells = Cells::of_parameters(job, layout, CELL, self.options.isa);
         let member = Member {
-            samples: model.data.len() as u64,
-            batches: model.sampler.batches(model.data.len()),
+            samples: data.len() as u64,
+            batches: sampler.batches(data.len()),
             data: Some(model.digest),
         };
         let is_blind = model.evaluator.is_none();
@@ -309,9 +299,10 @@ impl Running<'_> {
     /// Tries the parameters on our test images, and tells the server the counts.
     fn evaluate(&mut self, net: &mut Net, id: LinkId, step: u64) -> Result<(), Failure> {
         self.stopwatch.rest();
-        let Some(Training { job, evaluator, .. }) = &self.training else { return Ok(()) };
+        let Some(Training { steps, evaluator, .. }) = &self.training else { return Ok(()) };
         let (pool, isa) = (self.options.pool(), self.options.isa);
-        let table = |evaluator: &Evaluator| evaluator.table(job, self.params.as_slice(), pool, isa);
+        let table =
+            |evaluator: &Evaluator| evaluator.table(&steps.job, self.params.as_slice(), pool, isa);
         let table = evaluator.as_ref().map(table).transpose().doing("memory for an evaluation")?;
         let mut table = Some(table.unwrap_or_default());
         net.drive(id, |session| {
@@ -356,25 +347,12 @@ impl Running<'_> {
         // Fewer than before, where broken ones were left out.
         self.check_enough(job, data.len())?;
         let evaluator = self.evaluator(job)?;
-        let len = network.layout.len;
-        let cells = Cells::of_gradients(job, &network.layout, CELL, self.options.isa);
-        let contribution = Contribution::new(cells, network.layout.trained);
-        let inner = job.is_local().then(|| Inner::new(job, &network.layout));
-        self.params = Arena::new(len).doing("memory for the parameters")?;
+        self.params = Arena::new(network.layout.len).doing("memory for the parameters")?;
+        let digest = data.digest();
         let (pool, isa) = (self.options.pool(), self.options.isa);
-        let model = Model::new(network, job.precision, job.conv, batch_max, pool, isa);
-        Ok(Training {
-            network: model.doing("memory for a step")?,
-            job: job.clone(),
-            digest: data.digest(),
-            data,
-            evaluator,
-            sampler: Sampler::of(job, self.index),
-            batch: Batch::default(),
-            gradients: Arena::new(len).doing("memory for the gradients")?,
-            contribution,
-            inner,
-        })
+        let share = Share::new(job, self.index, data, &network.layout, isa);
+        let steps = Steps::new(job, network, batch_max, pool, isa)?;
+        Ok(Training { steps, share, evaluator, digest })
     }
 
     fn check_enough(&self, job: &Job, samples: usize) -> Result<(), Failure> {
@@ -390,26 +368,26 @@ impl Running<'_> {
 
     /// Whether what is asked for is the last that was computed.
     fn is_whole(&self, step: u64) -> bool {
-        self.training.as_ref().is_some_and(|model| model.contribution.is_whole(step))
+        self.training.as_ref().is_some_and(|model| model.share.contribution.is_whole(step))
     }
 
     /// The next contribution begins with nothing carried over.
     fn skip(&mut self, step: u64) {
         log::warn!("step {step}: left out of a round; we take part again in the next");
         if let Some(model) = &mut self.training {
-            model.contribution.forget();
+            model.share.contribution.forget();
         }
     }
 
     /// Sends the last contribution once more.
     fn repeat(&mut self, net: &mut Net, id: LinkId) {
-        let Some(Training { contribution, gradients, .. }) = &mut self.training else { return };
+        let Some(Training { steps, share, .. }) = &mut self.training else { return };
         let mut sent = false;
         net.drive(id, |session| match std::mem::replace(&mut sent, true) {
             true => Ok(()),
-            false => contribution.repeat(session, gradients.as_slice()),
+            false => share.contribution.repeat(session, steps.gradients()),
         });
-        self.worker.sent(contribution.share());
+        self.worker.sent(share.contribution.share());
     }
 
     /// Computes a round and pushes what comes of it.
@@ -419,19 +397,13 @@ impl Running<'_> {
         let start = Instant::now();
         self.stopwatch.enter(Phase::Forward, start);
         let params = self.params.as_mut_slice();
-        model.contribution.begin(step, model.job.round_len(step, steps));
-        let (last, loss, samples, backward) = match model.inner {
-            None => model.compute_step(params, step, net, id),
-            Some(_) => {
-                match model.compute_round(params, step, steps, net, id) {
-                    Some(computed) => computed,
-                    // Stopped between two steps.
-                    None => return,
-                }
-            }
-        };
-        self.worker.sent(model.contribution.share());
-        self.stopwatch.enter(Phase::Backward, backward.unwrap_or(start));
+        let mut sending = Sending { net: &mut *net, id, backward: None };
+        let computed = model.steps.compute(&mut model.share, params, step, steps, &mut sending);
+        let backward = sending.backward.map_or(start, |(_, begun)| begun);
+        // Nothing where it was stopped between two steps.
+        let Some(Computed { last, loss, samples }) = computed else { return };
+        self.worker.sent(model.share.contribution.share());
+        self.stopwatch.enter(Phase::Backward, backward);
         self.stopwatch.enter(Phase::Push, Instant::now());
         let mut spent = Some(Message::Spent(self.stopwatch.take(samples)));
         net.drive(id, |session| spent.take().map_or(Ok(()), |spent| session.send(&spent)));
@@ -441,70 +413,27 @@ impl Running<'_> {
     }
 }
 
-impl Training {
-    /// One step, whose gradients are pushed while the backward pass runs. Returns the step, its loss and samples, and
-    /// when the backward pass began.
-    fn compute_step(
-        &mut self,
-        params: &mut [f32],
-        step: u64,
-        net: &mut Net,
-        id: LinkId,
-    ) -> (u64, f32, u32, Option<Instant>) {
-        self.sampler.fill(&self.data, step, &mut self.batch);
-        let samples = self.batch.len() as u32;
-        let mut push = self.contribution.push();
-        let mut backward = None;
-        let pushed = |part: Bucket| {
-            backward.get_or_insert_with(Instant::now);
-            push.take(samples, &part);
-            net.drive(id, |session| {
-                push.send(session, Tail { start: part.range.start, gradients: part.gradients })
-            });
-        };
-        let gradients = self.gradients.as_mut_slice();
-        let loss = self.network.step(params, &self.batch, gradients, Pieces::Whole, pushed);
-        (step, loss, samples, backward)
+/// Sends what is final while the rest is computed.
+struct Sending<'a> {
+    net: &'a mut Net,
+    id: LinkId,
+    /// When the backward pass of which step began.
+    backward: Option<(u64, Instant)>,
+}
+
+impl Watch for Sending<'_> {
+    fn part(&mut self, step: u64) {
+        if self.backward.is_none_or(|(of, _)| of != step) {
+            self.backward = Some((step, Instant::now()));
+        }
     }
 
-    /// The steps of a round without the server, and the push of what they changed. Returns the last step, mean loss
-    /// and samples, and when the last backward pass began; nothing where we are to stop.
-    fn compute_round(
-        &mut self,
-        params: &mut [f32],
-        first: u64,
-        steps: u64,
-        net: &mut Net,
-        id: LinkId,
-    ) -> Option<(u64, f32, u32, Option<Instant>)> {
-        let inner = self.inner.as_mut()?;
-        inner.begin(params);
-        let isa = self.network.exec().isa;
-        let (mut losses, mut samples, mut backward) = (0.0, 0, None);
-        let end = first + self.job.round_len(first, steps);
-        for step in first..end {
-            self.sampler.fill(&self.data, step, &mut self.batch);
-            let rate = self.job.schedule.rate(step, steps);
-            backward = None;
-            let update = |part: Bucket| {
-                backward.get_or_insert_with(Instant::now);
-                inner.update(isa, rate, part);
-            };
-            let gradients = self.gradients.as_mut_slice();
-            let loss = self.network.step(params, &self.batch, gradients, Pieces::Small, update);
-            losses += f64::from(loss) * self.batch.len() as f64;
-            samples += self.batch.len() as u32;
-            if termination::requested() {
-                return None;
-            }
-        }
-        let gradients = self.gradients.as_mut_slice();
-        inner.difference(params, gradients);
-        let loss = (losses / f64::from(samples)) as f32;
-        let mut push = self.contribution.push();
-        push.take(samples, &Bucket { loss, range: 0..gradients.len(), params, gradients });
-        net.drive(id, |session| push.send(session, Tail { start: 0, gradients }));
-        Some((end - 1, loss, samples, backward))
+    fn send(&mut self, push: &mut Push, gradients: Tail) {
+        self.net.drive(self.id, |session| push.send(session, gradients));
+    }
+
+    fn is_stopped(&self) -> bool {
+        termination::requested()
     }
 }
 

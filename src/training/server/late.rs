@@ -8,6 +8,7 @@ use protocol::Refusal;
 use super::ParameterServer;
 use super::link::{Link, Place};
 use crate::training::round::{Announced, Head};
+use crate::training::update::weight;
 
 impl ParameterServer {
     /// Whether a worker's gradients of that step come too late to count: a round closed without it, or the job gave
@@ -31,7 +32,8 @@ impl ParameterServer {
         if u64::from(samples) > count * u64::from(self.job.batch_max()) {
             return Err(Refusal::Protocol);
         }
-        let announced = Announced { samples, weight: self.weight(worker, samples), loss, fresh };
+        let weight = weight(&self.job, &self.state.members, worker, samples);
+        let announced = Announced { samples, weight, loss, fresh };
         let head = self.round.announce(worker, announced);
         if head.map_err(|why| self.refused(worker, why))? == Head::Anew {
             self.ask_again(worker);

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::job::schedule::Schedule;
-use crate::job::{Algorithm, Augment, Order};
+use crate::job::{Algorithm, Augment, Order, Weighting};
 use crate::model::params::Kind;
+use crate::training::update::weight;
 
 fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
     let job = Job {
@@ -24,13 +25,20 @@ fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
     ParameterServer::new(job, layout, state, 4, Pool::new(1), Isa::detect())
 }
 
+fn weights(server: &ParameterServer, samples: [u32; 2]) -> [f32; 2] {
+    let of = |worker: u16| {
+        weight(&server.job, &server.state.members, worker, samples[usize::from(worker)])
+    };
+    [of(0), of(1)]
+}
+
 #[test]
 fn in_an_epoch_each_sample_weighs_alike() {
     // 200 images make 13 batches, 17 make one of 17: a batch's samples would give the small site 17 of 33.
     let uneven = server(Weighting::Data, [200, 17]);
-    assert_eq!([uneven.weight(0, 16), uneven.weight(1, 17)], [200.0, 17.0]);
+    assert_eq!(weights(&uneven, [16, 17]), [200.0, 17.0]);
     let by_batch = server(Weighting::Batch, [200, 17]);
-    assert_eq!([by_batch.weight(0, 16), by_batch.weight(1, 17)], [16.0, 17.0]);
+    assert_eq!(weights(&by_batch, [16, 17]), [16.0, 17.0]);
     let even = server(Weighting::Data, [200, 200]);
-    assert_eq!([even.weight(0, 16), even.weight(1, 16)], [16.0, 16.0]);
+    assert_eq!(weights(&even, [16, 16]), [16.0, 16.0]);
 }

@@ -12,10 +12,10 @@ use crate::job::Job;
 use crate::job::state::State;
 use crate::metrics::Metrics;
 use crate::model::network::Network;
-use crate::model::{init, params};
 use crate::report::Report;
 use crate::termination;
 use crate::training::checkpoint;
+use crate::training::initial;
 use crate::training::roles::options::Options;
 use crate::training::roster;
 use crate::training::store::{Progress, Store};
@@ -83,26 +83,8 @@ pub(super) fn known_roster(
 pub(super) fn state(options: &Options, store: &Store) -> Result<(Network, Job, State), Failure> {
     let network = Network::of(&options.job).doing("network")?;
     let mut job = options.job.clone();
-    let initial = match &options.init {
-        None => None,
-        Some(path) => {
-            let fresh = |values: &mut [f32]| {
-                init::initialise_in(&network.layout, job.seed, init::IDENTITY_BLOCKS, values);
-            };
-            let loaded = checkpoint::load_params(path, &network.layout, fresh);
-            let initial = loaded.doing(format!("--init {}", path.display()))?;
-            if let Some(others) = initial.other_classes {
-                log::warn!(
-                    "--init {}: its classifier has {others} classes, this job {}: fc starts anew from seed {}",
-                    path.display(),
-                    job.shape.classes,
-                    job.seed
-                );
-            }
-            job.init = Some(params::hash(&initial.params));
-            Some(initial.params)
-        }
-    };
+    let of_file = |path| initial::of_file(&mut job, &network, path);
+    let initial = options.init.as_deref().map(of_file).transpose()?;
     let found = checkpoint::load(store, checkpoint::DATA_FILE)
         .doing(store.name_of(checkpoint::DATA_FILE))?;
     if let Some((network, found)) = found {
@@ -127,8 +109,7 @@ pub(super) fn state(options: &Options, store: &Store) -> Result<(Network, Job, S
         log::info!("resuming after step {}", found.state.step);
         return Ok((network, job, found.state));
     }
-    let params = initial
-        .unwrap_or_else(|| init::initialise(&network.layout, job.seed, init::IDENTITY_BLOCKS));
+    let params = initial.unwrap_or_else(|| initial::by_seed(&job, &network));
     let state = State::new(params, network.layout.trained, job.workers);
     Ok((network, job, state))
 }

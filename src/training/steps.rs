@@ -1,0 +1,183 @@
+//! What a worker computes in a round: its batches, its steps, and the contribution that comes of them.
+//!
+//! A pure function of job, data and parameters, so that a round can be computed again anywhere; who watches may send
+//! what is final while the rest is still computed.
+
+use kernels::{Arena, Isa, Pool};
+
+use crate::data::batch::Batch;
+use crate::data::dataset::Dataset;
+use crate::data::sampler::Sampler;
+use crate::failure::{Doing, Failure};
+use crate::job::Job;
+use crate::model::Model;
+use crate::model::gradients::{Bucket, Pieces};
+use crate::model::network::Network;
+use crate::model::params::Layout;
+use crate::training::cells::{CELL, Cells};
+use crate::training::contribution::{Contribution, Push, Tail};
+use crate::training::update::Inner;
+
+/// The network of a job, and memory for its steps.
+pub struct Steps {
+    /// The job.
+    pub job: Job,
+    network: Model,
+    isa: Isa,
+    batch: Batch,
+    gradients: Arena,
+    /// Where steps are made without the server.
+    inner: Option<Inner>,
+}
+
+/// A worker's own: what it trains on, and what it contributed last.
+pub struct Share {
+    /// Its data.
+    pub data: Dataset,
+    /// Which of that makes the batch of a step.
+    pub sampler: Sampler,
+    /// What it sends.
+    pub contribution: Contribution,
+}
+
+/// What is told about a round while it is computed.
+pub trait Watch: Send {
+    /// A part of this step's gradients is final.
+    fn part(&mut self, _step: u64) {}
+
+    /// More of the contribution can be sent.
+    fn send(&mut self, _push: &mut Push, _gradients: Tail) {}
+
+    /// Whether to end between two steps.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+}
+
+/// Nobody watches.
+impl Watch for () {}
+
+/// A round that was computed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Computed {
+    /// Its last step.
+    pub last: u64,
+    /// Mean loss over its samples.
+    pub loss: f32,
+    /// Its samples.
+    pub samples: u32,
+}
+
+impl Steps {
+    /// Memory for batches of up to `batch_max` images.
+    ///
+    /// # Errors
+    /// When the system has not that much memory, or the CPU not the instructions.
+    pub fn new(
+        job: &Job,
+        network: Network,
+        batch_max: usize,
+        pool: Pool,
+        isa: Isa,
+    ) -> Result<Self, Failure> {
+        let inner = job.is_local().then(|| Inner::new(job, &network.layout));
+        let gradients = Arena::new(network.layout.len).doing("memory for the gradients")?;
+        let network = Model::new(network, job.precision, job.conv, batch_max, pool, isa);
+        let network = network.doing("memory for a step")?;
+        Ok(Self { job: job.clone(), network, isa, batch: Batch::default(), gradients, inner })
+    }
+
+    /// The layers.
+    pub fn network(&self) -> &Network {
+        self.network.network()
+    }
+
+    /// What was computed last.
+    pub fn gradients(&self) -> &[f32] {
+        self.gradients.as_slice()
+    }
+
+    /// Computes the round that begins with `step`; nothing where it was stopped.
+    pub fn compute(
+        &mut self,
+        share: &mut Share,
+        params: &mut [f32],
+        step: u64,
+        steps: u64,
+        watch: &mut impl Watch,
+    ) -> Option<Computed> {
+        share.contribution.begin(step, self.job.round_len(step, steps));
+        match self.inner {
+            None => Some(self.single(share, params, step, watch)),
+            Some(_) => self.several(share, params, step, steps, watch),
+        }
+    }
+
+    /// One step, whose gradients are contributed while the backward pass runs.
+    fn single(
+        &mut self,
+        Share { data, sampler, contribution }: &mut Share,
+        params: &mut [f32],
+        step: u64,
+        watch: &mut impl Watch,
+    ) -> Computed {
+        sampler.fill(data, step, &mut self.batch);
+        let samples = self.batch.len() as u32;
+        let mut push = contribution.push();
+        let pushed = |part: Bucket| {
+            watch.part(step);
+            push.take(samples, &part);
+            let (start, gradients) = (part.range.start, part.gradients);
+            watch.send(&mut push, Tail { start, gradients });
+        };
+        let gradients = self.gradients.as_mut_slice();
+        let loss = self.network.step(params, &self.batch, gradients, Pieces::Whole, pushed);
+        Computed { last: step, loss, samples }
+    }
+
+    /// The steps of a round without the server, and the contribution of what they changed.
+    fn several(
+        &mut self,
+        Share { data, sampler, contribution }: &mut Share,
+        params: &mut [f32],
+        first: u64,
+        steps: u64,
+        watch: &mut impl Watch,
+    ) -> Option<Computed> {
+        let (inner, isa) = (self.inner.as_mut()?, self.isa);
+        inner.begin(params);
+        let (mut losses, mut samples) = (0.0, 0);
+        let end = first + self.job.round_len(first, steps);
+        for step in first..end {
+            sampler.fill(data, step, &mut self.batch);
+            let rate = self.job.schedule.rate(step, steps);
+            let update = |part: Bucket| {
+                watch.part(step);
+                inner.update(isa, rate, part);
+            };
+            let gradients = self.gradients.as_mut_slice();
+            let loss = self.network.step(params, &self.batch, gradients, Pieces::Small, update);
+            losses += f64::from(loss) * self.batch.len() as f64;
+            samples += self.batch.len() as u32;
+            if watch.is_stopped() {
+                return None;
+            }
+        }
+        let gradients = self.gradients.as_mut_slice();
+        inner.difference(params, gradients);
+        let loss = (losses / f64::from(samples)) as f32;
+        let mut push = contribution.push();
+        push.take(samples, &Bucket { loss, range: 0..gradients.len(), params, gradients });
+        watch.send(&mut push, Tail { start: 0, gradients });
+        Some(Computed { last: end - 1, loss, samples })
+    }
+}
+
+impl Share {
+    /// A worker's part in a job, which has contributed nothing yet.
+    pub fn new(job: &Job, worker: u16, data: Dataset, layout: &Layout, isa: Isa) -> Self {
+        let cells = Cells::of_gradients(job, layout, CELL, isa);
+        let contribution = Contribution::new(cells, layout.trained);
+        Self { data, sampler: Sampler::of(job, worker), contribution }
+    }
+}
