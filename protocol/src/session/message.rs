@@ -217,6 +217,29 @@ pub enum Refusal {
     Bounds(Bound),
     /// What the server says of rounds contradicts what it said before, or what the worker sent.
     Receipt,
+    /// The server could not begin, and ends.
+    Unready(Unready),
+}
+
+/// Why a server that somebody has connected to cannot begin its job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unready {
+    /// What is kept there is of another job, or cannot be gone on with.
+    Job,
+    /// There is not enough memory.
+    Memory,
+    /// The place of the model cannot be read or written.
+    Place,
+}
+
+impl fmt::Display for Unready {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Self::Job => "what it keeps is no beginning of its job",
+            Self::Memory => "it has not enough memory",
+            Self::Place => "it cannot use the place where the model is kept",
+        })
+    }
 }
 
 /// A bound that a worker sets on jobs.
@@ -265,6 +288,9 @@ impl fmt::Display for Refusal {
             }
             Self::Bounds(bound) => return write!(f, "it does not take the job: {bound}"),
             Self::Receipt => "a receipt of ours contradicts what it knows of its rounds",
+            Self::Unready(why) => {
+                return write!(f, "it could not begin: {why} (its log says more)");
+            }
         })
     }
 }
@@ -280,6 +306,7 @@ impl Refusal {
         match self {
             Self::Policy => "its policy is neither ours nor listed in ours",
             Self::Bounds(_) => "its job is out of the bounds that we set",
+            Self::Unready(_) => "we could not begin",
             Self::Evidence => "its evidence is not accepted",
             Self::Receipt => "its receipt contradicts what we know of our rounds",
             Self::Protocol => "it broke the protocol",

@@ -11,9 +11,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::{Config, LinkId, Net, Over, Refusal, Role, hex};
+use protocol::{Config, LinkId, Net, Over, Refusal, Role};
 
-use self::beginning::{await_peer, known_roster, listening, state};
+use self::beginning::{Begun, Refused, begin, listening, turn_away};
 use self::leaving::{Leaving, kept};
 use self::missing::Missing;
 use self::witness::Witness;
@@ -31,9 +31,7 @@ use crate::model::params;
 use crate::report::Report;
 use crate::termination;
 use crate::training::cells::CELL;
-use crate::training::checkpoint;
 use crate::training::note::Note;
-use crate::training::room;
 use crate::training::rounds::Share;
 use crate::training::server::{NotFinite, ParameterServer};
 use crate::training::store::Store;
@@ -41,6 +39,7 @@ use crate::training::store::Store;
 /// How long a finished server waits for workers that do not know of it yet: one that is away comes back within its own
 /// longest pause, or is gone.
 const FINISH_WAIT: Duration = Duration::from_secs(60);
+
 struct Running {
     server: ParameterServer,
     network: Network,
@@ -73,28 +72,11 @@ pub(super) fn run(
     metrics: Arc<Metrics>,
 ) -> Result<(), Failure> {
     let mut net = listening(options, index, &config, &metrics)?;
-    let layout = Network::of(&options.job).doing("network")?.layout;
-    if let Some((path, size)) = options.place.new_volume()? {
-        room::check_new_volume(path, size, &options.job, &layout)?;
-    }
-    let mut store = options.open_store(&config)?;
-    // Two servers would overwrite each other's checkpoints. Workers may share the directory.
-    let _lock = store.lock()?;
-    let resumes = store.has(checkpoint::DATA_FILE).doing(store.name_of(checkpoint::DATA_FILE))?;
-    room::check_store(&store, &options.job, &layout)?;
-    room::check_server(&options.job, &layout, resumes)?;
-    drop(layout);
-    if options.init.is_none() && !resumes {
-        await_peer(&mut net, &options.job)?;
-    }
-    let (network, job, state) = state(options, &store)?;
-    options.place.check_step(state.step)?;
-    let witness = Witness::ask(options, &config, job.digest(), state.step)?;
-    log::info!("job {}, step {}", hex(&job.digest()), state.step);
-    let saved = resumes.then_some(state.step);
-    checkpoint::save_meta(&mut store, &job, &network, state.step)
-        .map_err(|error| store.not_written(checkpoint::META_FILE, &error, &kept(saved)))?;
-    let known = known_roster(&mut store, &job, state.step, saved)?;
+    let begun = begin(options, &config, &mut net).map_err(|Refused { why, failure }| {
+        turn_away(&mut net, &options.job.digest(), why);
+        failure
+    })?;
+    let Begun { network, job, state, saved, store, known, witness, _lock } = begun;
     let mut record = Record::open(&store, &job, &state, options.page);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     record.admit_self(&own);
