@@ -24,14 +24,15 @@ use protocol::{
 };
 
 use crate::participants::{computed, job, layout, samples, start, table};
-use crate::socket::{self, Socket};
+use crate::socket::Socket;
+use crate::wire::Connection;
 
 pub(crate) const WORKERS: u16 = 3;
 pub(crate) const STEPS: u64 = 4;
 /// Values in a chunk.
 pub(crate) const CELL: usize = 64;
 /// Virtual milliseconds after which a cluster that is not done has hung.
-const TIME_MAX_MS: u64 = 600_000;
+const TIME_MAX_MS: u64 = 3_000_000;
 const CHECKPOINT_EVERY: u64 = 2;
 /// Most bytes that a socket takes before it is full; a chunk has some 300.
 const ROOM_MAX: u64 = 6000;
@@ -43,6 +44,8 @@ pub(crate) struct Faults {
     pub(crate) delay_ms_max: u64,
     /// In a thousand packets, how many connections break.
     pub(crate) broken_per_mille: u32,
+    /// In a thousand packets, how many are the last that come through, without either end being told.
+    pub(crate) silent_per_mille: u32,
     /// In a thousand virtual seconds, how often a worker or the server dies.
     pub(crate) deaths_per_mille: u32,
     /// How long worker 1 computes, and looks at nothing else meanwhile.
@@ -60,6 +63,7 @@ pub(crate) struct Faults {
 pub(crate) const QUIET: Faults = Faults {
     delay_ms_max: 1,
     broken_per_mille: 0,
+    silent_per_mille: 0,
     deaths_per_mille: 0,
     late_ms: 0,
     late_every: 1,
@@ -79,6 +83,8 @@ pub(crate) struct End {
     pub(crate) found: Found,
     pub(crate) deaths: u32,
     pub(crate) broken: u32,
+    /// Connections that fell silent.
+    pub(crate) silent: u32,
     /// Connections that were made.
     pub(crate) connections: usize,
     /// Steps that workers computed.
@@ -104,16 +110,6 @@ struct Node {
     finished: bool,
 }
 
-/// A connection: a link at each end, and what happened to them that nobody looked at yet.
-struct Connection {
-    client: Link<Socket>,
-    server: Link<Socket>,
-    worker: usize,
-    /// Whether the client and the server have an edge that would end their wait.
-    edges: [bool; 2],
-    broken: bool,
-}
-
 /// A whole job in one process.
 pub(crate) struct Cluster {
     now_ms: u64,
@@ -132,6 +128,7 @@ pub(crate) struct Cluster {
     evaluations: BTreeMap<u64, [u64; 2]>,
     deaths: u32,
     broken: u32,
+    silent: u32,
     computed: u64,
     rounds: RoundLog,
     notes: Vec<String>,
@@ -197,6 +194,7 @@ impl Cluster {
             evaluations: BTreeMap::new(),
             deaths: 0,
             broken: 0,
+            silent: 0,
             computed: 0,
             rounds: RoundLog::default(),
             notes: Vec::new(),
@@ -221,6 +219,7 @@ impl Cluster {
         }
         let params = self.server.state().params.iter().map(|p| p.to_bits()).collect();
         let (deaths, broken, computed) = (self.deaths, self.broken, self.computed);
+        let silent = self.silent;
         let State { step, found, .. } = *self.server.state();
         let (connections, evaluations) = (self.next_wire - 1, self.evaluations);
         let (rounds, notes, contradictions) = (self.rounds, self.notes, self.contradictions);
@@ -231,6 +230,7 @@ impl Cluster {
             found,
             deaths,
             broken,
+            silent,
             connections,
             computed,
             rounds,
@@ -251,7 +251,7 @@ impl Cluster {
             lie(&mut self.saved);
             let roster = self.roster.clone();
             self.server = server(&self.job, &self.layout, &self.saved).with_roster(roster);
-            self.wires.values_mut().for_each(|wire| wire.broken = true);
+            self.wires.values_mut().for_each(|wire| wire.cut(1));
         }
     }
 
@@ -273,14 +273,14 @@ impl Cluster {
             self.rounds.cut(self.saved.step);
             self.waits_since_ms = back;
             self.server_up_at_ms = back;
-            self.wires.values_mut().for_each(|wire| wire.broken = true);
+            self.wires.values_mut().for_each(|wire| wire.cut(1));
         } else if !self.nodes[victim].finished {
             let node = &mut self.nodes[victim];
             (node.worker, node.params, node.connect_at_ms) =
                 (Worker::new(victim as u16), Vec::new(), back);
             (node.computing, node.contribution) = (None, None);
             if let Some(wire) = node.link.take().and_then(|link| self.wires.get_mut(&link)) {
-                wire.broken = true;
+                wire.cut(0);
             }
         }
     }
@@ -305,15 +305,8 @@ impl Cluster {
             let now = Duration::from_millis(self.now_ms);
             let client = Session::client(config(Role::Worker(index as u16)), "ps0", now);
             let server = Session::server(config(Role::ParameterServer(0)), self.job.digest(), now);
-            let [near, far] = socket::pair(room);
-            let wire = Connection {
-                client: Link::new(near, client.expect("client")),
-                server: Link::new(far, server.expect("server")),
-                worker: index,
-                // A new connection is an event for both.
-                edges: [true; 2],
-                broken: false,
-            };
+            let sessions = [client.expect("client"), server.expect("server")];
+            let wire = Connection::new(room, sessions, index);
             self.nodes[index].link = Some(self.next_wire);
             self.wires.insert(self.next_wire, wire);
             self.next_wire += 1;
@@ -327,23 +320,17 @@ impl Cluster {
             let draws = [(); 5].map(|()| self.draw(1 << 30));
             let (faults, now) = (self.faults, self.now_ms);
             let Some(wire) = self.wires.get_mut(&id) else { continue };
-            let [client, server] =
-                [&mut wire.client, &mut wire.server].map(|link| link.socket_mut().clone());
-            if draws[0] % 1000 < u64::from(faults.broken_per_mille) && client.is_busy() {
-                wire.broken = true;
+            let is_busy = wire.client.socket_mut().is_busy();
+            if draws[0] % 1000 < u64::from(faults.broken_per_mille) && is_busy {
+                wire.cut(0);
                 self.broken += 1;
             }
-            for (from, to, end) in [(&client, &server, 0), (&server, &client, 1)] {
-                let delay = 1 + draws[1 + end] % faults.delay_ms_max;
-                let piece = 1 + draws[3 + end] as usize % 5000;
-                let moved = from.carry(to, now, delay, piece);
-                wire.edges[1 - end] |= moved.readable;
-                wire.edges[end] |= moved.writable;
-                let reader = if end == 0 { &mut wire.server } else { &mut wire.client };
-                if moved.readable {
-                    reader.set_readable();
-                }
+            if draws[0] / 1000 % 1000 < u64::from(faults.silent_per_mille) && is_busy {
+                self.silent += u32::from(wire.fall_silent(now));
             }
+            let delays = [draws[1], draws[2]].map(|draw| 1 + draw % faults.delay_ms_max);
+            let pieces = [draws[3], draws[4]].map(|draw| 1 + draw as usize % 5000);
+            wire.carry(now, delays, pieces);
         }
     }
 
@@ -361,7 +348,7 @@ impl Cluster {
             wire.edges[1] |= due(&wire.server);
         }
         let changed = self.deadline_ms() == Some(self.now_ms)
-            || self.wires.values().any(|wire| wire.edges[1] || wire.is_over());
+            || self.wires.values().any(|wire| wire.edges[1] || wire.is_over(0) && wire.is_over(1));
         if self.now_ms >= self.server_up_at_ms && changed {
             for wire in self.wires.values_mut() {
                 wire.edges[1] = false;
@@ -393,27 +380,30 @@ impl Cluster {
         self.forget();
     }
 
-    /// Connections that are over for one end are so for the other.
+    /// Forgets connections that are over, at each end that knows.
     fn forget(&mut self) {
-        let over: Vec<usize> =
-            self.wires.iter().filter(|(_, wire)| wire.is_over()).map(|(id, _)| *id).collect();
-        for id in over {
-            let Some(wire) = self.wires.remove(&id) else { continue };
-            self.server.left(id);
+        let ids: Vec<usize> = self.wires.keys().copied().collect();
+        for id in ids {
+            let Some(wire) = self.wires.get(&id) else { continue };
+            let [client, server] = [0, 1].map(|end| wire.is_over(end));
             let node = &mut self.nodes[wire.worker];
-            if node.link == Some(id) {
+            if client && node.link == Some(id) {
                 node.link = None;
                 node.worker.disconnected();
             }
+            let mut is_event = server && self.server.left(id).is_some();
+            if client && server {
+                is_event |= self.wires.remove(&id).is_some();
+            }
             // The end of a connection is an event for the server: others may go on by it.
-            self.wires.values_mut().for_each(|wire| wire.edges[1] = true);
+            self.wires.values_mut().for_each(|wire| wire.edges[1] |= is_event);
         }
     }
 
     fn serve(&mut self) {
         loop {
             let before = self.server.progress();
-            for (id, wire) in &mut self.wires {
+            for (id, wire) in self.wires.iter_mut().filter(|(_, wire)| !wire.is_over(1)) {
                 wire.server.drive(|session| self.server.pump(*id, session));
             }
             if self.server.has_news() {
@@ -501,7 +491,8 @@ impl Cluster {
                 Work::Compute { step, .. }
                     if index == 2 && self.faults.leaves_step == Some(step) =>
                 {
-                    (node.finished, wire.broken) = (true, true);
+                    node.finished = true;
+                    wire.cut(0);
                 }
                 Work::Compute { step, .. }
                     if index == 1
@@ -572,12 +563,6 @@ impl Cluster {
 impl Node {
     fn is_whole(&self, step: u64) -> bool {
         self.contribution.as_ref().is_some_and(|contribution| contribution.is_whole(step))
-    }
-}
-
-impl Connection {
-    fn is_over(&self) -> bool {
-        self.broken || self.client.is_over() || self.server.is_over()
     }
 }
 

@@ -34,4 +34,5 @@ mod verify;
 mod volume_hints;
 mod volume_keys;
 mod volumes;
+mod wire;
 mod witness;

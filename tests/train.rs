@@ -79,6 +79,25 @@ fn a_server_that_swaps_its_checkpoint_or_tells_another_history_is_left_by_every_
     }
 }
 
+/// A connection whose other end is gone without a word: the worker notices silence and comes again, its place is held
+/// until the server's system gives the first one up.
+#[test]
+fn half_open_connections_are_noticed_and_change_nothing() {
+    let calm = Cluster::new(0, QUIET).run();
+    let mut silent = 0;
+    for seed in seeds(40) {
+        let faults = Faults { silent_per_mille: 1, ..faults(seed) };
+        let end = Cluster::new(seed, faults).run();
+        let again = repeat(seed, "half_open_connections_are_noticed_and_change_nothing");
+        assert_eq!(end.params, calm.params, "{faults:?}; {again}");
+        silent += end.silent;
+    }
+    println!("{silent} connections fell silent");
+    if std::env::var_os("SEEDS").is_none() {
+        assert!(silent > 10, "{silent} connections fell silent");
+    }
+}
+
 /// Jobs whose exchange differs from the usual one.
 fn exchanges() -> [Job; 5] {
     let outer = Outer { rate: 0.7, momentum: 0.9 };
@@ -193,7 +212,9 @@ fn a_job_that_gets_no_better_ends_at_the_same_step_whatever_happens() {
     let most = calm.evaluations.values().map(|[right, all]| *right as f64 / *all as f64);
     let [right, all] = calm.found.counts;
     assert_eq!(most.fold(0.0, f64::max), right as f64 / all as f64);
-    for seed in 1..=100 {
+    for seed in seeds(100) {
+        let test = "a_job_that_gets_no_better_ends_at_the_same_step_whatever_happens";
+        let again = repeat(seed, test);
         let faults = Faults {
             delay_ms_max: [1, 40][seed as usize % 2],
             broken_per_mille: 5,
@@ -201,7 +222,7 @@ fn a_job_that_gets_no_better_ends_at_the_same_step_whatever_happens() {
             ..QUIET
         };
         let end = Cluster::of(patient(), seed, faults).run();
-        assert_eq!((end.step, end.found), (calm.step, calm.found), "seed {seed}");
-        assert_eq!(end.params, calm.params, "seed {seed}");
+        assert_eq!((end.step, end.found), (calm.step, calm.found), "{again}");
+        assert_eq!(end.params, calm.params, "{again}");
     }
 }
