@@ -7,6 +7,7 @@ mod cluster;
 mod container;
 mod doctor;
 mod export;
+mod faults;
 mod fuzz_seeds;
 mod guest;
 mod layers;
