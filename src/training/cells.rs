@@ -11,8 +11,6 @@ use kernels::narrow::{
 };
 use protocol::CHUNK_LEN_MAX;
 
-use protocol::CHUNK_LEN_MAX;
-
 use crate::job::{Job, Wire};
 use crate::model::params::Layout;
 

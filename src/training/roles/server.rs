@@ -76,7 +76,7 @@ pub(super) fn run(
         turn_away(&mut net, &options.job.digest(), why);
         failure
     })?;
-    let Begun { network, job, state, saved, store, known, witness, _lock } = begun;
+    let Begun { network, job, state, saved, mut store, known, witness, _lock } = begun;
     let mut record = Record::open(&store, &job, &state, options.page);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     record.admit_self(&own);
