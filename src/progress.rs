@@ -46,6 +46,7 @@ impl Progress {
 
     /// So much more is done.
     pub fn advance(&self, more: u64) {
+        // Relaxed: a count that is shown, nothing else depends on it.
         let done = self.done.fetch_add(more, Ordering::Relaxed) + more;
         // Whoever finds it taken leaves the showing to who has it.
         let Ok(mut next) = self.next.try_lock() else { return };

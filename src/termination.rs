@@ -49,6 +49,7 @@ pub fn requested() -> bool {
         collect_orphans();
     }
     let asked = TERMINATION.get().is_some_and(Termination::requested);
+    // Relaxed: nothing is handed over with it, and a later look would do.
     REQUESTED.fetch_or(asked, Ordering::Relaxed) || asked
 }
 

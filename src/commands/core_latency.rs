@@ -46,6 +46,7 @@ impl Line {
             }
             let turn = 2 * round + who;
             self.wait_for(turn)?;
+            // Release and Acquire, as any data handed over would need: that is what is timed.
             self.turn.store(turn + 1, Ordering::Release);
         }
         Some(start.elapsed() / (ROUNDS - WARM_UP) as u32)

@@ -49,12 +49,13 @@ impl Pieces {
 /// deeper networks ever hand on in between.
 const BUCKETS: usize = 32;
 
-/// Queue that are not handed on yet.
+/// Buckets that are not handed on yet.
 pub(crate) struct ReadyBuckets<'a, F> {
     pieces: Pieces,
     done: Mutex<F>,
     buckets: Mutex<Queue<'a>>,
-    /// Pieces that are left, and how many of them can wait.
+    /// Pieces that are left, and how many of them can wait. Relaxed: a look at them only tells whether to try; what is
+    /// handed on is behind the locks.
     left: AtomicUsize,
     deferrable: AtomicUsize,
 }

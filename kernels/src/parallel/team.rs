@@ -90,6 +90,7 @@ impl Team {
 
 impl Drop for Team {
     fn drop(&mut self) {
+        // Relaxed: `announce` releases it.
         self.shared.stop.store(true, Ordering::Relaxed);
         self.shared.announce();
         for thread in self.threads.drain(..) {
@@ -167,6 +168,7 @@ impl Shared {
         let is_empty = || door.inside.load(Ordering::Acquire) == CLOSED;
         self.callers.wait_until(is_empty, || self.visit(&self.idle, 0));
         let panic = lock(&door.panic).take();
+        // Releases what this caller read and wrote of the door to the next one that takes it.
         door.taken.store(false, Ordering::Release);
         match (result, panic) {
             (Ok(result), None) => Ok(result),
@@ -237,6 +239,7 @@ impl Door {
             return None;
         }
         let mut is_done = false;
+        // Acquires the body that the opening released: with less, an older closure could be called.
         if self.inside.fetch_add(1, Ordering::Acquire) & CLOSED == 0 {
             // SAFETY: the door was open, and the body stays until this thread has left.
             let body = self.body.with(|place| unsafe { *place });
@@ -247,6 +250,7 @@ impl Door {
                 Err(panic) => *lock(&self.panic) = Some(panic),
             }
         }
+        // Releases what the body wrote: the caller waits for this and then reads the results.
         self.inside.fetch_sub(1, Ordering::Release);
         Some(is_done)
     }
