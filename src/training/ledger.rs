@@ -80,6 +80,15 @@ impl Ledger {
         self.segments.iter().flat_map(|segment| &segment.lines)
     }
 
+    /// Every head that is known, with the updates after its round: also those of which nothing before is known.
+    pub fn heads(&self) -> impl Iterator<Item = (u64, Hash)> {
+        self.segments.iter().flat_map(|segment| {
+            let lines = segment.lines.iter().map(|line| (line.step, line.head));
+            let anchor = (segment.step > 0).then_some((segment.step, segment.before[0]));
+            anchor.into_iter().chain(lines)
+        })
+    }
+
     /// The head after so many updates, if it is known; before the first update it is zero.
     pub fn head(&self, step: u64) -> Option<Hash> {
         let known = self.segments.iter().rev().find_map(|segment| segment.head(step));

@@ -19,16 +19,16 @@ pub(super) fn check(
     let mut kept = Ledger::parse(&bytes).map_err(|why| format!("{name}: {why}"))?;
     let worker = kept.worker().ok_or(format!("{name}: it is no worker's"))?;
     let receipt = passport.training.receipt.as_ref().ok_or("the passport has no receipt")?;
-    for line in kept.lines() {
-        let known = ours.and_then(|ours| ours.head(line.step));
-        let expected = if line.step == receipt.step { Some(receipt.head()) } else { known };
+    for (step, head_told) in kept.heads() {
+        let known = ours.and_then(|ours| ours.head(step));
+        let expected = if step == receipt.step { Some(receipt.head()) } else { known };
         match expected {
-            Some(head) if head != line.head => {
+            Some(head) if head != head_told => {
                 return Err(format!(
                     "{name}: worker{worker} was told head {} for the round that ended after step {}, the passport \
                      has {}: EQUIVOCATION",
-                    short(&line.head),
-                    line.step,
+                    short(&head_told),
+                    step,
                     short(&head)
                 ));
             }
@@ -36,7 +36,7 @@ pub(super) fn check(
                 return Err(format!(
                     "{name}: worker{worker} was told of a round that ended after step {}, of which the passport \
                      knows nothing",
-                    line.step
+                    step
                 ));
             }
             _ => {}
