@@ -42,6 +42,18 @@ fn batch(n: usize) -> Batch {
     Batch { images, labels: (0..n).map(|i| (i % 10) as u8).collect() }
 }
 
+/// A pool of two whose other thread has begun: what the system takes for a thread at its start is no step's.
+fn begun(pool: Pool) -> Pool {
+    let arrived = AtomicUsize::new(0);
+    pool.run(2, |_| {
+        arrived.fetch_add(1, Ordering::Relaxed);
+        while arrived.load(Ordering::Relaxed) < 2 {
+            std::thread::yield_now();
+        }
+    });
+    pool
+}
+
 /// One test, so that no other one allocates beside it.
 #[test]
 fn a_steady_step_takes_no_memory() {
@@ -61,7 +73,7 @@ fn a_steady_step_takes_no_memory() {
             let mut gradients = vec![0.0; params.len()];
             // The last batch of an epoch is shorter.
             let batches = [batch(3), batch(2), batch(3)];
-            let ((precision, conv), pool) = (way, Pool::new(2));
+            let ((precision, conv), pool) = (way, begun(Pool::new(2)));
             let mut model = Model::new(network, precision, conv, 3, pool, isa).expect("memory");
             model.step(&mut params, &batches[0], &mut gradients, Pieces::Small, |_| {});
             let before = TAKEN.load(Ordering::Relaxed);

@@ -39,7 +39,7 @@ enum Command {
 
 /// Print what a passport says, its signatures checked, its evidence not judged.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "show")]
+#[argh(subcommand, name = "show", example = "{command_name} model")]
 struct ShowArgs {
     /// folder with the model
     #[argh(positional)]
@@ -51,7 +51,11 @@ struct ShowArgs {
 
 /// Check all that a passport says: files, signatures, evidence, rounds.
 #[derive(FromArgs, Debug)]
-#[argh(subcommand, name = "verify")]
+#[argh(
+    subcommand,
+    name = "verify",
+    example = "{command_name} model --policy policy.json --receipts receipts-worker1-5ac9e7d2.json"
+)]
 struct VerifyArgs {
     /// folder with the model
     #[argh(positional)]
