@@ -46,9 +46,11 @@ impl Connection {
         gone[end] || self.silent_since_ms.is_none() && gone[1 - end]
     }
 
-    /// Nothing comes through any more.
+    /// Nothing comes through any more; says whether something did before.
     pub(crate) fn fall_silent(&mut self, now_ms: u64) -> bool {
-        self.silent_since_ms.replace(now_ms).is_none()
+        let falls = self.silent_since_ms.is_none();
+        self.silent_since_ms.get_or_insert(now_ms);
+        falls
     }
 
     /// Carries bytes, in pieces, and tells each end of its edges: once. The delay and the size of a piece are of each
