@@ -65,7 +65,8 @@ fn a_worker_that_joins_late_takes_part_from_then_on() {
     let dir = Dir::new("joins-late");
     let cast = Cast::new(&dir, "model");
     let ps0 = Process::start(&cast.words("ps0", &QUORUM), "info");
-    let worker0 = cast.start("worker0", &[("--pause-ms", "200")]);
+    // Slow enough that the other one is there long before the end.
+    let worker0 = cast.start("worker0", &[("--pause-ms", "1500")]);
     ps0.wait_for("step: 2,");
     let worker1 = cast.start("worker1", &[]);
     cast.finish(&ps0, vec![worker0, worker1]);
