@@ -43,18 +43,26 @@ class Link:
 
     def __enter__(self):
         self.__exit__()
-        if self.rate:
-            for host in HOSTS:
-                ip(f"netns add {host}")
-            ip(f"link add eth0 netns {HOSTS[0]} type veth peer name eth0 netns {HOSTS[1]}")
-            for number, host in enumerate(HOSTS):
-                ip(f"-n {host} addr add 10.78.0.{number + 1}/24 dev eth0")
-                ip(f"-n {host} link set eth0 up")
-                ip(f"-n {host} link set lo up")
-                # Half of the round trip each way; a queue of a second at this rate.
-                shape = f"netem delay {self.delay / 2}ms rate {self.rate}mbit limit 100000"
-                call(["ip", "netns", "exec", host, "tc", "qdisc", "add", "dev", "eth0", "root", *shape.split()])
+        try:
+            self.make()
+        except SystemExit:
+            self.__exit__()
+            raise
         return self
+
+    def make(self):
+        if not self.rate:
+            return
+        for host in HOSTS:
+            ip(f"netns add {host}")
+        ip(f"link add eth0 netns {HOSTS[0]} type veth peer name eth0 netns {HOSTS[1]}")
+        for number, host in enumerate(HOSTS):
+            ip(f"-n {host} addr add 10.78.0.{number + 1}/24 dev eth0")
+            ip(f"-n {host} link set eth0 up")
+            ip(f"-n {host} link set lo up")
+            # Half of the round trip each way. The kernel needs sch_netem.
+            shape = f"netem delay {self.delay / 2}ms rate {self.rate}mbit limit 100000"
+            call(["ip", "netns", "exec", host, "tc", "qdisc", "add", "dev", "eth0", "root", *shape.split()])
 
     def __exit__(self, *_):
         if self.rate:
