@@ -273,11 +273,13 @@ fn swapped(job: &Job, training: &Value, roster: &Roster) {
 fn retold(job: &Job, (training, roster): (&Value, &Roster), kept: &[&Path; 2]) {
     let told = Ledger::parse(&fs::read(kept[1]).expect("kept")).expect("a ledger");
     let last: Receipt = told.last().expect("a receipt").clone();
-    for lie in [
-        (|last: &mut Receipt| last.parts[1].share = None) as fn(&mut Receipt),
-        |last| last.parts[1].chain[0] ^= 1,
-        |last| last.previous[0] ^= 1,
-    ] {
+    let lies: [(fn(&mut Receipt), &str); 3] = [
+        (|last| last.parts[1].share = None, "EQUIVOCATION"),
+        (|last| last.parts[1].chain[0] ^= 1, "EQUIVOCATION"),
+        // A chain of ps0's own that is broken: nobody else's receipts are needed.
+        (|last| last.previous[0] ^= 1, "3 rounds, receipts.json has 2"),
+    ];
+    for (lie, noticed) in lies {
         let mut other = last.clone();
         lie(&mut other);
         let name = "receipts-of-a-liar.json";
@@ -305,7 +307,7 @@ fn retold(job: &Job, (training, roster): (&Value, &Roster), kept: &[&Path; 2]) {
             told["digest"]["sha256"] = hex(&other.head()).into();
             told["content"] = base64(&other.encode()).into();
             job.forge(&forged, roster);
-            refused(job.verify(&[kept[1]]), "EQUIVOCATION");
+            refused(job.verify(&[kept[1]]), noticed);
         });
     }
 }
