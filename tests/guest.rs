@@ -30,7 +30,7 @@ const MODULES: [&str; 17] = [
 const FOREIGN: [&str; 4] = ["cryptsetup", "mke2fs", "e2fsck", "resize2fs"];
 /// Checks that the guest makes; fewer means that it died.
 const CHECKS_MIN: usize = 150;
-const MINUTES_MAX: u32 = 30;
+const MINUTES_MAX: u32 = 60;
 
 /// A file tree in the format of an initramfs (kernel `buffer-format.rst`, newc).
 #[derive(Default)]

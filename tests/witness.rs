@@ -84,6 +84,12 @@ fn a_volume_whose_older_blocks_were_put_back_is_refused() {
 
     // What it was last goes on.
     fs::copy(&newest, &path).expect("copy");
+    // Whoever was connected to one that could not begin has heard so and ended.
+    for worker in workers {
+        worker.terminate();
+        worker.end();
+    }
+    let workers = ["worker0", "worker1"].map(|role| cast.start(role, &[]));
     let ps0 = start();
     cast.finish(&ps0, workers.into());
     assert_eq!(ps0.end().0, 0);

@@ -143,7 +143,7 @@ for round in 1 2 3; do
     mv killed k
 done
 rm -rf killed-out-*
-hfl luks create k2 --size 480M --integrity $fast --key-file key > /dev/null
+hfl luks create k2 --size 256M --integrity $fast --key-file key > /dev/null
 mkdir data
 head -c 24584 /data_batch_1.bin > data/data_batch_1.bin
 killed="--attestation sim --worker-hosts 127.0.0.1:1 --ps-hosts 127.0.0.1:60003 --model resnet18"
@@ -165,10 +165,10 @@ kill -9 $worker
 wait $worker 2>/dev/null
 clean clean-after-kills
 rm -f k2
-truncate -s 300M k
+truncate -s 120M k
 check grown-integrity hfl luks resize k --key-file key
 check grown-integrity-mount hfl luks mount k /mnt --name vol --key-file key
-check grown-integrity-fill sh -c 'head -c 230000000 /dev/urandom > /mnt/large && sync && seq 1 20000 | cmp - /mnt/synced'
+check grown-integrity-fill sh -c 'head -c 80000000 /dev/urandom > /mnt/large && sync && seq 1 20000 | cmp - /mnt/synced'
 sum=$(sha256sum < /mnt/large)
 check grown-integrity-unmount hfl luks unmount /mnt
 check grown-integrity-export hfl luks export k --files grown-out --key-file key
