@@ -144,4 +144,13 @@ mod tests {
         let other = PassportKey::generate().expect("a key");
         assert!(verify(&file, &other.public()).is_err());
     }
+
+    #[test]
+    fn every_number_of_a_statement_reads_back() {
+        let key = PassportKey::generate().expect("a key");
+        let numbers: Vec<f64> = (1..2000).map(|at| f64::from(at as f32 * 1e-4)).collect();
+        let statement = serde_json::json!({ "numbers": numbers });
+        let file = sign(&statement, &key).expect("signed");
+        assert_eq!(verify(&file, &key.public()), Ok(statement));
+    }
 }
