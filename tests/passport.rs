@@ -269,11 +269,14 @@ fn swapped(job: &Job, training: &Value, roster: &Roster) {
     });
 }
 
+/// What a liar changes in a receipt, and how that is noticed.
+type Lie = (fn(&mut Receipt), &'static str);
+
 /// A last receipt that lacks a contribution, or is another than workers were told.
 fn retold(job: &Job, (training, roster): (&Value, &Roster), kept: &[&Path; 2]) {
     let told = Ledger::parse(&fs::read(kept[1]).expect("kept")).expect("a ledger");
     let last: Receipt = told.last().expect("a receipt").clone();
-    let lies: [(fn(&mut Receipt), &str); 3] = [
+    let lies: [Lie; 3] = [
         (|last| last.parts[1].share = None, "EQUIVOCATION"),
         (|last| last.parts[1].chain[0] ^= 1, "EQUIVOCATION"),
         // A chain of ps0's own that is broken: nobody else's receipts are needed.

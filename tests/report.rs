@@ -76,6 +76,21 @@ fn attributes<'a>(html: &'a str, name: &str) -> Vec<&'a str> {
     html.split(&begin).skip(1).filter_map(|rest| rest.split('"').next()).collect()
 }
 
+/// What crossed the wire, in all and by worker: gradients and parameters at the least.
+fn bytes_add_up(history: &History) {
+    let Bytes { all, by_worker } = history.bytes();
+    assert!(all.iter().all(|bytes| *bytes > STEPS * 2 * 90_000_000), "{all:?}");
+    let sum = by_worker.iter().fold([0; 2], |sum, more| [sum[0] + more[0], sum[1] + more[1]]);
+    assert!(
+        by_worker.len() == 2 && sum[0] <= all[0] && sum[1] <= all[1],
+        "{by_worker:?} of {all:?}"
+    );
+    assert!(
+        by_worker.as_flattened().iter().all(|bytes| *bytes > STEPS * 90_000_000),
+        "{by_worker:?}"
+    );
+}
+
 #[test]
 fn a_job_tells_what_happened_in_lines_and_on_a_page() {
     let dir = Dir::new("report");
@@ -110,22 +125,7 @@ fn a_job_tells_what_happened_in_lines_and_on_a_page() {
     // The step under way when worker1 died is in nobody's books, or in both processes'.
     assert!(worker1.steps.abs_diff(STEPS) <= 1, "{worker1:?}");
     assert!(worker0.forward > 0.0 && worker0.backward > 0.0 && worker0.waiting > 0.0);
-    assert!(
-        history.bytes.iter().all(|bytes| *bytes > STEPS * 2 * 90_000_000),
-        "{:?}",
-        history.bytes
-    );
-
-    let Bytes { all, by_worker } = history.bytes();
-    let sum = by_worker.iter().fold([0; 2], |sum, more| [sum[0] + more[0], sum[1] + more[1]]);
-    assert!(
-        by_worker.len() == 2 && sum[0] <= all[0] && sum[1] <= all[1],
-        "{by_worker:?} of {all:?}"
-    );
-    assert!(
-        by_worker.as_flattened().iter().all(|bytes| *bytes > STEPS * 90_000_000),
-        "{by_worker:?}"
-    );
+    bytes_add_up(&history);
 
     let page = model.join(history::REPORT);
     let (html, log) = chromium(&dir, &["--dump-dom"], &page);
