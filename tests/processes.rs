@@ -412,7 +412,9 @@ fn a_worker_that_is_100_seconds_late_ends_no_connection() {
     end(late);
     let said = [end(ps0), end(waiting)];
     assert_eq!(said[0].matches("its evidence is accepted").count(), 2, "{}", said[0]);
-    assert_eq!(said[1].matches("trying again").count(), 0, "{}", said[1]);
+    // Before ps0 listens a worker may come in vain; once they have spoken there is no second time.
+    let mut anew = said[1].lines().filter(|line| line.contains("trying again"));
+    assert!(anew.all(|line| line.contains("Connection refused")), "{}", said[1]);
 }
 
 #[test]
