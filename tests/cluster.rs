@@ -121,6 +121,8 @@ pub(crate) struct Cluster {
     server: ParameterServer,
     server_up_at_ms: u64,
     saved: State,
+    /// A snapshot that is written while the server goes on, and when that is done.
+    saving: Option<(State, u64)>,
     roster: Roster,
     nodes: Vec<Node>,
     wires: BTreeMap<usize, Connection>,
@@ -187,6 +189,7 @@ impl Cluster {
             job,
             layout,
             saved,
+            saving: None,
             roster: Roster::default(),
             nodes: (0..WORKERS).map(node).collect(),
             wires: BTreeMap::new(),
@@ -239,6 +242,16 @@ impl Cluster {
         }
     }
 
+    /// A snapshot that is complete takes the place of the one before; says whether one was.
+    fn finish_saving(&mut self) -> bool {
+        let done = self.saving.take_if(|(_, at)| *at <= self.now_ms);
+        let is_done = done.is_some();
+        if let Some((state, _)) = done {
+            self.saved = own(&state);
+        }
+        is_done
+    }
+
     fn draw(&mut self, below: u64) -> u64 {
         self.draws += 1;
         u64::from(self.random.words(self.draws)[0]) % below.max(1)
@@ -267,6 +280,8 @@ impl Cluster {
         self.deaths += 1;
         let back = self.now_ms + 1 + self.draw(200);
         if victim == usize::from(WORKERS) {
+            // What was not written to its end is not there.
+            self.saving = None;
             let roster = self.roster.clone();
             self.server = server(&self.job, &self.layout, &self.saved).with_roster(roster);
             // Its rounds since then are those of nobody.
@@ -347,7 +362,8 @@ impl Cluster {
             wire.edges[0] |= due(&wire.client);
             wire.edges[1] |= due(&wire.server);
         }
-        let changed = self.deadline_ms() == Some(self.now_ms)
+        let changed = self.finish_saving()
+            || self.deadline_ms() == Some(self.now_ms)
             || self.wires.values().any(|wire| wire.edges[1] || wire.is_over(0) && wire.is_over(1));
         if self.now_ms >= self.server_up_at_ms && changed {
             for wire in self.wires.values_mut() {
@@ -426,7 +442,7 @@ impl Cluster {
                 let may_differ = self.job.wire == Wire::Int8 || self.job.quorum.is_some();
                 assert!(is_same || may_differ, "step {}", found.step);
                 if self.server.state().is_finished() {
-                    self.saved = self.server.state().clone();
+                    self.saved = own(self.server.state());
                 }
             }
             if let Some(closed) = self.server.close_round().expect("finite") {
@@ -435,8 +451,12 @@ impl Cluster {
                 self.waits_since_ms = self.now_ms;
                 let state = self.server.state();
                 let before = first / CHECKPOINT_EVERY;
-                if state.step / CHECKPOINT_EVERY > before || state.is_finished() {
-                    self.saved = state.clone();
+                if state.is_finished() {
+                    self.saved = own(state);
+                } else if state.step / CHECKPOINT_EVERY > before {
+                    let state = state.clone();
+                    let done = self.now_ms + self.draw(2 * self.faults.delay_ms_max);
+                    self.saving = Some((state, done));
                 }
             }
             if self.server.progress() == before {
@@ -568,5 +588,12 @@ impl Node {
 
 fn server(job: &Job, layout: &Layout, state: &State) -> ParameterServer {
     let (pool, isa) = (Pool::new(1), Isa::detect());
-    ParameterServer::new(job.clone(), layout.clone(), state.clone(), CELL, pool, isa)
+    ParameterServer::new(job.clone(), layout.clone(), own(state), CELL, pool, isa)
+}
+
+/// A state with values of its own, as one that was written and read is.
+fn own(state: &State) -> State {
+    let [params, velocity] =
+        [&state.params, &state.velocity].map(|values| Arc::new(values.to_vec()));
+    State { params, velocity, ..state.clone() }
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -43,6 +44,27 @@ fn a_worker_that_is_stopped_is_left_out_comes_back_and_the_log_repeats_it() {
     let output = hfl(&words);
     let out = String::from_utf8_lossy(&output.stdout);
     assert!(out.contains(&hash), "{out}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn a_checkpoint_that_takes_long_holds_up_no_step_and_a_kill_within_it_loses_nothing() {
+    let dir = Dir::new("slow-disk");
+    let calm = undisturbed(&dir);
+    let cast = Cast::new(&dir, "slow");
+    // Nobody reads from it, so the first checkpoint is never written to its end.
+    let pipe = dir.path("slow").join("model.ckpt-data.tmp");
+    fs::create_dir_all(dir.path("slow")).expect("create");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let often = [("--checkpoint-every", "1")];
+    let ps0 = cast.start("ps0", &often);
+    let workers = ["worker0", "worker1"].map(|role| cast.start(role, &[]));
+    // Of parameters that came after the checkpoint was begun.
+    workers.iter().for_each(|worker| drop(worker.wait_for("step: 1,")));
+    ps0.kill();
+    fs::remove_file(pipe).expect("the pipe");
+    let ps0 = cast.start("ps0", &often);
+    assert_eq!(cast.finish(&ps0, workers.into()), calm);
+    assert_eq!(ps0.end().0, 0);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! disconnect and death.
 
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use hfl::job::evaluation::Evaluation;
 use hfl::job::state::State;
@@ -60,9 +61,9 @@ fn a_server_that_swaps_its_checkpoint_or_tells_another_history_is_left_by_every_
     let calm = Cluster::new(0, QUIET).run();
     assert_eq!(calm.contradictions, [], "the truth is no contradiction");
     // Other parameters under the receipt of the true ones, then under one made to fit.
-    let swaps: fn(&mut State) = |state| state.params[0] += 1.0;
+    let swaps: fn(&mut State) = |state| Arc::make_mut(&mut state.params)[0] += 1.0;
     let retells: fn(&mut State) = |state| {
-        state.params[0] += 1.0;
+        Arc::make_mut(&mut state.params)[0] += 1.0;
         state.receipt = None;
     };
     let drops: fn(&mut State) = |state| {

@@ -1,16 +1,19 @@
 //! `State`: everything of a training that survives a restart of the parameter server.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::job::receipt::Receipt;
 
-/// The training after `step` updates.
+/// The training after `step` updates. A clone is a snapshot: it shares the values with the original until one of
+/// them changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
     /// Parameters and running statistics.
-    pub params: Vec<f32>,
+    pub params: Arc<Vec<f32>>,
     /// SGD's velocity of the trained part.
-    pub velocity: Vec<f32>,
+    pub velocity: Arc<Vec<f32>>,
     /// Updates done.
     pub step: u64,
     /// Updates of the whole job, known once every worker has joined.
@@ -101,14 +104,19 @@ impl State {
     /// A training that begins with these parameters.
     pub fn new(params: Vec<f32>, trained: usize, workers: u16) -> Self {
         Self {
-            params,
-            velocity: vec![0.0; trained],
+            params: Arc::new(params),
+            velocity: Arc::new(vec![0.0; trained]),
             step: 0,
             steps: None,
             members: vec![None; usize::from(workers)],
             found: Found::default(),
             receipt: None,
         }
+    }
+
+    /// Whether a snapshot has the values too, so that a change would copy them first.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.params) > 1 || Arc::strong_count(&self.velocity) > 1
     }
 
     /// Whether all updates are done.

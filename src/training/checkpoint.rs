@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Serialize;
@@ -218,9 +219,16 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
     if members.len() != usize::from(job.workers) {
         return Err(CheckpointError::Metadata("members"));
     }
-    let mut state = State {
-        params: vec![0.0; layout.len],
-        velocity: vec![0.0; layout.trained],
+    let (mut params, mut velocity) = (vec![0.0; layout.len], vec![0.0; layout.trained]);
+    for tensor in &layout.tensors {
+        import(&tensors, tensor, "", &mut params)?;
+        if tensor.kind != Kind::Statistic {
+            import(&tensors, tensor, MOMENTUM, &mut velocity)?;
+        }
+    }
+    let state = State {
+        params: Arc::new(params),
+        velocity: Arc::new(velocity),
         step: number("step")?,
         steps: metadata.contains_key("steps").then(|| number("steps")).transpose()?,
         members,
@@ -232,12 +240,6 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
         },
         receipt: metadata.get("receipt").map(|text| receipt(text)).transpose()?,
     };
-    for tensor in &layout.tensors {
-        import(&tensors, tensor, "", &mut state.params)?;
-        if tensor.kind != Kind::Statistic {
-            import(&tensors, tensor, MOMENTUM, &mut state.velocity)?;
-        }
-    }
     let known = |name: &str| {
         let name = name.strip_prefix(MOMENTUM).unwrap_or(name);
         name.ends_with(TRACKED) || layout.tensor(name).is_some()
@@ -479,7 +481,10 @@ mod tests {
         let layout = &network.layout;
         let params = (0..layout.len).map(|i| i as f32).collect();
         let mut state = State::new(params, layout.trained, 2);
-        state.velocity.iter_mut().enumerate().for_each(|(i, v)| *v = -(i as f32));
+        Arc::make_mut(&mut state.velocity)
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, v)| *v = -(i as f32));
         (state.step, state.steps) = (7, Some(9));
         state.found.take(6, [3, 4]);
         state.members[1] = Some(Member { samples: 9, batches: 2, data: Some([5; 32]) });
@@ -498,7 +503,7 @@ mod tests {
         let path = directory.join(DATA_FILE);
         let read = |layout: &Layout| load_params(&path, layout, |values| values.fill(-3.0));
         let initial = read(&network.layout).expect("params");
-        assert!(initial.params == checkpoint.state.params && initial.other_classes.is_none());
+        assert!(initial.params == *checkpoint.state.params && initial.other_classes.is_none());
         for classes in [7, 100] {
             let shape = Shape { classes, ..Shape::CIFAR };
             let other = Network::new(Arch::Resnet50, Stem::Cifar, shape).expect("shapes").layout;
@@ -542,7 +547,7 @@ mod tests {
         }
         let mut state = checkpoint.state.clone();
         let spoiled = network.layout.tensors[3].clone();
-        state.params[spoiled.range.start] = f32::NAN;
+        Arc::make_mut(&mut state.params)[spoiled.range.start] = f32::NAN;
         save(&mut store, &network.layout, &checkpoint.job, &state).expect("save");
         let why = refused(&path);
         assert!(why.contains(&spoiled.name) && why.contains("infinite or no numbers"), "{why}");

@@ -1,5 +1,7 @@
 //! `Classifier`: a saved model that tells classes, for `hfl eval` and `hfl predict`.
 
+use std::sync::Arc;
+
 use kernels::{Isa, Pool};
 
 use crate::data::batch::Batch;
@@ -63,7 +65,8 @@ impl Saved {
         let Checkpoint { job, state } = self.checkpoint;
         let parameters = params::hash(&state.params);
         let network = self.network.computed(job.conv);
-        let model = Inference::new(network, state.params, batch, Pool::new(threads), isa)
+        let params = Arc::unwrap_or_clone(state.params);
+        let model = Inference::new(network, params, batch, Pool::new(threads), isa)
             .doing("memory for a batch")?;
         Ok(Classifier { job, step: state.step, steps: state.steps, parameters, model })
     }

@@ -239,7 +239,8 @@ impl ParameterServer {
         self.send(id, session)
     }
 
-    /// Applies the update if every worker's gradients are in.
+    /// Applies the update if every worker's gradients are in, and no snapshot has the values: who writes one is
+    /// nearly always done before, and a copy for the rest would be memory that nobody counted on.
     ///
     /// # Errors
     /// When something is not finite: the state is spoiled and must not be saved.
@@ -249,6 +250,9 @@ impl ParameterServer {
         }
         let Some(steps) = self.state.steps else { return Ok(None) };
         if self.state.is_finished() || self.is_evaluating() || !self.round.is_closed() {
+            return Ok(None);
+        }
+        if self.state.is_shared() {
             return Ok(None);
         }
         let (loss, samples) = (self.round.loss(), self.round.samples());

@@ -1,6 +1,7 @@
 //! The update of a round: one step of SGD with the mean gradient, or the outer step with the mean difference.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use kernels::{Exec, Isa, Sgd, momentum_sgd};
 
@@ -20,6 +21,7 @@ pub fn update(
     steps: u64,
 ) -> bool {
     let State { params, velocity, step, .. } = state;
+    let (params, velocity) = (Arc::make_mut(params), Arc::make_mut(velocity));
     let scale = 1.0 / round.weight();
     let rate = job.schedule.rate(*step, steps);
     let mut is_finite = true;

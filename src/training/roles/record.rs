@@ -33,6 +33,12 @@ pub(super) struct Record {
     receipts: Ledger,
 }
 
+/// What there is to write of a record, whoever writes it.
+pub(super) struct SoFar {
+    history: History,
+    page: bool,
+}
+
 impl Record {
     /// Goes on with the history that is there, if it is this job's and can be read.
     pub(super) fn open(store: &Store, job: &Job, state: &State, page: bool) -> Self {
@@ -75,12 +81,9 @@ impl Record {
         }
     }
 
-    /// Writes who contributed to the rounds so far, and the heads of their receipts.
-    pub(super) fn keep_rounds(&self, store: &mut Store, progress: Progress) -> io::Result<()> {
-        let files = [(rounds::FILE, self.rounds.encode()), (ledger::FILE, self.receipts.encode())];
-        files
-            .iter()
-            .try_for_each(|(name, bytes)| store.save(name, progress, &|out| out.write_all(bytes)))
+    /// Who contributed to the rounds so far, and the heads of their receipts, as files.
+    pub(super) fn rounds(&self) -> Vec<(&'static str, Vec<u8>)> {
+        vec![(rounds::FILE, self.rounds.encode()), (ledger::FILE, self.receipts.encode())]
     }
 
     /// What workers found on their test images.
@@ -162,15 +165,17 @@ impl Record {
         self.history.parameters = Some(hex(parameters));
     }
 
-    /// Writes history and report.
-    pub(super) fn keep(
-        &mut self,
-        store: &mut Store,
-        progress: Progress,
-        bytes: &Bytes,
-    ) -> Result<(), Failure> {
+    /// History and report as they stand.
+    pub(super) fn so_far(&mut self, bytes: &Bytes) -> SoFar {
         self.history.carried(self.before.plus(bytes));
         self.history.written = clock();
+        SoFar { history: self.history.clone(), page: self.page }
+    }
+}
+
+impl SoFar {
+    /// Writes history and report.
+    pub(super) fn save(&self, store: &mut Store, progress: Progress) -> Result<(), Failure> {
         let mut files = vec![(history::FILE, self.history.encode())];
         if self.page {
             files.push((history::REPORT, page(&self.history).into_bytes()));

@@ -4,6 +4,7 @@ mod beginning;
 mod leaving;
 mod missing;
 mod passport;
+mod saver;
 mod saving;
 mod witness;
 
@@ -16,6 +17,7 @@ use protocol::{Config, LinkId, Net, Over, Refusal, Role};
 use self::beginning::{Begun, Refused, begin, listening, turn_away};
 use self::leaving::{Leaving, kept};
 use self::missing::Missing;
+use self::saver::Saver;
 use self::witness::Witness;
 use super::options::Options;
 use super::record::Record;
@@ -34,7 +36,6 @@ use crate::training::cells::CELL;
 use crate::training::note::Note;
 use crate::training::rounds::Share;
 use crate::training::server::{NotFinite, ParameterServer};
-use crate::training::store::Store;
 
 /// How long a finished server waits for workers that do not know of it yet: one that is away comes back within its own
 /// longest pause, or is gone.
@@ -43,7 +44,7 @@ const FINISH_WAIT: Duration = Duration::from_secs(60);
 struct Running {
     server: ParameterServer,
     network: Network,
-    store: Store,
+    saver: Saver,
     net: Net,
     report: Report,
     metrics: Arc<Metrics>,
@@ -81,6 +82,7 @@ pub(super) fn run(
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     record.admit_self(&own);
     let signer = Signer::open(&mut store, config, &job, state.step, &own.quote, options.bom)?;
+    let saver = Saver::new(store, network.layout.clone(), &mut net)?;
     let mut server =
         ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool(), options.isa)
             .with_roster(known);
@@ -88,7 +90,7 @@ pub(super) fn run(
     let mut running = Running {
         server,
         network,
-        store,
+        saver,
         net,
         report: Report::new(options.json, Arc::clone(&metrics)),
         metrics,
@@ -108,7 +110,7 @@ pub(super) fn run(
     if let Err(Leaving { told, failure }) = running.serve(options) {
         running.dismiss(told);
         // The volume is whole as it is; a clean end only spares the next start a replay.
-        let _ = running.store.close();
+        let _ = running.saver.into_store().close();
         running.witness.into_iter().for_each(Witness::finish);
         return Err(failure);
     }
@@ -133,6 +135,7 @@ impl Running {
             loop {
                 let before = self.server.progress();
                 self.pump();
+                self.take_saved()?;
                 self.keep_roster()?;
                 self.leave_out_late();
                 self.evaluate()?;
@@ -147,7 +150,7 @@ impl Running {
                 return self.stop();
             }
             self.say_who_is_missing();
-            self.save_in_time(options)?;
+            self.save_in_time(options);
             if self.server.state().is_finished() {
                 let since = *finished.get_or_insert_with(Instant::now);
                 if self.server.all_told() && self.net.ids().is_empty() {
@@ -267,7 +270,7 @@ impl Running {
             self.save_best();
         }
         match self.server.state().is_finished() {
-            true => self.save(),
+            true => self.save_now(),
             false => Ok(()),
         }
     }
@@ -297,10 +300,14 @@ impl Running {
         let state = self.server.state();
         let every = options.checkpoint_every;
         let is_due = state.step / every > (state.step - closed.count) / every;
-        match is_due || state.is_finished() {
-            true => self.save(),
-            false => Ok(()),
+        // Nobody may be told of the end before it is on the disk.
+        if state.is_finished() {
+            return self.save_now();
         }
+        if is_due {
+            self.save();
+        }
+        Ok(())
     }
 
     /// Nothing of a step that is not finite is kept; what is on the disk is of before.
@@ -316,10 +323,11 @@ impl Running {
 
     /// Leaves a checkpoint of everything that was done.
     fn stop(&mut self) -> Result<(), Leaving> {
+        self.settle_saves()?;
         let step = self.server.state().step;
         self.note(EventKind::Stopped, String::new());
         if self.saved != Some(step) {
-            self.save()?;
+            self.save_now()?;
         }
         self.keep_record();
         let failure = format!("stopped by a signal, the checkpoint is of step {step}");
@@ -365,9 +373,9 @@ impl Running {
         self.report.finished();
         let bytes = self.count_bytes();
         self.report.parameters(&hash, bytes.all);
-        let Running { server, store, mut net, witness, .. } = self;
+        let Running { server, saver, mut net, witness, .. } = self;
         witness.into_iter().for_each(Witness::finish);
-        store.close().doing("close the volume")?;
+        saver.into_store().close().doing("close the volume")?;
         transfer::linger(&mut net, &server.job().digest(), &options.place, options.linger)
     }
 }

@@ -102,12 +102,15 @@ impl Running {
     }
 
     /// Digests of the files that are to be signed.
-    fn digests(&self, is_asked: impl Fn(&str) -> bool) -> Result<Files, Failure> {
-        let names = self.store.names().doing("the model's files")?;
-        let names = names.into_iter().filter(|name| is_asked(name) && !self.is_apart(name));
+    fn digests(&mut self, is_asked: impl Fn(&str) -> bool) -> Result<Files, Failure> {
+        let names = self.saver.store().names().doing("the model's files")?;
+        let names: Vec<String> =
+            names.into_iter().filter(|name| is_asked(name) && !self.is_apart(name)).collect();
+        let store = self.saver.store();
         names
+            .into_iter()
             .map(|name| {
-                let hash = self.store.digest(&name).doing(self.store.name_of(&name))?;
+                let hash = store.digest(&name).doing(store.name_of(&name))?;
                 Ok((name, hash))
             })
             .collect()
@@ -166,13 +169,14 @@ impl Running {
 
     fn save_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<(), Failure> {
         let progress = Progress { job: self.server.job().digest(), step: self.server.state().step };
-        let saved = self.store.save(name, progress, &|out| out.write_all(bytes));
-        saved.map_err(|error| self.store.not_written(name, &error, "the model is whole without it"))
+        let store = self.saver.store();
+        let saved = store.save(name, progress, &|out| out.write_all(bytes));
+        saved.map_err(|error| store.not_written(name, &error, "the model is whole without it"))
     }
 
     /// The key of a job that is done is of no more use.
     pub(super) fn forget_key(&mut self) {
-        if self.store.manifest().is_some()
+        if self.saver.store().manifest().is_some()
             && let Err(failure) = self.save_bytes(key::FILE, &[])
         {
             log::warn!("{failure}");
