@@ -19,6 +19,9 @@ const READS_MAX: usize = 16;
 /// speed. Whoever takes a whole volume as fast as the machine sends would keep everybody else waiting.
 const PIECES_MAX: usize = 64;
 
+/// Bytes that are read at a time of what a peer said last.
+const LAST_READ_LEN: usize = 1 << 16;
+
 /// A session and its socket.
 #[derive(Debug)]
 pub struct Link<S> {
@@ -93,7 +96,7 @@ impl<S: Read + Write> Link<S> {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => self.end(CloseReason::Io(error)),
+                Err(error) => self.broken(error),
             }
         }
     }
@@ -144,8 +147,33 @@ impl<S: Read + Write> Link<S> {
             Ok(()) => {}
             // Not connected yet: the handshake waits for the writable edge.
             Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
-            Err(error) => self.end(CloseReason::Io(error)),
+            Err(error) => self.broken(error),
         }
+    }
+
+    /// Ends the link whose socket failed. A peer that closed it while we were sending may have said why, and what it
+    /// said is still there to be read.
+    fn broken(&mut self, error: io::Error) {
+        if self.ended.is_some() {
+            return;
+        }
+        let mut input = vec![0; LAST_READ_LEN];
+        for _ in 0..PIECES_MAX {
+            match self.session.next_event() {
+                Err(why) => return self.end(why),
+                Ok(Some(_)) => continue,
+                Ok(None) => {}
+            }
+            match self.socket.read(&mut input) {
+                Ok(len @ 1..) => {
+                    if let Err(why) = self.session.receive(&input[..len]) {
+                        return self.end(why);
+                    }
+                }
+                _ => break,
+            }
+        }
+        self.end(CloseReason::Io(error));
     }
 
     /// Ends the link; the last words (an alert, a refusal) are sent if the socket takes them.
