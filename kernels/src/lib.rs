@@ -66,4 +66,4 @@ pub use norm::folded::{BatchNorm, Folded, Identity, Mask, NormGradients, Normali
 pub use norm::{Statistics, Sums};
 pub use parallel::{Pool, Retiring};
 pub use pooling::{MaxPool, average_backward, average_forward};
-pub use sgd::{Sgd, momentum_sgd};
+pub use sgd::{Sgd, finish_momentum_sgd, momentum_sgd};

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::base::exec::Exec;
 use crate::base::isa::Isa;
-use crate::parallel::DisjointChunks;
+use crate::parallel::{DisjointChunks, Pool};
 
 /// 2^64: from here on squares are infinite.
 const SQUARE_MAX: f32 = 18_446_744_073_709_551_616.0;
@@ -52,16 +52,100 @@ impl Sgd {
         );
         largest < SQUARE_MAX.to_bits()
     }
+
+    /// The first half of [`Sgd::update`], to the same bits: turns gradients into the velocity after the update, and
+    /// changes nothing else.
+    pub fn next_velocity(self, isa: Isa, weights: &[f32], velocity: &[f32], gradients: &mut [f32]) {
+        assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
+        let Self { momentum, decay, scale, .. } = self;
+        isa.run(
+            #[inline(always)]
+            move || {
+                for ((w, v), g) in weights.iter().zip(velocity).zip(gradients) {
+                    *g = momentum * *v + (scale * *g + decay * *w);
+                }
+            },
+        );
+    }
+
+    /// The weights after an update whose velocity is known.
+    pub fn next_weights(self, isa: Isa, weights: &[f32], velocity: &[f32], next: &mut [f32]) {
+        assert_eq!((weights.len(), velocity.len()), (next.len(), next.len()));
+        let rate = self.rate;
+        isa.run(
+            #[inline(always)]
+            move || {
+                for ((w, v), next) in weights.iter().zip(velocity).zip(next) {
+                    *next = *w - rate * *v;
+                }
+            },
+        );
+    }
+
+    /// The second half of [`Sgd::update`]. Returns what that does.
+    #[must_use]
+    pub fn finish(
+        self,
+        isa: Isa,
+        weights: &mut [f32],
+        velocity: &mut [f32],
+        next_velocity: &[f32],
+    ) -> bool {
+        assert_eq!((weights.len(), velocity.len()), (next_velocity.len(), next_velocity.len()));
+        let rate = self.rate;
+        let largest = isa.run(
+            #[inline(always)]
+            move || {
+                let mut largest = 0;
+                for ((w, v), &next) in
+                    weights.iter_mut().zip(velocity.iter_mut()).zip(next_velocity)
+                {
+                    *v = next;
+                    *w -= rate * *v;
+                    largest = w.abs().to_bits().max(v.abs().to_bits()).max(largest);
+                }
+                largest
+            },
+        );
+        largest < SQUARE_MAX.to_bits()
+    }
 }
 
 /// [`Sgd::update`] on all threads.
 #[must_use]
 pub fn momentum_sgd(
-    Exec { pool, isa }: Exec,
+    exec: Exec,
     step: Sgd,
     weights: &mut [f32],
     velocity: &mut [f32],
     gradients: &[f32],
+) -> bool {
+    in_pieces(exec.pool, weights, velocity, gradients, |weights, velocity, gradients| {
+        step.update(exec.isa, weights, velocity, gradients)
+    })
+}
+
+/// [`Sgd::finish`] on all threads.
+#[must_use]
+pub fn finish_momentum_sgd(
+    exec: Exec,
+    step: Sgd,
+    weights: &mut [f32],
+    velocity: &mut [f32],
+    next_velocity: &[f32],
+) -> bool {
+    in_pieces(exec.pool, weights, velocity, next_velocity, |weights, velocity, next| {
+        step.finish(exec.isa, weights, velocity, next)
+    })
+}
+
+/// Works on pieces of three buffers on all threads; says whether all said yes.
+fn in_pieces(
+    pool: &Pool,
+    weights: &mut [f32],
+    velocity: &mut [f32],
+    gradients: &[f32],
+    work: impl Fn(&mut [f32], &mut [f32], &[f32]) -> bool + Sync,
 ) -> bool {
     // 64 KiB of each of three: some ten microseconds a task, and pieces that fit the second-level cache.
     const LEN: usize = 1 << 14;
@@ -71,7 +155,7 @@ pub fn momentum_sgd(
     let velocity = DisjointChunks::new(velocity, LEN);
     pool.for_each_chunk2(weights, velocity, |index, weights, velocity| {
         let gradients = &gradients[index * LEN..index * LEN + weights.len()];
-        if !step.update(isa, weights, velocity, gradients) {
+        if !work(weights, velocity, gradients) {
             is_finite.store(false, Ordering::Relaxed);
         }
     });
@@ -82,7 +166,36 @@ pub fn momentum_sgd(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Pool;
+
+    #[test]
+    fn two_halves_of_an_update_are_the_whole_to_the_bit() {
+        let pool = Pool::new(2);
+        let step = Sgd { rate: 0.03, momentum: 0.9, decay: 5e-4, scale: 1.0 / 3.0 };
+        let values = |factor: u32| -> Vec<f32> {
+            (0..40_001_u32).map(|i| (i.wrapping_mul(factor) % 1999) as f32 / 777.0 - 1.2).collect()
+        };
+        for isa in Isa::available() {
+            let exec = Exec::new(&pool, isa);
+            let (mut w, mut v, mut g) = (values(7), values(11), values(13));
+            let (mut whole_w, mut whole_v) = (w.clone(), v.clone());
+            assert!(momentum_sgd(exec, step, &mut whole_w, &mut whole_v, &g));
+            // In parts of any length, as they become known.
+            let mut next = vec![0.0; w.len()];
+            for at in (0..w.len()).step_by(1237) {
+                let part = at..w.len().min(at + 1237);
+                let (w, v) = (&w[part.clone()], &v[part.clone()]);
+                step.next_velocity(isa, w, v, &mut g[part.clone()]);
+                step.next_weights(isa, w, &g[part.clone()], &mut next[part]);
+            }
+            assert!(finish_momentum_sgd(exec, step, &mut w, &mut v, &g));
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+            assert_eq!(bits(&w), bits(&whole_w), "{}", isa.name());
+            assert_eq!(bits(&v), bits(&whole_v), "{}", isa.name());
+            assert_eq!(bits(&next), bits(&whole_w), "{}", isa.name());
+            g[17] = f32::NAN;
+            assert!(!finish_momentum_sgd(exec, step, &mut w, &mut v, &g), "{}", isa.name());
+        }
+    }
 
     #[test]
     fn two_steps_follow_the_recurrence_on_every_tier() {
