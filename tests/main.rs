@@ -10,6 +10,7 @@ mod export;
 mod faults;
 mod fuzz_seeds;
 mod guest;
+mod hostile;
 mod layers;
 mod licences;
 mod metrics;

@@ -9,7 +9,8 @@ use hfl::job::state::State;
 use hfl::job::{Job, Outer, Quorum, Wire};
 use hfl::training::contradiction::Kind;
 
-use crate::cluster::{Cluster, End, Faults, QUIET, STEPS, WORKERS};
+use crate::cluster::{Cluster, STEPS, WORKERS};
+use crate::hostile::{End, Faults, QUIET};
 use crate::participants::job;
 use crate::replayed::replayed;
 
@@ -38,6 +39,9 @@ fn faults(seed: u64) -> Faults {
 fn final_parameters_are_the_same_for_a_thousand_seeds_of_faults() {
     let calm = Cluster::new(0, QUIET).run();
     assert_eq!(calm.evaluations.keys().copied().collect::<Vec<u64>>(), [2, 4]);
+    // Two of four rounds are followed by an evaluation, before which nothing is sent early.
+    let [early, late] = calm.sent;
+    assert!(early > 0 && late > early, "{early} cells were sent early, {late} late");
     let (mut deaths, mut broken) = (0, 0);
     for seed in seeds(1000) {
         let faults = faults(seed);

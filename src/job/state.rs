@@ -119,6 +119,11 @@ impl State {
         Arc::strong_count(&self.params) > 1 || Arc::strong_count(&self.velocity) > 1
     }
 
+    /// Parameters and velocity to be changed; a copy of them where a snapshot has them too.
+    pub fn values_mut(&mut self) -> (&mut [f32], &mut [f32]) {
+        (&mut *Arc::make_mut(&mut self.params), &mut *Arc::make_mut(&mut self.velocity))
+    }
+
     /// Whether all updates are done.
     pub fn is_finished(&self) -> bool {
         self.steps.is_some_and(|steps| self.step >= steps)

@@ -28,11 +28,11 @@ const SMALL_FILES: u64 = 4 << 20;
 const HEADER: u64 = 24 << 20;
 
 /// Bytes that a worker takes besides its data: a step of batches of up to `batch_max` images,
-/// parameters, gradients, and gradients that wait to be sent over a slow line.
+/// parameters, those that come in meanwhile, gradients, and gradients that wait to be sent over a slow line.
 pub fn of_worker(precision: Precision, network: &Network, batch_max: usize) -> u64 {
     let images = batch_max * network.shape.image_len() * size_of::<f32>();
     let step = Model::memory_len(network, precision, batch_max) + images;
-    step as u64 + 3 * values(network.layout.len) + BESIDES
+    step as u64 + 4 * values(network.layout.len) + BESIDES
 }
 
 /// Bytes that a worker keeps for a job's exchange: what rounding left, parameters of before, velocity.

@@ -5,6 +5,8 @@
 //! that comes before its turn is left with its connection, which stops reading. A chunk that was
 //! counted already (its worker died and computed the step again, to the same bits) is ignored.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::job::receipt::Share;
@@ -139,6 +141,11 @@ impl Round {
         was_in
     }
 
+    /// Whether a worker that comes back may send other values than before, so that the sum is made anew.
+    pub fn may_begin_anew(&self) -> bool {
+        self.cells.need_feedback()
+    }
+
     /// Whether the round goes on without the worker.
     pub fn is_left_out(&self, worker: u16) -> bool {
         self.left_out[usize::from(worker)]
@@ -192,6 +199,19 @@ impl Round {
         self.counted[index] = worker + 1;
         self.hashes[usize::from(worker)].put(index, data);
         Ok(Added::Counted)
+    }
+
+    /// The cell that begins at `offset` bytes, if everybody's gradients for it are in.
+    pub fn completed_at(&self, offset: u64) -> Option<usize> {
+        let index = usize::try_from(offset).ok()? / size_of::<f32>() / self.cells.range(0)?.len();
+        let counted = *self.counted.get(index)?;
+        let is_complete = !self.spoiled && self.active().all(|worker| worker < counted);
+        is_complete.then_some(index)
+    }
+
+    /// Values of a sum that is complete, for who makes something else of them: nothing is added to them any more.
+    pub fn completed_mut(&mut self, range: Range<usize>) -> &mut [f32] {
+        &mut self.sum[range]
     }
 
     /// Whether every worker's gradients are in.

@@ -4,11 +4,13 @@
 //! the bytes (over mio in `roles`, in memory in the tests) and calls [`ParameterServer::close_round`]
 //! after each pass.
 
+mod early;
 mod evaluating;
 mod late;
 mod link;
 mod places;
 mod receipts;
+mod sending;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +18,7 @@ use std::fmt;
 use kernels::{Exec, Isa, Pool};
 use protocol::{Admission, CloseReason, Event, Message, Refusal, Role, Roster, Session};
 
+use self::early::Early;
 use self::link::{Link, Place};
 use crate::job::Job;
 use crate::job::state::{Member, State};
@@ -36,6 +39,11 @@ pub struct ParameterServer {
     /// How parameters travel, and room for one cell.
     cells: Cells,
     scratch: Vec<u8>,
+    /// The order in which cells of the parameters are sent.
+    order: Vec<usize>,
+    early: Early,
+    /// Cells of parameters that were sent: before their round closed, and after.
+    sent: [u64; 2],
     links: BTreeMap<usize, Link>,
     progress: u64,
     roster: Roster,
@@ -108,6 +116,7 @@ impl ParameterServer {
         let tally = Tally::new(job.shape.classes, job.workers);
         let (links, roster, notes) = (BTreeMap::new(), Roster::default(), Vec::new());
         let counted_last = vec![true; usize::from(job.workers)];
+        let early = Early::new(&layout, job.weight_decay);
         let mut server = Self {
             job,
             layout,
@@ -116,6 +125,9 @@ impl ParameterServer {
             tally,
             cells,
             scratch: Vec::new(),
+            order: (0..cells.count()).collect(),
+            early,
+            sent: [0; 2],
             links,
             progress: 0,
             roster,
@@ -176,6 +188,11 @@ impl ParameterServer {
         (0..self.job.workers).filter(|worker| !held(*worker)).map(Role::Worker).collect()
     }
 
+    /// Cells of parameters that were sent so far: while their round still ran, and after it.
+    pub fn cells_sent(&self) -> [u64; 2] {
+        self.sent
+    }
+
     /// What is worth telling, since this was asked the last time.
     pub fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
@@ -219,6 +236,9 @@ impl ParameterServer {
                         Some(worker) if self.is_void(worker, of) => Ok(Added::Duplicate),
                         Some(worker) if of == step => {
                             let added = self.round.add(worker, offset, data);
+                            if added == Ok(Added::Counted) {
+                                self.update_early(offset);
+                            }
                             added.map_err(|why| self.refused(worker, why))
                         }
                         Some(_) => Err(Refusal::Protocol),
@@ -256,8 +276,11 @@ impl ParameterServer {
             return Ok(None);
         }
         let (loss, samples) = (self.round.loss(), self.round.samples());
-        let exec = Exec::new(&self.pool, self.isa);
-        if !update(&self.job, &self.layout, &mut self.state, &self.round, exec, steps) {
+        let is_finite = self.finish_early(steps).unwrap_or_else(|| {
+            let exec = Exec::new(&self.pool, self.isa);
+            update(&self.job, &self.layout, &mut self.state, &self.round, exec, steps)
+        });
+        if !is_finite {
             let fault = NotFinite::Update { step: self.state.step };
             self.fault = Some(fault);
             return Err(fault);
@@ -275,7 +298,8 @@ impl ParameterServer {
         let closed = Closed { step, count, steps, loss, samples, contributed, check };
         self.progress += 1;
         for link in self.links.values_mut().filter(|link| link.place == Place::Held) {
-            (link.sending, link.repeat) = (Some(0), false);
+            (link.sending, link.repeat) = (Some(std::mem::take(&mut link.sent_early)), false);
+            link.has_pushed = false;
         }
         Ok(Some(closed))
     }
@@ -316,7 +340,12 @@ impl ParameterServer {
                 if step != self.state.step || link.place != Place::Held {
                     return Err(Refusal::Protocol);
                 }
-                self.announce(link.worker, samples, loss, fresh)
+                let worker = link.worker;
+                self.announce(worker, samples, loss, fresh)?;
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.has_pushed = true;
+                }
+                Ok(())
             }
             Message::Evaluated { step, ref confusion } => self.evaluated(id, step, confusion),
             // Of a step that may be closed by now.
@@ -338,61 +367,6 @@ impl ParameterServer {
         let epochs = u64::from(self.job.epochs).saturating_mul(longest);
         self.state.steps.get_or_insert(self.job.steps.unwrap_or(epochs));
         self.progress += 1;
-    }
-
-    /// Queues the next piece of what this worker waits for; first of all, who else is there.
-    fn send(&mut self, id: usize, session: &mut Session) -> Result<(), CloseReason> {
-        if let Some(link) = self.links.get_mut(&id) {
-            for entry in &self.roster.entries()[link.told..self.kept] {
-                session.send(&Message::Admitted(Box::new(entry.clone())))?;
-            }
-            link.told = self.kept;
-        }
-        if self.has_news() {
-            return Ok(());
-        }
-        let is_evaluating = self.is_evaluating();
-        let (Some(link), Some(steps)) = (self.links.get_mut(&id), self.state.steps) else {
-            return Ok(());
-        };
-        let step = self.state.step;
-        if std::mem::take(&mut link.skipped) {
-            session.send(&Message::Skipped { step })?;
-        }
-        if std::mem::take(&mut link.repeat) {
-            session.send(&Message::Repeat { step })?;
-        }
-        let Some(index) = link.sending else { return Ok(()) };
-        if session.wants_output() {
-            return Ok(());
-        }
-        let is_asked = is_evaluating && self.tally.lacks(link.worker);
-        if let Some(receipt) = self.state.receipt.as_ref().filter(|_| link.receipt != Some(step)) {
-            link.receipt = Some(step);
-            session.send(&Message::Receipt(receipt.encode()))?;
-        }
-        if self.state.is_finished() && !is_asked {
-            // The end is told once all have said what they found.
-            link.sending = None;
-            if is_evaluating {
-                return Ok(());
-            }
-            link.told_end = true;
-            self.progress += 1;
-            let parameters = params::hash(&self.state.params);
-            return session.send(&Message::Finished { steps, parameters });
-        }
-        if index == 0 {
-            if is_asked {
-                session.send(&Message::Evaluate { step })?;
-            }
-            session.send(&Message::Parameters { step, steps })?;
-        }
-        let range = self.cells.range(index).expect("a cell");
-        link.sending = (range.end < self.cells.len()).then_some(index + 1);
-        let values = &self.state.params[range.clone()];
-        let bytes = self.cells.encode(&range, values, &mut self.scratch);
-        session.send_chunk(step, Cells::offset(&range), bytes)
     }
 }
 

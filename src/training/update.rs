@@ -1,7 +1,6 @@
 //! The update of a round: one step of SGD with the mean gradient, or the outer step with the mean difference.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use kernels::{Exec, Isa, Sgd, momentum_sgd};
 
@@ -20,10 +19,9 @@ pub fn update(
     exec: Exec,
     steps: u64,
 ) -> bool {
-    let State { params, velocity, step, .. } = state;
-    let (params, velocity) = (Arc::make_mut(params), Arc::make_mut(velocity));
+    let rate = job.schedule.rate(state.step, steps);
+    let (params, velocity) = state.values_mut();
     let scale = 1.0 / round.weight();
-    let rate = job.schedule.rate(*step, steps);
     let mut is_finite = true;
     for tensor in &layout.tensors {
         let range = tensor.range.clone();

@@ -17,8 +17,10 @@ pub struct Worker {
     job: Option<Job>,
     /// How parameters travel, once there is a place for them.
     cells: Option<Cells>,
-    /// The step whose parameters are coming in, and the cell that is the next.
-    incoming: Option<(u64, usize)>,
+    /// The parameters that are coming in.
+    incoming: Option<Incoming>,
+    /// Parameters came that were not asked for by [`Worker::take_new`].
+    has_new: bool,
     steps: u64,
     /// The step whose parameters are to be evaluated before anything else is done with them.
     evaluate: Option<u64>,
@@ -32,6 +34,13 @@ pub struct Worker {
     hashes: CellHashes,
     /// What the server said that cannot be.
     contradiction: Option<Box<Contradiction>>,
+}
+
+/// Parameters on their way; cells come in any order, each once.
+struct Incoming {
+    step: u64,
+    is_in: Vec<bool>,
+    missing: usize,
 }
 
 /// What the caller has to do next.
@@ -79,6 +88,7 @@ impl Worker {
             job: None,
             cells: None,
             incoming: None,
+            has_new: false,
             steps: 0,
             evaluate: None,
             next: None,
@@ -117,6 +127,12 @@ impl Worker {
         self.witness.disconnected();
     }
 
+    /// Whether complete parameters came since this was asked the last time: those in the buffer of
+    /// [`Worker::pump`] are to be used from now on.
+    pub fn take_new(&mut self) -> bool {
+        std::mem::take(&mut self.has_new)
+    }
+
     /// Whether parameters come in.
     pub fn is_receiving(&self) -> bool {
         self.incoming.is_some()
@@ -147,11 +163,11 @@ impl Worker {
                     Ok(None) => {}
                 },
                 Some(Event::Chunk { step, offset, data }) => {
-                    let taken = self.take(params, step, offset, data);
-                    match taken {
+                    let taken = self.take(params, step, offset, data).ok_or(Refusal::Protocol);
+                    match taken.and_then(|()| self.completed()) {
                         Err(refusal) => return Err(session.close(Some(refusal))),
-                        Ok(true) => return Ok(self.complete(step)),
-                        Ok(false) => {}
+                        Ok(Some(work)) => return Ok(work),
+                        Ok(None) => {}
                     }
                 }
             }
@@ -204,53 +220,41 @@ impl Worker {
         session.send(&Message::Evaluated { step, confusion })
     }
 
-    /// What to do with complete parameters.
-    fn complete(&mut self, step: u64) -> Work {
-        match self.evaluate.take() {
+    /// What to do with parameters once all of them are there, and their receipt too: they may come before it, while
+    /// the round that it is about still runs.
+    fn completed(&mut self) -> Result<Option<Work>, Refusal> {
+        let is_whole = |incoming: &mut Incoming| incoming.missing == 0;
+        let Some(step) = self.incoming.as_ref().map(|incoming| incoming.step) else {
+            return Ok(None);
+        };
+        if !self.witness.knows(step) || self.incoming.take_if(is_whole).is_none() {
+            return Ok(None);
+        }
+        let hash = self.hashes.root().ok_or(Refusal::Protocol)?;
+        let checked = self.witness.check_parameters(step, hash);
+        checked.map_err(|contradiction| self.contradicted(contradiction))?;
+        self.has_new = true;
+        Ok(Some(match self.evaluate.take() {
             None => Work::Compute { step, steps: self.steps },
             Some(_) => {
                 self.next = (step < self.steps).then_some(step);
                 Work::Evaluate { step }
             }
-        }
+        }))
     }
 
-    /// Takes a chunk; `true` when the parameters are complete, and those of the receipt.
-    fn take(
-        &mut self,
-        params: &mut [f32],
-        step: u64,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<bool, Refusal> {
-        let complete = self.take_next(params, step, offset, data).ok_or(Refusal::Protocol)?;
-        if complete {
-            let hash = self.hashes.root().ok_or(Refusal::Protocol)?;
-            let checked = self.witness.check_parameters(step, hash);
-            checked.map_err(|contradiction| self.contradicted(contradiction))?;
-        }
-        Ok(complete)
-    }
-
-    /// The same before anything is compared; `None` when it is not the next one.
-    fn take_next(
-        &mut self,
-        params: &mut [f32],
-        step: u64,
-        offset: u64,
-        data: &[u8],
-    ) -> Option<bool> {
+    /// Takes a cell of the parameters; `None` when it is none, or was there already.
+    fn take(&mut self, params: &mut [f32], of: u64, offset: u64, data: &[u8]) -> Option<()> {
         let cells = self.cells?;
-        let (of, next) = self.incoming?;
+        let incoming = self.incoming.as_mut().filter(|incoming| incoming.step == of)?;
         let (index, range) = cells.find(offset, data.len())?;
-        if (of, next) != (step, index) {
+        if std::mem::replace(incoming.is_in.get_mut(index)?, true) {
             return None;
         }
-        let complete = range.end == cells.len();
+        incoming.missing -= 1;
         self.hashes.put(index, data);
         cells.decode(&range, data, params.get_mut(range.clone())?);
-        self.incoming = (!complete).then_some((step, index + 1));
-        Some(complete)
+        Some(())
     }
 
     /// Takes a receipt of this job, or of the one that it goes on from.
@@ -293,11 +297,11 @@ impl Worker {
                 Ok(None)
             }
             Message::Parameters { step, steps }
-                if self.witness.knows(step)
-                    && self.job.is_some()
-                    && self.evaluate.map_or(step < steps, |at| at == step) =>
+                if self.evaluate.map_or(step < steps, |at| at == step) =>
             {
-                self.incoming = Some((step, 0));
+                let cells = self.cells.ok_or(Refusal::Protocol)?;
+                let (is_in, missing) = (vec![false; cells.count()], cells.count());
+                self.incoming = Some(Incoming { step, is_in, missing });
                 self.steps = steps;
                 Ok(None)
             }
@@ -308,7 +312,10 @@ impl Worker {
                 self.witness.left_out();
                 Ok(Some(Work::Skip { step }))
             }
-            Message::Receipt(bytes) => self.take_receipt(&bytes).map(|()| None),
+            Message::Receipt(bytes) => {
+                self.take_receipt(&bytes)?;
+                self.completed()
+            }
             Message::Finished { steps, parameters } => Ok(Some(Work::Finish { steps, parameters })),
             _ => Err(Refusal::Protocol),
         }

@@ -373,6 +373,11 @@ impl Running {
         self.report.finished();
         let bytes = self.count_bytes();
         self.report.parameters(&hash, bytes.all);
+        let [early, late] = self.server.cells_sent();
+        log::debug!(
+            "{early} of {} cells of parameters went out while their round ran",
+            early + late
+        );
         let Running { server, saver, mut net, witness, .. } = self;
         witness.into_iter().for_each(Witness::finish);
         saver.into_store().close().doing("close the volume")?;

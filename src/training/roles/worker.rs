@@ -50,6 +50,8 @@ struct Running<'a> {
     /// Present once the job is known.
     training: Option<Training>,
     params: Arena,
+    /// Parameters that are coming in while those are in use.
+    next_params: Arena,
     last: Option<Instant>,
     stopwatch: Stopwatch,
 }
@@ -103,6 +105,7 @@ pub(super) fn run(
         metrics,
         training: None,
         params: Arena::new(0).doing("memory")?,
+        next_params: Arena::new(0).doing("memory")?,
         last: None,
         stopwatch: Stopwatch::default(),
     };
@@ -179,16 +182,20 @@ impl Running<'_> {
         let mut attested = 0;
         loop {
             net.poll(None, &[0; 32]).doing("network")?;
+            let mut given = Work::Wait;
             loop {
-                let mut work = Work::Wait;
+                let mut work = std::mem::replace(&mut given, Work::Wait);
                 net.drive(id, |session| {
                     // Work that was given is done before the session is asked again.
                     if work == Work::Wait {
-                        work = self.worker.pump(session, self.params.as_mut_slice())?;
+                        work = self.worker.pump(session, self.next_params.as_mut_slice())?;
                     }
                     self.stopwatch.look(session.wants_output(), self.worker.is_receiving());
                     Ok(())
                 });
+                if self.worker.take_new() {
+                    std::mem::swap(&mut self.params, &mut self.next_params);
+                }
                 self.tell_evidence(net, id, &mut attested);
                 match work {
                     Work::Wait => break,
@@ -200,7 +207,7 @@ impl Running<'_> {
                     Work::Compute { step, steps } => {
                         self.bound(net, id, self.options.bounds.check_steps(steps))?;
                         self.keep_receipts(false);
-                        self.compute(net, id, step, steps);
+                        given = self.compute(net, id, step, steps);
                     }
                     Work::Skip { step } => self.skip(step),
                     Work::Repeat { .. } => {
@@ -347,7 +354,9 @@ impl Running<'_> {
         // Fewer than before, where broken ones were left out.
         self.check_enough(job, data.len())?;
         let evaluator = self.evaluator(job)?;
-        self.params = Arena::new(network.layout.len).doing("memory for the parameters")?;
+        for params in [&mut self.params, &mut self.next_params] {
+            *params = Arena::new(network.layout.len).doing("memory for the parameters")?;
+        }
         let digest = data.digest();
         let (pool, isa) = (self.options.pool(), self.options.isa);
         let share = Share::new(job, self.index, data, &network.layout, isa);
@@ -390,19 +399,24 @@ impl Running<'_> {
         self.worker.sent(share.contribution.share());
     }
 
-    /// Computes a round and pushes what comes of it.
-    fn compute(&mut self, net: &mut Net, id: LinkId, step: u64, steps: u64) {
-        let Some(model) = &mut self.training else { return };
+    /// Computes a round and pushes what comes of it; returns what the server asked for meanwhile.
+    fn compute(&mut self, net: &mut Net, id: LinkId, step: u64, steps: u64) -> Work {
+        let Some(model) = &mut self.training else { return Work::Wait };
         std::thread::sleep(self.options.pause);
         let start = Instant::now();
         self.stopwatch.enter(Phase::Forward, start);
         let params = self.params.as_mut_slice();
-        let mut sending = Sending { net: &mut *net, id, backward: None };
+        let (worker, next) = (&mut self.worker, self.next_params.as_mut_slice());
+        let mut sending =
+            Sending { net: &mut *net, id, worker, next, work: Work::Wait, backward: None };
         let computed = model.steps.compute(&mut model.share, params, step, steps, &mut sending);
-        let backward = sending.backward.map_or(start, |(_, begun)| begun);
+        let (backward, work) = (sending.backward.map_or(start, |(_, begun)| begun), sending.work);
         // Nothing where it was stopped between two steps.
-        let Some(Computed { last, loss, samples }) = computed else { return };
-        self.worker.sent(model.share.contribution.share());
+        let Some(Computed { last, loss, samples }) = computed else { return work };
+        // Who was left out meanwhile is in no receipt.
+        if !matches!(work, Work::Skip { .. }) {
+            self.worker.sent(model.share.contribution.share());
+        }
         self.stopwatch.enter(Phase::Backward, backward);
         self.stopwatch.enter(Phase::Push, Instant::now());
         let mut spent = Some(Message::Spent(self.stopwatch.take(samples)));
@@ -410,13 +424,18 @@ impl Running<'_> {
         let since = self.last.replace(Instant::now()).unwrap_or(start);
         let seconds = since.elapsed().as_secs_f64();
         self.report.step(last, steps, loss, seconds, u64::from(samples));
+        work
     }
 }
 
-/// Sends what is final while the rest is computed.
+/// Sends what is final while the rest is computed, and takes in what the server sends of the next parameters.
 struct Sending<'a> {
     net: &'a mut Net,
     id: LinkId,
+    worker: &'a mut Worker,
+    next: &'a mut [f32],
+    /// What the server asked for: it waits until the step is computed.
+    work: Work,
     /// When the backward pass of which step began.
     backward: Option<(u64, Instant)>,
 }
@@ -430,6 +449,18 @@ impl Watch for Sending<'_> {
 
     fn send(&mut self, push: &mut Push, gradients: Tail) {
         self.net.drive(self.id, |session| push.send(session, gradients));
+        // After the last part a receipt may come, which is compared with what was sent: that is noted first.
+        if gradients.start == 0 || self.work != Work::Wait {
+            return;
+        }
+        // What fails here fails again where it is looked at next.
+        let Ok(()) = self.net.poll(Some(Duration::ZERO), &[0; 32]) else { return };
+        self.net.drive(self.id, |session| {
+            if self.work == Work::Wait {
+                self.work = self.worker.pump(session, self.next)?;
+            }
+            Ok(())
+        });
     }
 
     fn is_stopped(&self) -> bool {

@@ -11,8 +11,12 @@ pub(super) struct Link {
     pub(super) admission: Option<Box<Admission>>,
     /// Entries of the roster that it was sent.
     pub(super) told: usize,
-    /// Next cell of the parameters to send.
+    /// How many cells of the parameters it was sent, while there are more to send.
     pub(super) sending: Option<usize>,
+    /// It has begun to send its part of the round at hand, and is told of what is final.
+    pub(super) has_pushed: bool,
+    /// How many cells of the next parameters it was sent.
+    pub(super) sent_early: usize,
     /// It is to be asked for its gradients once more.
     pub(super) repeat: bool,
     /// It is to be told that a round closes, or closed, without it.

@@ -49,6 +49,8 @@ impl ParameterServer {
             admission: Some(admission),
             told: 0,
             sending: None,
+            has_pushed: false,
+            sent_early: 0,
             repeat: false,
             skipped: false,
             receipt: None,

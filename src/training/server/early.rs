@@ -1,0 +1,74 @@
+//! What of the next parameters is final while their round still runs.
+
+use std::ops::Range;
+
+use kernels::{Isa, Sgd};
+
+use crate::job::state::State;
+use crate::model::params::Layout;
+use crate::training::update::trained;
+
+/// The cells whose update is made, though nothing of it is in the state yet: the sum has the velocity after the update,
+/// from which the parameters follow.
+pub(super) struct Early {
+    /// The trained tensors and their decay.
+    trained: Vec<(Range<usize>, f32)>,
+    /// Cells, in the order in which they became final.
+    pub(super) order: Vec<usize>,
+    /// Parameters of one cell.
+    room: Vec<f32>,
+}
+
+impl Early {
+    /// None yet.
+    pub(super) fn new(layout: &Layout, weight_decay: f32) -> Self {
+        Self { trained: trained(layout, weight_decay), order: Vec::new(), room: Vec::new() }
+    }
+
+    /// The trained tensors.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.trained.iter().map(|(range, _)| range.clone())
+    }
+
+    /// Turns the sum of a range into the velocity after the update.
+    pub(super) fn update(&self, isa: Isa, step: Sgd, state: &State, sum: &mut [f32], start: usize) {
+        for (part, decay) in self.parts(start..start + sum.len()) {
+            let sum = &mut sum[part.start - start..part.end - start];
+            let step = Sgd { decay, ..step };
+            let (params, velocity) = (&state.params[part.clone()], &state.velocity[part]);
+            step.next_velocity(isa, params, velocity, sum);
+        }
+    }
+
+    /// The parameters after the update of a range, whose sum was turned into it.
+    pub(super) fn parameters(
+        &mut self,
+        isa: Isa,
+        step: Sgd,
+        state: &State,
+        sum: &[f32],
+        start: usize,
+    ) -> &[f32] {
+        let mut room = std::mem::take(&mut self.room);
+        room.clear();
+        // Statistics are replaced by their mean; the rest is computed below.
+        room.extend(sum.iter().map(|sum| step.scale * sum));
+        for (part, _) in self.parts(start..start + sum.len()) {
+            let here = part.start - start..part.end - start;
+            let (params, velocity) = (&state.params[part], &sum[here.clone()]);
+            step.next_weights(isa, params, velocity, &mut room[here]);
+        }
+        self.room = room;
+        &self.room
+    }
+
+    /// The trained values within a range, and their decay.
+    fn parts(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, f32)> + '_ {
+        let first = self.trained.partition_point(|(tensor, _)| tensor.end <= range.start);
+        let end = range.end;
+        let parts = self.trained[first..].iter().take_while(move |(tensor, _)| tensor.start < end);
+        parts.map(move |(tensor, decay)| {
+            (tensor.start.max(range.start)..tensor.end.min(range.end), *decay)
+        })
+    }
+}
