@@ -22,6 +22,10 @@ for overlay in coco tdx-vm azure workers-only trustee sim; do
   done
   echo "$overlay: as the schemas want it"
 done
+mkdir -p "$place/component"
+printf 'resources: [../../../deploy/overlays/coco]\ncomponents: [../../../deploy/data-volume]\n' >"$place/component/kustomization.yaml"
+kubectl kustomize "$place/component" >"$place/data-volume.yaml"
+"$place/venv/bin/kubernetes-validate" --strict "$place/data-volume.yaml" >/dev/null
 kubectl kustomize deploy/secret-service >"$place/secret-service.yaml"
 "$place/venv/bin/kubernetes-validate" --strict "$place/secret-service.yaml" >/dev/null
 # The schemas know no Gateway: that it renders is all that is checked.

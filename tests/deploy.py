@@ -45,9 +45,12 @@ def main():
     for name, own in commands.items():
         for key, args in own.items():
             assert args == commands["sim"][key], f"{name} has another command line for {key}"
-    check_shape(overlays, load(f"{place}/secret-service.yaml"))
+    data_volume = load(f"{place}/data-volume.yaml")
+    check_data_volume(data_volume, overlays["coco"])
+    check_shape(overlays | {"data-volume": data_volume}, load(f"{place}/secret-service.yaml"))
     check_network(overlays)
-    check_initdata(program, place)
+    for name in ("coco", "data-volume"):
+        check_initdata(program, f"{place}/{name}.yaml")
     check_trustee(program, place)
     if os.geteuid() != 0:
         print("SKIPPED deploy: command lines need root (namespaces)")
@@ -139,6 +142,17 @@ def check_shape(overlays, secret_service):
     kinds = [d["kind"] for d in overlays["workers-only"]]
     assert kinds.count("Job") == 1 and "Service" not in kinds and "Ingress" not in kinds
     print("shapes: one size of guest, every claim, map and namespace is made")
+
+
+def check_data_volume(documents, coco):
+    """The component changes where the workers' data is, and nothing else."""
+    own, plain = dict(lines(documents)), dict(lines(coco))
+    workers = ("workers", "hfl")
+    at = plain[workers].index("--data=/data")
+    plain[workers][at : at + 1] = ["--data-volume=/dev/hfl-data", "--shard=$(INDEX)/$(WORKERS_HERE)"]
+    assert own == plain, own
+    (claim,) = (d["spec"] for d in documents if d["metadata"]["name"] == "hfl-data")
+    assert claim["volumeMode"] == "Block" and claim["accessModes"] == ["ReadOnlyMany"]
 
 
 def selects(selector, labels):
@@ -249,9 +263,9 @@ def check_network(overlays):
 IMAGE = "registry.example/hfl@sha256:" + "0a" * 32
 
 
-def check_initdata(program, place):
+def check_initdata(program, manifests):
     """The document of `hfl initdata` as kata, the agent and an auditor read it."""
-    with open(f"{place}/coco.yaml", encoding="utf-8") as file:
+    with open(manifests, encoding="utf-8") as file:
         rendered = file.read()
     with tempfile.TemporaryDirectory() as work:
         command = [program, "initdata", "--out", f"{work}/initdata.toml", "--patch", f"{work}/patch.yaml"]
