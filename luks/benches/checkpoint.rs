@@ -1,10 +1,12 @@
 //! `cargo bench -p luks --bench checkpoint`: a checkpoint saved as a role saves it, each in the place of the one
 //! before, and read again; in a volume with integrity and in a plain one, in turns.
 
-use std::time::Instant;
+mod timing;
 
 use luks::ext4::{FileSystem, NewFile};
 use luks::{Hash, KdfCost, Options, Passphrase, Volume, create};
+
+use timing::{median, milliseconds};
 
 const ROUNDS: usize = 7;
 /// Bytes of a checkpoint of ResNet-50: parameters and velocities.
@@ -54,15 +56,4 @@ fn read(fs: &FileSystem<Volume>) -> Vec<u8> {
     let mut bytes = vec![0; file.len() as usize];
     fs.read_at(&file, &mut bytes, 0).expect("read");
     bytes
-}
-
-fn milliseconds(run: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    run();
-    start.elapsed().as_secs_f64() * 1e3
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

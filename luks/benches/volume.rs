@@ -1,6 +1,8 @@
 //! `cargo bench -p luks`: AES-XTS against openssl, creating and opening against cryptsetup; medians of
 //! alternating runs on one core.
 
+mod timing;
+
 use std::hint::black_box;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,6 +11,8 @@ use std::time::{Duration, Instant};
 use luks::cipher::Xts;
 use luks::disk::Disk;
 use luks::{Hash, KdfCost, Options, Passphrase, Source, create};
+
+use timing::{median, milliseconds};
 
 const ROUNDS: usize = 7;
 const BUFFER: usize = 16 << 10;
@@ -123,15 +127,4 @@ fn compare(folder: &Path, cost: KdfCost) {
         "  {:<9} create {create:5.0} / {format:5.0}   open {open:5.0} / {test:5.0}",
         cost.name()
     );
-}
-
-fn milliseconds(run: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    run();
-    start.elapsed().as_secs_f64() * 1e3
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
