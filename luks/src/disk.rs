@@ -23,6 +23,15 @@ pub trait Disk {
     /// When the range ends outside, or what is below refuses.
     fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error>;
 
+    /// As `write_at`, to where nothing that would survive a crash refers: until the next flush what is there may be
+    /// lost, and may not even be readable. So it need not be written twice.
+    ///
+    /// # Errors
+    /// As there.
+    fn write_unnamed_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
+        self.write_at(source, offset)
+    }
+
     /// Returns when everything written is on the medium.
     ///
     /// # Errors
@@ -155,6 +164,10 @@ impl<D: Disk + ?Sized> Disk for Box<D> {
 
     fn write_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
         (**self).write_at(source, offset)
+    }
+
+    fn write_unnamed_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
+        (**self).write_unnamed_at(source, offset)
     }
 
     fn flush(&mut self) -> Result<(), Error> {

@@ -274,6 +274,10 @@ impl Disk for Volume {
         self.data.disk_mut().write_at(source, offset)
     }
 
+    fn write_unnamed_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
+        self.data.disk_mut().write_unnamed_at(source, offset)
+    }
+
     fn flush(&mut self) -> Result<(), Error> {
         self.data.disk_mut().flush()
     }

@@ -9,6 +9,13 @@
 //!  commit: [wait, if the ring's oldest sections may not be in their places yet]
 //!          sections to the journal -> wait -> data and tags to their places (on the medium by the next wait)
 //! ```
+//!
+//! Content that nothing refers to yet, nearly all of a checkpoint, goes to its place at once, as in ext4's own
+//! `data=ordered`: who names it flushes first, and what a crash leaves half written there is free and is not read.
+//! A sector of which the ring still has an older version must go through the journal nevertheless: replaying would
+//! bring that back.
+
+use std::collections::BTreeMap;
 
 use ring::hmac;
 
@@ -31,8 +38,17 @@ pub struct Authenticated<D> {
     mac: hmac::Key,
     /// Blocks that are newer than their places: not committed yet, or in the journal of a volume that is only read.
     newer: Blocks,
+    /// Sectors that the ring may have, by the number that `Ring::written` had with them.
+    held: BTreeMap<u64, u64>,
     /// For writing.
     ring: Option<Ring>,
+}
+
+/// Ciphertext of consecutive blocks that lie in one area, and their tags.
+#[derive(Default)]
+struct Run {
+    data: Vec<u8>,
+    tags: Vec<u8>,
 }
 
 /// Where the journal is written next.
@@ -40,6 +56,8 @@ pub struct Authenticated<D> {
 struct Ring {
     section: u64,
     sequence: Sequence,
+    /// Sections that were written since the journal was replayed.
+    written: u64,
     /// Sections before this one whose blocks may not be in their places on the medium.
     unsettled: u64,
     /// A write failed: what is in memory may not be what is on the disk.
@@ -85,15 +103,10 @@ impl<D: Disk> Authenticated<D> {
     ) -> Result<Self, Error> {
         let layout = Layout::plan(disk.len() / SECTOR, u64::from(sector) / SECTOR)?;
         let mut formatted = Self::with_layout(disk, layout, key, sector);
-        let zeros = vec![0; RUN];
-        formatted.disk.write_at(&zeros[..(SUPERBLOCK * SECTOR) as usize], 0)?;
+        formatted.disk.write_at(&[0; (SUPERBLOCK * SECTOR) as usize], 0)?;
         let sections: Vec<u64> = (0..formatted.layout.sections).collect();
         formatted.empty(&sections, Sequence::FIRST)?;
-        for (at, len) in formatted.runs(0, formatted.len()) {
-            let blocks = formatted.sealed(&zeros[..len], at);
-            formatted.write_places(&blocks)?;
-            watch(len as u64, formatted.len());
-        }
+        formatted.write_zeros(0, watch)?;
         let superblock = formatted.layout.to_bytes();
         formatted.disk.flush()?;
         formatted.disk.write_at(&superblock, 0)?;
@@ -125,11 +138,7 @@ impl<D: Disk> Authenticated<D> {
 
     /// Writes zeros with their tags from a byte on, then the superblock.
     fn write_behind(&mut self, start: u64) -> Result<(), Error> {
-        let zeros = vec![0; RUN];
-        for (at, len) in self.runs(start, self.len() - start) {
-            let blocks = self.sealed(&zeros[..len], at);
-            self.write_places(&blocks)?;
-        }
+        self.write_zeros(start, &|_, _| ())?;
         self.disk.flush()?;
         let mut superblock = [0; SECTOR as usize];
         self.disk.read_at(&mut superblock, 0)?;
@@ -138,14 +147,25 @@ impl<D: Disk> Authenticated<D> {
         self.disk.flush()
     }
 
+    fn write_zeros(&mut self, start: u64, watch: &dyn Fn(u64, u64)) -> Result<(), Error> {
+        let zeros = vec![0; RUN];
+        let mut run = Run::default();
+        for (at, len) in self.runs(start, self.len() - start) {
+            self.write_run(&zeros[..len], at, &mut run)?;
+            watch(len as u64, self.len());
+        }
+        Ok(())
+    }
+
     fn with_layout(disk: D, layout: Layout, key: &[u8], sector: u32) -> Self {
         let (cipher, mac) = key.split_at(64);
         let mac = hmac::Key::new(hmac::HMAC_SHA256, mac);
-        Self { disk, layout, xts: Xts::new(cipher, sector), mac, newer: Blocks::new(), ring: None }
+        let xts = Xts::new(cipher, sector);
+        Self { disk, layout, xts, mac, newer: Blocks::new(), held: BTreeMap::new(), ring: None }
     }
 
     fn begin(&mut self, section: u64, sequence: Sequence) {
-        self.ring = Some(Ring { section, sequence, unsettled: 0, failed: false });
+        self.ring = Some(Ring { section, sequence, written: 0, unsettled: 0, failed: false });
     }
 
     /// Collects what is in the journal and may not be in its place; how it goes on.
@@ -171,6 +191,7 @@ impl<D: Disk> Authenticated<D> {
         // A forged entry would destroy a sector that is whole.
         for (sector, block) in blocks {
             self.verify(sector, &block.data, &block.tag)?;
+            self.held.insert(sector, 0);
             // The journal keeps what has long been in its place, and most of it is.
             if self.place(sector)? != block {
                 missing.insert(sector, block);
@@ -185,6 +206,7 @@ impl<D: Disk> Authenticated<D> {
                 for sections in clearing_steps(self.layout.sections, start) {
                     self.empty(&sections, sequence)?;
                 }
+                self.held.clear();
                 self.begin(0, sequence.next());
             }
         }
@@ -210,19 +232,34 @@ impl<D: Disk> Authenticated<D> {
         Ok(block)
     }
 
-    /// Encrypted blocks with their tags.
-    fn sealed(&self, source: &[u8], offset: u64) -> Blocks {
-        let mut data = source.to_vec();
-        self.xts.encrypt(&mut data, offset);
-        let blocks = data.chunks(self.xts.sector()).enumerate().map(|(index, data)| {
-            let sector = offset / SECTOR + index as u64 * self.layout.per_block;
+    /// Encrypts whole blocks and appends their tags.
+    fn seal(&self, data: &mut [u8], offset: u64, tags: &mut Vec<u8>) {
+        self.xts.encrypt(data, offset);
+        for (index, data) in data.chunks(self.xts.sector()).enumerate() {
             let mut context = hmac::Context::with_key(&self.mac);
-            context.update(&tag_head(sector));
+            context.update(&tag_head(offset / SECTOR + index as u64 * self.layout.per_block));
             context.update(data);
-            let tag = context.sign().as_ref().try_into().expect("a tag");
-            (sector, Block { data: data.to_vec(), tag })
-        });
-        blocks.collect()
+            tags.extend_from_slice(context.sign().as_ref());
+        }
+    }
+
+    /// Writes what lies in one area to its place, past the journal.
+    fn write_run(&mut self, source: &[u8], offset: u64, run: &mut Run) -> Result<(), Error> {
+        run.data.clear();
+        run.tags.clear();
+        run.data.extend_from_slice(source);
+        self.seal(&mut run.data, offset, &mut run.tags);
+        let place = self.layout.place(offset / SECTOR);
+        self.disk.write_at(&run.data, place.data)?;
+        self.disk.write_at(&run.tags, place.tag)
+    }
+
+    /// Whether the journal has any of these bytes, or will have: what is in their places may be overwritten with it.
+    fn is_journaled(&self, ring: &Ring, offset: u64, len: usize) -> bool {
+        let sectors = offset / SECTOR..(offset + len as u64) / SECTOR;
+        let is_held = |&at: &u64| ring.written - at < self.layout.sections;
+        self.newer.range(sectors.clone()).next().is_some()
+            || self.held.range(sectors).any(|(_, at)| is_held(at))
     }
 
     fn verify(&self, sector: u64, data: &[u8], tag: &[u8]) -> Result<(), Error> {
@@ -279,15 +316,18 @@ impl<D: Disk> Authenticated<D> {
             // What is about to be overwritten may be the only copy.
             self.disk.flush()?;
         }
-        let mut blocks = self.newer.iter();
+        let mut blocks = self.newer.iter().peekable();
         let mut bytes = vec![0; self.layout.section_len()];
-        for _ in 0..sections {
-            let part = blocks.by_ref().take(entries);
+        while blocks.peek().is_some() {
+            ring.written += 1;
+            let part: Vec<_> = blocks.by_ref().take(entries).collect();
+            self.held.extend(part.iter().map(|&(&sector, _)| (sector, ring.written)));
             encode(&self.layout, ring.section, ring.sequence, part, &mut bytes);
             self.disk.write_at(&bytes, self.layout.section_at(ring.section))?;
             ring.section += 1;
             if ring.section == self.layout.sections {
                 (ring.section, ring.sequence) = (0, ring.sequence.next());
+                self.held.retain(|_, &mut at| ring.written - at < self.layout.sections);
             }
         }
         // Also what the commit before brought to its place is on the medium now.
@@ -386,13 +426,34 @@ impl<D: Disk> Disk for Authenticated<D> {
         assert!(offset.is_multiple_of(block as u64), "from within a sector");
         // Half of the ring, so that the other half's blocks are in their places when it is overwritten.
         let room = (self.layout.sections / 2).max(1) * self.layout.section_entries();
-        for (index, part) in source.chunks(RUN).enumerate() {
-            for (sector, block) in self.sealed(part, offset + (index * RUN) as u64) {
-                if self.newer.len() as u64 >= room && !self.newer.contains_key(&sector) {
-                    self.commit_all()?;
-                }
-                self.newer.insert(sector, block);
+        let mut tag = Vec::with_capacity(TAG);
+        for (index, part) in source.chunks(block).enumerate() {
+            let at = offset + (index * block) as u64;
+            let mut data = part.to_vec();
+            tag.clear();
+            self.seal(&mut data, at, &mut tag);
+            if self.newer.len() as u64 >= room && !self.newer.contains_key(&(at / SECTOR)) {
+                self.commit_all()?;
             }
+            let tag = tag.as_slice().try_into().expect("a tag");
+            self.newer.insert(at / SECTOR, Block { data, tag });
+        }
+        Ok(())
+    }
+
+    fn write_unnamed_at(&mut self, source: &[u8], offset: u64) -> Result<(), Error> {
+        check_range(self.len(), source.len(), offset)?;
+        let (mut rest, mut run) = (source, Run::default());
+        for (at, len) in self.runs(offset, source.len() as u64) {
+            let (part, left) = rest.split_at(len);
+            let ring = self.ring_for_writing()?;
+            if self.is_journaled(&ring, at, len) {
+                self.write_at(part, at)?;
+            } else if let Err(error) = self.write_run(part, at, &mut run) {
+                self.ring = Some(Ring { failed: true, ..ring });
+                return Err(error);
+            }
+            rest = left;
         }
         Ok(())
     }
@@ -424,7 +485,11 @@ pub(crate) fn fuzz(data: &[u8]) {
         }
         let Ok(mut opened) = Authenticated::open(disk, &FUZZ_KEY, sector, true) else { continue };
         let written = vec![9; sector as usize];
-        opened.write_at(&written, 0).and_then(|()| opened.flush()).expect("room");
+        let wrote = match flags & 2 {
+            0 => opened.write_at(&written, 0),
+            _ => opened.write_unnamed_at(&written, 0),
+        };
+        wrote.and_then(|()| opened.flush()).expect("room");
         let again = Authenticated::open(opened.disk, &FUZZ_KEY, sector, true).expect("our own");
         let mut read = vec![0; sector as usize];
         again.read_at(&mut read, 0).expect("our own");
@@ -491,6 +556,37 @@ mod tests {
             let mut moved = Authenticated::open(disk, &key, sector, false).expect("open");
             moved.newer.clear();
             assert!(moved.read_at(&mut read, 0).is_err());
+        }
+    }
+
+    #[test]
+    fn what_the_journal_has_is_not_overwritten_past_it() {
+        for sector in [512, 4096] {
+            let mut opened =
+                Authenticated::format(vec![0u8; 20 << 20], &FUZZ_KEY, sector).expect("format");
+            let [old, new] = [1, 2].map(|byte| vec![byte; 2 * sector as usize]);
+            let mut read = old.clone();
+            opened.write_at(&old, 0).and_then(|()| opened.flush()).expect("write");
+            opened.write_unnamed_at(&new, 0).and_then(|()| opened.flush()).expect("write");
+            let mut again =
+                Authenticated::open(opened.disk, &FUZZ_KEY, sector, true).expect("open");
+            again.read_at(&mut read, 0).expect("read");
+            assert_eq!(read, new, "the journal brought the old ones back");
+            // Also of a journal that another process wrote, but not once its last pass is overwritten.
+            let ring = again.ring.expect("for writing");
+            assert!(again.is_journaled(&ring, 0, sector as usize));
+            for _ in 0..again.layout.sections {
+                again.write_at(&old, 1 << 20).and_then(|()| again.flush()).expect("write");
+            }
+            let ring = again.ring.expect("for writing");
+            assert!(!again.is_journaled(&ring, 0, sector as usize));
+            assert!(again.is_journaled(&ring, 1 << 20, sector as usize));
+            again.write_unnamed_at(&old, 0).expect("write");
+            assert!(again.newer.is_empty(), "past the journal");
+            again.flush().expect("flush");
+            let again = Authenticated::open(again.disk, &FUZZ_KEY, sector, true).expect("open");
+            again.read_at(&mut read, 0).expect("read");
+            assert_eq!(read, old);
         }
     }
 }

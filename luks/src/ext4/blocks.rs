@@ -53,6 +53,11 @@ impl<D: Disk> Blocks<D> {
         self.disk.write_at(bytes, block * self.size as u64)
     }
 
+    /// Writes content that no inode on the disk refers to yet.
+    pub(super) fn write_unnamed(&mut self, block: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.disk.write_unnamed_at(bytes, block * self.size as u64)
+    }
+
     pub(super) fn flush(&mut self) -> Result<(), Error> {
         self.disk.flush()
     }

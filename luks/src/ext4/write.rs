@@ -186,7 +186,7 @@ impl<D: Disk> FileSystem<D> {
             let (first, count) = self.take_blocks((bytes.len() / size) as u64, after)?;
             extent::push(&mut file.extents, first, count);
             let (now, later) = bytes.split_at(count as usize * size);
-            self.blocks.write_now(first, now)?;
+            self.blocks.write_unnamed(first, now)?;
             bytes = later;
         }
         Ok(())
