@@ -53,8 +53,12 @@ impl Growth {
         if after.groups > behind_superblock * per_block {
             after.first_meta_bg = before.first_meta_bg.min(behind_superblock);
         }
-        let growth = Self { before: before.clone(), after };
-        Ok(Some(growth.without_scrap()).filter(|growth| growth.after.blocks > before.blocks))
+        let growth = Self { before: before.clone(), after }.without_scrap();
+        let mut new = (before.groups..growth.after.groups).map(|group| growth.group(group));
+        match new.all(|new| new.content < new.first + new.len) {
+            true => Ok(Some(growth).filter(|growth| growth.after.blocks > before.blocks)),
+            false => Err(Error::file_system("groups that are smaller than their tables")),
+        }
     }
 
     /// Without a new last group that is too small for its tables.

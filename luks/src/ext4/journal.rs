@@ -22,6 +22,9 @@ const FLAG_SAME_UUID: u16 = 2;
 const FLAG_LAST: u16 = 8;
 const INCOMPAT_REVOKE: u32 = 1;
 const INCOMPAT_64BIT: u32 = 2;
+/// Most bytes that are replayed: the largest journal that `mke2fs` chooses. They are in memory, and a hostile
+/// superblock may claim the whole disk.
+const REPLAY_MAX: usize = 1 << 30;
 /// Bytes of the header of every log block, and of the UUID after a descriptor's first tag.
 const HEAD: usize = 12;
 const UUID: usize = 16;
@@ -112,6 +115,7 @@ impl Journal {
         let mut open = Transaction { sequence: self.sequence, ..Transaction::default() };
         let mut at = self.start;
         let mut left = self.len - self.first;
+        let mut room = REPLAY_MAX / blocks.size();
         while left > 0 {
             let block = self.read(blocks, at)?;
             let [magic, kind, sequence] = [0, 4, 8].map(|at| be32(&block, at));
@@ -129,6 +133,11 @@ impl Journal {
                         if tag.escaped {
                             bytes[..4].copy_from_slice(&MAGIC.to_be_bytes());
                         }
+                        room = room.checked_sub(1).ok_or_else(|| {
+                            Error::refused(
+                                "a file system with more than 1 GiB to replay: mount it once",
+                            )
+                        })?;
                         open.blocks.push((tag.block, bytes));
                         (at, left) = (self.after(at), left - 1);
                     }
@@ -184,7 +193,7 @@ impl Journal {
     ) -> Result<(), Error> {
         let size = blocks.size();
         let tags_max = (size - HEAD - UUID) / 8;
-        let room = (self.len - self.first) as usize - 2;
+        let room = ((self.len - self.first) as usize).saturating_sub(2);
         if changes.len() > tags_max.min(room) || self.wide_tags {
             return Err(Error::refused("a change of too many blocks at once"));
         }

@@ -441,3 +441,25 @@ fn a_process_killed_while_it_grows_leaves_the_old_or_the_new_size() {
     }
     assert!(seen.iter().all(|&count| count > 1), "{seen:?}");
 }
+
+#[test]
+fn tables_and_logs_that_leave_no_room_are_refused_before_anything_is_written() {
+    let fs = FileSystem::format(vec![0; 8 << 20], "hfl", NOW).expect("format");
+    let image = fs.close().expect("close");
+
+    // Groups of 256 blocks with tables of 2048.
+    let mut small = image.clone();
+    layout::put32(&mut small, SUPERBLOCK_AT as usize + 32, 256);
+    layout::put32(&mut small, SUPERBLOCK_AT as usize + 40, 32768);
+    small.resize(16 << 20, 0);
+    let mut fs = FileSystem::open_writable(small).expect("not looked at yet");
+    assert!(matches!(fs.grow(), Err(Error::FileSystem(_))));
+
+    // A log of one block behind its superblock.
+    let mut short = image;
+    let magic = [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 4];
+    let at = short.chunks(4096).position(|block| block.starts_with(&magic)).expect("a log") * 4096;
+    short[at + 16..at + 20].copy_from_slice(&2u32.to_be_bytes());
+    let mut fs = FileSystem::open_writable(short).expect("not looked at yet");
+    assert!(matches!(fs.make_directory("model", NOW), Err(Error::Refused(_))));
+}

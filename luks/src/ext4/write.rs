@@ -321,7 +321,8 @@ impl<D: Disk> FileSystem<D> {
             if let Some(bit) = free {
                 self.blocks.edit(bitmap)?[bit as usize / 8] |= 1 << (bit % 8);
                 self.count_inode(group, is_directory, false)?;
-                return Ok(group as u32 * self.geometry.inodes_per_group + bit + 1);
+                let number = group * u64::from(self.geometry.inodes_per_group) + u64::from(bit) + 1;
+                return u32::try_from(number).map_err(|_| Error::Full);
             }
         }
         Err(Error::Full)

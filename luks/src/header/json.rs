@@ -3,6 +3,8 @@
 //! Duplicate keys, comments, NaN, bad UTF-8, escaped NUL and deep nesting are errors. Numbers keep
 //! their text; the metadata asks for integers only.
 
+use std::collections::HashSet;
+
 use crate::Error;
 
 /// Deepest nesting; cryptsetup's own limit.
@@ -140,7 +142,9 @@ impl Parser<'_> {
 
     fn object(&mut self, depth: usize) -> Result<Value, Error> {
         self.at += 1;
-        let mut members: Vec<(String, Value)> = Vec::new();
+        let mut members = Vec::new();
+        // A set: an area of 1 MiB has room for 100,000 keys.
+        let mut seen = HashSet::new();
         self.space();
         if self.take(b'}') {
             return Ok(Value::Object(members));
@@ -148,7 +152,7 @@ impl Parser<'_> {
         loop {
             self.space();
             let key = self.string()?;
-            if members.iter().any(|(other, _)| *other == key) {
+            if !seen.insert(key.clone()) {
                 return Err(self.error("a key twice"));
             }
             self.space();
