@@ -211,6 +211,34 @@ fn each_refusal_says_what_is_true_and_names_what_helps_where_it_helps() {
     }
 }
 
+/// A process that is killed leaves free blocks that fail authentication; where a file is, or a table, it was an attack.
+#[test]
+fn a_raw_export_has_what_is_authentic_and_ends_well_if_only_free_blocks_are_not() {
+    let volumes = Volumes::new("raw");
+    let folder = volumes.dir.path("inside");
+    fs::create_dir_all(&folder).expect("create");
+    fs::write(folder.join("notes"), b"read me").expect("write");
+    let path = volumes.ours("volume", &["--integrity", "--files", text(&folder)]);
+    let raw = volumes.dir.path("image");
+    let export = || volumes.luks("export", &path, &["--raw", text(&raw)]);
+    assert!(export().status.success());
+    let whole = fs::read(&raw).expect("read");
+
+    changed(&path, |bytes| *bytes.iter_mut().rev().nth(6000).expect("a byte") ^= 1);
+    let exported = export();
+    assert!(exported.status.success(), "{}", stderr(&exported));
+    assert!(stderr(&exported).contains("free blocks"), "{}", stderr(&exported));
+    // What was never written was zeros before.
+    assert!(fs::read(&raw).expect("read") == whole, "other bytes");
+
+    let data = (16 << 20) + (530 << 10);
+    changed(&path, |bytes| bytes[data..].iter_mut().step_by(256).for_each(|byte| *byte ^= 1));
+    let exported = export();
+    let said = stderr(&exported);
+    assert!(exported.status.code() == Some(1) && said.contains("fail authentication"), "{said}");
+    assert_eq!(fs::read(&raw).expect("read").len(), whole.len());
+}
+
 #[test]
 fn labels_in_utf_8_are_read_and_a_priority_that_is_in_the_way_is_named() {
     let volumes = Volumes::new("texts");

@@ -295,6 +295,29 @@ impl<D: Disk> FileSystem<D> {
         Ok(blocks.saturating_mul(self.geometry.block as u64))
     }
 
+    /// Whether no file or directory has any of these bytes of the disk. Of file systems of another profile that is
+    /// not known, and they are taken for in use.
+    ///
+    /// # Errors
+    /// `FileSystem`; what the disk refuses.
+    pub fn is_free(&self, range: &Range<u64>) -> Result<bool, Error> {
+        let size = self.geometry.block as u64;
+        let (first, end) = (range.start / size, range.end.div_ceil(size));
+        if self.geometry.writable.is_err() || end > self.blocks.count {
+            return Ok(false);
+        }
+        for block in first..end {
+            let (group, bit) =
+                (block / self.geometry.blocks_per_group, block % self.geometry.blocks_per_group);
+            let bitmap = self.descriptor(group, |descriptor| descriptor.block_bitmap())?;
+            self.blocks.check(bitmap, 1)?;
+            if self.blocks.read(bitmap)?[bit as usize / 8] >> (bit % 8) & 1 == 1 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Never: the superblock alone has a block.
     pub fn is_empty(&self) -> bool {
         false

@@ -3,12 +3,13 @@
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use luks::Volume;
 use luks::disk::Disk;
 use luks::ext4::{File as Inside, FileSystem, Kind};
+use luks::{Error, Volume};
 
 use crate::failure::{Doing, Failure};
 use crate::progress::{Progress, Unit};
@@ -16,17 +17,70 @@ use crate::progress::{Progress, Unit};
 /// What a volume's plaintext is copied through.
 pub(super) const CHUNK: usize = 1 << 20;
 
-/// Writes the whole plaintext.
-pub(super) fn copy(volume: &Volume, out: &mut dyn io::Write) -> io::Result<()> {
+/// Writes the whole plaintext, and says which bytes of it are zeros because they fail authentication.
+pub(super) fn copy(volume: &Volume, out: &mut dyn io::Write) -> io::Result<Vec<Range<u64>>> {
     let mut buffer = vec![0; CHUNK];
+    let mut left_out = Vec::new();
     let progress = Progress::new("exported", volume.len(), Unit::Bytes);
     for at in (0..volume.len()).step_by(CHUNK) {
-        let len = CHUNK.min((volume.len() - at) as usize);
-        volume.read_at(&mut buffer[..len], at).map_err(io::Error::other)?;
-        out.write_all(&buffer[..len])?;
-        progress.advance(len as u64);
+        let part = &mut buffer[..CHUNK.min((volume.len() - at) as usize)];
+        match volume.read_at(part, at) {
+            Err(Error::Unauthentic(_)) => left_out.extend(read_apart(volume, part, at)?),
+            read => read.map_err(io::Error::other)?,
+        }
+        out.write_all(part)?;
+        progress.advance(part.len() as u64);
     }
-    Ok(())
+    Ok(left_out)
+}
+
+/// Reads each sector by itself: zeros for those that fail authentication, which it returns.
+fn read_apart(volume: &Volume, target: &mut [u8], offset: u64) -> io::Result<Vec<Range<u64>>> {
+    let sector = volume.header().metadata().segment.sector as usize;
+    let mut left_out: Vec<Range<u64>> = Vec::new();
+    for (at, part) in (offset..).step_by(sector).zip(target.chunks_mut(sector)) {
+        match volume.read_at(part, at) {
+            Err(Error::Unauthentic(_)) => {
+                part.fill(0);
+                let end = at + part.len() as u64;
+                match left_out.last_mut().filter(|last| last.end == at) {
+                    Some(last) => last.end = end,
+                    None => left_out.push(at..end),
+                }
+            }
+            read => read.map_err(io::Error::other)?,
+        }
+    }
+    Ok(left_out)
+}
+
+/// Most ranges that a message names.
+const RANGES_MAX: usize = 20;
+
+/// Fails with what was left out of a plaintext, but for free blocks: a process that was killed leaves such.
+pub(super) fn check_left_out(volume: Volume, left_out: Vec<Range<u64>>) -> Result<(), Failure> {
+    if left_out.is_empty() {
+        return Ok(());
+    }
+    let files = FileSystem::open(volume).ok();
+    let is_free = |range: &Range<u64>| {
+        files.as_ref().is_some_and(|files| files.is_free(range).unwrap_or(false))
+    };
+    let count = left_out.len();
+    let used: Vec<Range<u64>> = left_out.into_iter().filter(|range| !is_free(range)).collect();
+    if used.len() < count {
+        log::warn!(
+            "zeros for free blocks that fail authentication, as a killed process leaves them"
+        );
+    }
+    if used.is_empty() {
+        return Ok(());
+    }
+    let named: Vec<String> =
+        used.iter().take(RANGES_MAX).map(|it| format!("{} to {}", it.start, it.end)).collect();
+    let more = if used.len() > RANGES_MAX { ", and more" } else { "" };
+    let named = named.join(", ");
+    Err(Failure::new(format!("zeros for bytes that fail authentication: {named}{more}")))
 }
 
 /// Most files and directories that are copied: a damaged directory may contain itself.

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 pub use args::{LuksArgs, Size};
 
 use args::{Command, CreateArgs, DumpArgs, ExportArgs, MountArgs, OpenArgs, SealArgs, StatusArgs};
-use export::{CHUNK, copy, export_files, new_file};
+use export::{CHUNK, check_left_out, copy, export_files, new_file};
 use filling::Tree;
 use opening::{explained, mapped, open_volume};
 
@@ -197,12 +197,14 @@ fn export_volume(args: &ExportArgs) -> Result<(), Failure> {
     let volume = open_volume(&source, &key.read()?)?;
     match (&args.raw, &args.files) {
         (Some(path), _) if path.as_os_str() == "-" => {
-            copy(&volume, &mut io::stdout().lock()).doing("stdout")
+            let left_out = copy(&volume, &mut io::stdout().lock()).doing("stdout")?;
+            check_left_out(volume, left_out)
         }
         (Some(path), _) => {
             let file = new_file(path).doing(path.display())?;
             let mut out = BufWriter::with_capacity(CHUNK, file);
-            copy(&volume, &mut out).and_then(|()| out.flush()).doing(path.display())
+            let copied = copy(&volume, &mut out).and_then(|left| out.flush().map(|()| left));
+            check_left_out(volume, copied.doing(path.display())?)
         }
         (None, directory) => {
             let directory = directory.as_ref().expect("one of the two");
