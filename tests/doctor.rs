@@ -30,7 +30,8 @@ fn a_host_that_is_ready_and_one_that_lacks_everything() {
     ps0.wait_for("{\"address\"");
     let (data, from) = (dir.path("data"), cast.server());
     let data = data.to_str().expect("UTF-8");
-    let sim = ["--attestation", "sim", "--batch-size", "4", "--data", data, "--ps-hosts", &from];
+    let hosts = ["--attestation", "sim", "--batch-size", "4", "--ps-hosts", &from];
+    let sim = [&hosts[..], &["--data", data]].concat();
     let (code, findings) = doctor(&sim);
     assert_eq!(code, 0, "{findings}");
     for item in ["clock", "cpu", "memory", "quote", "data", "volumes", "ps0"] {
@@ -38,6 +39,7 @@ fn a_host_that_is_ready_and_one_that_lacks_everything() {
     }
     assert!(standing(&findings, "ps0").1.contains("attested"), "{findings}");
     assert_eq!(standing(&findings, "tdx").0, "warning");
+    data_volumes(&dir, &hosts);
     // The port of the server that runs is taken.
     let (code, findings) = doctor(&[&sim[..], &["--role", "ps0"]].concat());
     assert_eq!((code, standing(&findings, "port").0), (1, "failed"));
@@ -52,8 +54,9 @@ fn a_host_that_is_ready_and_one_that_lacks_everything() {
     let text = |path: &std::path::PathBuf| path.to_str().expect("UTF-8").to_owned();
     let (broken, garbage) = (text(&broken), text(&garbage));
     let lacking = ["--data", "/nonexistent", "--policy", &broken, "--volume", &garbage];
-    let hosts = ["--ps-hosts", "no.such.host.invalid:1", "--batch-size", "4096", "--stem", "cifar"];
-    let (code, findings) = doctor(&[&lacking[..], &hosts].concat());
+    let nowhere =
+        ["--ps-hosts", "no.such.host.invalid:1", "--batch-size", "4096", "--stem", "cifar"];
+    let (code, findings) = doctor(&[&lacking[..], &nowhere].concat());
     assert_eq!(code, 1);
     for item in ["data", "policy", "volume", "ps0", "tdx", "quote", "collateral", "memory"] {
         assert_eq!(standing(&findings, item).0, "failed", "{item}: {findings}");
@@ -62,4 +65,30 @@ fn a_host_that_is_ready_and_one_that_lacks_everything() {
     for (item, part) in named {
         assert!(standing(&findings, item).1.contains(part), "{findings}");
     }
+}
+
+/// A data volume is opened as the worker will open it, and its data alone counts.
+fn data_volumes(dir: &Dir, hosts: &[&str]) {
+    let path = |name: &str| dir.path(name).to_str().expect("UTF-8").to_owned();
+    let [data, volume, key, other] = ["data", "data.luks", "data.key", "other.key"].map(path);
+    fs::write(&key, "a key").and_then(|()| fs::write(&other, "another")).expect("write");
+    let create = ["luks", "create", &volume, "--size", "40M", "--integrity", "--key-file", &key];
+    let fast = ["--kdf", "pbkdf2", "--kdf-time", "1000", "--files", &data];
+    let made = hfl(&[&create[..], &fast].concat());
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let before = fs::read(&volume).expect("read");
+    let expected = [
+        (&volume[..], &["--key-file", key.as_str()][..], 0, "ok", "images"),
+        (&volume, &["--key-file", &other], 1, "failed", "no keyslot opens"),
+        (&volume, &[], 0, "warning", "not opened"),
+        ("/no/volume", &["--key-file", &key], 1, "failed", "/no/volume"),
+    ];
+    for (volume, key, code, is, said) in expected {
+        let instead = ["--data", "/nonexistent", "--data-volume", volume];
+        let (ended, findings) = doctor(&[hosts, &instead, key].concat());
+        let (standing, found) = standing(&findings, "data");
+        assert_eq!((ended, standing), (code, is), "{findings}");
+        assert!(found.contains(said), "{findings}");
+    }
+    assert!(fs::read(&volume).expect("read") == before, "written to");
 }

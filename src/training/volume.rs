@@ -102,7 +102,8 @@ pub fn explained(path: &Path, error: &Error) -> Failure {
     }
 }
 
-fn hint(error: &Error) -> Option<&'static str> {
+/// What to try, where something helps.
+pub fn hint(error: &Error) -> Option<&'static str> {
     Some(match error {
         Error::Damaged(_) => "hfl luks header restore, if there is a backup of the header",
         Error::FileSystem(_) => {

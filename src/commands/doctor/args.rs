@@ -30,13 +30,22 @@ attested! {
         /// directory with CIFAR-10 binary files [data]
         #[argh(option, default = "PathBuf::from(\"data\")")]
         pub(crate) data: PathBuf,
+        /// encrypted volume whose inside is the data, instead of --data; opened with a key below, read only
+        #[argh(option)]
+        pub(crate) data_volume: Option<PathBuf>,
+        /// file whose bytes are the passphrase of --data-volume, - for stdin
+        #[argh(option)]
+        pub(crate) key_file: Option<PathBuf>,
+        /// open file descriptor to read that passphrase from
+        #[argh(option)]
+        pub(crate) key_fd: Option<u32>,
         /// part I of N of the data, from 0, such as 0/2 [all]
         #[argh(option)]
         pub(crate) shard: Option<Shard>,
         /// encrypted volume of the role
         #[argh(option)]
         pub(crate) volume: Option<PathBuf>,
-        /// who has the volume's passphrase: host:port of a service, or cdh:REPOSITORY/TYPE/TAG
+        /// who has the volumes' passphrase: host:port of a service, or cdh:REPOSITORY/TYPE/TAG
         #[argh(option)]
         pub(crate) secret_service: Option<Keeper>,
         /// images of one worker in a step [128]

@@ -15,10 +15,9 @@ use protocol::{
 use zeroize::Zeroizing;
 
 use super::args::DoctorArgs;
-use super::finding::Finding;
+use super::data;
+use super::finding::{Finding, first_line};
 use crate::commands::{bench, tier};
-use crate::data::dataset::Split;
-use crate::data::source::Source as Pictures;
 use crate::failure::{Doing, Failure};
 use crate::hosts::listen_addresses;
 use crate::job::shape::Shape;
@@ -26,6 +25,7 @@ use crate::job::{Algorithm, Arch, Precision};
 use crate::memory;
 use crate::model::network::Network;
 use crate::training::room;
+use crate::training::volume::hint;
 use crate::trust::fetch::Keeper;
 use crate::trust::policy;
 use crate::trust::{Attestation, EARLIEST, Source, clock};
@@ -66,18 +66,13 @@ pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
     findings.extend(args.volume.as_deref().map(|path| volume(args, path)));
     match is_worker {
         true => {
-            findings.push(data(args));
+            findings.push(data::check(args));
             findings.extend(args.ps_hosts.0.iter().map(|host| peer(args, "ps0", host)));
         }
         false => findings.extend(args.ps_hosts.0.iter().map(|host| port(host))),
     }
     findings.extend(args.secret_service.as_ref().map(|keeper| secret(args, keeper)));
     findings
-}
-
-fn first_line(text: &impl ToString) -> String {
-    let text = text.to_string();
-    text.lines().next().unwrap_or_default().trim_start_matches("hfl: ").to_owned()
 }
 
 fn clock_check() -> Finding {
@@ -347,7 +342,8 @@ fn volume(args: &DoctorArgs, path: &Path) -> Finding {
             "hfl luks seal, where the volume was made",
         ),
         Err(error) => {
-            Finding::failed(ITEM, format!("{}: {error}", path.display()), "hfl luks create")
+            let advice = hint(&error).unwrap_or("hfl luks create");
+            Finding::failed(ITEM, format!("{}: {error}", path.display()), advice)
         }
     }
 }
@@ -361,29 +357,6 @@ fn room_inside(args: &DoctorArgs, path: &Path, header: &Header) -> Result<String
     // Tags and their journal take less than that.
     let len = if segment.integrity { len - len / 24 } else { len };
     room::check_closed_volume(path, len, &network.layout)
-}
-
-fn data(args: &DoctorArgs) -> Finding {
-    const ITEM: &str = "data";
-    let source = match Pictures::open(&args.data, Split::Train, args.shard) {
-        Ok(source) => source,
-        Err(error) => {
-            let advice = "--data with CIFAR's binary files, train/CLASS/PICTURE or an .npz file";
-            return Finding::failed(ITEM, error.to_string(), advice);
-        }
-    };
-    let classes = source.classes();
-    let missing = classes.iter().filter(|(_, count)| *count == 0).map(|(name, _)| &**name);
-    let missing: Vec<&str> = missing.collect();
-    let found = format!("{}: {} images, {}", args.data.display(), source.len(), source.format());
-    match missing.is_empty() {
-        true => Finding::ok(ITEM, format!("{found} of all {} classes", classes.len())),
-        false => Finding::warning(
-            ITEM,
-            format!("{found}, none of {}", missing.join(", ")),
-            "is this the right part of the data?",
-        ),
-    }
 }
 
 fn port(host: &str) -> Finding {

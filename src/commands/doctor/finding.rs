@@ -45,3 +45,9 @@ impl Finding {
         Self { item, standing: Standing::Failed, found: found.into(), advice: Some(advice) }
     }
 }
+
+/// What failed, without what to try.
+pub(super) fn first_line(text: &impl ToString) -> String {
+    let text = text.to_string();
+    text.lines().next().unwrap_or_default().trim_start_matches("hfl: ").to_owned()
+}

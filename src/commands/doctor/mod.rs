@@ -2,6 +2,7 @@
 
 mod args;
 mod checks;
+mod data;
 mod finding;
 
 use protocol::Role;
