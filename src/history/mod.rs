@@ -7,6 +7,7 @@ pub mod chart;
 pub mod curve;
 mod format;
 pub mod page;
+mod style;
 pub mod tensorboard;
 pub mod timeline;
 

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use crate::history::chart::{Axes, Line, Row, escape, lines, rows, shares};
 use crate::history::format::{counted, date, duration, percent, round, share, short, size};
+use crate::history::style::STYLE;
 use crate::history::timeline::{Lane, lanes};
 use crate::history::{Evaluation, Event, EventKind, History, PASSPORT, Participant, Shares};
 
@@ -479,8 +480,6 @@ pub fn fuzz(bytes: &[u8]) {
         assert!(History::parse(&history.encode()).is_ok());
     }
 }
-
-const STYLE: &str = include_str!("page.css");
 
 #[cfg(test)]
 mod tests {
