@@ -6,9 +6,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use crate::failure::{Doing, Failure};
+use crate::progress::{Progress, Unit};
 
 /// Largest file that is read whole; what may be larger (data, volumes) is read in parts.
 pub(crate) const FILE_LEN_MAX: u64 = 1 << 30;
+
+/// Bytes that are written at a time: what is long shows how far it is.
+const PART: usize = 1 << 20;
 
 /// Reads a file of this system, if it is there and not too large.
 ///
@@ -72,7 +76,14 @@ pub(crate) fn renew(
     let target = if exists { path.with_added_extension("tmp") } else { path.into() };
     let mut options = OpenOptions::new();
     let mut file = options.write(true).create_new(true).open(&target).doing(target.display())?;
-    if let Err(error) = file.write_all(bytes).and_then(|()| file.sync_all()) {
+    let progress = Progress::new("wrote", bytes.len() as u64, Unit::Bytes);
+    let mut parts = bytes.chunks(PART);
+    let written = parts.try_for_each(|part| {
+        file.write_all(part)?;
+        progress.advance(part.len() as u64);
+        Ok(())
+    });
+    if let Err(error) = written.and_then(|()| file.sync_all()) {
         // Half of it helps nobody.
         let _ = fs::remove_file(&target);
         return Err(error).doing(name);
