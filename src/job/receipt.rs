@@ -94,6 +94,14 @@ impl Receipt {
         context.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
     }
 
+    /// Whether it is of no round: it vouches for the parameters of a checkpoint from before there were receipts.
+    pub fn is_of_before(&self) -> bool {
+        let nobody = Part { share: None, chain: [0; 32] };
+        self.previous == [0; 32]
+            && self.count == self.step
+            && self.parts.iter().all(|part| *part == nobody)
+    }
+
     /// What a worker contributed.
     pub fn share(&self, worker: u16) -> Option<&Share> {
         self.parts.get(usize::from(worker))?.share.as_ref()
@@ -197,9 +205,33 @@ impl<'de> Deserialize<'de> for Receipt {
     }
 }
 
+/// Fuzzing entry: what parses is the one spelling of a receipt, as bytes and as text.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    if let Some(receipt) = Receipt::parse(data) {
+        assert_eq!(receipt.encode(), data);
+        let text = serde_json::to_string(&receipt).expect("text");
+        assert_eq!(serde_json::from_str::<Receipt>(&text).expect("the same"), receipt);
+        assert!(receipt.count <= receipt.step && receipt.parts.len() <= WORKERS_MAX);
+        let next = Receipt::next(Some(&receipt), receipt.job, u64::MAX, 1, [0; 32], Vec::new());
+        assert_eq!(next.previous, receipt.head());
+    }
+    if let Ok(receipt) = serde_json::from_slice::<Receipt>(data) {
+        assert_eq!(Receipt::parse(&receipt.encode()), Some(receipt));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seeds_of_the_fuzz_target_replay() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/receipts");
+        for entry in std::fs::read_dir(seeds).expect("seeds") {
+            fuzz(&std::fs::read(entry.expect("entry").path()).expect("a seed"));
+        }
+    }
 
     fn share(seed: u8) -> Share {
         Share { samples: u32::from(seed) + 1, fresh: seed == 2, hash: [seed; 32] }

@@ -23,6 +23,8 @@ pub enum Kind {
     Chain(Hash),
     /// The parameters that came with it have this hash.
     Parameters(Hash),
+    /// A worker's contribution is not in it, though no round of the job closes without everybody.
+    Without(u16),
 }
 
 /// A receipt that contradicts what we know.
@@ -52,6 +54,9 @@ impl fmt::Display for Contradiction {
                 f,
                 "by the receipt of the round that ended after step {step} our earlier contributions were others"
             ),
+            Kind::Without(worker) => {
+                write!(f, "the round that ended after step {step} is without worker{worker}")
+            }
             Kind::Parameters(_) => {
                 write!(f, "the parameters of step {step} are not those that its receipt names")
             }
@@ -83,6 +88,7 @@ impl Contradiction {
         let (ours, samples) = match self.kind {
             Kind::Lacks(share) => (share.hash, Some(share.samples)),
             Kind::TwoHeads(hash) | Kind::Chain(hash) | Kind::Parameters(hash) => (hash, None),
+            Kind::Without(_) => ([0; 32], None),
         };
         let written = Written {
             what: self.to_string(),

@@ -100,6 +100,11 @@ impl Ledger {
         self.segments.iter().any(|segment| segment.step < step && step < segment.end())
     }
 
+    /// Whether the round that follows after so many updates is known.
+    pub fn goes_on_after(&self, step: u64) -> bool {
+        self.segments.iter().any(|segment| (segment.step..segment.end()).contains(&step))
+    }
+
     /// Updates after the last round, and the chain over the worker's contributions then.
     pub fn end(&self) -> (u64, Hash) {
         self.segments.last().map_or((0, [0; 32]), |last| (last.end(), last.chain))
@@ -157,8 +162,21 @@ impl Ledger {
         let Written { worker, segments, last, .. } = written;
         let read = |segment: &WrittenSegment| segment.read(worker.is_some());
         let segments = segments.iter().map(read).collect::<Option<_>>();
-        let segments = segments.ok_or("a segment whose runs and hashes do not fit")?;
-        Ok(Self { worker, segments, last })
+        let segments: Vec<Segment> =
+            segments.ok_or("a segment whose runs and hashes do not fit")?;
+        let follows = |pair: &[Segment]| pair[0].end() < pair[1].step;
+        let begins = |segment: &Segment| segment.step > 0 || segment.before == [[0; 32]; 2];
+        if !segments.windows(2).all(follows) || !segments.iter().all(begins) {
+            return Err("segments that do not follow from one another".into());
+        }
+        let ledger = Self { worker, segments, last: None };
+        let is_last = |last: &Receipt| {
+            ledger.end().0 == last.step && ledger.head(last.step) == Some(last.head())
+        };
+        match last.as_ref().is_none_or(is_last) {
+            true => Ok(Self { last, ..ledger }),
+            false => Err("its last receipt is not that of its last round".into()),
+        }
     }
 
     fn written(&self, segment: &Segment) -> WrittenSegment {
@@ -267,9 +285,42 @@ impl WrittenSegment {
     }
 }
 
+/// Fuzzing entry: what parses is written again to what parses to the same, is in order, and takes the next receipt.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let Ok(mut ledger) = Ledger::parse(data) else { return };
+    assert_eq!(Ledger::parse(&ledger.encode()).as_ref(), Ok(&ledger));
+    let steps: Vec<u64> = ledger.lines().map(|line| line.step).collect();
+    assert!(steps.is_sorted_by(|a, b| a < b), "in order, each once");
+    for (step, head) in ledger.heads() {
+        assert_eq!(ledger.head(step), Some(head));
+    }
+    let (end, _) = ledger.end();
+    let all = ledger.lines().count();
+    if end < u64::MAX {
+        let shares = vec![None; usize::from(ledger.worker().unwrap_or(0)) + 1];
+        let next =
+            Receipt::next(ledger.last().cloned().as_ref(), [1; 32], end + 1, 1, [2; 32], shares);
+        ledger.push(&next);
+        assert_eq!((ledger.end().0, ledger.last()), (end + 1, Some(&next)));
+    }
+    ledger.cut(end);
+    assert!(ledger.lines().count() == all && ledger.end().0 <= end);
+    ledger.cut(0);
+    assert_eq!(ledger.lines().count(), 0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn seeds_of_the_fuzz_target_replay() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/seeds/ledger");
+        for entry in std::fs::read_dir(seeds).expect("seeds") {
+            fuzz(&std::fs::read(entry.expect("entry").path()).expect("a seed"));
+        }
+    }
 
     /// Receipts of so many rounds of two steps, in whose third worker 1 is left out.
     fn receipts(rounds: u64) -> Vec<Receipt> {
@@ -338,10 +389,23 @@ mod tests {
             ("\"count\":2", "\"count\":18446744073709551615"),
             ("\"worker\":0,", ""),
             ("\"samples\":8", "\"samples\":-1"),
+            ("\"step\":0", "\"step\":2"),
         ] {
             let changed = text.replacen(from, to, 1);
             assert_ne!(changed, text, "{from}");
             assert!(Ledger::parse(changed.as_bytes()).is_err(), "{to}");
+        }
+        let receipts = receipts(3);
+        let other = Receipt { parameters: [3; 32], ..receipts[2].clone() };
+        for last in [receipts[1].clone(), other] {
+            let changed = Ledger { last: Some(last), ..ledger.clone() };
+            assert!(Ledger::parse(&changed.encode()).is_err());
+        }
+        for step in [0, 5, 6] {
+            let mut more = ledger.clone();
+            more.segments.push(Segment::new(step, [[1; 32]; 2]));
+            more.last = None;
+            assert!(Ledger::parse(&more.encode()).is_err(), "a segment from step {step}");
         }
     }
 }

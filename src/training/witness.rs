@@ -1,5 +1,6 @@
 //! `Witness`: a worker's part in receipts: it keeps what it is told, and notices what cannot be.
 
+use crate::job::Job;
 use crate::job::receipt::{Hash, Receipt, Share};
 use crate::training::contradiction::{Contradiction, Kind};
 use crate::training::ledger::Ledger;
@@ -13,6 +14,28 @@ pub struct Witness {
     sent: Option<(u64, Share)>,
     /// The receipt that was told last on this connection.
     told: Option<Receipt>,
+}
+
+/// How the rounds of a job close.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounds {
+    /// With everybody, and to the same however often they are made.
+    Equal,
+    /// With everybody; a server that goes on from an earlier checkpoint makes others, as rounding leaves a rest.
+    Whole,
+    /// Also without who is late, so that others are made too.
+    Open,
+}
+
+impl Rounds {
+    /// Those of a job.
+    pub fn of(job: &Job) -> Self {
+        match (job.quorum, job.makes_equal_rounds()) {
+            (Some(_), _) => Self::Open,
+            (None, true) => Self::Equal,
+            (None, false) => Self::Whole,
+        }
+    }
 }
 
 impl Witness {
@@ -54,17 +77,16 @@ impl Witness {
         self.sent = None;
     }
 
-    /// Takes a receipt. `is_fixed` says that the rounds of the job are the same however often they are made: with
-    /// a quorum, or where rounding leaves a rest, a server that goes on from an earlier checkpoint makes others.
+    /// Takes a receipt.
     ///
     /// # Errors
-    /// When it contradicts what was told or sent before.
-    pub fn take(&mut self, receipt: Receipt, is_fixed: bool) -> Result<(), Box<Contradiction>> {
-        let is_back = self.told.is_none() && !is_fixed;
+    /// When it contradicts what was told or sent before, or how rounds of the job close.
+    pub fn take(&mut self, receipt: Receipt, rounds: Rounds) -> Result<(), Box<Contradiction>> {
+        let is_back = self.told.is_none() && rounds != Rounds::Equal;
         if is_back {
             self.go_back(&receipt);
         }
-        if let Err(kind) = self.check(&receipt) {
+        if let Err(kind) = self.check(&receipt, rounds) {
             return Err(self.contradiction(kind, receipt));
         }
         if self.ledger.end().0 < receipt.step {
@@ -115,7 +137,7 @@ impl Witness {
         }
     }
 
-    fn check(&self, receipt: &Receipt) -> Result<(), Kind> {
+    fn check(&self, receipt: &Receipt, rounds: Rounds) -> Result<(), Kind> {
         let first = receipt.step - receipt.count;
         if let Some(known) = self.ledger.head(receipt.step) {
             return if known == receipt.head() { Ok(()) } else { Err(Kind::TwoHeads(known)) };
@@ -123,8 +145,8 @@ impl Witness {
         let (end, chain) = self.ledger.end();
         match self.ledger.head(first) {
             Some(known) if known != receipt.previous => return Err(Kind::TwoHeads(known)),
-            // It ends within a round that we know, or begins there.
-            None if self.ledger.spans(receipt.step) => {
+            // It follows from a round after which we know another, or ends within one that we know.
+            _ if self.ledger.goes_on_after(first) || self.ledger.spans(receipt.step) => {
                 return Err(Kind::TwoHeads(self.ledger.head(end).unwrap_or_default()));
             }
             _ => {}
@@ -137,9 +159,15 @@ impl Witness {
         }
         let chain = share.map_or(chain, |share| share.chain(&chain, receipt.step, receipt.count));
         let told = receipt.parts.get(usize::from(self.worker)).map(|part| part.chain);
-        match first == end && told != Some(chain) {
-            true => Err(Kind::Chain(chain)),
-            false => Ok(()),
+        if first == end && told != Some(chain) {
+            return Err(Kind::Chain(chain));
+        }
+        let mut absent = (0..).zip(&receipt.parts).filter(|(_, part)| part.share.is_none());
+        match absent.next() {
+            Some((worker, _)) if rounds != Rounds::Open && !receipt.is_of_before() => {
+                Err(Kind::Without(worker))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -177,7 +205,7 @@ mod tests {
         let mut witness = Witness::new(1);
         for receipt in receipts {
             witness.sent(receipt.step - 1, share(1, receipt.step - 1));
-            witness.take(receipt.clone(), true).expect("honest");
+            witness.take(receipt.clone(), Rounds::Equal).expect("honest");
         }
         witness
     }
@@ -193,19 +221,36 @@ mod tests {
         other.parameters[0] ^= 1;
         let known = Kind::TwoHeads(receipts[4].head());
         // At once, after a new connection, and by the receipt that follows from the other.
-        assert_eq!(kind(witness(&receipts).take(other.clone(), true)), known);
+        assert_eq!(kind(witness(&receipts).take(other.clone(), Rounds::Equal)), known);
         let mut again = witness(&receipts);
         again.disconnected();
-        assert_eq!(kind(again.take(other.clone(), true)), known);
-        assert_eq!(kind(witness(&receipts).take(next(Some(&other), [true; 2]), true)), known);
+        assert_eq!(kind(again.take(other.clone(), Rounds::Equal)), known);
+        assert_eq!(
+            kind(witness(&receipts).take(next(Some(&other), [true; 2]), Rounds::Equal)),
+            known
+        );
         // A round that skips over one that we know.
         let skips = Receipt { count: 2, ..receipts[4].clone() };
         let end = Kind::TwoHeads(receipts[4].head());
-        assert_eq!(kind(witness(&receipts).take(skips, true)), end);
+        assert_eq!(kind(witness(&receipts).take(skips, Rounds::Equal)), end);
+        // A round beside those that we know, longer than they are, from where they begin or from within.
+        for from in [0, 2, 3] {
+            let before = (from > 0).then(|| &receipts[from - 1]);
+            let count = 6 - from as u64;
+            let fork = Receipt::next(before, JOB, 6, count, [7; 32], vec![None, Some(share(1, 9))]);
+            for rounds in [Rounds::Equal, Rounds::Whole, Rounds::Open] {
+                assert_eq!(kind(witness(&receipts).take(fork.clone(), rounds)), end, "{from}");
+            }
+            let mut again = witness(&receipts);
+            again.disconnected();
+            assert_eq!(kind(again.take(fork, Rounds::Equal)), end, "{from}");
+        }
         // The same again is no lie.
         let mut again = witness(&receipts);
         again.disconnected();
-        receipts[2..].iter().for_each(|same| again.take(same.clone(), true).expect("the same"));
+        receipts[2..]
+            .iter()
+            .for_each(|same| again.take(same.clone(), Rounds::Equal).expect("the same"));
     }
 
     #[test]
@@ -218,10 +263,10 @@ mod tests {
             witness
         };
         let dropped = next(receipts.last(), [true, false]);
-        assert_eq!(kind(sent().take(dropped.clone(), true)), Kind::Lacks(ours));
+        assert_eq!(kind(sent().take(dropped.clone(), Rounds::Equal)), Kind::Lacks(ours));
         let mut told = sent();
         told.left_out();
-        told.take(dropped, false).expect("we were told");
+        told.take(dropped, Rounds::Open).expect("we were told");
         for change in [
             |share: &mut Share| share.hash[0] ^= 1,
             |share: &mut Share| share.samples += 1,
@@ -231,13 +276,29 @@ mod tests {
             change(&mut changed);
             let shares = vec![Some(share(0, 3)), Some(changed)];
             let told = Receipt::next(receipts.last(), JOB, 4, 1, [3; 32], shares);
-            assert_eq!(kind(sent().take(told, true)), Kind::Lacks(ours));
+            assert_eq!(kind(sent().take(told, Rounds::Equal)), Kind::Lacks(ours));
         }
         let mut forgotten = next(receipts.last(), [true; 2]);
         forgotten.parts[1].chain[0] ^= 1;
-        assert!(matches!(kind(sent().take(forgotten, true)), Kind::Chain(_)));
+        assert!(matches!(kind(sent().take(forgotten, Rounds::Equal)), Kind::Chain(_)));
         let short = Receipt { parts: Vec::new(), ..next(receipts.last(), [true; 2]) };
-        assert_eq!(kind(sent().take(short, true)), Kind::Lacks(ours));
+        assert_eq!(kind(sent().take(short, Rounds::Equal)), Kind::Lacks(ours));
+    }
+
+    #[test]
+    fn a_round_without_a_fellow_is_noticed_where_everybody_takes_part() {
+        let receipts = honest(2);
+        let without = next(receipts.last(), [false, true]);
+        let told = |told: &Receipt, rounds| witness(&receipts).take(told.clone(), rounds);
+        for rounds in [Rounds::Equal, Rounds::Whole] {
+            assert_eq!(kind(told(&without, rounds)), Kind::Without(0));
+        }
+        told(&without, Rounds::Open).expect("a quorum is enough");
+        let late = Receipt::next(receipts.last(), JOB, 3, 1, [3; 32], vec![None, None]);
+        assert_eq!(kind(told(&late, Rounds::Whole)), Kind::Without(0));
+        // What a checkpoint of before receipts vouches for is nobody's.
+        let of_before = Receipt::next(None, JOB, 7, 7, [3; 32], vec![None, None]);
+        Witness::new(1).take(of_before, Rounds::Equal).expect("no round of ours");
     }
 
     #[test]
@@ -255,34 +316,36 @@ mod tests {
         // Away for two rounds: what came meanwhile is not known.
         let mut away = witness(&receipts[..3]);
         away.disconnected();
-        away.take(receipts[5].clone(), true).expect("a gap");
-        away.take(next(receipts.last(), [true; 2]), true).expect("the next");
+        away.take(receipts[5].clone(), Rounds::Equal).expect("a gap");
+        away.take(next(receipts.last(), [true; 2]), Rounds::Equal).expect("the next");
         // A server that is started again makes also those that we were away for.
         away.disconnected();
-        receipts[3..].iter().for_each(|same| away.take(same.clone(), true).expect("unknown"));
+        receipts[3..]
+            .iter()
+            .for_each(|same| away.take(same.clone(), Rounds::Equal).expect("unknown"));
         assert_eq!(away.ledger().end().0, 7);
         // A round with a quorum is made again with others, after a restart only.
         let mut back = witness(&receipts);
         let remade = next(Some(&receipts[3]), [false, true]);
         let known = Kind::TwoHeads(receipts[4].head());
-        assert_eq!(kind(back.take(remade.clone(), false)), known, "not in one connection");
+        assert_eq!(kind(back.take(remade.clone(), Rounds::Open)), known, "not in one connection");
         back.disconnected();
-        back.take(receipts[3].clone(), false).expect("from the checkpoint");
+        back.take(receipts[3].clone(), Rounds::Open).expect("from the checkpoint");
         back.sent(4, share(1, 4));
-        back.take(remade.clone(), false).expect("made again");
+        back.take(remade.clone(), Rounds::Open).expect("made again");
         assert_eq!(back.ledger().end().0, 5);
         // From the very start, and several rounds ago.
         let anew = next(None, [true, false]);
         for told in [&anew, &next(Some(&anew), [true; 2])] {
             let mut back = witness(&receipts);
             back.disconnected();
-            back.take(told.clone(), false).expect("made again");
+            back.take(told.clone(), Rounds::Open).expect("made again");
             assert_eq!(back.ledger().end().0, told.step);
         }
         // Where every round is the same, it is a lie.
         let mut fixed = witness(&receipts);
         fixed.disconnected();
-        fixed.take(receipts[3].clone(), true).expect("from the checkpoint");
-        assert_eq!(kind(fixed.take(remade, true)), known);
+        fixed.take(receipts[3].clone(), Rounds::Equal).expect("from the checkpoint");
+        assert_eq!(kind(fixed.take(remade, Rounds::Equal)), known);
     }
 }

@@ -9,7 +9,7 @@ use crate::training::cell_hashes::CellHashes;
 use crate::training::cells::Cells;
 use crate::training::contradiction::Contradiction;
 use crate::training::ledger::Ledger;
-use crate::training::witness::Witness;
+use crate::training::witness::{Rounds, Witness};
 
 /// A worker's view of its job.
 pub struct Worker {
@@ -265,8 +265,10 @@ impl Worker {
         if receipt.job != job.digest() && self.witness.is_told() {
             return Err(Refusal::Protocol);
         }
-        let is_fixed = job.makes_equal_rounds();
-        let taken = self.witness.take(receipt, is_fixed);
+        if receipt.parts.len() != usize::from(job.workers) {
+            return Err(Refusal::Protocol);
+        }
+        let taken = self.witness.take(receipt, Rounds::of(job));
         taken.map_err(|contradiction| self.contradicted(contradiction))
     }
 
