@@ -492,7 +492,8 @@ impl Cluster {
         node.contribution.get_or_insert_with(|| Contribution::new(cells, trained));
         let cells = Cells::of_parameters(job, &self.layout, CELL, isa);
         let (samples, data) = (samples(index), Some([index as u8; 32]));
-        let mut member = Some(Member { samples, batches: 2, data });
+        let classes = (0..job.classes.len()).map(|class| if class == 1 { samples } else { 0 });
+        let mut member = Some(Member { samples, batches: 2, data, classes: classes.collect() });
         wire.client.drive(|session| {
             member.take().map_or(Ok(()), |member| node.worker.join(session, member, cells))
         });

@@ -26,6 +26,7 @@ mod replay;
 mod replayed;
 mod report;
 mod room;
+mod sealed_key;
 mod secrets;
 mod socket;
 mod static_binary;

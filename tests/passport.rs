@@ -3,9 +3,12 @@
 //! The lying ps0 of these tests has a key and quotes of its own, over whatever it says: its TD is the right one, its
 //! program is not. What it cannot have is what workers keep.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use base64ct::{Base64, Encoding};
+use hfl::commands::passport;
 use hfl::job::receipt::Receipt;
 use hfl::passport::attestation::OwnQuote;
 use hfl::passport::key::PassportKey;
@@ -14,12 +17,13 @@ use hfl::passport::{
     signature,
 };
 use hfl::training::ledger::{self, Ledger};
-use hfl::training::roster;
-use protocol::{Attester, Roster, SimPlatform, hex};
+use hfl::training::{roster, rounds};
+use hfl::trust::Attestation;
+use protocol::{Admission, Attester, Binding, Role, Roster, SimPlatform, hex};
 use serde_json::{Value, json};
 
 use crate::cli::hfl;
-use crate::processes::{Cast, Dir};
+use crate::processes::{Cast, Dir, Process};
 
 /// A finished job's folder and what its workers kept.
 struct Job {
@@ -27,19 +31,35 @@ struct Job {
     kept: [PathBuf; 2],
 }
 
+/// The container image that the jobs say they run from.
+const IMAGE: &str = "00000000000000000000000000000000000000000000000000000000c0ffee00";
+
+/// Starts the roles of a job; each worker keeps its receipts in a place of its own.
+fn roles(cast: &Cast, dir: &Dir) -> [Process; 3] {
+    let image = format!("registry.example/hfl@sha256:{IMAGE}");
+    let ps0 = [
+        ("--model", "resnet18"),
+        ("--evaluate-every", "1"),
+        ("--bom", ""),
+        ("--steps", "3"),
+        ("--image-digest", &image),
+    ];
+    let ps0 = cast.start("ps0", &ps0);
+    let [worker0, worker1] = [0, 1].map(|worker| {
+        let place = dir.path(&format!("kept{worker}"));
+        cast.start(&format!("worker{worker}"), &[("--model-dir", place.to_str().expect("UTF-8"))])
+    });
+    [ps0, worker0, worker1]
+}
+
 fn job(dir: &Dir) -> Job {
     let cast = Cast::new(dir, "model");
-    let small = ("--model", "resnet18");
-    let ps0 =
-        cast.start("ps0", &[small, ("--evaluate-every", "1"), ("--bom", ""), ("--steps", "3")]);
-    let places = [0, 1].map(|worker| dir.path(&format!("kept{worker}")));
-    let texts = places.each_ref().map(|place| place.to_str().expect("UTF-8"));
-    let workers = [0, 1]
-        .map(|worker| cast.start(&format!("worker{worker}"), &[("--model-dir", texts[worker])]));
-    cast.finish(&ps0, workers.into());
+    let [ps0, worker0, worker1] = roles(&cast, dir);
+    cast.finish(&ps0, vec![worker0, worker1]);
     let (code, stderr) = ps0.end();
     assert_eq!(code, 0, "{stderr}");
-    let kept = places.map(|place| {
+    let kept = [0, 1].map(|worker| {
+        let place = dir.path(&format!("kept{worker}"));
         let found = fs::read_dir(place).expect("a place").map(|entry| entry.expect("entry").path());
         let mut files = found.filter(|path| path.to_string_lossy().contains("receipts-worker"));
         files.next().expect("a worker keeps what it is told")
@@ -47,18 +67,18 @@ fn job(dir: &Dir) -> Job {
     Job { model: dir.path("model"), kept }
 }
 
+/// What is said of a folder, in this process.
+pub(crate) fn verify(model: &Path, kept: &[&Path]) -> Result<String, String> {
+    let kept: Vec<PathBuf> = kept.iter().map(|path| path.to_path_buf()).collect();
+    let (lines, found) = passport::verify(model, None, Attestation::Sim, &kept);
+    let said = lines.iter().map(|(what, says)| format!("{what} {says}\n")).collect();
+    found.map(|()| said)
+}
+
 impl Job {
     /// What `hfl passport verify` says, and the first thing that does not hold.
     fn verify(&self, kept: &[&Path]) -> Result<String, String> {
-        let model = self.model.to_str().expect("UTF-8");
-        let mut words = vec!["passport", "verify", model, "--attestation", "sim"];
-        for path in kept {
-            words.extend(["--receipts", path.to_str().expect("UTF-8")]);
-        }
-        let output = hfl(&words);
-        let [out, err] =
-            [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
-        if output.status.success() { Ok(out) } else { Err(err) }
+        verify(&self.model, kept)
     }
 
     fn read(&self, name: &str) -> Vec<u8> {
@@ -84,16 +104,20 @@ impl Job {
     /// Signs everything anew as a ps0 would that says this of the training and of who took part, with a key of
     /// its own and a quote of its TD over both.
     fn forge(&self, training: &Value, roster: &Roster) {
-        self.forge_with(training, roster, None);
+        self.forge_with(training, roster, Forgery::default());
     }
 
-    /// The same with a quote that it has from elsewhere.
-    fn forge_with(&self, training: &Value, roster: &Roster, quote: Option<Vec<u8>>) {
+    fn forge_with(&self, training: &Value, roster: &Roster, forgery: Forgery) {
+        let Forgery { quote, is_not_over, leaves_out } = forgery;
         let key = PassportKey::generate().expect("a key");
         let sign = |statement: &Value| bundle::sign(statement, &key).expect("signed");
         self.write(PUBLIC_KEY, key.public().pem().as_bytes());
-        let (mut files, ignored) =
+        let (mut files, mut ignored) =
             signature::read(&self.statement(SIGNATURE)).expect("as we make it");
+        is_not_over.iter().for_each(|name| {
+            files.remove(*name);
+        });
+        ignored.extend(leaves_out.map(str::to_owned));
         for (name, hash) in &mut files {
             *hash = sha256(&self.read(name));
         }
@@ -135,6 +159,17 @@ impl Job {
     }
 }
 
+/// What a liar does beside another story.
+#[derive(Default)]
+struct Forgery {
+    /// A quote that it has from elsewhere.
+    quote: Option<Vec<u8>>,
+    /// A file that it does not sign.
+    is_not_over: Option<&'static str>,
+    /// A file that it says need not be signed.
+    leaves_out: Option<&'static str>,
+}
+
 #[track_caller]
 fn refused(result: Result<String, String>, part: &str) {
     let why = result.expect_err("a lie");
@@ -159,39 +194,84 @@ fn a_passport_holds_and_no_change_of_it_or_of_the_model_does() {
     }
     let page = String::from_utf8(job.read("report.html")).expect("a page");
     assert!(page.contains(&hex(&sha256(&job.read(TRAINING)))), "the report shows its digest");
-    // Without the word `sim` simulated evidence is none.
-    let output = hfl(&["passport", "verify", job.model.to_str().expect("UTF-8")]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("SIMULATED"));
+    for digest in [IMAGE, "by class "] {
+        assert!(said.contains(digest), "{digest} in {said}");
+    }
 
+    commands(&job, &dir);
     every_byte_counts(&job);
     refused_files(&job);
     lies(&job, &kept);
+    rounds_of_a_liar(&job, &kept);
     let said = job.verify(&kept);
     assert!(said.is_ok(), "all was put back: {said:?}");
+    accused(&job, &dir);
 }
 
-/// Each byte of what is signed, in this process; a byte of every file, as the command sees it.
-fn every_byte_counts(job: &Job) {
-    let key = attestation::key_of_statement(&job.statement(ATTESTATION)).expect("a key");
-    for name in &PASSPORT[..4] {
-        let mut bytes = job.read(name);
-        assert!(bundle::verify(&bytes, &key).is_ok());
-        for at in 0..bytes.len() {
-            bytes[at] ^= 1;
-            assert!(bundle::verify(&bytes, &key).is_err(), "{name}: byte {at}");
-            bytes[at] ^= 1;
-        }
+/// The command: in words and in JSON, by a policy, and how it ends.
+fn commands(job: &Job, dir: &Dir) {
+    let model = job.model.to_str().expect("UTF-8");
+    let run = |more: &[&str]| hfl(&[&["passport", "verify", model], more].concat());
+    // Without the word `sim` simulated evidence is none.
+    let output = run(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("SIMULATED"));
+    let sim = ["--attestation", "sim"];
+    let json = |more: &[&str]| {
+        let output = run(&[&sim[..], &["--json"], more].concat());
+        let said: Value = serde_json::from_slice(&output.stdout).expect("one object");
+        let is_refused = output.status.code() == Some(1);
+        assert_eq!(said["verdict"], if is_refused { "refused" } else { "holds" });
+        assert_eq!(said["reason"].is_string(), is_refused);
+        said
+    };
+    let kept = job.kept[1].to_str().expect("UTF-8");
+    let said = json(&["--receipts", kept]);
+    let words = String::from_utf8(run(&[&sim[..], &["--receipts", kept]].concat()).stdout);
+    let words = words.expect("UTF-8");
+    let checks = said["checks"].as_array().expect("checks");
+    assert_eq!(checks.len(), words.lines().count());
+    for (check, line) in checks.iter().zip(words.lines()) {
+        let [what, says] = ["what", "says"].map(|field| check[field].as_str().expect("text"));
+        assert!(line.starts_with(what) && line.ends_with(says), "{check} is not: {line}");
     }
+    let shown = hfl(&["passport", "show", model, "--json"]);
+    let shown: Value = serde_json::from_slice(&shown.stdout).expect("one object");
+    assert_eq!(shown["verdict"], "holds");
+    let of_sim = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/overlays/sim/policy.json");
+    assert_eq!(json(&["--policy", of_sim])["verdict"], "holds");
+    let text = fs::read_to_string(of_sim).expect("a policy");
+    let other = text.replacen("\"1fb70ca4", "\"0fb70ca4", 1);
+    assert_ne!(other, text);
+    let path = dir.path("other.json");
+    fs::write(&path, other).expect("write");
+    let said = json(&["--policy", path.to_str().expect("UTF-8")]);
+    let reason = said["reason"].as_str().expect("a reason");
+    assert!(reason.starts_with("ps0's quote") && reason.contains("[measurement]"), "{reason}");
+    job.with(&["rounds.json"], |job| {
+        job.write("rounds.json", b"{}");
+        let reason = json(&[])["reason"].clone();
+        assert_eq!(reason, "rounds.json: not the file that was signed");
+    });
+}
+
+/// Bytes of a file that are tried: all of a small one.
+const TRIED: usize = 250;
+
+/// Every file of the folder with one byte changed, here and there and at both ends.
+fn every_byte_counts(job: &Job) {
     for entry in fs::read_dir(&job.model).expect("the folder") {
-        let name = entry.expect("entry").file_name().into_string().expect("UTF-8");
-        job.with(&[&name], |job| {
-            let mut bytes = job.read(&name);
-            let middle = bytes.len() / 2;
-            bytes[middle] ^= 1;
-            job.write(&name, &bytes);
-            assert!(job.verify(&[]).is_err(), "{name}: byte {middle}");
-        });
+        let path = entry.expect("entry").path();
+        let bytes = fs::read(&path).expect("a file");
+        // For each byte of a model that is tried, all of it is read.
+        let tried = if bytes.len() > 1 << 20 { 2 } else { TRIED };
+        let places = (0..bytes.len()).step_by(bytes.len().div_ceil(tried).max(1));
+        let file = File::options().write(true).open(&path).expect("a file");
+        for at in places.chain([bytes.len() - 1]) {
+            file.write_all_at(&[bytes[at] ^ 1], at as u64).expect("write");
+            assert!(job.verify(&[]).is_err(), "{}: byte {at}", path.display());
+            file.write_all_at(&[bytes[at]], at as u64).expect("write");
+        }
     }
 }
 
@@ -222,9 +302,8 @@ fn lies(job: &Job, kept: &[&Path; 2]) {
         let said = job.statement(ATTESTATION);
         let all = said["predicate"]["attributes"].as_array().expect("attributes");
         let quote = &all.last().expect("ps0's own")["evidence"]["content"];
-        let quote =
-            <base64ct::Base64 as base64ct::Encoding>::decode_vec(quote.as_str().expect("text"));
-        job.forge_with(&training, &roster, quote.ok());
+        let quote = Base64::decode_vec(quote.as_str().expect("text"));
+        job.forge_with(&training, &roster, Forgery { quote: quote.ok(), ..Forgery::default() });
         refused(job.verify(&[]), "ps0's quote over key and statements: [report-data]");
     });
     // A participant that is left out, or was another.
@@ -248,9 +327,141 @@ fn lies(job: &Job, kept: &[&Path; 2]) {
         job.write(roster::FILE, &roster::encode(&other));
         job.forge(&training, &other);
         refused(job.verify(&[]), "worker1, admitted at");
+        elsewhere(job, &training, &roster);
+    });
+    // What a passport has to be over.
+    job.with(&PASSPORT, |job| {
+        let is_not_over = Some(ledger::FILE);
+        let forgery = Forgery { is_not_over, ..Forgery::default() };
+        job.forge_with(&training, &roster, forgery);
+        refused(job.verify(&[]), "it is not over receipts.json");
+        let forgery = Forgery { is_not_over, leaves_out: is_not_over, ..Forgery::default() };
+        job.forge_with(&training, &roster, forgery);
+        refused(job.verify(&[]), "it leaves out receipts.json");
+    });
+    job.with(&PASSPORT, |job| {
+        let mut more = training.clone();
+        more["predicate"]["runDetails"]["metadata"]["note"] = "trust me".into();
+        job.forge(&more, &roster);
+        refused(job.verify(&[]), "training.sigstore.json: not as hfl makes it");
+        let mut other = training.clone();
+        let all = &mut other["predicate"]["buildDefinition"]["resolvedDependencies"];
+        let data = all.as_array_mut().and_then(|all| all.last_mut()).expect("data of worker1");
+        data["annotations"]["samples"] = 33.into();
+        job.forge(&other, &roster);
+        refused(job.verify(&[]), "worker1 had other data than the passport says");
     });
     swapped(job, &training, &roster);
     retold(job, (&training, &roster), kept);
+}
+
+/// Evidence of a worker that is genuine, but was shown in another job, or to another server.
+fn elsewhere(job: &Job, training: &Value, roster: &Roster) {
+    type Change = fn(&mut Admission);
+    let changes: [(Change, &str); 2] = [
+        (|shown| shown.job[0] ^= 1, "its evidence is of another job"),
+        (|shown| shown.keys[1][0] ^= 1, "somebody who is not among the participants"),
+    ];
+    for (change, noticed) in changes {
+        let mut other = Roster::default();
+        for entry in roster.entries() {
+            let mut shown = entry.admission.clone();
+            if shown.role == Role::Worker(1) {
+                change(&mut shown);
+                let Admission { role, server, time, keys, nonces, exporter, job, policies, .. } =
+                    &shown;
+                let binding = Binding {
+                    prover: *role,
+                    verifier: *server,
+                    from_client: true,
+                    keys: [&keys[0], &keys[1]],
+                    nonces: [&nonces[0], &nonces[1]],
+                    exporter,
+                    job,
+                    policies: [&policies[0], &policies[1]],
+                };
+                shown.quote =
+                    SimPlatform::new(*time).quote(&binding.report_data()).expect("a quote");
+            }
+            assert!(other.admit(shown));
+        }
+        job.write(roster::FILE, &roster::encode(&other));
+        job.forge(training, &other);
+        refused(job.verify(&[]), noticed);
+    }
+}
+
+/// A log of rounds that says of a contribution what its receipts do not.
+fn rounds_of_a_liar(job: &Job, kept: &[&Path; 2]) {
+    let (training, roster) = (job.statement(TRAINING), job.roster());
+    let names = [&PASSPORT[..], &[rounds::FILE]].concat();
+    job.with(&names, |job| {
+        let log: Value = serde_json::from_slice(&job.read(rounds::FILE)).expect("a log");
+        let [run] = &log["runs"].as_array().expect("runs")[..] else { panic!("all are alike") };
+        let rounds_of = |step: u64, rounds: u64, samples: u64| {
+            let mut run = run.clone();
+            run["workers"][1]["samples"] = samples.into();
+            (run["step"], run["rounds"], run["checks"]) = (step.into(), rounds.into(), json!([]));
+            run
+        };
+        let samples = run["workers"][1]["samples"].as_u64().expect("samples");
+        let sign = |runs: &[Value]| {
+            job.write(rounds::FILE, json!({"version": 1, "runs": runs}).to_string().as_bytes());
+            job.forge(&training, &roster);
+        };
+        sign(&[rounds_of(0, 3, samples)]);
+        job.verify(kept).expect("the truth");
+        sign(&[rounds_of(0, 3, samples + 1)]);
+        refused(job.verify(&[]), "others contributed to the last round");
+        // Of rounds before the last, the worker that contributed knows.
+        sign(&[rounds_of(0, 2, samples + 1), rounds_of(2, 1, samples)]);
+        refused(job.verify(kept), "worker1 contributed otherwise to the round");
+        sign(&[rounds_of(0, 2, samples), rounds_of(3, 1, samples)]);
+        refused(job.verify(&[]), "another round than that which ended after step 3");
+        sign(&[rounds_of(0, u64::MAX, samples), rounds_of(2, 4, samples)]);
+        refused(job.verify(&[]), "too many rounds");
+    });
+}
+
+/// A worker that was told another head before ends, and what it was told lies in a file.
+fn accused(job: &Job, dir: &Dir) {
+    let mut kept: Value =
+        serde_json::from_slice(&fs::read(&job.kept[1]).expect("kept")).expect("a ledger");
+    let hashes = kept["segments"][0]["hashes"].as_str().expect("heads");
+    let mut hashes = Base64::decode_vec(hashes).expect("base64");
+    let truth = hex(&hashes[..32]);
+    hashes[0] ^= 1;
+    kept["segments"][0]["hashes"] = base64(&hashes).into();
+    fs::write(&job.kept[1], kept.to_string()).expect("write");
+    let cast = Cast::new(dir, "again");
+    let [ps0, worker0, worker1] = roles(&cast, dir);
+    let (code, stderr) = worker1.end();
+    let place = job.kept[1].parent().expect("a place");
+    let file = format!(
+        "contradiction-{}",
+        &job.kept[1].file_name().expect("a name").to_string_lossy()[9..]
+    );
+    let file = place.join(file);
+    let said =
+        "EQUIVOCATION: two receipts of one round, which ended after step 1; the evidence is in";
+    assert!(code == 1 && stderr.contains(&format!("{said} {}", file.display())), "{stderr}");
+    let evidence: Value =
+        serde_json::from_slice(&fs::read(file).expect("evidence")).expect("an object");
+    assert_eq!((&evidence["worker"], &evidence["step"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&evidence["ours"], &evidence["told_head"]),
+        (&hex(&hashes[..32]).into(), &truth.into())
+    );
+    let told: Receipt = serde_json::from_value(evidence["told"].clone()).expect("a receipt");
+    assert_eq!((told.step, Value::from(hex(&told.head()))), (1, evidence["told_head"].clone()));
+    let roster = roster::parse(&fs::read(dir.path("again").join(roster::FILE)).expect("kept"));
+    let roster = roster.expect("a roster");
+    let key = evidence["server_key"].as_str().expect("a key");
+    assert!(roster.entries().iter().any(|entry| hex(&entry.admission.keys[0]) == key));
+    for role in [ps0, worker0] {
+        role.terminate();
+        role.end();
+    }
 }
 
 /// Another checkpoint in the place of the model.
@@ -277,7 +488,7 @@ fn retold(job: &Job, (training, roster): (&Value, &Roster), kept: &[&Path; 2]) {
     let told = Ledger::parse(&fs::read(kept[1]).expect("kept")).expect("a ledger");
     let last: Receipt = told.last().expect("a receipt").clone();
     let lies: [Lie; 3] = [
-        (|last| last.parts[1].share = None, "EQUIVOCATION"),
+        (|last| last.parts[1].share = None, "others contributed to the last round"),
         (|last| last.parts[1].chain[0] ^= 1, "EQUIVOCATION"),
         // A chain of ps0's own that is broken: nobody else's receipts are needed.
         (|last| last.previous[0] ^= 1, "3 rounds, receipts.json has 2"),
@@ -316,7 +527,7 @@ fn retold(job: &Job, (training, roster): (&Value, &Roster), kept: &[&Path; 2]) {
 }
 
 fn base64(bytes: &[u8]) -> String {
-    <base64ct::Base64 as base64ct::Encoding>::encode_string(bytes)
+    Base64::encode_string(bytes)
 }
 
 /// A file with other bytes of the same length in the one place where these are, if they are there.

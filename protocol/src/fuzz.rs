@@ -116,7 +116,9 @@ pub fn session(data: &[u8]) {
                 sent += u64::from(sides[from].send_chunk(u64::from(a), 0, &data).is_ok());
             }
             1 => {
-                let message = Message::Join { data: [a; 32], samples: a.into(), batches: b.into() };
+                let classes = vec![b.into(); usize::from(a)];
+                let message =
+                    Message::Join { data: [a; 32], samples: a.into(), batches: b.into(), classes };
                 let _ = sides[from].send(&message);
             }
             2 => {
@@ -265,7 +267,7 @@ mod tests {
             Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Refused(Refusal::Evidence),
             Message::Job(b"{}".to_vec()),
-            Message::Join { data: [7; 32], samples: 300, batches: 3 },
+            Message::Join { data: [7; 32], samples: 300, batches: 3, classes: vec![299, 1] },
             Message::Parameters { step: 2, steps: 1000 },
             Message::Gradients { step: 2, samples: 128, loss: 1.5, fresh: false },
             Message::Finished { steps: 1000, parameters: [7; 32] },

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use argh::FromArgs;
 use protocol::Role;
 
-use super::choice::{ClassSource, IsaChoice, ReportKind, ScheduleKind, Shell};
+use super::choice::{ClassSource, ImageDigest, IsaChoice, ReportKind, ScheduleKind, Shell};
 use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
 use super::replay::ReplayArgs;
@@ -230,6 +230,9 @@ attested! {
         /// page that ps0 writes beside the model: html or none [html]
         #[argh(option, default = "ReportKind::Html")]
         pub(super) report: ReportKind,
+        /// sha256:DIGEST of ps0's container image, which the model's passport then names
+        #[argh(option)]
+        pub(super) image_digest: Option<ImageDigest>,
         /// write a bill of materials beside the model (CycloneDX ML-BOM)
         #[argh(switch)]
         pub(super) bom: bool,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use kernels::{Isa, NoTiles};
+use protocol::unhex;
 
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
@@ -32,6 +33,10 @@ pub(super) enum ClassSource {
     /// Classes of which only the number is known.
     Number(usize),
 }
+
+/// SHA-256 of a container image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ImageDigest(pub(super) [u8; 32]);
 
 /// An instruction-set tier that this CPU has.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +94,17 @@ impl ClassSource {
                 ClassNames::new(text.lines().map(str::to_owned).collect()).doing(what())
             }
         }
+    }
+}
+
+impl FromStr for ImageDigest {
+    type Err = String;
+
+    /// Also as manifests name an image by it: `registry.example/hfl@sha256:...`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.rsplit_once("sha256:").map(|(_, digits)| digits);
+        let digest = digits.and_then(unhex).and_then(|bytes| bytes.try_into().ok());
+        digest.map(Self).ok_or_else(|| "expected sha256: and 64 digits".into())
     }
 }
 

@@ -78,6 +78,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         json: args.json,
         metrics: args.metrics,
         page: args.report == ReportKind::Html,
+        image: args.image_digest.map(|image| image.0),
         bom: args.bom,
         pause: Duration::from_millis(args.pause_ms),
         wait: Duration::from_secs(args.wait),

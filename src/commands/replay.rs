@@ -216,7 +216,7 @@ fn datasets(
         let source = Source::select(path, Selection { split, shard: *shard, hold_out });
         let source = source.map_err(Failure::new)?.skipping_broken(asked.skip_broken);
         let set = source.load(job, threads).map_err(Failure::new)?;
-        let known = last.members[worker].and_then(|member| member.data);
+        let known = last.members[worker].as_ref().and_then(|member| member.data);
         let found = set.digest();
         if known.is_some_and(|known| known != found) {
             return Err(Failure::new(format!(

@@ -78,6 +78,13 @@ impl Dataset {
         self.records[index * self.record_len()]
     }
 
+    /// Images of each class.
+    pub fn class_counts(&self) -> Vec<u64> {
+        let mut counts = vec![0; self.shape.classes];
+        (0..self.len()).for_each(|index| counts[usize::from(self.label(index))] += 1);
+        counts
+    }
+
     /// All records.
     pub fn records(&self) -> &[u8] {
         &self.records

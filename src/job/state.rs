@@ -58,7 +58,7 @@ impl Found {
 }
 
 /// A worker's data, as it says when it joins; it may not change during a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     /// Samples.
     pub samples: u64,
@@ -67,13 +67,24 @@ pub struct Member {
     /// Root of the Merkle tree over its records; `None` in checkpoints from before it was kept.
     #[serde(default, with = "digits")]
     pub data: Option<[u8; 32]>,
+    /// Samples of each class; none in checkpoints from before they were kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<u64>,
 }
 
 impl Member {
     /// Whether this is the data of before, as far as that is known.
     pub fn is_as(&self, before: &Self) -> bool {
         let counts = |member: &Self| (member.samples, member.batches);
-        counts(self) == counts(before) && before.data.is_none_or(|data| self.data == Some(data))
+        counts(self) == counts(before)
+            && before.data.is_none_or(|data| self.data == Some(data))
+            && (before.classes.is_empty() || self.classes == before.classes)
+    }
+
+    /// Whether there is a count for each of so many classes, and together they are the samples.
+    pub fn counts(&self, classes: usize) -> bool {
+        let all = self.classes.iter().try_fold(0, |sum: u64, count| sum.checked_add(*count));
+        self.classes.len() == classes && all == Some(self.samples)
     }
 }
 

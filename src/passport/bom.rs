@@ -80,16 +80,20 @@ fn datasets(facts: &Facts) -> Vec<Value> {
     let members = facts.state.members.iter().enumerate();
     members
         .filter_map(|(worker, member)| {
-            let Member { samples, data, .. } = (*member)?;
+            let Member { samples, data, classes, .. } = member.as_ref()?;
             let root = data.map_or("unknown".into(), |data| hex(&data));
+            let mut counts =
+                vec![property("samples", &samples.to_string()), property("merkle-root", &root)];
+            let named = facts.job.classes.names().iter().zip(classes);
+            counts.extend(
+                named.map(|(name, count)| property(&format!("class:{name}"), &count.to_string())),
+            );
             Some(json!({
                 "type": "dataset",
                 "name": format!("data of worker{worker}"),
                 "classification": "confidential",
                 "description": format!("{samples} pictures; Merkle root (RFC 6962, SHA-256) {root}"),
-                "contents": {"properties": [
-                    property("samples", &samples.to_string()), property("merkle-root", &root),
-                ]},
+                "contents": {"properties": counts},
             }))
         })
         .collect()

@@ -8,6 +8,8 @@ pub mod attestation;
 pub mod bom;
 pub mod bundle;
 pub mod evaluation;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod key;
 pub mod signature;
 pub mod training;

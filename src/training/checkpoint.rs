@@ -487,7 +487,8 @@ mod tests {
             .for_each(|(i, v)| *v = -(i as f32));
         (state.step, state.steps) = (7, Some(9));
         state.found.take(6, [3, 4]);
-        state.members[1] = Some(Member { samples: 9, batches: 2, data: Some([5; 32]) });
+        let classes = vec![2, 7];
+        state.members[1] = Some(Member { samples: 9, batches: 2, data: Some([5; 32]), classes });
         (network, Checkpoint { job, state })
     }
 

@@ -22,6 +22,7 @@ pub mod steps;
 pub mod store;
 pub mod tally;
 pub(crate) mod tensors;
+pub mod unsigned;
 pub mod update;
 pub mod volume;
 pub mod witness;

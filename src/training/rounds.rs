@@ -117,8 +117,10 @@ impl RoundLog {
         for run in &self.runs {
             let of_worker = run.workers.iter().filter(|part| part.worker == worker);
             for part in of_worker {
-                share.rounds += run.rounds;
-                share.samples += run.rounds * u64::from(part.samples);
+                // A file may say anything.
+                let samples = run.rounds.saturating_mul(u64::from(part.samples));
+                share.rounds = share.rounds.saturating_add(run.rounds);
+                share.samples = share.samples.saturating_add(samples);
             }
         }
         share

@@ -330,8 +330,9 @@ impl ParameterServer {
     fn handle(&mut self, id: usize, message: &Message) -> Result<(), Refusal> {
         let link = self.links.get(&id).ok_or(Refusal::Protocol)?;
         match *message {
-            Message::Join { data, samples, batches } => {
-                self.join(id, Member { samples, batches, data: Some(data) })
+            Message::Join { data, samples, batches, ref classes } => {
+                let classes = classes.clone();
+                self.join(id, Member { samples, batches, data: Some(data), classes })
             }
             Message::Gradients { step, samples, loss, fresh } => {
                 if link.place == Place::Held && self.is_void(link.worker, step) {

@@ -44,8 +44,8 @@ pub fn update(
 /// What a worker's gradients weigh. Where all data is of one size, the samples of the batches say the same with
 /// smaller numbers.
 pub fn weight(job: &Job, members: &[Option<Member>], worker: u16, samples: u32) -> f32 {
-    let [own, first] =
-        [usize::from(worker), 0].map(|index| members[index].map_or(0, |member| member.samples));
+    let [own, first] = [usize::from(worker), 0]
+        .map(|index| members[index].as_ref().map_or(0, |member| member.samples));
     // Where somebody may come later, nothing depends on who is known by now.
     let is_even = job.quorum.is_none() && members.iter().flatten().all(|m| m.samples == first);
     match job.weighting {

@@ -202,8 +202,8 @@ impl Worker {
         cells: Cells,
     ) -> Result<(), CloseReason> {
         (self.cells, self.hashes) = (Some(cells), CellHashes::new(cells.count()));
-        let Member { samples, batches, data } = member;
-        session.send(&Message::Join { data: data.unwrap_or_default(), samples, batches })
+        let Member { samples, batches, data, classes } = member;
+        session.send(&Message::Join { data: data.unwrap_or_default(), samples, batches, classes })
     }
 
     /// Tells the server what was found on our test images: a table by `class * classes + found`, empty where we

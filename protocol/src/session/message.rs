@@ -52,7 +52,7 @@ pub enum Message {
     Refused(Refusal),
     /// The job's definition, whose digest was in the server's hello.
     Job(Vec<u8>),
-    /// A worker's data: what it is, its number of samples and of batches an epoch.
+    /// A worker's data: what it is, its number of samples and of batches an epoch, and its samples of each class.
     Join {
         /// Root of the Merkle tree over its records.
         data: [u8; 32],
@@ -60,6 +60,8 @@ pub enum Message {
         samples: u64,
         /// Batches that these make.
         batches: u64,
+        /// Samples of each class of the job.
+        classes: Vec<u64>,
     },
     /// The parameters of `step` follow in chunks.
     Parameters {
@@ -427,7 +429,7 @@ mod tests {
             Message::Evidence { quote: vec![1, 2, 3], collateral: vec![4] },
             Message::Refused(Refusal::Version),
             Message::Job(vec![9]),
-            Message::Join { data: [7; 32], samples: 300, batches: 3 },
+            Message::Join { data: [7; 32], samples: 300, batches: 3, classes: vec![299, 1] },
             Message::Parameters { step: 2, steps: 1000 },
             Message::Gradients { step: 2, samples: 128, loss: 1.5, fresh: true },
             Message::Finished { steps: 1000, parameters: [7; 32] },

@@ -301,7 +301,8 @@ fn application_messages_before_the_evidence_are_refused() {
     bytes.clear();
     pair.server.output(&mut bytes).expect("memory");
     pair.client.receive(&bytes).expect("valid");
-    pair.client.put(&Message::Join { data: [0; 32], samples: 1, batches: 1 }).expect("queue");
+    let join = Message::Join { data: [0; 32], samples: 1, batches: 1, classes: vec![1] };
+    pair.client.put(&join).expect("queue");
     bytes.clear();
     pair.client.output(&mut bytes).expect("memory");
     let mut end = None;

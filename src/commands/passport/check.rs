@@ -3,19 +3,25 @@
 use std::path::{Path, PathBuf};
 
 use protocol::dcap::{date, parse_timestamp};
-use protocol::{Role, Verdict, Verifier, hex, is_simulated};
+use protocol::{Admission, Role, Verdict, Verifier, hex, is_simulated};
 
-use super::found::{Checks, Fault, Passport, read};
+use super::found::{Checks, Fault, Passport, read, read_statement};
 use super::{model, receipts, words};
 use crate::files::read_bounded;
+use crate::job::Job;
+use crate::job::receipt::Hash;
 use crate::passport::evaluation::{self, Tested};
 use crate::passport::key::PublicKey;
 use crate::passport::{
-    ATTESTATION, EVALUATION, Files, PUBLIC_KEY, SIGNATURE, TRAINING, attestation, bundle, encode,
-    sha256, signature, training,
+    ATTESTATION, EVALUATION, PUBLIC_KEY, SIGNATURE, TRAINING, attestation, bundle, encode, sha256,
+    signature, training,
 };
-use crate::training::roster;
+use crate::training::unsigned::{self, CHANGING};
+use crate::training::{ledger, roster, rounds};
 use crate::trust::{Attestation, Source, TrustOptions};
+
+/// The passport itself.
+const OWN: [&str; 4] = [SIGNATURE, TRAINING, ATTESTATION, EVALUATION];
 
 /// What evidence is judged by.
 #[derive(Clone, Copy)]
@@ -28,19 +34,19 @@ impl Checks {
     /// Everything.
     pub(super) fn all(&mut self, dir: &Path, by: By, kept: &[PathBuf]) -> Result<(), Fault> {
         let passport = self.signatures(dir)?;
-        self.files(dir, &passport.files)?;
+        self.files(dir, &passport)?;
         self.evidence(dir, &passport, by)?;
-        let ledger = model::check(self, dir, &passport)?;
-        kept.iter().try_for_each(|path| receipts::check(self, path, &passport, ledger.as_ref()))
+        let told = model::check(self, dir, &passport)?;
+        kept.iter().try_for_each(|path| receipts::check(self, path, &passport, told.as_ref()))
     }
 
     /// Each file of the passport is signed by the key that the attestation names, and they speak of one another.
     pub(super) fn signatures(&mut self, dir: &Path) -> Result<Passport, Fault> {
-        let attested = read(dir, ATTESTATION)?;
+        let attested = read_statement(dir, ATTESTATION)?;
         let peeked = bundle::peek(&attested).map_err(|why| format!("{ATTESTATION}: {why}"))?;
         let key = attestation::key_of_statement(&peeked);
         let key = key.ok_or(format!("{ATTESTATION}: it names no key"))?;
-        if read(dir, PUBLIC_KEY)? != key.pem().as_bytes() {
+        if read_statement(dir, PUBLIC_KEY)? != key.pem().as_bytes() {
             return Err(format!("{PUBLIC_KEY}: another key than that of {ATTESTATION}"));
         }
         let statement = |name: &str| signed(dir, name, &key);
@@ -49,7 +55,7 @@ impl Checks {
             true => Some(statement(EVALUATION)?),
             false => None,
         };
-        let (files, _) =
+        let (files, ignored) =
             signature::read(&of_files).ok_or(format!("{SIGNATURE}: not as hfl makes it"))?;
         let said =
             training::read(&of_training).ok_or(format!("{TRAINING}: not as hfl makes it"))?;
@@ -72,7 +78,9 @@ impl Checks {
         for entry in who.roster.entries() {
             words::participant(self, &entry.admission, None);
         }
-        Ok(Passport { files, training: said, attestation: who })
+        let passport = Passport { files, ignored, training: said, attestation: who };
+        scope(&passport)?;
+        Ok(passport)
     }
 
     fn evaluation(
@@ -98,26 +106,34 @@ impl Checks {
     }
 
     /// Every file is there as it was signed, and no other.
-    fn files(&mut self, dir: &Path, files: &Files) -> Result<(), Fault> {
-        let (_, ignored) = signature::read(&bundle::peek(&read(dir, SIGNATURE)?)?)
-            .ok_or(format!("{SIGNATURE}: not as hfl makes it"))?;
+    fn files(&mut self, dir: &Path, passport: &Passport) -> Result<(), Fault> {
+        let Passport { files, ignored, .. } = passport;
         let listed = std::fs::read_dir(dir).map_err(|error| error.to_string())?;
+        let mut beside = Vec::new();
         for found in listed {
             let found = found.map_err(|error| error.to_string())?;
             let name = found.file_name().to_string_lossy().into_owned();
-            if !files.contains_key(&name) && !ignored.contains(&name) {
+            if files.contains_key(&name) || OWN.contains(&&*name) {
+                continue;
+            }
+            if !ignored.contains(&name) {
                 return Err(format!("{}: nobody signed it", name.escape_default()));
             }
+            beside.push(name);
         }
-        for (name, hash) in files {
-            if name.contains(['/', '\\']) || name.starts_with('.') {
-                return Err(format!("{}: no name of a file here", name.escape_default()));
-            }
-            if sha256(&read(dir, name)?) != *hash {
+        // Small ones first: what is wrong is found before a model is read.
+        let mut names: Vec<&String> = files.keys().collect();
+        names.sort_by_key(|name| dir.join(name).metadata().map_or(0, |found| found.len()));
+        for name in names {
+            if sha256(&read(dir, name)?) != files[name] {
                 return Err(format!("{name}: not the file that was signed"));
             }
         }
         self.say("files", format!("{} files, each as it was signed", files.len()));
+        if !beside.is_empty() {
+            beside.sort();
+            self.say("not signed", format!("{}: nothing is said of these", beside.join(", ")));
+        }
         Ok(())
     }
 
@@ -144,21 +160,57 @@ impl Checks {
         }
         // What the passport says of them is said again, with the verdict.
         self.lines.retain(|(what, _)| *what != words::PARTICIPANT);
+        let mut servers = Vec::new();
         for entry in who.roster.entries() {
             let admission = &entry.admission;
             let what = format!("{}, admitted at {}", admission.role, date(admission.time));
+            placed(admission, &said.job, &mut servers).map_err(|why| format!("{what}: {why}"))?;
             let verdict = refused(admission.verify(&verifier, admission.time), &what)?;
-            let is_one = match admission.role {
-                Role::ParameterServer(0) => true,
-                Role::Worker(number) => number < said.job.workers,
-                _ => false,
-            };
-            if !is_one {
-                return Err(format!("{what}: the job has no such role"));
-            }
             words::participant(self, admission, Some(&verdict));
         }
         Ok(())
+    }
+}
+
+/// What a passport has to sign, and what it may leave out.
+fn scope(passport: &Passport) -> Result<(), Fault> {
+    let Passport { files, ignored, training, .. } = passport;
+    if let Some(name) =
+        files.keys().find(|name| name.contains(['/', '\\']) || name.starts_with('.'))
+    {
+        return Err(format!("{}: no name of a file here", name.escape_default()));
+    }
+    let known = unsigned::beside(&training.job);
+    let is_known = |name: &str| {
+        OWN.contains(&name)
+            || known.iter().any(|known| known == name)
+            || (!passport.is_final() && CHANGING.contains(&name))
+    };
+    if let Some(name) = ignored.iter().find(|name| !is_known(name)) {
+        return Err(format!("{SIGNATURE}: it leaves out {}", name.escape_default()));
+    }
+    let needed: &[&str] =
+        if passport.is_final() { &[ledger::FILE, rounds::FILE, roster::FILE] } else { &[] };
+    match needed.iter().find(|name| !files.contains_key(**name)) {
+        Some(name) => Err(format!("{SIGNATURE}: it is not over {name}")),
+        None => Ok(()),
+    }
+}
+
+/// Whether somebody's evidence was shown for this job, to a ps0 whose own is here; `servers` are the keys of these.
+fn placed(admission: &Admission, job: &Job, servers: &mut Vec<Hash>) -> Result<(), Fault> {
+    let Admission { role, server, keys: [own, servers_key], .. } = admission;
+    if admission.job != job.digest() {
+        return Err("its evidence is of another job".into());
+    }
+    match role {
+        Role::ParameterServer(0) => servers.push(*own),
+        Role::Worker(number) if *number < job.workers => {}
+        _ => return Err("the job has no such role".into()),
+    }
+    match *server == Role::ParameterServer(0) && servers.contains(servers_key) {
+        true => Ok(()),
+        false => Err("it was admitted by somebody who is not among the participants".into()),
     }
 }
 
@@ -201,5 +253,5 @@ fn verifier(
 }
 
 fn signed(dir: &Path, name: &str, key: &PublicKey) -> Result<serde_json::Value, Fault> {
-    bundle::verify(&read(dir, name)?, key).map_err(|why| format!("{name}: {why}"))
+    bundle::verify(&read_statement(dir, name)?, key).map_err(|why| format!("{name}: {why}"))
 }

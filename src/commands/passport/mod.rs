@@ -6,13 +6,14 @@ mod model;
 mod receipts;
 mod words;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
 use serde_json::json;
 
 use self::check::By;
 use self::found::Checks;
+pub use self::found::Lines;
 use crate::failure::Failure;
 use crate::report::print;
 use crate::trust::Attestation;
@@ -74,6 +75,18 @@ struct VerifyArgs {
     json: bool,
 }
 
+/// Checks all of a passport, as `hfl passport verify` does; the lines until there, and what does not hold.
+pub fn verify(
+    dir: &Path,
+    policy: Option<&Path>,
+    attestation: Attestation,
+    receipts: &[PathBuf],
+) -> (Lines, Result<(), String>) {
+    let mut checks = Checks::default();
+    let found = checks.all(dir, By { policy, attestation }, receipts);
+    (checks.lines, found)
+}
+
 /// Runs a command.
 ///
 /// # Errors
@@ -83,26 +96,27 @@ pub fn run(args: &PassportArgs) -> Result<(), Failure> {
         Command::Show(args) => (&args.dir, args.json),
         Command::Verify(args) => (&args.dir, args.json),
     };
-    let mut checks = Checks::default();
-    let found = match &args.command {
-        Command::Show(args) => checks.signatures(&args.dir).map(drop),
+    let (lines, found) = match &args.command {
+        Command::Show(args) => {
+            let mut checks = Checks::default();
+            let found = checks.signatures(&args.dir).map(drop);
+            (checks.lines, found)
+        }
         Command::Verify(VerifyArgs { dir, policy, receipts, attestation, .. }) => {
-            checks.all(dir, By { policy: policy.as_deref(), attestation: *attestation }, receipts)
+            verify(dir, policy.as_deref(), *attestation, receipts)
         }
     };
     match json {
-        true => print(&as_json(&checks, found.as_ref().err()))?,
-        false => {
-            checks.lines.iter().try_for_each(|line| print(&format!("{:<13} {}", line.0, line.1)))?
-        }
+        true => print(&as_json(&lines, found.as_ref().err()))?,
+        false => lines.iter().try_for_each(|line| print(&format!("{:<13} {}", line.0, line.1)))?,
     }
     let what = |why: String| Failure::new(format!("{}: {why}", dir.display()));
     found.map_err(what)
 }
 
-fn as_json(checks: &Checks, fault: Option<&String>) -> String {
+fn as_json(lines: &Lines, fault: Option<&String>) -> String {
     let lines: Vec<_> =
-        checks.lines.iter().map(|(what, said)| json!({"what": what, "says": said})).collect();
+        lines.iter().map(|(what, said)| json!({"what": what, "says": said})).collect();
     let verdict = if fault.is_none() { "holds" } else { "refused" };
     json!({"verdict": verdict, "reason": fault, "checks": lines}).to_string()
 }

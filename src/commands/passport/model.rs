@@ -6,8 +6,8 @@ use kernels::{Isa, Pool};
 use protocol::{Role, hex};
 
 use super::found::{Checks, Fault, Passport, read};
+use crate::job;
 use crate::job::receipt::Receipt;
-use crate::job::state::Member;
 use crate::model::network::Network;
 use crate::model::params;
 use crate::passport::ATTESTATION;
@@ -15,15 +15,22 @@ use crate::training::cell_hashes::CellHashes;
 use crate::training::cells::{CELL, Cells};
 use crate::training::checkpoint::{self, BEST_FILE, Checkpoint, DATA_FILE};
 use crate::training::ledger::{self, Ledger};
-use crate::training::rounds::{self, RoundLog};
+use crate::training::round::Contributed;
+use crate::training::rounds::{self, RoundLog, Share};
 use crate::training::store::Store;
+
+/// What ps0 has told of the rounds of a whole job.
+pub(super) struct Told {
+    pub(super) ledger: Ledger,
+    pub(super) log: RoundLog,
+}
 
 /// Checks the model, and the heads of all receipts if they are signed too: these are returned.
 pub(super) fn check(
     checks: &mut Checks,
     dir: &Path,
     passport: &Passport,
-) -> Result<Option<Ledger>, Fault> {
+) -> Result<Option<Told>, Fault> {
     let said = &passport.training;
     let name = [DATA_FILE, BEST_FILE].into_iter().find(|name| said.files.contains_key(*name));
     let name = name.ok_or("the passport is about no model")?;
@@ -37,16 +44,17 @@ pub(super) fn check(
             "{name}: another model than the one whose training the passport is of"
         ));
     }
-    for (worker, member) in state.members.iter().enumerate() {
-        let Some(Member { samples, data: Some(data), .. }) = member else { continue };
-        let expected = (format!("data of worker{worker}"), hex(data), Some(*samples));
-        if !said.dependencies.contains(&expected) {
-            return Err(format!("{name}: worker{worker} had other data than the passport says"));
+    for (worker, (member, said)) in (0..).zip(state.members.iter().zip(&said.members)) {
+        // Who comes when all is done is in the passport alone.
+        let Some(member) = member else { continue };
+        let role = Role::Worker(worker);
+        if !said.as_ref().is_some_and(|said| said.is_as(member)) {
+            return Err(format!("{name}: {role} had other data than the passport says"));
         }
-        let role = Role::Worker(worker as u16);
+        let Some(data) = member.data else { continue };
         let entries = passport.attestation.roster.entries().iter().map(|entry| &entry.admission);
         let mut roots = entries.filter(|who| who.role == role).filter_map(|who| who.data);
-        if roots.any(|root| root != *data) {
+        if roots.any(|root| root != data) {
             return Err(format!("{ATTESTATION}: {role} came with other data than the model's"));
         }
     }
@@ -55,9 +63,9 @@ pub(super) fn check(
     check_contributors(passport, receipt)?;
     checks.say(
         "receipts",
-        format!("head sha256:{}, of parameters as they are here", hex(&receipt.head())),
+        format!("head sha256:{}, of the parameters in {name}", hex(&receipt.head())),
     );
-    if !passport.files.contains_key(ledger::FILE) {
+    if !passport.is_final() {
         return Ok(None);
     }
     let ledger = Ledger::parse(&read(dir, ledger::FILE)?)
@@ -73,8 +81,18 @@ pub(super) fn check(
         }
         check_outcome(BEST_FILE, &network, &best, &own)?;
     }
-    check_rounds(checks, dir, passport, &ledger)?;
-    Ok(Some(ledger))
+    let log = RoundLog::parse(&read(dir, rounds::FILE)?)
+        .map_err(|why| format!("{}: {why}", rounds::FILE))?;
+    check_rounds(&log, &ledger, receipt)?;
+    for worker in 0..said.job.workers {
+        let Share { rounds, samples } = log.share_of(worker);
+        let all = ledger.lines().count();
+        checks.say(
+            "contributed",
+            format!("worker{worker} to {rounds} of {all} rounds, {samples} samples"),
+        );
+    }
+    Ok(Some(Told { ledger, log }))
 }
 
 fn load(dir: &Path, name: &str) -> Result<(Network, Checkpoint), Fault> {
@@ -109,32 +127,30 @@ fn check_outcome(
     }
 }
 
-/// Who contributed to how many rounds: the log of rounds is that of the receipts.
-fn check_rounds(
-    checks: &mut Checks,
-    dir: &Path,
-    passport: &Passport,
-    ledger: &Ledger,
-) -> Result<(), Fault> {
-    let log = RoundLog::parse(&read(dir, rounds::FILE)?)
-        .map_err(|why| format!("{}: {why}", rounds::FILE))?;
-    let steps: u64 = log.runs().iter().map(|run| run.rounds).sum();
+/// The log of rounds is that of the receipts: as many, the same steps, and in the last the same who contributed.
+fn check_rounds(log: &RoundLog, ledger: &Ledger, last: &Receipt) -> Result<(), Fault> {
+    let name = rounds::FILE;
+    let rounds = log.runs().iter().try_fold(0, |sum: u64, run| sum.checked_add(run.rounds));
     let lines = ledger.lines().count() as u64;
-    if steps != lines {
-        return Err(format!("{}: {steps} rounds, {} has {lines}", rounds::FILE, ledger::FILE));
+    if rounds != Some(lines) {
+        let rounds = rounds.map_or("too many".into(), |rounds| rounds.to_string());
+        return Err(format!("{name}: {rounds} rounds, {} has {lines}", ledger::FILE));
     }
-    for worker in 0..passport.training.job.workers {
-        let with =
-            log.runs().iter().filter(|run| run.workers.iter().any(|part| part.worker == worker));
-        let (rounds, samples) = with.fold((0, 0), |(rounds, samples), run| {
-            let part = run.workers.iter().filter(|part| part.worker == worker);
-            let each: u64 = part.map(|part| u64::from(part.samples)).sum();
-            (rounds + run.rounds, samples + run.rounds * each)
-        });
-        checks.say(
-            "contributed",
-            format!("worker{worker} to {rounds} of {steps} rounds, {samples} samples"),
-        );
+    let mut both = log.rounds().zip(ledger.lines());
+    if let Some((_, line)) =
+        both.find(|(one, line)| (one.end(), one.steps) != (line.step, line.count))
+    {
+        return Err(format!(
+            "{name}: another round than that which ended after step {}",
+            line.step
+        ));
     }
-    Ok(())
+    let contributed = (0..).zip(&last.parts).filter_map(|(worker, part)| {
+        let job::receipt::Share { samples, fresh, .. } = part.share?;
+        Some(Contributed { worker, samples, fresh })
+    });
+    match log.rounds().last().is_none_or(|round| contributed.eq(round.workers.iter().copied())) {
+        true => Ok(()),
+        false => Err(format!("{name}: others contributed to the last round than by its receipt")),
+    }
 }

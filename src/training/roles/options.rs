@@ -15,6 +15,7 @@ use crate::data::source::Selection;
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::job::bounds::Bounds;
+use crate::job::receipt::Hash;
 use crate::training::store::{Place, Store};
 use crate::training::volume;
 use crate::trust::TrustOptions;
@@ -67,6 +68,8 @@ pub struct Options {
     pub metrics: Option<String>,
     /// Whether ps0 writes the page about the job.
     pub page: bool,
+    /// SHA-256 of the container image that ps0 runs from, for the passport.
+    pub image: Option<Hash>,
     /// Whether ps0 writes a bill of materials beside the model.
     pub bom: bool,
     /// How long a worker tries to reach its server before it gives up.

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::{Config, LinkId, Net, Over, Refusal, Role};
+use protocol::{Config, LinkId, Net, Over, Refusal, Role, Unready};
 
 use self::beginning::{Begun, Refused, begin, listening, turn_away};
 use self::leaving::{Leaving, kept};
@@ -81,7 +81,10 @@ pub(super) fn run(
     let mut record = Record::open(&store, &job, &state, options.page);
     let own = config.own_admission(job.digest()).doing("our own evidence")?;
     record.admit_self(&own);
-    let signer = Signer::open(&mut store, config, &job, state.step, &own.quote, options.bom)?;
+    let signer = Signer::open(&mut store, config, &job, state.step, &own.quote, options);
+    let signer = signer.inspect_err(|_| {
+        turn_away(&mut net, &job.digest(), Unready::Place);
+    })?;
     let saver = Saver::new(store, network.layout.clone(), &mut net)?;
     let mut server =
         ParameterServer::new(job, network.layout.clone(), state, CELL, options.pool(), options.isa)

@@ -14,6 +14,7 @@ use crate::model::network::Network;
 use crate::model::{init, params};
 use crate::passport::attestation::Collateral;
 use crate::passport::key::{FILE, PassportKey};
+use crate::training::roles::options::Options;
 use crate::training::store::{Progress, Store};
 
 /// This program.
@@ -24,6 +25,8 @@ pub(super) struct Signer {
     pub(super) key: PassportKey,
     pub(super) config: Arc<Config>,
     pub(super) binary: Option<Hash>,
+    /// The container image, as ps0 was told.
+    pub(super) image: Option<Hash>,
     pub(super) initial: Hash,
     pub(super) td: Option<TdReport>,
     /// Whether a bill of materials is written too.
@@ -38,7 +41,7 @@ impl Signer {
         job: &Job,
         step: u64,
         own_quote: &[u8],
-        bom: bool,
+        options: &Options,
     ) -> Result<Self, Failure> {
         let key = match sealed(store)? {
             Some(key) => key,
@@ -55,7 +58,8 @@ impl Signer {
         };
         let binary = hash_of(PROGRAM);
         let binary = binary.inspect_err(|error| log::warn!("{PROGRAM}: {error}")).ok();
-        Ok(Self { key, config, binary, initial, td, bom })
+        let Options { image, bom, .. } = *options;
+        Ok(Self { key, config, binary, image, initial, td, bom })
     }
 
     /// The collateral of a quote's platform as a file, if there is any.
@@ -73,8 +77,10 @@ fn sealed(store: &Store) -> Result<Option<PassportKey>, Failure> {
     }
     let bytes = store.read(FILE).doing(&name)?.filter(|bytes| !bytes.is_empty());
     let Some(bytes) = bytes else { return Ok(None) };
-    let opened =
-        store.unseal(&bytes).ok_or_else(|| Failure::new(format!("{name}: not sealed here")))?;
+    let opened = store.unseal(&bytes).ok_or_else(|| {
+        Failure::new(format!("{name}: not sealed by this volume's key"))
+            .hint("the volume as it was: what this key would sign was not trained here")
+    })?;
     PassportKey::parse(opened).doing(name).map(Some)
 }
 

@@ -291,6 +291,7 @@ impl Running<'_> {
             samples: data.len() as u64,
             batches: sampler.batches(data.len()),
             data: Some(model.digest),
+            classes: data.class_counts(),
         };
         let is_blind = model.evaluator.is_none();
         let mut member = Some(member);

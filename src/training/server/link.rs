@@ -31,7 +31,7 @@ pub(super) struct Link {
 }
 
 /// What a connection has to do with the place of its worker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// It did not join yet.
     None,

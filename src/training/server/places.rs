@@ -15,8 +15,8 @@ impl ParameterServer {
             return None;
         }
         let gone = self.links.remove(&id)?;
-        let wants = |link: &Link| match link.place {
-            Place::Wanted(member) if link.worker == gone.worker => Some(member),
+        let wants = |link: &Link| match &link.place {
+            Place::Wanted(member) if link.worker == gone.worker => Some(member.clone()),
             _ => None,
         };
         let next = self.links.iter().find_map(|(id, link)| Some((*id, wants(link)?)));
@@ -66,19 +66,20 @@ impl ParameterServer {
     /// Judges a join; only then is anything said about the place.
     pub(super) fn join(&mut self, id: usize, member: Member) -> Result<(), Refusal> {
         let link = self.links.get(&id).ok_or(Refusal::Protocol)?;
-        let (worker, place) = (link.worker, link.place);
-        if place != Place::None {
+        let worker = link.worker;
+        if link.place != Place::None || !member.counts(self.job.classes.len()) {
             return Err(Refusal::Protocol);
         }
-        let before = self.state.members[usize::from(worker)];
+        let before = self.state.members[usize::from(worker)].as_ref();
         if let Some(before) = before.filter(|before| !member.is_as(before)) {
-            self.say(format!(
+            let said = format!(
                 "worker{worker}: other data than when the job began: {} samples, {}, and now {}, {}",
                 before.samples,
                 named(before.data),
                 member.samples,
                 named(member.data)
-            ));
+            );
+            self.say(said);
             return Err(Refusal::Data);
         }
         // Where there is no checkpoint yet, the roster knows.
@@ -139,6 +140,7 @@ impl ParameterServer {
                 self.tally.take(worker, &[]);
             }
         }
+        let (data, samples) = (member.data, member.samples);
         let before = self.state.members[index].replace(member);
         if self.state.members.iter().all(Option::is_some) {
             self.settle_steps();
@@ -146,8 +148,8 @@ impl ParameterServer {
         let missing = self.missing().len();
         let all = self.job.workers;
         let here = usize::from(all) - missing;
-        let detail = format!("{}; {here} of {all} are here", named(member.data));
-        let (returns, samples) = (before.is_some(), member.samples);
+        let detail = format!("{}; {here} of {all} are here", named(data));
+        let returns = before.is_some();
         self.notes.push(Note::Joined { worker, returns, samples, detail });
     }
 

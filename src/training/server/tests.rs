@@ -20,7 +20,10 @@ fn server(weighting: Weighting, samples: [u64; 2]) -> ParameterServer {
     };
     let layout = Layout::new([("weight".into(), vec![4], Kind::Weight)]);
     let mut state = State::new(vec![0.0; 4], 4, 2);
-    let member = |samples| Some(Member { samples, batches: job.batches(samples), data: None });
+    let member = |samples| {
+        let batches = job.batches(samples);
+        Some(Member { samples, batches, data: None, classes: Vec::new() })
+    };
     state.members = samples.map(member).into();
     ParameterServer::new(job, layout, state, 4, Pool::new(1), Isa::detect())
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::Running;
 use crate::failure::{Doing, Failure};
-use crate::history;
 use crate::job::receipt::Hash;
 use crate::model::params;
 use crate::passport::attestation::{self, Collateral, OwnQuote};
@@ -14,8 +13,8 @@ use crate::passport::{
     evaluation, key, sha256, signature, training,
 };
 use crate::training::checkpoint::{BEST_FILE, DATA_FILE, META_FILE};
-use crate::training::store::{MANIFEST, Progress};
-use crate::training::{ledger, roster, rounds};
+use crate::training::store::Progress;
+use crate::training::unsigned::{self, CHANGING};
 use crate::trust::clock;
 use protocol::Role;
 
@@ -27,10 +26,6 @@ enum Scope {
     /// Everything, at the end.
     Final,
 }
-
-/// Files that change while a job runs.
-const CHANGING: [&str; 6] =
-    [DATA_FILE, rounds::FILE, ledger::FILE, roster::FILE, history::FILE, history::REPORT];
 
 impl Running {
     /// Writes the passport of the model. Without it the model is what it is: a disk that has no room for it, or a
@@ -66,7 +61,7 @@ impl Running {
         }
         let collateral = self.collateral()?;
         let all = self.digests(|name| scope == Scope::Final || !CHANGING.contains(&name))?;
-        let signature = signature::make(&all, &self.ignored(scope)?);
+        let signature = signature::make(&all, &self.ignored(scope));
         let [own, of_training] = [&signature, &training].map(|made| Some(sha256(&encode(made))));
         let others = [own, of_training, evaluation.as_ref().map(|made| sha256(&encode(made)))];
         let bare = attestation::make(&model, self.server.roster(), |entry| {
@@ -95,6 +90,7 @@ impl Running {
             initial: self.signer.initial,
             tier: self.tier,
             binary: self.signer.binary,
+            image: self.signer.image,
             td: self.signer.td,
             roster: self.server.roster(),
             times: [self.record.began(), clock()],
@@ -119,29 +115,15 @@ impl Running {
     /// What may lie in the directory and is not signed: the passport itself, and files of workers that share it.
     fn is_apart(&self, name: &str) -> bool {
         [SIGNATURE, TRAINING, ATTESTATION, EVALUATION].contains(&name)
-            || self.beside().iter().any(|own| own == name)
+            || unsigned::beside(self.server.job()).iter().any(|own| own == name)
     }
 
-    /// Files of workers, and those whose content is no part of a model.
-    fn beside(&self) -> Vec<String> {
-        let job = self.server.job();
-        let digest = job.digest();
-        let of_workers = (0..job.workers).flat_map(|worker| {
-            [
-                ledger::file_of(worker, &digest),
-                crate::training::contradiction::file_of(worker, &digest),
-            ]
-        });
-        let own = [key::FILE.to_owned(), MANIFEST.to_owned()];
-        own.into_iter().chain(of_workers).collect()
-    }
-
-    fn ignored(&self, scope: Scope) -> Result<Vec<String>, Failure> {
-        let mut ignored = self.beside();
+    fn ignored(&self, scope: Scope) -> Vec<String> {
+        let mut ignored = unsigned::beside(self.server.job());
         if scope == Scope::Best {
             ignored.extend(CHANGING.map(str::to_owned));
         }
-        Ok(ignored)
+        ignored
     }
 
     /// Writes the collateral of each platform beside the model; which is whose, by the digest of the quote, and ours.
