@@ -16,6 +16,7 @@ fn seeds_are_there_for_every_target() {
         "collateral",
         "evidence",
         "frame",
+        "ledger",
         "luks_binary",
         "luks_ext4",
         "luks_header",
@@ -24,8 +25,10 @@ fn seeds_are_there_for_every_target() {
         "luks_json",
         "message",
         "narrow",
+        "passport",
         "policy",
         "quote",
+        "receipts",
         "session",
     ];
     assert_eq!(targets, expected);

@@ -1,0 +1,5 @@
+//! Any bytes as a receipt; what is asserted stands beside the code that reads it.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| hfl::job::receipt::fuzz(data));
