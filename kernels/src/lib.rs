@@ -63,6 +63,7 @@ pub use linear::Linear;
 pub use loss::softmax_cross_entropy;
 pub use norm::elementwise::Rows;
 pub use norm::folded::{BatchNorm, Folded, Identity, Mask, NormGradients, Normalised, Slope};
+pub use norm::group::{Ending, GROUPS, GroupNorm};
 pub use norm::{Statistics, Sums};
 pub use parallel::{Pool, Retiring};
 pub use pooling::{MaxPool, average_backward, average_forward};

@@ -160,6 +160,71 @@ pub fn norm_backward<T: NdFloat>(
     (dz, dgamma, dbeta)
 }
 
+/// Mean, and one over the deviation, of each image over its pixels and the channels of each of some groups.
+fn group_statistics<T: NdFloat>(z: ArrayView4<T>, groups: usize, epsilon: T) -> [Array2<T>; 2] {
+    let (height, width, images, channels) = z.dim();
+    let of = channels / groups;
+    let count = T::from(height * width * of).expect("a small number");
+    let mut mean = Array2::zeros((images, groups));
+    let mut variance = Array2::zeros((images, groups));
+    for ((_, _, n, c), &z) in z.indexed_iter() {
+        mean[[n, c / of]] += z / count;
+    }
+    for ((_, _, n, c), &z) in z.indexed_iter() {
+        variance[[n, c / of]] += (z - mean[[n, c / of]]).powi(2) / count;
+    }
+    [mean, variance.mapv(|v: T| T::one() / (v + epsilon).sqrt())]
+}
+
+/// `(z - mean) / sqrt(variance + epsilon) * gamma + beta` with the statistics of each image's groups of channels.
+pub fn group_forward<T: NdFloat>(
+    z: ArrayView4<T>,
+    groups: usize,
+    gamma: &Array1<T>,
+    beta: &Array1<T>,
+    epsilon: T,
+) -> Array4<T> {
+    let [mean, inverse] = group_statistics(z, groups, epsilon);
+    let of = gamma.len() / groups;
+    Array4::from_shape_fn(z.dim(), |(h, w, n, c)| {
+        let at = [n, c / of];
+        (z[[h, w, n, c]] - mean[at]) * inverse[at] * gamma[c] + beta[c]
+    })
+}
+
+/// Gradients by `z`, gamma and beta.
+pub fn group_backward<T: NdFloat>(
+    z: ArrayView4<T>,
+    dy: ArrayView4<T>,
+    groups: usize,
+    gamma: &Array1<T>,
+    epsilon: T,
+) -> (Array4<T>, Array1<T>, Array1<T>) {
+    let [mean, inverse] = group_statistics(z, groups, epsilon);
+    let (height, width, images, channels) = z.dim();
+    let of = channels / groups;
+    let count = T::from(height * width * of).expect("a small number");
+    let centred = |(h, w, n, c): (usize, usize, usize, usize)| {
+        (z[[h, w, n, c]] - mean[[n, c / of]]) * inverse[[n, c / of]]
+    };
+    let (mut dgamma, mut dbeta) = (Array1::zeros(channels), Array1::zeros(channels));
+    let mut along = Array2::zeros((images, groups));
+    let mut across = Array2::zeros((images, groups));
+    for (at, &dy) in dy.indexed_iter() {
+        let (_, _, n, c) = at;
+        dgamma[c] += dy * centred(at);
+        dbeta[c] += dy;
+        along[[n, c / of]] += gamma[c] * dy * centred(at) / count;
+        across[[n, c / of]] += gamma[c] * dy / count;
+    }
+    let dz = Array4::from_shape_fn(z.dim(), |at| {
+        let (h, w, n, c) = at;
+        let group = [n, c / of];
+        inverse[group] * (gamma[c] * dy[[h, w, n, c]] - across[group] - centred(at) * along[group])
+    });
+    (dz, dgamma, dbeta)
+}
+
 /// `max(0, x)`.
 pub fn relu_forward<T: NdFloat>(x: ArrayView4<T>) -> Array4<T> {
     x.mapv(|x| if x > T::zero() { x } else { T::zero() })

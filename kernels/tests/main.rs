@@ -2,6 +2,7 @@
 
 mod bits;
 mod bounds;
+mod group;
 mod operands;
 mod oracle;
 mod tiles;

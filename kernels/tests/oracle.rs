@@ -12,13 +12,13 @@ use ndarray::{Array1, Array2, Array4, ArrayView4};
 use crate::operands::{stored, values, widened, with};
 use crate::tiles::tile_tiers;
 
-fn array4(shape: (usize, usize, usize, usize), data: &[f32]) -> Array4<f64> {
+pub(crate) fn array4(shape: (usize, usize, usize, usize), data: &[f32]) -> Array4<f64> {
     ArrayView4::from_shape(shape, data).expect("shape").mapv(f64::from)
 }
 
 /// Relative distance of a result from the oracle in the 2-norm.
 #[track_caller]
-fn check(got: &[f32], want: impl IntoIterator<Item = f64>, bound: f64, what: &str) {
+pub(crate) fn check(got: &[f32], want: impl IntoIterator<Item = f64>, bound: f64, what: &str) {
     let want: Vec<f64> = want.into_iter().collect();
     assert_eq!(got.len(), want.len(), "{what}");
     let norm = want.iter().map(|w| w * w).sum::<f64>().sqrt().max(1e-12);
@@ -207,7 +207,7 @@ fn shapes_that_the_kernels_cannot_do_are_errors() {
 /// Values near 30 carry 2e-6 of absolute error, which the normalisation magnifies by 1/sigma.
 const NEAR: f64 = 5e-5;
 
-const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
+pub(crate) const NORM: BatchNorm = BatchNorm { epsilon: 1e-5, momentum: 0.1 };
 
 /// Statistics of `z` as a convolution's epilogue takes them.
 fn measured(exec: Exec, shape: Extent, z: &[f32], pivot: &[f32]) -> Statistics {

@@ -105,6 +105,30 @@ impl Slope {
     }
 }
 
+impl Folded {
+    /// `z*scale + shift`, plus the identity, and at least 0 where asked, over `z` itself.
+    pub(crate) fn apply_in_place<T: Value>(
+        &self,
+        Exec { pool, isa }: Exec,
+        z: &mut [T],
+        identity: Option<&[T]>,
+        relu: bool,
+    ) {
+        let len = chunk_rows(self.scale.len()) * self.scale.len();
+        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        pool.for_each_chunk(z, len, |index, z| {
+            let identity = identity.map(|all| &all[index * len..index * len + z.len()]);
+            isa.run(
+                #[inline(always)]
+                || match identity {
+                    None => fold_over(self, floor, z),
+                    Some(identity) => fold_over_and_add(self, floor, identity, z),
+                },
+            );
+        });
+    }
+}
+
 /// Values that are computed before they are written past the caches: a few rows, 16 KiB of a first-level cache.
 /// Written one by one they would fill more write-combining buffers than a core has.
 const HELD: usize = 1 << 12;
@@ -150,6 +174,28 @@ fn activate_projected<T: Value>(fold: &Folded, other: &Folded, z: &[T], x: &[T],
             let identity = x[c].widen() * scale2[c] + shift2[c];
             let value = z[c].widen() * scale[c] + shift[c] + identity;
             y[c] = T::narrow(value.max(0.0));
+        }
+    }
+}
+
+#[inline(always)]
+fn fold_over<T: Value>(fold: &Folded, floor: f32, z: &mut [T]) {
+    let channels = fold.scale.len();
+    let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
+    for z in z.chunks_exact_mut(channels) {
+        for c in 0..channels {
+            z[c] = T::narrow((z[c].widen() * scale[c] + shift[c]).max(floor));
+        }
+    }
+}
+
+#[inline(always)]
+fn fold_over_and_add<T: Value>(fold: &Folded, floor: f32, identity: &[T], z: &mut [T]) {
+    let channels = fold.scale.len();
+    let (scale, shift) = (&fold.scale[..channels], &fold.shift[..channels]);
+    for (z, x) in z.chunks_exact_mut(channels).zip(identity.chunks_exact(channels)) {
+        for c in 0..channels {
+            z[c] = T::narrow((z[c].widen() * scale[c] + shift[c] + x[c].widen()).max(floor));
         }
     }
 }

@@ -16,6 +16,7 @@
 
 pub(crate) mod elementwise;
 pub(crate) mod folded;
+pub(crate) mod group;
 
 use crate::base::exec::Exec;
 use crate::base::panel::PANEL;
@@ -29,7 +30,7 @@ pub struct Statistics {
     pub mean: Vec<f32>,
     /// Mean squared deviation of each channel.
     pub variance: Vec<f32>,
-    /// Rows (pixels times images) behind them.
+    /// Rows (pixels times images) behind them; 0 where they are not of this batch.
     pub rows: usize,
 }
 
@@ -73,6 +74,14 @@ impl Sums {
         });
     }
 
+    /// Gradients by gamma and beta where what was normalised lies there with mean 0 and deviation 1; `which` as in
+    /// [`Statistics::backward`].
+    pub fn by_affine(&self, which: usize, gamma: &mut [f32], beta: &mut [f32]) {
+        for (c, (gamma, beta)) in gamma.iter_mut().zip(beta).enumerate() {
+            (*gamma, *beta) = (self.total(which, c) as f32, self.total(0, c) as f32);
+        }
+    }
+
     /// A sum of channel `c` over all tiles.
     fn total(&self, which: usize, c: usize) -> f64 {
         self.totals[(c / PANEL * SUMS + which) * PANEL + c % PANEL]
@@ -97,6 +106,13 @@ impl Statistics {
         }
     }
 
+    /// Takes statistics that are given, such as the running ones, and no function of this batch.
+    pub fn fix(&mut self, mean: &[f32], variance: &[f32]) {
+        self.rows = 0;
+        self.mean.copy_from_slice(mean);
+        self.variance.copy_from_slice(variance);
+    }
+
     /// Moves running statistics towards this batch; the variance there is the unbiased one.
     pub fn update_running(&self, norm: BatchNorm, mean: &mut [f32], variance: &mut [f32]) {
         let unbiased = self.rows as f32 / (self.rows.max(2) - 1) as f32;
@@ -119,7 +135,8 @@ impl Statistics {
         gamma: &[f32],
         gradients: NormGradients,
     ) {
-        let count = self.rows as f64;
+        // What does not depend on the batch passes no gradient on.
+        let count = if self.rows == 0 { f64::INFINITY } else { self.rows as f64 };
         for c in 0..self.mean.len() {
             let (s1, s2) = (sums.total(0, c), sums.total(which, c));
             let inverse = 1.0 / (f64::from(self.variance[c]) + f64::from(norm.epsilon)).sqrt();
