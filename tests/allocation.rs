@@ -67,8 +67,14 @@ fn a_steady_step_takes_no_memory() {
     let best = Isa::detect();
     let half = best.has_bf16().then_some((best, (Precision::Bf16, Algorithm::Auto)));
     for (isa, way) in tiers.flat_map(|isa| single.map(|way| (isa, way))).chain(half) {
-        for stem in [Stem::Imagenet, Stem::Cifar] {
-            let network = Network::new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
+        // Groups of channels are normalised on the best tier.
+        let grouped = (isa == best).then_some(true);
+        let networks = [false].into_iter().chain(grouped);
+        let networks =
+            networks.flat_map(|grouped| [Stem::Imagenet, Stem::Cifar].map(|stem| (grouped, stem)));
+        for (is_grouped, stem) in networks {
+            let new = if is_grouped { Network::grouped } else { Network::new };
+            let network = new(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
             let mut params = init::initialise(&network.layout, 1, init::IDENTITY_BLOCKS);
             let mut gradients = vec![0.0; params.len()];
             // The last batch of an epoch is shorter.

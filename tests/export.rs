@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use hfl::data::batch::Batch;
 use hfl::data::cifar;
 use hfl::data::synthetic;
+use hfl::job::norm::Norm;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::state::State;
@@ -25,9 +26,15 @@ use crate::cli::hfl;
 use crate::processes::Dir;
 
 const IMAGES: usize = 4;
-const MODELS: [Arch; 2] = [Arch::Resnet18, Arch::Resnet50];
+const MODELS: [(Arch, Norm); 3] =
+    [(Arch::Resnet18, Norm::Batch), (Arch::Resnet50, Norm::Batch), (Arch::Resnet18, Norm::Group)];
 
-fn job(model: Arch) -> Job {
+/// What the recording and the file of a model are called.
+fn title((model, norm): (Arch, Norm)) -> String {
+    if norm.is_grouped() { format!("{model}-group") } else { model.to_string() }
+}
+
+fn job((model, norm): (Arch, Norm)) -> Job {
     Job {
         conv: Algorithm::Direct,
         workers: 1,
@@ -38,6 +45,7 @@ fn job(model: Arch) -> Job {
         augment: Augment::None,
         order: Order::Sequential,
         model,
+        norm,
         ..Job::default()
     }
 }
@@ -53,19 +61,20 @@ fn params(network: &Network) -> Vec<f32> {
             *value = if is_scale { 0.5 + part } else { part - 0.5 };
         }
     }
-    assert!(network.layout.tensors.iter().any(|tensor| tensor.kind == Kind::Statistic));
+    let has_statistics = network.layout.tensors.iter().any(|tensor| tensor.kind == Kind::Statistic);
+    assert_ne!(has_statistics, network.is_grouped);
     params
 }
 
 /// Saves such a model and exports it; where the file is.
-fn exported(dir: &Path, model: Arch, format: &str) -> PathBuf {
+fn exported(dir: &Path, model: (Arch, Norm), format: &str) -> PathBuf {
     let job = job(model);
     let network = Network::of(&job).expect("shapes");
     let state = State::new(params(&network), network.layout.trained, 1);
-    let place = dir.join(model.to_string());
+    let place = dir.join(title(model));
     let mut store = Store::directory(&place).expect("store");
     checkpoint::save(&mut store, &network.layout, &job, &state).expect("checkpoint");
-    let out = dir.join(format!("{model}.{format}"));
+    let out = dir.join(format!("{}.{format}", title(model)));
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
     let (place, name) = (text(&place), text(&out));
     let output = hfl(&["export", "--model-dir", &place, "--format", format, "--out", &name]);
@@ -73,7 +82,7 @@ fn exported(dir: &Path, model: Arch, format: &str) -> PathBuf {
     out
 }
 
-fn logits(model: Arch) -> Vec<f32> {
+fn logits(model: (Arch, Norm)) -> Vec<f32> {
     let network = Network::of(&job(model)).expect("shapes");
     let params = params(&network);
     let (pool, isa) = (Pool::new(2), Isa::detect());
@@ -105,16 +114,17 @@ fn onnx_runtime_computes_our_logits() {
             .expect("JSON");
     let dir = Dir::new("onnx");
     for model in MODELS {
-        let recorded = &recorded[model.to_string()];
+        let title = title(model);
+        let recorded = &recorded[&title];
         let file = exported(&dir.path(""), model, "onnx");
-        assert_eq!(recorded["sha256"], digest(&file), "{model}: another file than was run");
+        assert_eq!(recorded["sha256"], digest(&file), "{title}: another file than was run");
         let theirs: Vec<f32> = serde_json::from_value(recorded["logits"].clone()).expect("logits");
         let ours = logits(model);
         assert_eq!(theirs.len(), ours.len());
         let largest = ours.iter().fold(0.0_f32, |most, logit| most.max(logit.abs()));
         for (ours, theirs) in ours.iter().zip(&theirs) {
             let far = (ours - theirs).abs();
-            assert!(far < 1e-4 * largest.max(1.0), "{model}: {ours}, ONNX Runtime {theirs}");
+            assert!(far < 1e-4 * largest.max(1.0), "{title}: {ours}, ONNX Runtime {theirs}");
         }
     }
 }
@@ -122,7 +132,7 @@ fn onnx_runtime_computes_our_logits() {
 #[test]
 fn folded_weights_are_written_under_torchvisions_names_and_nothing_else_is_overwritten() {
     let dir = Dir::new("folded");
-    let file = exported(&dir.path(""), Arch::Resnet18, "safetensors");
+    let file = exported(&dir.path(""), MODELS[0], "safetensors");
     let bytes = std::fs::read(&file).expect("the export");
     let len = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + len]).expect("JSON");
@@ -134,7 +144,7 @@ fn folded_weights_are_written_under_torchvisions_names_and_nothing_else_is_overw
     assert!(classes.starts_with("[\"airplane\",\"automobile\""), "{classes}");
     let end = header["fc.bias"]["data_offsets"][1].as_u64().expect("an offset") as usize;
     assert_eq!(8 + len + end, bytes.len());
-    exported(&dir.path(""), Arch::Resnet18, "safetensors");
+    exported(&dir.path(""), MODELS[0], "safetensors");
     std::fs::write(&file, "a thesis").expect("write");
     let (place, name) = (dir.path("resnet18"), file.to_str().expect("UTF-8"));
     let place = place.to_str().expect("UTF-8");
@@ -146,4 +156,19 @@ fn folded_weights_are_written_under_torchvisions_names_and_nothing_else_is_overw
     let refused = hfl(&[&flags[..], &["--best"]].concat());
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && why.contains("model.best-data: no such file"), "{why}");
+}
+
+#[test]
+fn what_cannot_be_folded_is_written_beside_the_convolutions() {
+    let dir = Dir::new("grouped");
+    let file = exported(&dir.path(""), MODELS[2], "safetensors");
+    let bytes = std::fs::read(&file).expect("the export");
+    let len = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + len]).expect("JSON");
+    assert_eq!(header["layer2.0.downsample.1.weight"]["shape"], serde_json::json!([128]));
+    assert_eq!(header["bn1.bias"]["shape"], serde_json::json!([64]));
+    assert!(header["conv1.bias"].is_null() && header["bn1.running_mean"].is_null());
+    assert_eq!(header.as_object().map(serde_json::Map::len), Some(3 * 20 + 2 + 1));
+    let norm = header["__metadata__"]["norm_layer"].as_str().expect("told");
+    assert!(norm.contains("GroupNorm(32"), "{norm}");
 }

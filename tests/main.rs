@@ -15,6 +15,7 @@ mod layers;
 mod licences;
 mod metrics;
 mod network;
+mod norms;
 mod own_data;
 mod owners;
 mod parity;

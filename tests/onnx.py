@@ -15,6 +15,7 @@ import tempfile
 import numpy as np
 import onnxruntime
 
+MODELS = ("resnet18", "resnet50", "resnet18-group")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -32,7 +33,7 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         test = ["cargo", "test", "--test", "main", "export_for_onnx_runtime", "--", "--ignored"]
         subprocess.run(test, cwd=ROOT, env={**os.environ, "ONNX_DIR": directory}, check=True)
-        result = {model: record(pathlib.Path(directory), model) for model in ("resnet18", "resnet50")}
+        result = {model: record(pathlib.Path(directory), model) for model in MODELS}
     result["onnxruntime"] = onnxruntime.__version__
     (ROOT / "tests" / "data" / "onnx.json").write_text(json.dumps(result) + "\n")
 

@@ -59,7 +59,12 @@ fn a_folder_of_pictures_is_learned_evaluated_and_predicted() {
     let (data, names) = pictures(&dir);
     let model = train(
         &dir,
-        &[("--classes", text(&names)), ("--lr", "0.002"), ("--evaluate-every", "1")],
+        &[
+            ("--classes", text(&names)),
+            ("--lr", "0.002"),
+            ("--evaluate-every", "1"),
+            ("--norm", "frozen"),
+        ],
         &data,
     );
     let history = std::fs::read(model.join("history.json")).expect("history");
@@ -73,6 +78,7 @@ fn a_folder_of_pictures_is_learned_evaluated_and_predicted() {
     let meta = std::fs::read(model.join("model.ckpt-meta")).expect("meta");
     let meta: Value = serde_json::from_slice(&meta).expect("JSON");
     assert_eq!(meta["classes"], serde_json::json!(["dog", "lynx", "cat"]));
+    assert_eq!(meta["job"]["norm"], serde_json::json!({"frozen": {"after": 0.25}}));
     let table = dir.path("table.csv");
     let flags = ["--model-dir", text(&model), "--data", text(&data)];
     let more = ["--json", "--predictions", text(&table)];
@@ -120,7 +126,12 @@ fn a_folder_of_pictures_is_learned_evaluated_and_predicted() {
 fn arrays_of_numpy_are_learned_and_evaluated() {
     let dir = Dir::new("own-arrays");
     let arrays = recorded("deflated.npz");
-    let model = train(&dir, &[("--classes", "3"), ("--batch-size", "3")], &arrays);
+    let job = [("--classes", "3"), ("--batch-size", "3"), ("--norm", "group")];
+    let model = train(&dir, &job, &arrays);
+    let meta = std::fs::read(model.join("model.ckpt-meta")).expect("meta");
+    let meta: Value = serde_json::from_slice(&meta).expect("JSON");
+    let layer = meta["norm_layer"].as_str().expect("told");
+    assert!(layer.contains("GroupNorm(32, channels)"), "{layer}");
     let report = json(&["eval", "--model-dir", text(&model), "--data", text(&arrays), "--json"]);
     assert_eq!(
         (report["images"].as_u64(), report["confusion"].as_array().map(Vec::len)),

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use argh::FromArgs;
 use protocol::Role;
 
-use super::choice::{ClassSource, ImageDigest, IsaChoice, ReportKind, ScheduleKind, Shell};
+use super::choice::{
+    ClassSource, ImageDigest, IsaChoice, NormKind, ReportKind, ScheduleKind, Shell,
+};
 use super::local::{BenchArgs, DemoArgs, EvalArgs, cores};
 use super::predict::PredictArgs;
 use super::replay::ReplayArgs;
@@ -188,6 +190,12 @@ attested! {
         /// convolutions: auto (Winograd's, Strassen's) or direct [auto]
         #[argh(option, default = "Algorithm::Auto")]
         pub(super) conv: Algorithm,
+        /// statistics that normalise: batch, frozen (the running ones later) or group (of each image) [batch]
+        #[argh(option, default = "NormKind::Batch")]
+        pub(super) norm: NormKind,
+        /// part of the job after which --norm frozen holds its statistics [0.25]
+        #[argh(option)]
+        pub(super) frozen_after: Option<f32>,
         /// crop and flip: standard or none [standard]
         #[argh(option, default = "Augment::Standard")]
         pub(super) augment: Augment,

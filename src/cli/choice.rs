@@ -17,6 +17,14 @@ pub(super) enum ScheduleKind {
     Cosine,
 }
 
+/// What normalises, before it is known from when on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NormKind {
+    Batch,
+    Frozen,
+    Group,
+}
+
 /// What ps0 writes for people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReportKind {
@@ -50,6 +58,19 @@ impl FromStr for ScheduleKind {
             "constant" => Ok(Self::Constant),
             "cosine" => Ok(Self::Cosine),
             _ => Err("expected cosine or constant".into()),
+        }
+    }
+}
+
+impl FromStr for NormKind {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "batch" => Ok(Self::Batch),
+            "frozen" => Ok(Self::Frozen),
+            "group" => Ok(Self::Group),
+            _ => Err("expected batch, frozen or group".into()),
         }
     }
 }

@@ -8,11 +8,12 @@ use protocol::{Role, unhex};
 use serde_json::Value;
 
 use super::args::Args;
-use super::choice::{ReportKind, ScheduleKind};
+use super::choice::{NormKind, ReportKind, ScheduleKind};
 use super::local::THREADS_MAX;
 use crate::failure::{Doing, Failure};
 use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
+use crate::job::norm::{FROZEN_AFTER, Norm};
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_MAX, SIDE_STEP, Shape};
 use crate::job::{
@@ -141,13 +142,14 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
             "--image-size is {size}, expected {SIDE_STEP} to {SIDE_MAX} in steps of {SIDE_STEP}"
         )));
     }
-    let single = args.batch_size == 1 && args.stem == Stem::Imagenet && size == SIDE_STEP;
+    let one = args.batch_size == 1 && args.norm != NormKind::Group;
+    let single = one && args.stem == Stem::Imagenet && size == SIDE_STEP;
     match single {
         true => Err(Failure::usage(
             "--batch-size 1: the last maps of the imagenet stem have one pixel, and the mean over one \
              value is the value: nothing could be learned",
         )
-        .hint("--batch-size 2, or --stem cifar")),
+        .hint("--batch-size 2, --stem cifar or --norm group")),
         false => Ok(()),
     }
 }
@@ -183,7 +185,27 @@ fn job(args: &Args) -> Result<Job, Failure> {
         local_steps: (args.local_steps > 1).then_some(args.local_steps),
         outer: Outer { rate: args.outer_rate, momentum: args.outer_momentum },
         quorum: quorum(args)?,
+        norm: norm(args)?,
     })
+}
+
+/// What activations are normalised with.
+fn norm(args: &Args) -> Result<Norm, Failure> {
+    match (args.norm, args.frozen_after) {
+        (NormKind::Batch, None) => Ok(Norm::Batch),
+        (NormKind::Group, None) => Ok(Norm::Group),
+        (NormKind::Frozen, after) => {
+            let after = after.unwrap_or(FROZEN_AFTER);
+            match (0.0..=1.0).contains(&after) {
+                true => Ok(Norm::Frozen { after }),
+                false => Err(Failure::usage(format!(
+                    "--frozen-after is {after}, expected a part of the job, 0 to 1"
+                ))),
+            }
+        }
+        (_, Some(_)) => Err(Failure::usage("--frozen-after says when statistics stand still")
+            .hint("with --norm frozen")),
+    }
 }
 
 /// When a round may close without everybody.
@@ -258,7 +280,7 @@ fn say_the_rule_of_the_rate(args: &Args) {
 }
 
 /// The options that define a job, and what they are.
-fn job_flags(args: &Args) -> [(&'static str, String); 29] {
+fn job_flags(args: &Args) -> [(&'static str, String); 31] {
     [
         ("--model", args.model.to_string()),
         ("--classes", format!("{:?}", args.classes)),
@@ -266,6 +288,8 @@ fn job_flags(args: &Args) -> [(&'static str, String); 29] {
         ("--normalisation", args.normalisation.to_string()),
         ("--stem", args.stem.to_string()),
         ("--precision", args.precision.to_string()),
+        ("--norm", format!("{:?}", args.norm)),
+        ("--frozen-after", format!("{:?}", args.frozen_after)),
         ("--conv", args.conv.to_string()),
         ("--workers", args.workers().to_string()),
         ("--batch-size", args.batch_size.to_string()),

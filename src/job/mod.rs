@@ -3,10 +3,12 @@
 pub mod bounds;
 pub mod classes;
 pub mod evaluation;
+pub mod norm;
 pub mod receipt;
 pub mod rng;
 pub mod schedule;
 pub mod shape;
+pub mod skew;
 pub mod state;
 
 use ring::digest::{SHA256, digest};
@@ -14,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::job::classes::ClassNames;
 use crate::job::evaluation::Evaluation;
+use crate::job::norm::Norm;
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_STEP, Shape};
 
@@ -79,6 +82,9 @@ pub struct Job {
     /// When a round closes without everybody, if it may.
     #[serde(default, skip_serializing_if = "is_default")]
     pub quorum: Option<Quorum>,
+    /// What activations are normalised with.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub norm: Norm,
 }
 
 /// What the command line asks for by itself.
@@ -109,6 +115,7 @@ impl Default for Job {
             local_steps: None,
             outer: Outer::default(),
             quorum: None,
+            norm: Norm::default(),
         }
     }
 }
@@ -264,7 +271,7 @@ impl Normalisation {
 impl Job {
     /// Whether the last maps of the network have one pixel, over which one image has no variance.
     pub fn needs_two(&self) -> bool {
-        self.stem == Stem::Imagenet && self.shape.side == SIDE_STEP
+        self.stem == Stem::Imagenet && self.shape.side == SIDE_STEP && !self.norm.is_grouped()
     }
 
     /// Batches that so many samples make in an epoch. A rest of one is part of the batch before it, where it could
@@ -283,6 +290,11 @@ impl Job {
     /// Whether workers make steps of their own between two exchanges.
     pub fn is_local(&self) -> bool {
         self.local_steps.is_some()
+    }
+
+    /// Whether an update is a velocity and what follows from that alone, and statistics are the workers' mean.
+    pub fn has_plain_updates(&self) -> bool {
+        !matches!(self.norm, Norm::Frozen { .. })
     }
 
     /// Whether a round that is made again, from an earlier checkpoint, has the same bits: nothing depends on who is
@@ -339,6 +351,9 @@ impl Job {
                 return Err(JobError::OutOfRange("deadline", seconds.into()));
             }
         }
+        if !job.norm.is_valid() {
+            return Err(JobError::NoPart("norm: frozen after"));
+        }
         if let Some((name, value)) = job.shape.out_of_range() {
             return Err(JobError::OutOfRange(name, value));
         }
@@ -362,6 +377,8 @@ pub enum JobError {
     Format(serde_json::Error),
     /// A number is one that no job has.
     OutOfRange(&'static str, u64),
+    /// A number is no part of a whole.
+    NoPart(&'static str),
 }
 
 impl std::fmt::Display for JobError {
@@ -369,6 +386,7 @@ impl std::fmt::Display for JobError {
         match self {
             Self::Format(error) => error.fmt(f),
             Self::OutOfRange(what, value) => write!(f, "{what} is {value}"),
+            Self::NoPart(what) => write!(f, "{what} is no number from 0 to 1"),
         }
     }
 }
@@ -441,6 +459,9 @@ mod tests {
             ("workers\":2", "workers\":65"),
             ("\"seed\"", "\"x\":0,\"seed\""),
             ("\"seed\"", "\"wire\":\"int4\",\"seed\""),
+            ("\"seed\"", "\"norm\":\"layer\",\"seed\""),
+            ("\"seed\"", "\"norm\":{\"frozen\":{\"after\":1.5}},\"seed\""),
+            ("\"seed\"", "\"norm\":{\"frozen\":{}},\"seed\""),
             ("\"seed\"", "\"quorum\":{\"workers\":3,\"seconds\":9},\"seed\""),
             ("\"seed\"", "\"quorum\":{\"workers\":1,\"seconds\":0},\"seed\""),
             ("\"seed\"", "\"local_steps\":1,\"seed\""),

@@ -1,9 +1,9 @@
-//! A network for inference elsewhere: each normalisation folded into the convolution before it, in torchvision's
-//! order of values.
+//! A network for inference elsewhere: each normalisation folded into the convolution before it, where it can be, in
+//! torchvision's order of values.
 
 use kernels::Folded;
 
-use crate::model::network::Network;
+use crate::model::network::{Network, Unit};
 use crate::model::params::Layout;
 use crate::model::resnet::NORM;
 
@@ -17,6 +17,18 @@ pub struct Layer {
     pub weight: Vec<f32>,
     /// The bias, one an output.
     pub bias: Vec<f32>,
+    /// What follows, where groups of channels are normalised: statistics of an image cannot be folded.
+    pub group: Option<Group>,
+}
+
+/// The normalisation of groups of channels behind a convolution.
+pub struct Group {
+    /// Its name in torchvision, such as `layer1.0.bn2`.
+    pub name: String,
+    /// Its factor, one a channel.
+    pub gamma: Vec<f32>,
+    /// Its summand.
+    pub beta: Vec<f32>,
 }
 
 /// Every layer with weights, in the order of the network's units, then the classifier.
@@ -27,6 +39,11 @@ pub fn layers(network: &Network, params: &[f32]) -> Vec<Layer> {
     };
     let units = network.units.iter().map(|unit| {
         let (shape, mut weight) = exported(&network.layout, &format!("{}.weight", unit.name));
+        let name = unit.name.clone();
+        if network.is_grouped {
+            let bias = vec![0.0; shape[0]];
+            return Layer { name, shape, weight, bias, group: Some(group(network, unit, params)) };
+        }
         let mut fold = Folded::new(unit.conv.channels_out);
         let [mean, variance] = unit.running.clone().map(|range| &params[range]);
         let [gamma, beta] = unit.affine.clone().map(|range| &params[range]);
@@ -35,11 +52,21 @@ pub fn layers(network: &Network, params: &[f32]) -> Vec<Layer> {
         for (values, scale) in weight.chunks_exact_mut(filter).zip(&fold.scale) {
             values.iter_mut().for_each(|value| *value *= scale);
         }
-        Layer { name: unit.name.clone(), shape, weight, bias: fold.shift }
+        Layer { name, shape, weight, bias: fold.shift, group: None }
     });
     let (shape, weight) = exported(&network.layout, "fc.weight");
     let (_, bias) = exported(&network.layout, "fc.bias");
-    units.chain([Layer { name: "fc".into(), shape, weight, bias }]).collect()
+    let classifier = Layer { name: "fc".into(), shape, weight, bias, group: None };
+    units.chain([classifier]).collect()
+}
+
+/// The normalisation of a unit.
+fn group(network: &Network, unit: &Unit, params: &[f32]) -> Group {
+    let [gamma, beta] = unit.affine.clone();
+    let tensor = network.layout.tensors.iter().find(|tensor| tensor.range == gamma);
+    let name = tensor.and_then(|tensor| tensor.name.strip_suffix(".weight"));
+    let [gamma, beta] = [gamma, beta].map(|range| params[range].to_vec());
+    Group { name: name.expect("a unit of this network").into(), gamma, beta }
 }
 
 #[cfg(test)]

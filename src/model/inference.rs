@@ -2,7 +2,8 @@
 //! in one pass over memory, and no more memory than the largest block needs.
 
 use kernels::{
-    Arena, Epilogue, Exec, Folded, Isa, Linear, Pool, Results, Scratch, Target, average_forward,
+    Arena, Ending, Epilogue, Exec, Folded, GroupNorm, Isa, Linear, Pool, Results, Scratch, Target,
+    average_forward,
 };
 
 use crate::data::batch::Batch;
@@ -16,6 +17,8 @@ pub struct Inference {
     isa: Isa,
     batch_max: usize,
     folds: Vec<Folded>,
+    /// Where groups of channels are normalised: after each convolution, in a pass of its own.
+    group: Option<GroupNorm>,
     /// The flat buffer: its panels are what the kernels read.
     params: Vec<f32>,
     /// A block's input and output by turns, its two inner activations, its shortcut.
@@ -42,7 +45,8 @@ impl Inference {
         isa: Isa,
     ) -> std::io::Result<Self> {
         let part = |range: &std::ops::Range<usize>| &params[range.clone()];
-        let folds = network.units.iter().map(|unit| {
+        let folded = if network.is_grouped { &[] } else { &*network.units };
+        let folds = folded.iter().map(|unit| {
             let mut fold = Folded::new(unit.conv.channels_out);
             let [mean, variance] = &unit.running;
             let [gamma, beta] = &unit.affine;
@@ -61,7 +65,9 @@ impl Inference {
         let scratch = scratch.max().unwrap_or(0);
         let sums = network.units.iter().map(|unit| unit.conv.sums_len(batch_max));
         let sums = sums.max().unwrap_or(0);
+        let widest = network.units.iter().map(|unit| unit.conv.channels_out).max().unwrap_or(0);
         Ok(Self {
+            group: network.is_grouped.then(|| GroupNorm::new(batch_max * widest)),
             folds,
             outer: [Arena::new(outer)?, Arena::new(outer)?],
             inner: [Arena::new(inner)?, Arena::new(inner)?],
@@ -107,7 +113,7 @@ impl Inference {
 
     fn stem(&mut self, batch: &Batch) {
         let (exec, n) = (Exec::new(&self.pool, self.isa), batch.len());
-        let (unit, fold) = (&self.network.units[0], &self.folds[0]);
+        let unit = &self.network.units[0];
         let len = unit.conv.output_len(n);
         let y = match self.network.max_pool {
             None => &mut self.outer[0].as_mut_slice()[..len],
@@ -115,8 +121,17 @@ impl Inference {
         };
         let weight = &self.params[unit.weight.clone()];
         let target = Target { values: y, sums: &mut self.sums };
-        let fold = Epilogue::Fold(fold, None, true);
+        let fold = epilogue(&self.folds, 0, Ending { identity: None, relu: true });
         unit.conv.forward_images(exec, &batch.images, weight, target, fold);
+        if let Some(group) = &mut self.group {
+            let y = match self.network.max_pool {
+                None => &mut self.outer[0].as_mut_slice()[..len],
+                Some(_) => &mut self.shortcut.as_mut_slice()[..len],
+            };
+            let affine = unit.affine.clone().map(|range| &self.params[range]);
+            let ending = Ending { identity: None, relu: true };
+            group.infer(exec, NORM, unit.extent(n), affine, y, ending);
+        }
         if let Some(max_pool) = self.network.max_pool {
             let row = n * unit.conv.channels_out;
             let pooled = &mut self.outer[0].as_mut_slice()[..max_pool.output.pow(2) * row];
@@ -131,16 +146,22 @@ impl Inference {
         let [a1, a2] = &mut self.inner;
         let exec = Exec::new(&self.pool, self.isa);
         let mut convolve = |u: usize, x: &Arena, y: &mut Arena, add: Option<&Arena>, relu: bool| {
-            let (unit, fold): (&Unit, &Folded) = (&self.network.units[u], &self.folds[u]);
+            let unit: &Unit = &self.network.units[u];
             let x = &x.as_slice()[..unit.conv.input_len(n)];
             let weight = &self.params[unit.weight.clone()];
             let y = &mut y.as_mut_slice()[..unit.conv.output_len(n)];
-            let add = add.map(Arena::as_slice);
-            let fold = Epilogue::Fold(fold, add, relu);
+            let identity = add.map(Arena::as_slice);
+            let fold = epilogue(&self.folds, u, Ending { identity, relu });
             // Weights are read as they are.
             let scratch = Scratch { panels: &mut [], parts: self.scratch.as_mut_slice() };
-            let results = Results { values: y, sums: &mut self.sums, scratch };
+            let results = Results { values: &mut *y, sums: &mut self.sums, scratch };
             unit.conv.forward(exec, x, weight, results, fold);
+            if let Some(group) = &mut self.group {
+                let affine = unit.affine.clone().map(|range| &self.params[range]);
+                let identity = identity.map(|all| &all[..y.len()]);
+                let ending = Ending { identity, relu };
+                group.infer(exec, NORM, unit.extent(n), affine, y, ending);
+            }
         };
         convolve(first, x, a1, None, true);
         // Activations take turns in two buffers.
@@ -155,4 +176,13 @@ impl Inference {
         let identity = if projection.is_some() { &self.shortcut } else { &*x };
         convolve(last, from, y, Some(identity), true);
     }
+}
+
+/// What a unit's convolution ends with: nothing where its normalisation cannot be folded.
+fn epilogue<'a>(
+    folds: &'a [Folded],
+    u: usize,
+    Ending { identity, relu }: Ending<'a, f32>,
+) -> Epilogue<'a, f32> {
+    folds.get(u).map_or(Epilogue::Keep, |fold| Epilogue::Fold(fold, identity, relu))
 }

@@ -67,6 +67,14 @@ impl Model {
         }
     }
 
+    /// See [`ResNet::freeze`].
+    pub fn freeze(&mut self, is_frozen: bool) {
+        match self {
+            Self::Single(model) => model.freeze(is_frozen),
+            Self::Half(model) => model.freeze(is_frozen),
+        }
+    }
+
     /// Bytes that a step takes, but for parameters and gradients; of a network as it is
     /// [`computed`](Network::computed).
     pub fn memory_len(network: &Network, precision: Precision, batch_max: usize) -> usize {

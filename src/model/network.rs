@@ -5,7 +5,7 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use kernels::{Conv, MaxPool, ShapeError};
+use kernels::{Conv, Extent, MaxPool, ShapeError};
 
 use crate::job::shape::Shape;
 use crate::job::{Algorithm, Arch, Job, Stem};
@@ -17,6 +17,8 @@ pub struct Network {
     pub model: Arch,
     /// Its first layers.
     pub stem: Stem,
+    /// Whether groups of channels are normalised, image by image: there are no running statistics then.
+    pub is_grouped: bool,
     /// What it is made for.
     pub shape: Shape,
     /// Every convolution with its normalisation, in the order of the forward pass.
@@ -45,8 +47,16 @@ pub struct Unit {
     pub weight: Range<usize>,
     /// Where gamma and beta are.
     pub affine: [Range<usize>; 2],
-    /// Where running mean and variance are.
+    /// Where running mean and variance are; nowhere where groups of channels are normalised.
     pub running: [Range<usize>; 2],
+}
+
+impl Unit {
+    /// The size of its output for so many images.
+    pub(crate) fn extent(&self, n: usize) -> Extent {
+        let [height, width] = self.conv.output;
+        Extent::new(height * width, n, self.conv.channels_out)
+    }
 }
 
 /// A residual block, as indexes into the units: 3x3, 3x3 in a basic block, 1x1, 3x3, 1x1 in a bottleneck.
@@ -94,7 +104,23 @@ impl Network {
     /// # Errors
     /// Never for shapes that a job may have; the kernels' shape check is passed on.
     pub fn new(model: Arch, stem: Stem, shape: Shape) -> Result<Self, ShapeError> {
-        let mut builder = Builder { drafts: Vec::new() };
+        Self::build(Builder { drafts: Vec::new(), is_grouped: false }, model, stem, shape)
+    }
+
+    /// The same that normalises groups of channels.
+    ///
+    /// # Errors
+    /// As [`Network::new`].
+    pub fn grouped(model: Arch, stem: Stem, shape: Shape) -> Result<Self, ShapeError> {
+        Self::build(Builder { drafts: Vec::new(), is_grouped: true }, model, stem, shape)
+    }
+
+    fn build(
+        mut builder: Builder,
+        model: Arch,
+        stem: Stem,
+        shape: Shape,
+    ) -> Result<Self, ShapeError> {
         let (kernel, stride) = match stem {
             Stem::Imagenet => (7, 2),
             Stem::Cifar => (3, 1),
@@ -124,7 +150,10 @@ impl Network {
     /// # Errors
     /// As [`Network::new`].
     pub fn of(job: &Job) -> Result<Self, ShapeError> {
-        Self::new(job.model, job.stem, job.shape)
+        match job.norm.is_grouped() {
+            false => Self::new(job.model, job.stem, job.shape),
+            true => Self::grouped(job.model, job.stem, job.shape),
+        }
     }
 
     /// The same layers, computed that way: fast algorithms pay for every layer that allows them.
@@ -152,6 +181,7 @@ struct Draft {
 
 struct Builder {
     drafts: Vec<Draft>,
+    is_grouped: bool,
 }
 
 impl Builder {
@@ -220,27 +250,45 @@ impl Builder {
             tensors.push((format!("{conv_name}.weight"), shape, Kind::Weight));
             tensors.push((format!("{norm}.weight"), channels.clone(), Kind::Affine));
             tensors.push((format!("{norm}.bias"), channels.clone(), Kind::Affine));
-            tensors.push((format!("{norm}.running_mean"), channels.clone(), Kind::Statistic));
-            tensors.push((format!("{norm}.running_var"), channels, Kind::Statistic));
+            if !self.is_grouped {
+                tensors.push((format!("{norm}.running_mean"), channels.clone(), Kind::Statistic));
+                tensors.push((format!("{norm}.running_var"), channels, Kind::Statistic));
+            }
         }
         tensors.push(("fc.weight".into(), vec![shape.classes, features], Kind::Weight));
         tensors.push(("fc.bias".into(), vec![shape.classes], Kind::Affine));
         let layout = Layout::new(tensors);
         let place = |name: &str| layout.tensor(name).expect("just laid out").range.clone();
+        let is_grouped = self.is_grouped;
+        let running = |norm: &str, part: &str| match is_grouped {
+            true => layout.len..layout.len,
+            false => place(&format!("{norm}.running_{part}")),
+        };
         let units = self
             .drafts
             .into_iter()
             .map(|Draft { names: [name, norm], conv, window }| Unit {
                 weight: place(&format!("{name}.weight")),
                 affine: ["weight", "bias"].map(|part| place(&format!("{norm}.{part}"))),
-                running: ["mean", "var"].map(|part| place(&format!("{norm}.running_{part}"))),
+                running: ["mean", "var"].map(|part| running(&norm, part)),
                 name,
                 conv,
                 window,
             })
             .collect();
         let classifier = ["fc.weight", "fc.bias"].map(place);
-        Network { model, stem, shape, units, max_pool, blocks, classifier, features, layout }
+        Network {
+            model,
+            stem,
+            is_grouped,
+            shape,
+            units,
+            max_pool,
+            blocks,
+            classifier,
+            features,
+            layout,
+        }
     }
 }
 
@@ -255,6 +303,8 @@ mod tests {
             assert_eq!(network.layout.trained, trained);
             assert_eq!(network.layout.len - trained, 53_120);
             assert_eq!(network.units.len(), 53);
+            let grouped = Network::grouped(Arch::Resnet50, stem, Shape::CIFAR).expect("shapes");
+            assert_eq!((grouped.layout.trained, grouped.layout.len), (trained, trained));
         }
     }
 

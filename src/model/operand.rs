@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use kernels::{Epilogue, Folded, Identity, Mask, Normalised, Product, Rows, Slope, Statistics};
+use kernels::{
+    Epilogue, Folded, GROUPS, Identity, Mask, Normalised, Product, Rows, Slope, Statistics,
+};
 
 use crate::model::network::{Block, Network, Unit};
 use crate::model::plan::{Plan, Rest};
@@ -42,6 +44,8 @@ pub(crate) struct Norm {
     pub(crate) statistics: Statistics,
     pub(crate) fold: Folded,
     pub(crate) slope: Slope,
+    /// One over the deviation of each image's groups, where those are normalised.
+    pub(crate) inverse: Vec<f32>,
 }
 
 /// Everything but the arena.
@@ -102,13 +106,14 @@ impl<'a> View<'a> {
 }
 
 impl Norm {
-    /// Room for a unit's channels.
-    pub(crate) fn new(unit: &Unit) -> Self {
+    /// Room for a unit's channels, and for groups of so many images.
+    pub(crate) fn new(unit: &Unit, grouped: usize) -> Self {
         let channels = unit.conv.channels_out;
         Self {
             statistics: Statistics::new(channels),
             fold: Folded::new(channels),
             slope: Slope::new(channels),
+            inverse: vec![0.0; grouped * GROUPS],
         }
     }
 }

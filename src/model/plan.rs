@@ -2,7 +2,7 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use kernels::{Arena, Value};
+use kernels::{Arena, GROUPS, GroupNorm, Value};
 
 use crate::model::network::{Block, Network, Unit};
 
@@ -99,12 +99,17 @@ pub(crate) struct Sizes {
     pub(crate) channels: usize,
     pub(crate) features: usize,
     pub(crate) logits: usize,
+    /// Columns of the widest layer, images times channels, where groups of these are normalised.
+    pub(crate) columns: usize,
+    /// One over the deviations of all groups.
+    pub(crate) inverses: usize,
 }
 
 impl Sizes {
     pub(crate) fn new(network: &Network, plan: &Plan) -> Self {
         let n = plan.batch_max;
         let units = &network.units;
+        let grouped = if network.is_grouped { n } else { 0 };
         let most = |of: &dyn Fn(&Unit) -> usize| units.iter().map(of).max().unwrap_or(0);
         Self {
             arena: plan.end,
@@ -114,7 +119,15 @@ impl Sizes {
             channels: most(&|unit| unit.conv.channels_in.max(unit.conv.channels_out)),
             features: 2 * n * network.features,
             logits: n * network.shape.classes,
+            columns: grouped * most(&|unit| unit.conv.channels_out),
+            inverses: grouped * GROUPS * units.len(),
         }
+    }
+
+    /// Bytes of what is in single precision whatever activations are.
+    pub(crate) fn single_len(&self) -> usize {
+        let values = self.scratch + self.sums + self.features + self.logits + self.inverses;
+        values * size_of::<f32>() + GroupNorm::memory_len(self.columns)
     }
 }
 

@@ -12,9 +12,9 @@
 use std::ops::Range;
 
 use kernels::{
-    Arena, BatchNorm, Epilogue, Exec, Extent, Isa, Linear, NormGradients, Operand, Pool, Product,
-    Results, Retiring, Scratch, Sums, Target, average_backward, average_forward, run_epilogue,
-    softmax_cross_entropy,
+    Arena, BatchNorm, Epilogue, Exec, Extent, GroupNorm, Isa, Linear, NormGradients, Operand, Pool,
+    Product, Results, Retiring, Rows, Scratch, Sums, Target, average_backward, average_forward,
+    run_epilogue, softmax_cross_entropy,
 };
 
 use crate::data::batch::Batch;
@@ -37,6 +37,10 @@ pub struct ResNet<T: Product> {
     arena: Arena<T>,
     plan: Plan,
     norms: Vec<Norm>,
+    /// Where groups of channels are normalised: what is kept as `z` is normalised already.
+    group: Option<GroupNorm>,
+    /// Whether running statistics normalise, and stand still.
+    is_frozen: bool,
     sums: Sums,
     /// Weights of one layer as the kernels read them.
     panels: Arena<T>,
@@ -77,6 +81,7 @@ impl<T: Product> ResNet<T> {
     pub fn new(network: Network, batch_max: usize, pool: Pool, isa: Isa) -> std::io::Result<Self> {
         let plan = Plan::new(&network, batch_max);
         let sizes = Sizes::new(&network, &plan);
+        let grouped = if network.is_grouped { batch_max } else { 0 };
         let head = Head {
             linear: Linear { inputs: network.features, outputs: network.shape.classes },
             features: vec![0.0; sizes.features],
@@ -86,7 +91,9 @@ impl<T: Product> ResNet<T> {
             arena: Arena::new(sizes.arena)?,
             panels: Arena::new(sizes.panels)?,
             scratch: Arena::new(sizes.scratch)?,
-            norms: network.units.iter().map(Norm::new).collect(),
+            norms: network.units.iter().map(|unit| Norm::new(unit, grouped)).collect(),
+            group: network.is_grouped.then(|| GroupNorm::new(sizes.columns)),
+            is_frozen: false,
             sums: Sums::new(sizes.sums, sizes.channels),
             plan,
             head,
@@ -100,8 +107,7 @@ impl<T: Product> ResNet<T> {
     /// Bytes that a network takes for batches of up to `batch_max` images.
     pub fn memory_len(network: &Network, batch_max: usize) -> usize {
         let sizes = Sizes::new(network, &Plan::new(network, batch_max));
-        let single = sizes.scratch + sizes.sums + sizes.features + sizes.logits;
-        (sizes.arena + sizes.panels) * size_of::<T>() + single * size_of::<f32>()
+        (sizes.arena + sizes.panels) * size_of::<T>() + sizes.single_len()
     }
 
     /// Bytes of the arena.
@@ -117,6 +123,11 @@ impl<T: Product> ResNet<T> {
     /// Computes on these threads from now on.
     pub fn compute_on(&mut self, pool: Pool) {
         self.pool = pool;
+    }
+
+    /// Normalises by running statistics from now on, or by the batch's.
+    pub fn freeze(&mut self, is_frozen: bool) {
+        self.is_frozen = is_frozen;
     }
 
     /// One step's loss and gradients. `done` is called for each part of the flat buffers after it became final,
@@ -153,7 +164,9 @@ impl<T: Product> ResNet<T> {
         let mut flow = Flow { images: &batch.images, params, gradients, n };
         let backward = || {
             let blocks = self.network.blocks.len();
-            hand_over(flow.retire(statistics, loss), blocks);
+            if !statistics.is_empty() {
+                hand_over(flow.retire(statistics, loss), blocks);
+            }
             self.backward_head(&mut flow);
             hand_over(flow.retire(head, loss), blocks);
             for depth in (0..=blocks).rev() {
@@ -199,7 +212,11 @@ impl<T: Product> ResNet<T> {
         let [mean, _] = unit.running.clone().map(|range| &params[range]);
         let shape = unit.conv.output_tiles(n);
         let sums = self.sums.tiles(shape);
-        let measure = Epilogue::Measure(mean);
+        // Statistics of the batch are not asked for everywhere.
+        let measure = match self.is_frozen || self.group.is_some() {
+            true => Epilogue::Keep,
+            false => Epilogue::Measure(mean),
+        };
         let z = self.plan.z(u, n, unit);
         let view = View { network: &self.network, plan: &self.plan, norms: &self.norms, n };
         match x {
@@ -228,10 +245,30 @@ impl<T: Product> ResNet<T> {
                 unit.conv.forward_images(exec, images, weight, target, measure);
             }
         }
-        self.sums.add_up(exec);
-        let Norm { statistics, fold, .. } = &mut self.norms[u];
-        statistics.set(&self.sums, shape.rows(), mean);
+        self.normalise(u, params, shape, n);
+    }
+
+    /// The fold of a unit's normalisation, from the sums that were just taken, or from the running statistics. Groups
+    /// are normalised at once, and the fold is what is left.
+    fn normalise(&mut self, u: usize, params: &[f32], shape: Extent, n: usize) {
+        let exec = Exec::new(&self.pool, self.isa);
+        let unit = &self.network.units[u];
+        let [mean, variance] = unit.running.clone().map(|range| &params[range]);
         let [gamma, beta] = unit.affine.clone().map(|range| &params[range]);
+        let Norm { statistics, fold, inverse, .. } = &mut self.norms[u];
+        if let Some(group) = &mut self.group {
+            let z = &mut self.arena.as_mut_slice()[self.plan.z(u, n, unit)];
+            group.normalise(exec, NORM, unit.extent(n), z, inverse);
+            fold.scale.copy_from_slice(gamma);
+            fold.shift.copy_from_slice(beta);
+            return;
+        }
+        if self.is_frozen {
+            statistics.fix(mean, variance);
+        } else {
+            self.sums.add_up(exec);
+            statistics.set(&self.sums, shape.rows(), mean);
+        }
         fold.set(NORM, &statistics.mean, &statistics.variance, gamma, beta);
     }
 
@@ -337,20 +374,20 @@ impl<T: Product> ResNet<T> {
         // Gradients by a unit's output and by its input take turns in two buffers.
         let [mut own, mut other] = self.plan.inner[index + 1].clone();
         let mut dz = first(&own, dy.len());
-        let mut gradient = Source::Recompute(Recomputed::Slope(last, dy.clone()), dz.clone());
+        let mut gradient = self.slope(last, flow, dy.clone(), dz.clone());
         for u in (u1 + 1..=last).rev() {
             let da = self.backward_input(u, flow, gradient, &other, false, Behind::Unit(u - 1));
             let a = self.make(self.activation(u - 1, index + 1, n), n);
             self.backward_weight(u, flow, a, dz);
             self.backward_norm(u - 1, 1, flow);
-            dz = self.apply_slope(u - 1, da, n);
+            dz = self.apply_slope(u - 1, flow, da);
             gradient = Source::Stored(dz.clone());
             std::mem::swap(&mut own, &mut other);
         }
         let (x, outer) = (self.y(index, n), self.plan.outer[index].clone());
         if let Some(p) = projection {
             let dzp = first(&other, dy.len());
-            let gradient = Source::Recompute(Recomputed::Slope(p, dy), dzp.clone());
+            let gradient = self.slope(p, flow, dy, dzp.clone());
             self.backward_input(p, flow, gradient, &outer, false, Behind::Nothing);
             self.backward_weight(p, flow, x.clone(), dzp);
         }
@@ -368,7 +405,7 @@ impl<T: Product> ResNet<T> {
             Some(_) => self.backward_pool(y, dy, n),
         };
         self.backward_norm(0, 1, flow);
-        let dz = self.apply_slope(0, da, n);
+        let dz = self.apply_slope(0, flow, da);
         let unit = &self.network.units[0];
         let (dz, dw) = (&self.arena.as_slice()[dz], &mut flow.gradients[unit.weight.clone()]);
         let (exec, scratch) = (Exec::new(&self.pool, self.isa), self.scratch.as_mut_slice());
@@ -399,15 +436,49 @@ impl<T: Product> ResNet<T> {
         let gamma = &flow.params[unit.affine[0].clone()];
         let tensors = flow.gradients.get_disjoint_mut(unit.affine.clone());
         let [dgamma, dbeta] = tensors.expect("tensors are disjoint");
+        if self.group.is_some() {
+            return self.sums.by_affine(which, dgamma, dbeta);
+        }
         let gradients = NormGradients { gamma: dgamma, beta: dbeta, slope };
         statistics.backward(NORM, &self.sums, which, gamma, gradients);
     }
 
+    /// The gradient by a convolution's output, into a buffer, of the masked one behind its normalisation. That of
+    /// groups is made at once: it has a slope a column, and the next layer's takes its place.
+    fn slope(
+        &mut self,
+        u: usize,
+        flow: &Flow,
+        g: Range<usize>,
+        into: Range<usize>,
+    ) -> Source<'static> {
+        let Some(group) = &mut self.group else {
+            return Source::Recompute(Recomputed::Slope(u, g), into);
+        };
+        let unit = &self.network.units[u];
+        let (dz, rest) = around(&mut self.arena, into.clone());
+        let rows = [g, self.plan.z(u, flow.n, unit)].map(|range| rest.get(range));
+        let exec = Exec::new(&self.pool, self.isa);
+        let gamma = &flow.params[unit.affine[0].clone()];
+        let slope = group.backward(exec, unit.extent(flow.n), gamma, &self.norms[u].inverse, rows);
+        Rows::Slope(slope, rows).make(exec, dz);
+        Source::Stored(into)
+    }
+
     /// The gradient by a convolution's output over the masked one behind its normalisation.
-    fn apply_slope(&mut self, u: usize, g: Range<usize>, n: usize) -> Range<usize> {
-        let z = self.z(u, n);
+    fn apply_slope(&mut self, u: usize, flow: &Flow, g: Range<usize>) -> Range<usize> {
+        let unit = &self.network.units[u];
         let (dz, rest) = around(&mut self.arena, g.clone());
-        self.norms[u].slope.apply_in_place(Exec::new(&self.pool, self.isa), rest.get(z), dz);
+        let z = rest.get(self.plan.z(u, flow.n, unit));
+        let exec = Exec::new(&self.pool, self.isa);
+        let slope = match &mut self.group {
+            None => &self.norms[u].slope,
+            Some(group) => {
+                let gamma = &flow.params[unit.affine[0].clone()];
+                group.backward(exec, unit.extent(flow.n), gamma, &self.norms[u].inverse, [dz, z])
+            }
+        };
+        slope.apply_in_place(exec, z, dz);
         g
     }
 
@@ -457,13 +528,18 @@ impl<T: Product> ResNet<T> {
     }
 
     fn update_running(&self, params: &[f32], gradients: &mut [f32]) {
+        if self.group.is_some() {
+            return;
+        }
         for (unit, norm) in self.network.units.iter().zip(&self.norms) {
             let ranges = unit.running.clone();
             let [mean, variance] =
                 gradients.get_disjoint_mut(ranges.clone()).expect("tensors are disjoint");
             mean.copy_from_slice(&params[ranges[0].clone()]);
             variance.copy_from_slice(&params[ranges[1].clone()]);
-            norm.statistics.update_running(NORM, mean, variance);
+            if !self.is_frozen {
+                norm.statistics.update_running(NORM, mean, variance);
+            }
         }
     }
 

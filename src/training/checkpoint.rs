@@ -368,6 +368,7 @@ impl Entry<'_> {
 struct Meta<'a> {
     model: String,
     stem: Stem,
+    norm_layer: &'static str,
     classes: &'a [String],
     parameters: usize,
     job_digest: String,
@@ -400,7 +401,10 @@ impl<'a> Meta<'a> {
             let [stride, padding] = unit.window;
             layers.push(Layer {
                 name: unit.name.clone(),
-                kind: "convolution + batch normalisation",
+                kind: match network.is_grouped {
+                    false => "convolution + batch normalisation",
+                    true => "convolution + group normalisation",
+                },
                 input: [unit.conv.channels_in, h, w],
                 output: [unit.conv.channels_out, p, q],
                 window: Some(Window { kernel: unit.conv.kernel, stride, padding }),
@@ -426,6 +430,7 @@ impl<'a> Meta<'a> {
         Self {
             model: title(job.model),
             stem: job.stem,
+            norm_layer: job.norm.layer(),
             classes: job.classes.names(),
             parameters: network.layout.trained,
             job_digest: hex(&job.digest()),

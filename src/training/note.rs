@@ -18,6 +18,8 @@ pub enum Note {
         /// What its data is, and who is here now.
         detail: String,
     },
+    /// For who runs the job, who may want to choose otherwise.
+    Advised(String),
     /// For the log.
     Said(String),
     /// Where the time of a worker's step went.
@@ -36,7 +38,7 @@ impl fmt::Display for Note {
                 let how = if *returns { "is back" } else { "joined" };
                 write!(f, "{}: {how}, {samples} samples, {detail}", Role::Worker(*worker))
             }
-            Self::Said(text) => f.write_str(text),
+            Self::Advised(text) | Self::Said(text) => f.write_str(text),
             Self::Spent { worker, spent, .. } => {
                 write!(f, "{}: {spent:?}", Role::Worker(*worker))
             }

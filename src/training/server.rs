@@ -4,6 +4,7 @@
 //! the bytes (over mio in `roles`, in memory in the tests) and calls [`ParameterServer::close_round`]
 //! after each pass.
 
+mod classes;
 mod early;
 mod evaluating;
 mod late;
@@ -36,6 +37,8 @@ pub struct ParameterServer {
     state: State,
     round: Round,
     tally: Tally,
+    /// Whether it was looked at how much the workers' classes differ.
+    has_judged_classes: bool,
     /// How parameters travel, and room for one cell.
     cells: Cells,
     scratch: Vec<u8>,
@@ -123,6 +126,7 @@ impl ParameterServer {
             state,
             round,
             tally,
+            has_judged_classes: false,
             cells,
             scratch: Vec::new(),
             order: (0..cells.count()).collect(),

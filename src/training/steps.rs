@@ -108,7 +108,7 @@ impl Steps {
     ) -> Option<Computed> {
         share.contribution.begin(step, self.job.round_len(step, steps));
         match self.inner {
-            None => Some(self.single(share, params, step, watch)),
+            None => Some(self.single(share, params, [step, steps], watch)),
             Some(_) => self.several(share, params, step, steps, watch),
         }
     }
@@ -118,9 +118,10 @@ impl Steps {
         &mut self,
         Share { data, sampler, contribution }: &mut Share,
         params: &mut [f32],
-        step: u64,
+        [step, steps]: [u64; 2],
         watch: &mut impl Watch,
     ) -> Computed {
+        self.network.freeze(self.job.norm.is_frozen(step, steps));
         sampler.fill(data, step, &mut self.batch);
         let samples = self.batch.len() as u32;
         let mut push = contribution.push();
@@ -151,6 +152,7 @@ impl Steps {
         for step in first..end {
             sampler.fill(data, step, &mut self.batch);
             let rate = self.job.schedule.rate(step, steps);
+            self.network.freeze(self.job.norm.is_frozen(step, steps));
             let update = |part: Bucket| {
                 watch.part(step);
                 inner.update(isa, rate, part);

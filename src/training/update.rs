@@ -20,6 +20,8 @@ pub fn update(
     steps: u64,
 ) -> bool {
     let rate = job.schedule.rate(state.step, steps);
+    // All have the same then, and their mean would move by its rounding.
+    let is_frozen = job.norm.is_frozen(state.step, steps);
     let (params, velocity) = state.values_mut();
     let scale = 1.0 / round.weight();
     let mut is_finite = true;
@@ -28,6 +30,7 @@ pub fn update(
         let sum = &round.sum()[range.clone()];
         let params = &mut params[range.clone()];
         is_finite &= match decay(tensor.kind, job.weight_decay) {
+            None if is_frozen => true,
             None => replace(params, sum, scale),
             Some(_) if job.is_local() => {
                 outer_step(job.outer, params, &mut velocity[range], sum, scale)

@@ -1,4 +1,4 @@
-//! `hfl export`: a saved model for other programs, each normalisation folded into its convolution.
+//! `hfl export`: a saved model for other programs, each normalisation folded into its convolution where it can be.
 
 mod onnx;
 
@@ -13,7 +13,7 @@ use crate::commands::saved::saved_model;
 use crate::failure::{Doing, Failure};
 use crate::files::renew;
 use crate::job::Job;
-use crate::model::fused::{self, Layer};
+use crate::model::fused::{self, Group, Layer};
 use crate::model::params;
 use crate::report::print;
 use crate::training::classifier::Saved;
@@ -93,6 +93,7 @@ fn metadata(job: &Job, params: &[f32]) -> BTreeMap<String, String> {
     let [mean, deviation] = job.normalisation.constants();
     let list = |values: [f32; 3]| format!("[{}, {}, {}]", values[0], values[1], values[2]);
     let classes = serde_json::to_string(job.classes.names()).expect("plain text");
+    let norm_layer = job.norm.is_grouped().then(|| ("norm_layer", job.norm.layer().to_owned()));
     let entries = [
         ("format", "pt".to_owned()),
         ("model", job.model.to_string()),
@@ -104,7 +105,7 @@ fn metadata(job: &Job, params: &[f32]) -> BTreeMap<String, String> {
         ("job_digest", hex(&job.digest())),
         ("parameters", hex(&params::hash(params))),
     ];
-    entries.map(|(key, value)| (key.to_owned(), value)).into()
+    entries.into_iter().chain(norm_layer).map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
 fn write_tensors(
@@ -115,7 +116,14 @@ fn write_tensors(
     let mut tensors: Vec<(String, Vec<usize>, &[f32])> = Vec::with_capacity(2 * layers.len());
     for layer in layers {
         tensors.push((format!("{}.weight", layer.name), layer.shape.clone(), &layer.weight));
-        tensors.push((format!("{}.bias", layer.name), vec![layer.bias.len()], &layer.bias));
+        let Layer { name, bias, group, .. } = layer;
+        match group {
+            None => tensors.push((format!("{name}.bias"), vec![bias.len()], bias)),
+            Some(Group { name, gamma, beta }) => {
+                tensors.push((format!("{name}.weight"), vec![gamma.len()], gamma));
+                tensors.push((format!("{name}.bias"), vec![beta.len()], beta));
+            }
+        }
     }
     let described = tensors.iter().map(|(name, shape, values)| Described {
         name,

@@ -6,15 +6,19 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use kernels::GROUPS;
+
 use crate::job::shape::Shape;
-use crate::model::fused::Layer;
-use crate::model::network::Network;
+use crate::model::fused::{Group, Layer};
+use crate::model::network::{Network, Unit};
+use crate::model::resnet::NORM;
 
 /// Versions that every runtime of the last years reads.
 const IR_VERSION: u64 = 7;
 const OPERATOR_SET: u64 = 13;
-/// `TensorProto.DataType.FLOAT`.
+/// `TensorProto.DataType.FLOAT`, and `INT64`.
 const FLOAT: u64 = 1;
+const INT64: u64 = 7;
 
 /// A message's bytes, and tensors whose values follow at some places.
 #[derive(Default)]
@@ -61,10 +65,14 @@ impl<'a> Message<'a> {
         self
     }
 
-    fn text(mut self, field: u64, text: &str) -> Self {
+    fn text(self, field: u64, text: &str) -> Self {
+        self.raw(field, text.as_bytes())
+    }
+
+    fn raw(mut self, field: u64, bytes: &[u8]) -> Self {
         self.varint(field << 3 | 2);
-        self.varint(text.len() as u64);
-        self.bytes().extend_from_slice(text.as_bytes());
+        self.varint(bytes.len() as u64);
+        self.bytes().extend_from_slice(bytes);
         self
     }
 
@@ -120,8 +128,40 @@ impl<'a> Graph<'a> {
         self.tensors.push(tensor.text(8, name).values(9, values));
     }
 
-    /// A layer's convolution, and the ReLU after it where there is one.
-    fn convolve(&mut self, layer: &'a Layer, [stride, padding]: [usize; 2], x: &str) -> String {
+    /// Whole numbers, such as sides.
+    fn sizes(&mut self, name: &str, sizes: &[i64]) {
+        let bytes: Vec<u8> = sizes.iter().flat_map(|size| size.to_le_bytes()).collect();
+        let tensor = Message::default().number(1, sizes.len() as u64).number(2, INT64);
+        self.tensors.push(tensor.text(8, name).raw(9, &bytes));
+    }
+
+    /// What all normalisations of groups read.
+    fn groups(&mut self) {
+        self.tensor("groups.scale", &[GROUPS], &[1.0; GROUPS]);
+        self.tensor("groups.shift", &[GROUPS], &[0.0; GROUPS]);
+        self.sizes("groups.shape", &[0, GROUPS as i64, -1]);
+    }
+
+    /// Groups of channels, each an instance of its own: operators of the group itself are of later versions.
+    fn normalise(&mut self, group: &'a Group, [height, width]: [usize; 2], x: &str) -> String {
+        let Group { name, gamma, beta } = group;
+        let part = |part: &str| format!("{name}.{part}");
+        let [weight, bias, shape] = ["weight", "bias", "shape"].map(part);
+        self.tensor(&weight, &[gamma.len(), 1, 1], gamma);
+        self.tensor(&bias, &[beta.len(), 1, 1], beta);
+        self.sizes(&shape, &[0, gamma.len() as i64, height as i64, width as i64]);
+        let x = self.node("Reshape", &[x, "groups.shape"], part("groups"), Vec::new());
+        let inputs = [&*x, "groups.scale", "groups.shift"];
+        let epsilon = vec![float("epsilon", NORM.epsilon)];
+        let x = self.node("InstanceNormalization", &inputs, part("normalised"), epsilon);
+        let x = self.node("Reshape", &[&x, &shape], part("whole"), Vec::new());
+        let x = self.node("Mul", &[&x, &weight], part("scaled"), Vec::new());
+        self.node("Add", &[&x, &bias], name.clone(), Vec::new())
+    }
+
+    /// A layer's convolution, and its normalisation where that is not folded.
+    fn convolve(&mut self, layer: &'a Layer, unit: &Unit, x: &str) -> String {
+        let [stride, padding] = unit.window;
         let [weight, bias] = ["weight", "bias"].map(|part| format!("{}.{part}", layer.name));
         self.tensor(&weight, &layer.shape, &layer.weight);
         self.tensor(&bias, &[layer.bias.len()], &layer.bias);
@@ -130,7 +170,11 @@ impl<'a> Graph<'a> {
             numbers("pads", &[padding; 4]),
             numbers("strides", &[stride; 2]),
         ];
-        self.node("Conv", &[x, &weight, &bias], layer.name.clone(), attributes)
+        let x = self.node("Conv", &[x, &weight, &bias], layer.name.clone(), attributes);
+        match &layer.group {
+            None => x,
+            Some(group) => self.normalise(group, unit.conv.output, &x),
+        }
     }
 
     fn relu(&mut self, x: &str) -> String {
@@ -149,6 +193,16 @@ fn numbers<'a>(name: &str, values: &[usize]) -> Message<'a> {
 fn number<'a>(name: &str, value: u64) -> Message<'a> {
     const INT: u64 = 2;
     Message::default().text(1, name).number(3, value).number(20, INT)
+}
+
+/// An attribute that is one number.
+fn float<'a>(name: &str, value: f32) -> Message<'a> {
+    const FLOAT: u64 = 1;
+    let mut attribute = Message::default().text(1, name);
+    // A value of 32 bits.
+    attribute.varint(2 << 3 | 5);
+    attribute.bytes().extend_from_slice(&value.to_le_bytes());
+    attribute.number(20, FLOAT)
 }
 
 /// The type of an input or output: `[batch, ...]`.
@@ -207,9 +261,11 @@ fn graph<'a>(
     graph.tensor("deviation", &[1, 3, 1, 1], deviation);
     let x = graph.node("Sub", &[INPUT, "mean"], "centred".into(), Vec::new());
     let x = graph.node("Div", &[&x, "deviation"], "normalised".into(), Vec::new());
-    let unit = |graph: &mut Graph<'a>, u: usize, x: &str| {
-        graph.convolve(&layers[u], network.units[u].window, x)
-    };
+    let unit =
+        |graph: &mut Graph<'a>, u: usize, x: &str| graph.convolve(&layers[u], &network.units[u], x);
+    if network.is_grouped {
+        graph.groups();
+    }
     let x = unit(&mut graph, 0, &x);
     let mut x = graph.relu(&x);
     if network.max_pool.is_some() {

@@ -230,6 +230,10 @@ impl Running {
                     self.note(kind, format!("{worker}, {samples} samples"));
                     self.report.tell(|| Event::Joined { worker, returns, samples: *samples });
                 }
+                Note::Advised(_) => {
+                    log::warn!("{note}");
+                    continue;
+                }
                 Note::Said(_) => {}
             }
             log::info!("{note}");

@@ -144,6 +144,7 @@ impl ParameterServer {
         let before = self.state.members[index].replace(member);
         if self.state.members.iter().all(Option::is_some) {
             self.settle_steps();
+            self.judge_classes();
         }
         let missing = self.missing().len();
         let all = self.job.workers;

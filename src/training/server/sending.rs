@@ -77,7 +77,8 @@ impl ParameterServer {
     pub(super) fn update_early(&mut self, offset: u64) {
         let (State { step, .. }, Some(steps)) = (&self.state, self.state.steps) else { return };
         let next = step + 1;
-        let is_settled = !self.job.is_local() && self.job.quorum.is_none();
+        let is_plain = self.job.has_plain_updates() && !self.job.is_local();
+        let is_settled = is_plain && self.job.quorum.is_none();
         if !is_settled || self.round.may_begin_anew() || next >= steps || self.is_evaluating() {
             return;
         }
