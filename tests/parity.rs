@@ -229,7 +229,7 @@ fn check_case(case: &Case, isa: Isa, steps: usize) {
         assert!(relative < bound, "{} step {step}: loss {loss}, PyTorch {want}", case.name);
         for tensor in layout.tensors.iter().filter(|t| t.kind != Kind::Statistic) {
             let decay = if tensor.kind == Kind::Weight { 5e-4 } else { 0.0 };
-            let sgd = Sgd { rate: RATE, momentum: 0.9, decay, scale: 1.0 };
+            let sgd = Sgd { rate: RATE, momentum: 0.9, decay, scale: 1.0, nesterov: false };
             let range = tensor.range.clone();
             let (w, v) = (&mut params[range.clone()], &mut velocity[range.clone()]);
             assert!(momentum_sgd(model.exec(), sgd, w, v, &gradients[range]));

@@ -60,7 +60,7 @@ pub use conv::{Conv, Operand, Results, Scratch, ShapeError, panel_index};
 pub use gemm::epilogue::{Epilogue, run_epilogue};
 pub use gemm::product::Product;
 pub use linear::Linear;
-pub use loss::softmax_cross_entropy;
+pub use loss::{smoothed_cross_entropy, softmax_cross_entropy};
 pub use norm::elementwise::Rows;
 pub use norm::folded::{BatchNorm, Folded, Identity, Mask, NormGradients, Normalised, Slope};
 pub use norm::group::{Ending, GROUPS, GroupNorm};

@@ -20,12 +20,15 @@ pub struct Sgd {
     pub decay: f32,
     /// Factor of the gradient: one over the total weight of the summed ones.
     pub scale: f32,
+    /// Nesterov's momentum: the step goes along the velocity that the next one would have.
+    pub nesterov: bool,
 }
 
 impl Sgd {
-    /// `g = scale*g + decay*w; v = momentum*v + g; w -= rate*v`, as PyTorch's SGD without dampening; on this
-    /// thread. Returns whether all that it wrote is of use: finite, and with squares that are. Larger values would
-    /// only overflow in the next normalisation, after they were saved.
+    /// `g = scale*g + decay*w; v = momentum*v + g; w -= rate*v`, and `w -= rate*(g + momentum*v)` by Nesterov's
+    /// momentum, as PyTorch's SGD without dampening; on this thread. Returns whether all that it wrote is of use:
+    /// finite, and with squares that are. Larger values would only overflow in the next normalisation, after they
+    /// were saved.
     #[must_use]
     pub fn update(
         self,
@@ -35,7 +38,20 @@ impl Sgd {
         gradients: &[f32],
     ) -> bool {
         assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
-        let Self { rate, momentum, decay, scale } = self;
+        match self.nesterov {
+            false => self.advance::<false>(isa, weights, velocity, gradients),
+            true => self.advance::<true>(isa, weights, velocity, gradients),
+        }
+    }
+
+    fn advance<const NESTEROV: bool>(
+        self,
+        isa: Isa,
+        weights: &mut [f32],
+        velocity: &mut [f32],
+        gradients: &[f32],
+    ) -> bool {
+        let Self { rate, momentum, decay, scale, .. } = self;
         // The largest exponent tells: a comparison a value would not be done on whole vectors, nor would a maximum
         // that lies behind a reference.
         let largest = isa.run(
@@ -43,8 +59,9 @@ impl Sgd {
             move || {
                 let mut largest = 0;
                 for ((w, v), &g) in weights.iter_mut().zip(velocity.iter_mut()).zip(gradients) {
-                    *v = momentum * *v + (scale * g + decay * *w);
-                    *w -= rate * *v;
+                    let g = scale * g + decay * *w;
+                    *v = momentum * *v + g;
+                    *w -= rate * if NESTEROV { g + momentum * *v } else { *v };
                     largest = w.abs().to_bits().max(v.abs().to_bits()).max(largest);
                 }
                 largest
@@ -53,8 +70,8 @@ impl Sgd {
         largest < SQUARE_MAX.to_bits()
     }
 
-    /// The first half of [`Sgd::update`], to the same bits: turns gradients into the velocity after the update, and
-    /// changes nothing else.
+    /// The first half of [`Sgd::update`] by plain momentum, to the same bits: turns gradients into the velocity after
+    /// the update, and changes nothing else.
     pub fn next_velocity(self, isa: Isa, weights: &[f32], velocity: &[f32], gradients: &mut [f32]) {
         assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
         let Self { momentum, decay, scale, .. } = self;
@@ -170,7 +187,8 @@ mod tests {
     #[test]
     fn two_halves_of_an_update_are_the_whole_to_the_bit() {
         let pool = Pool::new(2);
-        let step = Sgd { rate: 0.03, momentum: 0.9, decay: 5e-4, scale: 1.0 / 3.0 };
+        let step =
+            Sgd { rate: 0.03, momentum: 0.9, decay: 5e-4, scale: 1.0 / 3.0, nesterov: false };
         let values = |factor: u32| -> Vec<f32> {
             (0..40_001_u32).map(|i| (i.wrapping_mul(factor) % 1999) as f32 / 777.0 - 1.2).collect()
         };
@@ -200,8 +218,11 @@ mod tests {
     #[test]
     fn two_steps_follow_the_recurrence_on_every_tier() {
         let pool = Pool::new(2);
-        let step = Sgd { rate: 0.1, momentum: 0.9, decay: 0.01, scale: 0.5 };
-        for isa in Isa::available() {
+        let step = Sgd { rate: 0.1, momentum: 0.9, decay: 0.01, scale: 0.5, nesterov: false };
+        for (isa, nesterov) in
+            Isa::available().into_iter().flat_map(|isa| [(isa, false), (isa, true)])
+        {
+            let step = Sgd { nesterov, ..step };
             let (mut w, mut v) = (vec![1.0_f32; 40_000], vec![0.0_f32; 40_000]);
             for _ in 0..2 {
                 assert!(momentum_sgd(
@@ -214,8 +235,9 @@ mod tests {
             }
             let (mut w1, mut v1) = (1.0_f32, 0.0_f32);
             for _ in 0..2 {
-                v1 = 0.9 * v1 + (0.5 * 2.0 + 0.01 * w1);
-                w1 -= 0.1 * v1;
+                let g1 = 0.5 * 2.0 + 0.01 * w1;
+                v1 = 0.9 * v1 + g1;
+                w1 -= 0.1 * if nesterov { g1 + 0.9 * v1 } else { v1 };
             }
             for (at, bad) in [(0, f32::NAN), (39_999, f32::INFINITY), (17_000, f32::MAX)] {
                 let mut gradients = vec![0.0; 40_000];

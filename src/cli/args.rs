@@ -28,6 +28,7 @@ use crate::data::hold_out::HoldOut;
 use crate::hosts::HostList;
 use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
+use crate::job::recipe::Flip;
 use crate::job::shape::Shape;
 use crate::job::{
     Algorithm, Arch, Augment, DEFAULT_RATE, Normalisation, Order, Precision, Stem, Weighting, Wire,
@@ -145,6 +146,15 @@ attested! {
         /// penalty on the weights of convolutions and of the classifier [0.0005]
         #[argh(option, default = "5e-4")]
         pub(super) weight_decay: f32,
+        /// step ahead along the velocity (Nesterov's momentum)
+        #[argh(switch)]
+        pub(super) nesterov: bool,
+        /// factor of the rate of normalisations' biases [1]
+        #[argh(option, default = "1.0")]
+        pub(super) bias_rate: f32,
+        /// share of each label that is spread over all classes [0]
+        #[argh(option, default = "0.0")]
+        pub(super) label_smoothing: f32,
         /// weight of a worker: data (its share of all samples) or batch (of a step's) [data]
         #[argh(option, default = "Weighting::Data")]
         pub(super) weighting: Weighting,
@@ -199,6 +209,12 @@ attested! {
         /// crop and flip: standard or none [standard]
         #[argh(option, default = "Augment::Standard")]
         pub(super) augment: Augment,
+        /// which images --augment mirrors: random, alternating (every second epoch) or none [random]
+        #[argh(option, default = "Flip::Random")]
+        pub(super) flip: Flip,
+        /// side of a square that --augment cuts out of each image, in pixels [0]
+        #[argh(option, default = "0")]
+        pub(super) cutout: u32,
         /// order of samples: shuffled or sequential [shuffled]
         #[argh(option, default = "Order::Shuffled")]
         pub(super) order: Order,

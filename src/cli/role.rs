@@ -14,10 +14,12 @@ use crate::failure::{Doing, Failure};
 use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
 use crate::job::norm::{FROZEN_AFTER, Norm};
+use crate::job::recipe::{Flip, Recipe};
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_MAX, SIDE_STEP, Shape};
 use crate::job::{
-    BATCH_MAX, DEADLINE_MAX, DEFAULT_RATE, Job, LOCAL_STEPS_MAX, Outer, Quorum, Stem, WORKERS_MAX,
+    Augment, BATCH_MAX, DEADLINE_MAX, DEFAULT_RATE, Job, LOCAL_STEPS_MAX, Outer, Quorum, Stem,
+    WORKERS_MAX,
 };
 use crate::termination;
 use crate::training::roles;
@@ -186,7 +188,26 @@ fn job(args: &Args) -> Result<Job, Failure> {
         outer: Outer { rate: args.outer_rate, momentum: args.outer_momentum },
         quorum: quorum(args)?,
         norm: norm(args)?,
+        recipe: recipe(args)?,
     })
+}
+
+/// What else steps are made of.
+fn recipe(args: &Args) -> Result<Recipe, Failure> {
+    let recipe = Recipe {
+        nesterov: args.nesterov,
+        label_smoothing: args.label_smoothing,
+        flip: args.flip,
+        cutout: args.cutout,
+        bias_rate: args.bias_rate,
+    };
+    if args.augment == Augment::None && (recipe.flip, recipe.cutout) != (Flip::Random, 0) {
+        return Err(Failure::usage("--flip and --cutout are parts of --augment standard"));
+    }
+    match recipe.fault(args.image_size) {
+        None => Ok(recipe),
+        Some((flag, expected)) => Err(Failure::usage(format!("--{flag}: expected {expected}"))),
+    }
 }
 
 /// What activations are normalised with.
@@ -280,7 +301,7 @@ fn say_the_rule_of_the_rate(args: &Args) {
 }
 
 /// The options that define a job, and what they are.
-fn job_flags(args: &Args) -> [(&'static str, String); 31] {
+fn job_flags(args: &Args) -> [(&'static str, String); 36] {
     [
         ("--model", args.model.to_string()),
         ("--classes", format!("{:?}", args.classes)),
@@ -300,6 +321,11 @@ fn job_flags(args: &Args) -> [(&'static str, String); 31] {
         ("--warm-up", format!("{:?}", args.warm_up)),
         ("--momentum", args.momentum.to_string()),
         ("--weight-decay", args.weight_decay.to_string()),
+        ("--nesterov", args.nesterov.to_string()),
+        ("--bias-rate", args.bias_rate.to_string()),
+        ("--label-smoothing", args.label_smoothing.to_string()),
+        ("--flip", args.flip.to_string()),
+        ("--cutout", args.cutout.to_string()),
         ("--weighting", args.weighting.to_string()),
         ("--seed", args.seed.to_string()),
         ("--augment", args.augment.to_string()),

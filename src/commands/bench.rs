@@ -92,7 +92,7 @@ pub struct Scaling {
 }
 
 /// The update of a step, as a parameter server does it; each tensor has its own decay.
-const STEP: Sgd = Sgd { rate: 0.01, momentum: 0.9, decay: 0.0, scale: 1.0 };
+const STEP: Sgd = Sgd { rate: 0.01, momentum: 0.9, decay: 0.0, scale: 1.0, nesterov: false };
 /// That of the weights.
 const WEIGHT_DECAY: f32 = 5e-4;
 /// Steps before the timed ones: the first takes the pages, the second meets cold branches, the third is as all others.
@@ -161,7 +161,7 @@ fn train(options: Options, network: Network) -> std::io::Result<Times> {
     pools.extend(options.scaling.then(|| Pool::new(1)));
     let pool = pools[0].clone();
     let mut model = Model::new(network, precision, conv, options.batch, pool, options.isa)?;
-    let trained = trained(&model.network().layout, WEIGHT_DECAY);
+    let trained = trained(&model.network().layout, WEIGHT_DECAY, 1.0);
     let mut round_trips = Vec::new();
     let ways = timed(options.steps, pools.len(), |turn| {
         if options.scaling && turn == 0 {

@@ -22,17 +22,34 @@ pub(super) struct Image<'a> {
     pub(super) pixels: &'a [u8],
 }
 
-/// A crop of the padded image, perhaps mirrored.
+/// A crop of the padded image, perhaps mirrored, perhaps with a hole.
 #[derive(Clone, Copy)]
 pub(super) struct View {
     top: usize,
     left: usize,
-    flip: bool,
+    pub(super) flip: bool,
+    hole: Hole,
+}
+
+/// A square of an image that is cut out: what is there becomes the mean.
+#[derive(Clone, Copy, Default)]
+struct Hole {
+    /// Its centre, which may be near an edge.
+    centre: [usize; 2],
+    side: usize,
+}
+
+impl Hole {
+    fn has(self, h: usize, w: usize) -> bool {
+        let covers =
+            |at: usize, centre: usize| (centre..centre + self.side).contains(&(at + self.side / 2));
+        covers(h, self.centre[0]) && covers(w, self.centre[1])
+    }
 }
 
 impl Default for View {
     fn default() -> Self {
-        Self { top: PADDING, left: PADDING, flip: false }
+        Self { top: PADDING, left: PADDING, flip: false, hole: Hole::default() }
     }
 }
 
@@ -44,7 +61,19 @@ impl View {
 
     pub(super) fn random([a, b, c, _]: [u32; 4]) -> Self {
         let offsets = 2 * PADDING as u32 + 1;
-        Self { top: (a % offsets) as usize, left: (b % offsets) as usize, flip: c & 1 == 1 }
+        let [top, left] = [a, b].map(|word| (word % offsets) as usize);
+        Self { top, left, flip: c & 1 == 1, hole: Hole::default() }
+    }
+
+    /// The same, mirrored or not.
+    pub(super) fn mirrored_if(self, flip: bool) -> Self {
+        Self { flip, ..self }
+    }
+
+    /// The same with a square of so many pixels cut out, somewhere in an image of that size.
+    pub(super) fn cut_out(self, cutout: usize, side: usize, [a, b, ..]: [u32; 4]) -> Self {
+        let centre = [a, b].map(|word| word as usize % side);
+        Self { hole: Hole { centre, side: cutout }, ..self }
     }
 }
 
@@ -82,6 +111,10 @@ impl Batch {
                 let column = if view.flip { side - 1 - w } else { w };
                 let source = source(h + view.top, side).zip(source(column + view.left, side));
                 let target = &mut self.images[((h * side + w) * n + i) * channels..][..channels];
+                if view.hole.has(h, w) {
+                    target.fill(0.0);
+                    continue;
+                }
                 for (channel, target) in target.iter_mut().enumerate() {
                     // The padding is black, like PyTorch's RandomCrop before normalisation.
                     let value =

@@ -2,6 +2,7 @@
 
 use crate::data::batch::{Batch, View};
 use crate::data::dataset::Dataset;
+use crate::job::recipe::Flip;
 use crate::job::rng::Stream;
 use crate::job::{Augment, Job, Order};
 
@@ -16,6 +17,10 @@ pub struct Sampler {
     pub order: Order,
     /// Crop and flip, or none.
     pub augment: Augment,
+    /// Which images are mirrored, where they are cropped.
+    pub flip: Flip,
+    /// Side of the square that is cut out of each, if that is not 0.
+    pub cutout: usize,
     /// Whether a rest of one sample is part of the batch before it.
     pub merges_single: bool,
     epoch: Option<u64>,
@@ -26,13 +31,26 @@ impl Sampler {
     /// A sampler; workers with equal data need seeds of their own.
     pub fn new(seed: u64, batch_size: usize, order: Order, augment: Augment) -> Self {
         let (epoch, indexes) = (None, Vec::new());
-        Self { seed, batch_size, order, augment, merges_single: false, epoch, indexes }
+        let (flip, cutout) = (Flip::Random, 0);
+        Self {
+            seed,
+            batch_size,
+            order,
+            augment,
+            flip,
+            cutout,
+            merges_single: false,
+            epoch,
+            indexes,
+        }
     }
 
     /// The sampler of a worker's part in a job.
     pub fn of(job: &Job, worker: u16) -> Self {
         Self {
             merges_single: job.needs_two(),
+            flip: job.recipe.flip,
+            cutout: job.recipe.cutout as usize,
             // Each worker draws from its own streams: equal data would be augmented differently.
             ..Self::new(
                 job.seed.wrapping_add(u64::from(worker) << 32),
@@ -59,13 +77,33 @@ impl Sampler {
         let is_last = position as u64 + 1 == batches;
         let indexes = if is_last { rest } else { &rest[..self.batch_size] };
         batch.resize(data.shape(), indexes.len());
-        let stream = Stream::new(self.seed, "augment");
         for (i, &index) in indexes.iter().enumerate() {
-            let view = match self.augment {
-                Augment::None => View::default(),
-                Augment::Standard => View::random(stream.words(sample(epoch, index))),
-            };
-            data.put(index as usize, view, batch, i);
+            data.put(index as usize, self.view(epoch, index, data.shape().side), batch, i);
+        }
+    }
+
+    /// How a sample is seen in an epoch.
+    fn view(&self, epoch: u64, index: u32, side: usize) -> View {
+        if self.augment == Augment::None {
+            return View::default();
+        }
+        let stream = Stream::new(self.seed, "augment");
+        let view = View::random(stream.words(sample(epoch, index)));
+        let flip = match self.flip {
+            Flip::Random => view.flip,
+            // As in the first epoch, and the other way round in every second one.
+            Flip::Alternating => {
+                View::random(stream.words(sample(0, index))).flip ^ !epoch.is_multiple_of(2)
+            }
+            Flip::None => false,
+        };
+        let view = view.mirrored_if(flip);
+        match self.cutout {
+            0 => view,
+            cutout => {
+                let words = Stream::new(self.seed, "cutout").words(sample(epoch, index));
+                view.cut_out(cutout, side, words)
+            }
         }
     }
 
@@ -144,5 +182,60 @@ mod tests {
         assert_eq!(one.images, two.images);
         Sampler::new(4, 4, Order::Shuffled, Augment::Standard).fill(&data, 7, &mut two);
         assert_ne!(one.images, two.images);
+    }
+
+    /// A sample as it is seen in an epoch, alone in its batch.
+    fn seen(sampler: &mut Sampler, data: &Dataset, epoch: u64) -> Vec<f32> {
+        let mut batch = Batch::default();
+        sampler.fill(data, epoch, &mut batch);
+        batch.images
+    }
+
+    #[test]
+    fn alternating_flips_show_each_side_in_every_second_epoch() {
+        // An image whose left half is dark, so that a crop keeps its sides apart.
+        let bytes = (0..3072).map(|at| if at % 32 < 16 { 10 } else { 200 });
+        let data = crate::data::cifar::from_records(std::iter::once(0).chain(bytes).collect());
+        let data = data.expect("a record");
+        let is_flipped = |flip, seed, epoch| {
+            let plain = Sampler::new(seed, 1, Order::Sequential, Augment::Standard);
+            let images = seen(&mut Sampler { flip, ..plain }, &data, epoch);
+            let row: Vec<f32> = images[16 * 96..17 * 96].iter().step_by(3).copied().collect();
+            row[8] > row[23]
+        };
+        let mut first = Vec::new();
+        for seed in 0..20 {
+            let flips = [0, 1, 2, 3].map(|epoch| is_flipped(Flip::Alternating, seed, epoch));
+            assert_eq!(flips, [flips[0], !flips[0], flips[0], !flips[0]], "seed {seed}");
+            assert_eq!(flips[0], is_flipped(Flip::Random, seed, 0));
+            assert!(!is_flipped(Flip::None, seed, 0) && !is_flipped(Flip::None, seed, 1));
+            first.push(flips[0]);
+        }
+        assert!(first.contains(&true) && first.contains(&false));
+    }
+
+    #[test]
+    fn a_square_is_cut_out_somewhere_else_in_each_epoch() {
+        let bytes = std::iter::once(0).chain(std::iter::repeat_n(255, 3072)).collect();
+        let data = crate::data::cifar::from_records(bytes).expect("a record");
+        let plain = Sampler::new(3, 1, Order::Sequential, Augment::Standard);
+        let mut sampler = Sampler { cutout: 9, ..plain };
+        let mut places = Vec::new();
+        for epoch in 0..12 {
+            let images = seen(&mut sampler, &data, epoch);
+            let holes: Vec<usize> =
+                (0..1024).filter(|pixel| images[3 * pixel..3 * pixel + 3] == [0.0; 3]).collect();
+            let [rows, columns] = [32, 1].map(|by| {
+                let at = holes.iter().map(|pixel| pixel / by % 32);
+                at.clone().max().unwrap_or(0) - at.min().unwrap_or(0) + 1
+            });
+            assert_eq!(rows * columns, holes.len(), "a rectangle");
+            assert!((5..=9).contains(&rows) && (5..=9).contains(&columns), "{rows} x {columns}");
+            places.push(holes[0]);
+        }
+        places.dedup();
+        assert!(places.len() > 6, "{places:?}");
+        let again = seen(&mut sampler.clone(), &data, 5);
+        assert_eq!(seen(&mut sampler, &data, 5), again);
     }
 }

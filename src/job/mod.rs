@@ -5,6 +5,7 @@ pub mod classes;
 pub mod evaluation;
 pub mod norm;
 pub mod receipt;
+pub mod recipe;
 pub mod rng;
 pub mod schedule;
 pub mod shape;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::job::classes::ClassNames;
 use crate::job::evaluation::Evaluation;
 use crate::job::norm::Norm;
+use crate::job::recipe::{Flip, Recipe};
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_STEP, Shape};
 
@@ -85,6 +87,9 @@ pub struct Job {
     /// What activations are normalised with.
     #[serde(default, skip_serializing_if = "is_default")]
     pub norm: Norm,
+    /// What else steps are made of.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub recipe: Recipe,
 }
 
 /// What the command line asks for by itself.
@@ -116,6 +121,7 @@ impl Default for Job {
             outer: Outer::default(),
             quorum: None,
             norm: Norm::default(),
+            recipe: Recipe::default(),
         }
     }
 }
@@ -294,7 +300,8 @@ impl Job {
 
     /// Whether an update is a velocity and what follows from that alone, and statistics are the workers' mean.
     pub fn has_plain_updates(&self) -> bool {
-        !matches!(self.norm, Norm::Frozen { .. })
+        let Recipe { nesterov, bias_rate, .. } = self.recipe;
+        !matches!(self.norm, Norm::Frozen { .. }) && !nesterov && bias_rate == 1.0
     }
 
     /// Whether a round that is made again, from an earlier checkpoint, has the same bits: nothing depends on who is
@@ -352,10 +359,13 @@ impl Job {
             }
         }
         if !job.norm.is_valid() {
-            return Err(JobError::NoPart("norm: frozen after"));
+            return Err(JobError::Unexpected("frozen-after", "0 to 1"));
         }
         if let Some((name, value)) = job.shape.out_of_range() {
             return Err(JobError::OutOfRange(name, value));
+        }
+        if let Some((name, expected)) = job.recipe.fault(job.shape.side) {
+            return Err(JobError::Unexpected(name, expected));
         }
         Ok(job)
     }
@@ -377,8 +387,8 @@ pub enum JobError {
     Format(serde_json::Error),
     /// A number is one that no job has.
     OutOfRange(&'static str, u64),
-    /// A number is no part of a whole.
-    NoPart(&'static str),
+    /// A number is another one than is expected.
+    Unexpected(&'static str, &'static str),
 }
 
 impl std::fmt::Display for JobError {
@@ -386,7 +396,7 @@ impl std::fmt::Display for JobError {
         match self {
             Self::Format(error) => error.fmt(f),
             Self::OutOfRange(what, value) => write!(f, "{what} is {value}"),
-            Self::NoPart(what) => write!(f, "{what} is no number from 0 to 1"),
+            Self::Unexpected(what, expected) => write!(f, "{what}: expected {expected}"),
         }
     }
 }
@@ -423,6 +433,7 @@ names!(Arch {
 });
 names!(Normalisation { "cifar" => Cifar, "imagenet" => Imagenet });
 names!(Wire { "fp32" => Fp32, "bf16" => Bf16, "int8" => Int8 });
+names!(Flip { "random" => Random, "alternating" => Alternating, "none" => None });
 names!(Order { "shuffled" => Shuffled, "sequential" => Sequential });
 
 #[cfg(test)]
@@ -460,6 +471,8 @@ mod tests {
             ("\"seed\"", "\"x\":0,\"seed\""),
             ("\"seed\"", "\"wire\":\"int4\",\"seed\""),
             ("\"seed\"", "\"norm\":\"layer\",\"seed\""),
+            ("\"seed\"", "\"recipe\":{\"cutout\":32},\"seed\""),
+            ("\"seed\"", "\"recipe\":{\"flip\":\"twice\"},\"seed\""),
             ("\"seed\"", "\"norm\":{\"frozen\":{\"after\":1.5}},\"seed\""),
             ("\"seed\"", "\"norm\":{\"frozen\":{}},\"seed\""),
             ("\"seed\"", "\"quorum\":{\"workers\":3,\"seconds\":9},\"seed\""),

@@ -75,6 +75,14 @@ impl Model {
         }
     }
 
+    /// See [`ResNet::smooth_labels`].
+    pub fn smooth_labels(&mut self, smoothing: f32) {
+        match self {
+            Self::Single(model) => model.smooth_labels(smoothing),
+            Self::Half(model) => model.smooth_labels(smoothing),
+        }
+    }
+
     /// Bytes that a step takes, but for parameters and gradients; of a network as it is
     /// [`computed`](Network::computed).
     pub fn memory_len(network: &Network, precision: Precision, batch_max: usize) -> usize {

@@ -68,6 +68,11 @@ impl Layout {
 }
 
 impl Tensor {
+    /// Whether it is what a normalisation adds.
+    pub fn is_norm_bias(&self) -> bool {
+        self.kind == Kind::Affine && self.name != "fc.bias" && self.name.ends_with(".bias")
+    }
+
     /// This tensor's values in torchvision's order.
     pub fn export(&self, values: &[f32]) -> Vec<f32> {
         let values = &values[self.range.clone()];

@@ -14,7 +14,7 @@ use std::ops::Range;
 use kernels::{
     Arena, BatchNorm, Epilogue, Exec, Extent, GroupNorm, Isa, Linear, NormGradients, Operand, Pool,
     Product, Results, Retiring, Rows, Scratch, Sums, Target, average_backward, average_forward,
-    run_epilogue, softmax_cross_entropy,
+    run_epilogue, smoothed_cross_entropy,
 };
 
 use crate::data::batch::Batch;
@@ -41,6 +41,8 @@ pub struct ResNet<T: Product> {
     group: Option<GroupNorm>,
     /// Whether running statistics normalise, and stand still.
     is_frozen: bool,
+    /// Share of each label that is spread over all classes.
+    smoothing: f32,
     sums: Sums,
     /// Weights of one layer as the kernels read them.
     panels: Arena<T>,
@@ -94,6 +96,7 @@ impl<T: Product> ResNet<T> {
             norms: network.units.iter().map(|unit| Norm::new(unit, grouped)).collect(),
             group: network.is_grouped.then(|| GroupNorm::new(sizes.columns)),
             is_frozen: false,
+            smoothing: 0.0,
             sums: Sums::new(sizes.sums, sizes.channels),
             plan,
             head,
@@ -130,6 +133,11 @@ impl<T: Product> ResNet<T> {
         self.is_frozen = is_frozen;
     }
 
+    /// Spreads such a share of each label over all classes from now on.
+    pub fn smooth_labels(&mut self, smoothing: f32) {
+        self.smoothing = smoothing;
+    }
+
     /// One step's loss and gradients. `done` is called for each part of the flat buffers after it became final,
     /// from their end to their start without a gap, beside the backward pass; or for pieces of them. The
     /// statistics' part holds the running statistics after this batch.
@@ -148,7 +156,7 @@ impl<T: Product> ResNet<T> {
         self.update_running(params, gradients);
         let classes = self.network.shape.classes;
         let logits = &mut self.head.logits[..n * classes];
-        let loss = softmax_cross_entropy(logits, &batch.labels, classes);
+        let loss = smoothed_cross_entropy(logits, &batch.labels, classes, self.smoothing);
         let Network { layout, classifier: [weight, bias], .. } = &self.network;
         let statistics = layout.trained..layout.len;
         let head = weight.start..bias.end;

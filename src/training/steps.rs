@@ -83,7 +83,8 @@ impl Steps {
         let inner = job.is_local().then(|| Inner::new(job, &network.layout));
         let gradients = Arena::new(network.layout.len).doing("memory for the gradients")?;
         let network = Model::new(network, job.precision, job.conv, batch_max, pool, isa);
-        let network = network.doing("memory for a step")?;
+        let mut network = network.doing("memory for a step")?;
+        network.smooth_labels(job.recipe.label_smoothing);
         Ok(Self { job: job.clone(), network, isa, batch: Batch::default(), gradients, inner })
     }
 

@@ -7,7 +7,7 @@ use kernels::{Exec, Isa, Sgd, momentum_sgd};
 use crate::job::state::{Member, State};
 use crate::job::{Job, Outer, Weighting};
 use crate::model::gradients::Bucket;
-use crate::model::params::{Kind, Layout};
+use crate::model::params::{Kind, Layout, Tensor};
 use crate::training::round::Round;
 
 /// Applies a closed round to the state; statistics become the workers' mean. Whether all of it is finite.
@@ -29,14 +29,15 @@ pub fn update(
         let range = tensor.range.clone();
         let sum = &round.sum()[range.clone()];
         let params = &mut params[range.clone()];
-        is_finite &= match decay(tensor.kind, job.weight_decay) {
+        is_finite &= match Trained::of(tensor, job.weight_decay, job.recipe.bias_rate) {
             None if is_frozen => true,
             None => replace(params, sum, scale),
             Some(_) if job.is_local() => {
                 outer_step(job.outer, params, &mut velocity[range], sum, scale)
             }
-            Some(decay) => {
-                let sgd = Sgd { rate, momentum: job.momentum, decay, scale };
+            Some(own) => {
+                let (momentum, nesterov) = (job.momentum, job.recipe.nesterov);
+                let sgd = own.step(Sgd { rate, momentum, decay: 0.0, scale, nesterov });
                 momentum_sgd(exec, sgd, params, &mut velocity[range], sum)
             }
         };
@@ -57,12 +58,30 @@ pub fn weight(job: &Job, members: &[Option<Member>], worker: u16, samples: u32) 
     }
 }
 
-/// The decay of a kind of tensor, where weights have that one; none for what is not trained.
-fn decay(kind: Kind, of_weights: f32) -> Option<f32> {
-    match kind {
-        Kind::Affine => Some(0.0),
-        Kind::Weight => Some(of_weights),
-        Kind::Statistic => None,
+/// A trained tensor, and what its steps have of their own.
+#[derive(Clone, Debug)]
+pub struct Trained {
+    pub(crate) range: Range<usize>,
+    pub(crate) decay: f32,
+    /// Factor of the learning rate.
+    rate: f32,
+}
+
+impl Trained {
+    /// Where weights have that decay, and normalisations' biases that factor; none of what is not trained.
+    fn of(tensor: &Tensor, decay: f32, bias_rate: f32) -> Option<Self> {
+        let rate = if tensor.is_norm_bias() { bias_rate } else { 1.0 };
+        let decay = match tensor.kind {
+            Kind::Affine => 0.0,
+            Kind::Weight => decay,
+            Kind::Statistic => return None,
+        };
+        Some(Self { range: tensor.range.clone(), decay, rate })
+    }
+
+    /// This tensor's step.
+    fn step(&self, step: Sgd) -> Sgd {
+        Sgd { decay: self.decay, rate: self.rate * step.rate, ..step }
     }
 }
 
@@ -101,8 +120,9 @@ pub struct Inner {
     /// Parameters that the round began with.
     start: Vec<f32>,
     velocity: Vec<f32>,
-    trained: Vec<(Range<usize>, f32)>,
+    trained: Vec<Trained>,
     momentum: f32,
+    nesterov: bool,
 }
 
 impl Inner {
@@ -111,8 +131,9 @@ impl Inner {
         Self {
             start: vec![0.0; layout.trained],
             velocity: vec![0.0; layout.trained],
-            trained: trained(layout, job.weight_decay),
+            trained: trained(layout, job.weight_decay, job.recipe.bias_rate),
             momentum: job.momentum,
+            nesterov: job.recipe.nesterov,
         }
     }
 
@@ -130,7 +151,8 @@ impl Inner {
         let statistics = len..part.range.len();
         part.params[statistics.clone()].copy_from_slice(&part.gradients[statistics]);
         part.range.end = of_trained;
-        let sgd = Sgd { rate, momentum: self.momentum, decay: 0.0, scale: 1.0 };
+        let (momentum, nesterov) = (self.momentum, self.nesterov);
+        let sgd = Sgd { rate, momentum, decay: 0.0, scale: 1.0, nesterov };
         // What is not finite is found by who adds the differences up.
         let _ = update_part(&self.trained, isa, sgd, part, &mut self.velocity);
     }
@@ -144,30 +166,30 @@ impl Inner {
     }
 }
 
-/// The trained tensors, which a layout has in the order of the buffer, and their decay.
-pub fn trained(layout: &Layout, of_weights: f32) -> Vec<(Range<usize>, f32)> {
-    let tensors = layout.tensors.iter();
-    tensors.filter_map(|t| Some((t.range.clone(), decay(t.kind, of_weights)?))).collect()
+/// The trained tensors, which a layout has in the order of the buffer.
+pub fn trained(layout: &Layout, decay: f32, bias_rate: f32) -> Vec<Trained> {
+    layout.tensors.iter().filter_map(|tensor| Trained::of(tensor, decay, bias_rate)).collect()
 }
 
-/// One SGD step over the values of a part that are of trained tensors. `trained` are those in order, each with its
-/// decay. Whether all is finite.
+/// One SGD step over the values of a part that are of trained tensors. `trained` are those in order. Whether all is
+/// finite.
 pub fn update_part(
-    trained: &[(Range<usize>, f32)],
+    trained: &[Trained],
     isa: Isa,
     step: Sgd,
     part: Bucket,
     velocity: &mut [f32],
 ) -> bool {
     let Bucket { range, params, gradients, .. } = part;
-    let first = trained.partition_point(|(tensor, _)| tensor.end <= range.start);
+    let first = trained.partition_point(|own| own.range.end <= range.start);
     let mut is_finite = true;
-    for (tensor, decay) in trained[first..].iter().take_while(|(t, _)| t.start < range.end) {
+    for own in trained[first..].iter().take_while(|own| own.range.start < range.end) {
+        let tensor = &own.range;
         let here = tensor.start.max(range.start)..tensor.end.min(range.end);
         let velocity = &mut velocity[here.clone()];
         let here = here.start - range.start..here.end - range.start;
-        let step = Sgd { decay: *decay, ..step };
-        is_finite &= step.update(isa, &mut params[here.clone()], velocity, &gradients[here]);
+        is_finite &=
+            own.step(step).update(isa, &mut params[here.clone()], velocity, &gradients[here]);
     }
     is_finite
 }
@@ -193,5 +215,34 @@ mod tests {
         }
         assert_eq!(params[0], weight);
         assert!(!outer_step(outer, &mut params, &mut velocity, &[f32::NAN, 0.0], 0.25));
+    }
+
+    #[test]
+    fn biases_of_normalisations_have_a_rate_of_their_own_and_parts_make_the_same_step() {
+        let tensors = [("conv1.weight", Kind::Weight), ("bn1.weight", Kind::Affine)];
+        let more = [("bn1.bias", Kind::Affine), ("fc.bias", Kind::Affine)];
+        let named = tensors.into_iter().chain(more);
+        let layout = Layout::new(named.map(|(name, kind)| (name.into(), vec![4], kind)));
+        let trained = trained(&layout, 0.5, 8.0);
+        let step = Sgd { rate: 0.1, momentum: 0.9, decay: 0.0, scale: 1.0, nesterov: true };
+        let gradients = [1.0; 16];
+        let after = |cuts: &[usize]| {
+            let (mut params, mut velocity) = (vec![1.0; 16], vec![0.0; 16]);
+            for pair in cuts.windows(2) {
+                let range = pair[0]..pair[1];
+                let params = &mut params[range.clone()];
+                let gradients = &gradients[range.start..];
+                let part = Bucket { loss: 0.0, range, params, gradients };
+                assert!(update_part(&trained, Isa::Portable, step, part, &mut velocity));
+            }
+            params
+        };
+        let whole = after(&[0, 16]);
+        assert_eq!(whole, after(&[0, 3, 9, 16]));
+        // By Nesterov's momentum from rest a step is 1.9 gradients long.
+        let long = [1.0 - 0.1 * 1.9 * 1.5, 1.0 - 0.1 * 1.9, 1.0 - 0.8 * 1.9, 1.0 - 0.1 * 1.9];
+        for (found, want) in whole.chunks(4).zip(long) {
+            assert!(found.iter().all(|value| (value - want).abs() < 1e-6), "{found:?} for {want}");
+        }
     }
 }

@@ -6,13 +6,13 @@ use kernels::{Isa, Sgd};
 
 use crate::job::state::State;
 use crate::model::params::Layout;
-use crate::training::update::trained;
+use crate::training::update::{Trained, trained};
 
 /// The cells whose update is made, though nothing of it is in the state yet: the sum has the velocity after the update,
 /// from which the parameters follow.
 pub(super) struct Early {
-    /// The trained tensors and their decay.
-    trained: Vec<(Range<usize>, f32)>,
+    /// The trained tensors.
+    trained: Vec<Trained>,
     /// Cells, in the order in which they became final.
     pub(super) order: Vec<usize>,
     /// Parameters of one cell.
@@ -22,12 +22,12 @@ pub(super) struct Early {
 impl Early {
     /// None yet.
     pub(super) fn new(layout: &Layout, weight_decay: f32) -> Self {
-        Self { trained: trained(layout, weight_decay), order: Vec::new(), room: Vec::new() }
+        Self { trained: trained(layout, weight_decay, 1.0), order: Vec::new(), room: Vec::new() }
     }
 
     /// The trained tensors.
     pub(super) fn tensors(&self) -> impl Iterator<Item = Range<usize>> + '_ {
-        self.trained.iter().map(|(range, _)| range.clone())
+        self.trained.iter().map(|own| own.range.clone())
     }
 
     /// Turns the sum of a range into the velocity after the update.
@@ -64,11 +64,12 @@ impl Early {
 
     /// The trained values within a range, and their decay.
     fn parts(&self, range: Range<usize>) -> impl Iterator<Item = (Range<usize>, f32)> + '_ {
-        let first = self.trained.partition_point(|(tensor, _)| tensor.end <= range.start);
+        let first = self.trained.partition_point(|own| own.range.end <= range.start);
         let end = range.end;
-        let parts = self.trained[first..].iter().take_while(move |(tensor, _)| tensor.start < end);
-        parts.map(move |(tensor, decay)| {
-            (tensor.start.max(range.start)..tensor.end.min(range.end), *decay)
+        let parts = self.trained[first..].iter().take_while(move |own| own.range.start < end);
+        parts.map(move |own| {
+            let tensor = &own.range;
+            (tensor.start.max(range.start)..tensor.end.min(range.end), own.decay)
         })
     }
 }

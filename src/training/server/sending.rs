@@ -162,6 +162,7 @@ impl ParameterServer {
             momentum: self.job.momentum,
             decay: 0.0,
             scale: 1.0 / self.round.weight(),
+            nesterov: false,
         }
     }
 }
