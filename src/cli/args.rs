@@ -206,9 +206,9 @@ attested! {
         /// part of the job after which --norm frozen holds its statistics [0.25]
         #[argh(option)]
         pub(super) frozen_after: Option<f32>,
-        /// crop and flip: standard or none [standard]
-        #[argh(option, default = "Augment::Standard")]
-        pub(super) augment: Augment,
+        /// flip, and crop (standard) or part (resized), or none [resized for images of 64 and up, else standard]
+        #[argh(option)]
+        pub(super) augment: Option<Augment>,
         /// which images --augment mirrors: random, alternating (every second epoch) or none [random]
         #[argh(option, default = "Flip::Random")]
         pub(super) flip: Flip,

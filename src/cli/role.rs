@@ -174,7 +174,7 @@ fn job(args: &Args) -> Result<Job, Failure> {
         momentum: args.momentum,
         weight_decay: args.weight_decay,
         seed: args.seed,
-        augment: args.augment,
+        augment: args.augment.unwrap_or(Augment::of_side(args.image_size)),
         order: args.order,
         init: None,
         weighting: args.weighting,
@@ -201,8 +201,10 @@ fn recipe(args: &Args) -> Result<Recipe, Failure> {
         cutout: args.cutout,
         bias_rate: args.bias_rate,
     };
-    if args.augment == Augment::None && (recipe.flip, recipe.cutout) != (Flip::Random, 0) {
-        return Err(Failure::usage("--flip and --cutout are parts of --augment standard"));
+    if args.augment == Some(Augment::None) && (recipe.flip, recipe.cutout) != (Flip::Random, 0) {
+        return Err(Failure::usage(
+            "--flip and --cutout are parts of --augment standard or resized",
+        ));
     }
     match recipe.fault(args.image_size) {
         None => Ok(recipe),
@@ -328,7 +330,7 @@ fn job_flags(args: &Args) -> [(&'static str, String); 36] {
         ("--cutout", args.cutout.to_string()),
         ("--weighting", args.weighting.to_string()),
         ("--seed", args.seed.to_string()),
-        ("--augment", args.augment.to_string()),
+        ("--augment", format!("{:?}", args.augment)),
         ("--order", args.order.to_string()),
         ("--evaluate-every", args.evaluate_every.to_string()),
         ("--patience", format!("{:?}", args.patience)),

@@ -215,7 +215,7 @@ fn datasets(
         let (split, hold_out) = (Split::Train, asked.hold_out);
         let source = Source::select(path, Selection { split, shard: *shard, hold_out });
         let source = source.map_err(Failure::new)?.skipping_broken(asked.skip_broken);
-        let set = source.load(job, threads).map_err(Failure::new)?;
+        let set = source.load_to_learn(job, threads).map_err(Failure::new)?;
         let known = last.members[worker].as_ref().and_then(|member| member.data);
         let found = set.digest();
         if known.is_some_and(|known| known != found) {

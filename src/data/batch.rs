@@ -1,5 +1,6 @@
 //! `Batch`: images and labels of a step, in the order of the kernels.
 
+use crate::data::resize::Part;
 use crate::job::Normalisation;
 use crate::job::shape::Shape;
 
@@ -20,11 +21,15 @@ pub(super) struct Image<'a> {
     pub(super) label: u8,
     /// `[channels][side][side]`.
     pub(super) pixels: &'a [u8],
+    /// Its side, which is larger than a network's where that sees parts.
+    pub(super) side: usize,
 }
 
-/// A crop of the padded image, perhaps mirrored, perhaps with a hole.
+/// A crop of the padded image, or a part of it, perhaps mirrored, perhaps with a hole.
 #[derive(Clone, Copy)]
 pub(super) struct View {
+    /// What is made as large as the network's images; else what there is, or its centre.
+    part: Option<Part>,
     top: usize,
     left: usize,
     pub(super) flip: bool,
@@ -49,7 +54,8 @@ impl Hole {
 
 impl Default for View {
     fn default() -> Self {
-        Self { top: PADDING, left: PADDING, flip: false, hole: Hole::default() }
+        let (part, hole) = (None, Hole::default());
+        Self { part, top: PADDING, left: PADDING, flip: false, hole }
     }
 }
 
@@ -62,12 +68,17 @@ impl View {
     pub(super) fn random([a, b, c, _]: [u32; 4]) -> Self {
         let offsets = 2 * PADDING as u32 + 1;
         let [top, left] = [a, b].map(|word| (word % offsets) as usize);
-        Self { top, left, flip: c & 1 == 1, hole: Hole::default() }
+        Self { part: None, top, left, flip: c & 1 == 1, hole: Hole::default() }
     }
 
     /// The same, mirrored or not.
     pub(super) fn mirrored_if(self, flip: bool) -> Self {
         Self { flip, ..self }
+    }
+
+    /// The same mirroring of a part.
+    pub(super) fn of_part(self, part: Part) -> Self {
+        Self { part: Some(part), flip: self.flip, ..Self::default() }
     }
 
     /// The same with a square of so many pixels cut out, somewhere in an image of that size.
@@ -106,6 +117,12 @@ impl Batch {
         let n = self.len();
         let Shape { side, channels, .. } = shape;
         let [mean, deviation] = normalisation.constants();
+        let resized = view.part.map(|part| part.resize(image.pixels, image.side, side));
+        let (pixels, of) = match &resized {
+            None => (image.pixels, image.side),
+            Some(resized) => (&**resized, side),
+        };
+        let margin = (of - side) / 2;
         for h in 0..side {
             for w in 0..side {
                 let column = if view.flip { side - 1 - w } else { w };
@@ -117,8 +134,8 @@ impl Batch {
                 }
                 for (channel, target) in target.iter_mut().enumerate() {
                     // The padding is black, like PyTorch's RandomCrop before normalisation.
-                    let value =
-                        source.map_or(0, |(y, x)| image.pixels[(channel * side + y) * side + x]);
+                    let value = source
+                        .map_or(0, |(y, x)| pixels[(channel * of + y + margin) * of + x + margin]);
                     *target = (f32::from(value) / 255.0 - mean[channel]) / deviation[channel];
                 }
             }

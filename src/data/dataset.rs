@@ -10,6 +10,8 @@ use crate::job::shape::Shape;
 pub struct Dataset {
     shape: Shape,
     normalisation: Normalisation,
+    /// Side of the pictures here: larger than a network's images where it sees parts of them.
+    side: usize,
     /// Records one after the other: a label, then the pixels, channel by channel and row by row.
     records: Vec<u8>,
 }
@@ -52,7 +54,21 @@ impl Dataset {
     /// # Panics
     /// If a record is not whole or its label is no class.
     pub fn new(shape: Shape, normalisation: Normalisation, records: Vec<u8>) -> Self {
-        let set = Self { shape, normalisation, records };
+        Self::larger(shape, normalisation, shape.side, records)
+    }
+
+    /// The same of pictures of another side, at least that of the network's images.
+    ///
+    /// # Panics
+    /// As [`Dataset::new`].
+    pub fn larger(
+        shape: Shape,
+        normalisation: Normalisation,
+        side: usize,
+        records: Vec<u8>,
+    ) -> Self {
+        assert!(side >= shape.side, "{side} pixels for {}", shape.side);
+        let set = Self { shape, normalisation, side, records };
         assert!(set.records.len().is_multiple_of(set.record_len()), "whole records");
         assert!((0..set.len()).all(|index| usize::from(set.label(index)) < shape.classes));
         set
@@ -61,6 +77,11 @@ impl Dataset {
     /// Size of the images, and number of classes.
     pub fn shape(&self) -> Shape {
         self.shape
+    }
+
+    /// Side of the pictures here.
+    pub fn side(&self) -> usize {
+        self.side
     }
 
     /// Number of images.
@@ -118,12 +139,12 @@ impl Dataset {
     /// Writes an image to its place in a batch.
     pub(super) fn put(&self, index: usize, view: View, batch: &mut Batch, i: usize) {
         let record = &self.records[index * self.record_len()..][..self.record_len()];
-        let image = Image { label: record[0], pixels: &record[1..] };
+        let image = Image { label: record[0], pixels: &record[1..], side: self.side };
         batch.put(self.shape, self.normalisation, i, &image, view);
     }
 
     fn record_len(&self) -> usize {
-        1 + self.shape.image_len()
+        1 + self.side * self.side * self.shape.channels
     }
 }
 

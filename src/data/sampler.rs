@@ -2,6 +2,7 @@
 
 use crate::data::batch::{Batch, View};
 use crate::data::dataset::Dataset;
+use crate::data::resize::{ATTEMPTS, Part};
 use crate::job::recipe::Flip;
 use crate::job::rng::Stream;
 use crate::job::{Augment, Job, Order};
@@ -78,12 +79,12 @@ impl Sampler {
         let indexes = if is_last { rest } else { &rest[..self.batch_size] };
         batch.resize(data.shape(), indexes.len());
         for (i, &index) in indexes.iter().enumerate() {
-            data.put(index as usize, self.view(epoch, index, data.shape().side), batch, i);
+            data.put(index as usize, self.view(epoch, index, data), batch, i);
         }
     }
 
     /// How a sample is seen in an epoch.
-    fn view(&self, epoch: u64, index: u32, side: usize) -> View {
+    fn view(&self, epoch: u64, index: u32, data: &Dataset) -> View {
         if self.augment == Augment::None {
             return View::default();
         }
@@ -98,11 +99,17 @@ impl Sampler {
             Flip::None => false,
         };
         let view = view.mirrored_if(flip);
+        let view = match self.augment {
+            Augment::None | Augment::Standard => view,
+            Augment::Resized => view.of_part(Part::random(data.side(), |attempt| {
+                Stream::new(self.seed, PARTS[attempt]).words(sample(epoch, index))
+            })),
+        };
         match self.cutout {
             0 => view,
             cutout => {
                 let words = Stream::new(self.seed, "cutout").words(sample(epoch, index));
-                view.cut_out(cutout, side, words)
+                view.cut_out(cutout, data.shape().side, words)
             }
         }
     }
@@ -124,6 +131,12 @@ impl Sampler {
     }
 }
 
+/// The streams of a part's attempts.
+const PARTS: [&str; ATTEMPTS] = [
+    "part 0", "part 1", "part 2", "part 3", "part 4", "part 5", "part 6", "part 7", "part 8",
+    "part 9",
+];
+
 fn sample(epoch: u64, index: u32) -> u64 {
     (epoch << 32) | u64::from(index)
 }
@@ -132,6 +145,8 @@ fn sample(epoch: u64, index: u32) -> u64 {
 mod tests {
     use super::*;
     use crate::data::cifar::numbered;
+    use crate::job::Normalisation;
+    use crate::job::shape::Shape;
 
     #[test]
     fn a_rest_of_one_is_part_of_the_batch_before() {
@@ -237,5 +252,39 @@ mod tests {
         assert!(places.len() > 6, "{places:?}");
         let again = seen(&mut sampler.clone(), &data, 5);
         assert_eq!(seen(&mut sampler, &data, 5), again);
+    }
+
+    #[test]
+    fn parts_of_larger_pictures_are_a_pure_function_of_seed_epoch_and_sample() {
+        for (side, kept) in [(64, 73), (224, 256)] {
+            let shape = Shape { side, ..Shape::CIFAR };
+            let records = (0..2_u8).flat_map(|label| {
+                let pixels = (0..3 * kept * kept).map(move |at| (at / 7 + at % kept) as u8);
+                std::iter::once(label).chain(pixels)
+            });
+            let data = Dataset::larger(shape, Normalisation::Imagenet, kept, records.collect());
+            let new = |seed| Sampler::new(seed, 2, Order::Sequential, Augment::Resized);
+            let fill = |sampler: &mut Sampler, epoch| {
+                let mut batch = Batch::default();
+                sampler.fill(&data, epoch, &mut batch);
+                batch
+            };
+            let mut sampler = new(3);
+            let first = fill(&mut sampler, 0);
+            assert_eq!((first.labels.len(), first.images.len()), (2, 2 * shape.image_len()));
+            let second = fill(&mut sampler, 1);
+            assert_ne!(first.images, second.images);
+            assert_eq!(first.images, fill(&mut sampler, 0).images);
+            assert_ne!(first.images, fill(&mut new(4), 0).images);
+            // Evaluated is the centre.
+            let (mut centre, mut whole) = (Batch::default(), new(3));
+            whole.augment = Augment::None;
+            data.batch(0, 2, &mut centre);
+            assert_eq!(centre.images, fill(&mut whole, 5).images);
+            let margin = (kept - side) / 2;
+            let byte = data.records()[1 + margin * kept + margin];
+            let [mean, deviation] = Normalisation::Imagenet.constants();
+            assert_eq!(centre.images[0], (f32::from(byte) / 255.0 - mean[0]) / deviation[0]);
+        }
     }
 }

@@ -7,7 +7,8 @@ use crate::data::error::DataError;
 use crate::data::hold_out::HoldOut;
 use crate::data::picture::{self, Picture};
 use crate::data::place::Place;
-use crate::data::{cifar, folder, npz, resize};
+use crate::data::resize::{self, Cut};
+use crate::data::{cifar, folder, npz};
 use crate::job::classes::ClassNames;
 use crate::job::shape::{CLASSES_MAX, Shape};
 use crate::job::{Job, Normalisation};
@@ -166,23 +167,34 @@ impl Source {
         names.into_iter().zip(counts).collect()
     }
 
-    /// The pictures as a job wants them, decoded and resized on so many threads, in the order of the files.
+    /// The pictures as a job is evaluated on them, decoded and resized on so many threads, in the order of the files.
     ///
     /// # Errors
     /// When the job has not all classes of these, or a picture is broken.
     pub fn load(self, job: &Job, threads: usize) -> Result<Dataset, DataError> {
-        self.shaped(job.shape, &job.classes, job.normalisation, threads)
+        let cut = Cut::to_evaluate(job);
+        self.shaped(job.shape, cut, &job.classes, job.normalisation, threads)
+    }
+
+    /// The pictures as a job learns from them: larger, where it sees parts of them.
+    ///
+    /// # Errors
+    /// As [`Source::load`].
+    pub fn load_to_learn(self, job: &Job, threads: usize) -> Result<Dataset, DataError> {
+        let cut = Cut::to_learn(job);
+        self.shaped(job.shape, cut, &job.classes, job.normalisation, threads)
     }
 
     fn shaped(
         self,
         shape: Shape,
+        cut: Cut,
         classes: &ClassNames,
         normalisation: Normalisation,
         threads: usize,
     ) -> Result<Dataset, DataError> {
         let numbers = self.numbers_in(classes)?;
-        let record_len = 1 + shape.image_len();
+        let record_len = 1 + cut.kept * cut.kept * shape.channels;
         let mut records = vec![0; self.len() * record_len];
         let part = self.len().div_ceil(threads.max(1)).max(1);
         let progress = Progress::new("decoded", self.len() as u64, Unit::Images);
@@ -191,7 +203,7 @@ impl Source {
             for (index, record) in part.chunks_exact_mut(record_len).enumerate() {
                 let index = first + index;
                 record[0] = numbers[usize::from(self.labels[index])];
-                match self.pixels.write(&self.place, index, shape.side, &mut record[1..]) {
+                match self.pixels.write(&self.place, index, cut, &mut record[1..]) {
                     Err(why @ DataError::Picture(..)) if self.skips_broken => {
                         broken.push((index, why));
                     }
@@ -217,7 +229,7 @@ impl Source {
         let broken = outcomes.into_iter().collect::<Result<Vec<_>, DataError>>()?;
         let broken: Vec<_> = broken.into_iter().flatten().collect();
         self.leave_out(&broken, &mut records, record_len)?;
-        Ok(Dataset::new(shape, normalisation, records))
+        Ok(Dataset::larger(shape, normalisation, cut.kept, records))
     }
 
     /// Takes the records of broken pictures out, and names each in the log.
@@ -297,19 +309,19 @@ impl Source {
 }
 
 impl Pixels {
-    /// Writes a picture as `[3][side][side]`.
+    /// Writes a picture as `[3][kept][kept]`.
     fn write(
         &self,
         place: &Place,
         index: usize,
-        side: usize,
+        cut: Cut,
         target: &mut [u8],
     ) -> Result<(), DataError> {
         let picture = match self {
             Self::Planes(planes) => {
                 let (own, len) = (Shape::CIFAR.side, Shape::CIFAR.image_len());
                 let planes = &planes[index * len..][..len];
-                if side == own {
+                if cut == Cut::plain(own) {
                     target.copy_from_slice(planes);
                     return Ok(());
                 }
@@ -328,7 +340,7 @@ impl Pixels {
             }
             Self::Files(files) => decode(place, &files[index])?,
         };
-        target.copy_from_slice(&resize::square(&picture, side));
+        target.copy_from_slice(&resize::square(&picture, cut));
         Ok(())
     }
 }

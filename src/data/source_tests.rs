@@ -48,7 +48,7 @@ fn names(names: &[&str]) -> ClassNames {
 
 fn load(source: Source, side: usize, classes: &ClassNames) -> Result<Dataset, DataError> {
     let shape = Shape { side, classes: classes.len(), ..Shape::CIFAR };
-    source.shaped(shape, classes, Normalisation::Cifar, 2)
+    source.shaped(shape, Cut::plain(side), classes, Normalisation::Cifar, 2)
 }
 
 fn labels(set: &Dataset) -> Vec<u8> {
@@ -118,7 +118,9 @@ fn a_folder_of_class_folders_has_the_jobs_numbers() {
     assert_eq!(labels(&set), [2, 1, 1]);
     let alone = |threads| {
         let shape = Shape { classes: 3, ..Shape::CIFAR };
-        open(Split::Train).shaped(shape, &job, Normalisation::Cifar, threads).expect("decoded")
+        open(Split::Train)
+            .shaped(shape, Cut::plain(shape.side), &job, Normalisation::Cifar, threads)
+            .expect("decoded")
     };
     assert!(alone(1).records() == set.records() && alone(9).records() == set.records());
     assert_eq!(labels(&load(open(Split::Test), 32, &job).expect("the test's")), [1]);

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use argh::FromArgs;
 
 use crate::commands::saved::saved_model;
+use crate::data::resize::Cut;
 use crate::failure::{Doing, Failure};
 use crate::files::renew;
 use crate::job::Job;
@@ -105,7 +106,15 @@ fn metadata(job: &Job, params: &[f32]) -> BTreeMap<String, String> {
         ("job_digest", hex(&job.digest())),
         ("parameters", hex(&params::hash(params))),
     ];
-    entries.into_iter().chain(norm_layer).map(|(key, value)| (key.to_owned(), value)).collect()
+    // Pictures are resized so, their shorter side, before the centre is taken.
+    let resized = Cut::to_evaluate(job).resized;
+    let resized = (resized != job.shape.side).then(|| ("resize", resized.to_string()));
+    entries
+        .into_iter()
+        .chain(norm_layer)
+        .chain(resized)
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
 }
 
 fn write_tensors(

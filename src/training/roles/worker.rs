@@ -351,7 +351,7 @@ impl Running<'_> {
                 store.not_written(checkpoint::META_FILE, &error, "ps0 keeps the model")
             })?;
         }
-        let data = source.load(job, self.options.threads).map_err(refused)?;
+        let data = source.load_to_learn(job, self.options.threads).map_err(refused)?;
         // Fewer than before, where broken ones were left out.
         self.check_enough(job, data.len())?;
         let evaluator = self.evaluator(job)?;
