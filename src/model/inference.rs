@@ -32,6 +32,34 @@ pub struct Inference {
     logits: Vec<f32>,
 }
 
+/// Values of the buffers that inference takes.
+struct Sizes {
+    /// Of what blocks read and write, the shortcut's too.
+    outer: usize,
+    inner: usize,
+    scratch: usize,
+    sums: usize,
+    /// Images times channels of the widest layer, where groups of these are normalised.
+    columns: usize,
+}
+
+impl Sizes {
+    fn new(network: &Network, n: usize) -> Self {
+        let (units, blocks) = (&network.units, &network.blocks);
+        let most = |all: &mut dyn Iterator<Item = usize>| all.max().unwrap_or(0);
+        let output = |u: usize| units[u].conv.output_len(n);
+        let widest = most(&mut units.iter().map(|unit| unit.conv.channels_out));
+        Self {
+            // Where the stem is pooled, its activation is the shortcut's buffer.
+            outer: most(&mut std::iter::once(0).chain(blocks.iter().map(|b| b.last)).map(output)),
+            inner: most(&mut blocks.iter().flat_map(|b| b.first..b.last).map(output)),
+            scratch: most(&mut units.iter().map(|unit| unit.conv.scratch_len(n))),
+            sums: most(&mut units.iter().map(|unit| unit.conv.sums_len(n))),
+            columns: if network.is_grouped { n * widest } else { 0 },
+        }
+    }
+}
+
 impl Inference {
     /// Folds the statistics of `params`, with memory for batches of up to `batch_max` images.
     ///
@@ -54,20 +82,9 @@ impl Inference {
             fold
         });
         let folds = folds.collect();
-        let most = |units: &mut dyn Iterator<Item = usize>| {
-            units.map(|u| network.units[u].conv.output_len(batch_max)).max().unwrap_or(0)
-        };
-        let blocks = &network.blocks;
-        let inner = most(&mut blocks.iter().flat_map(|block| block.first..block.last));
-        // Where the stem is pooled, its activation is the shortcut's buffer.
-        let outer = most(&mut std::iter::once(0).chain(blocks.iter().map(|block| block.last)));
-        let scratch = network.units.iter().map(|unit| unit.conv.scratch_len(batch_max));
-        let scratch = scratch.max().unwrap_or(0);
-        let sums = network.units.iter().map(|unit| unit.conv.sums_len(batch_max));
-        let sums = sums.max().unwrap_or(0);
-        let widest = network.units.iter().map(|unit| unit.conv.channels_out).max().unwrap_or(0);
+        let Sizes { outer, inner, scratch, sums, columns } = Sizes::new(&network, batch_max);
         Ok(Self {
-            group: network.is_grouped.then(|| GroupNorm::new(batch_max * widest)),
+            group: network.is_grouped.then(|| GroupNorm::new(columns)),
             folds,
             outer: [Arena::new(outer)?, Arena::new(outer)?],
             inner: [Arena::new(inner)?, Arena::new(inner)?],
@@ -82,6 +99,14 @@ impl Inference {
             isa,
             batch_max,
         })
+    }
+
+    /// Bytes that a network takes for batches of up to `batch_max` images, with its parameters.
+    pub fn memory_len(network: &Network, batch_max: usize) -> usize {
+        let Sizes { outer, inner, scratch, sums, columns } = Sizes::new(network, batch_max);
+        let ends = batch_max * (network.features + network.shape.classes);
+        let values = 3 * outer + 2 * inner + scratch + sums + ends + network.layout.len;
+        values * size_of::<f32>() + GroupNorm::memory_len(columns)
     }
 
     /// Bytes of activations.

@@ -13,9 +13,11 @@ use crate::failure::{Doing, Failure};
 use crate::job::{Job, Precision, Wire};
 use crate::memory;
 use crate::model::Model;
+use crate::model::inference::Inference;
 use crate::model::network::Network;
 use crate::model::params::Layout;
 use crate::training::checkpoint;
+use crate::training::evaluator::BATCH;
 use crate::training::store::Store;
 
 /// What a process takes besides: stacks of threads, records of TLS, what its allocator keeps.
@@ -33,6 +35,17 @@ pub fn of_worker(precision: Precision, network: &Network, batch_max: usize) -> u
     let images = batch_max * network.shape.image_len() * size_of::<f32>();
     let step = Model::memory_len(network, precision, batch_max) + images;
     step as u64 + 4 * values(network.layout.len) + BESIDES
+}
+
+/// Bytes that an evaluation takes besides, while a step's stay where they are: where a job asks for one.
+fn of_evaluator(job: &Job, network: &Network) -> u64 {
+    match job.evaluation.every {
+        0 => 0,
+        _ => {
+            let images = BATCH * network.shape.image_len() * size_of::<f32>();
+            (Inference::memory_len(network, BATCH) + images) as u64
+        }
+    }
 }
 
 /// Bytes that a worker keeps for a job's exchange: what rounding left, parameters of before, velocity.
@@ -65,6 +78,7 @@ pub fn check_worker(job: &Job, network: &Network, samples: usize) -> Result<(), 
         let job = Job { batch_size, ..job.clone() };
         of_worker(job.precision, network, samples.min(job.batch_max() as usize))
             + kept_for_rounds(&job, &network.layout)
+            + of_evaluator(&job, network)
     };
     let full = need(job.batch_size);
     if full <= left.bytes {
@@ -236,6 +250,7 @@ fn mebibytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::evaluation::Evaluation;
     use crate::job::shape::Shape;
     use crate::job::{Arch, Stem};
 
@@ -246,6 +261,21 @@ mod tests {
                 assert_eq!(largest(end, |batch| batch <= most), most, "below {end}");
             }
         }
+    }
+
+    #[test]
+    fn an_evaluation_counts_where_the_job_asks_for_one() {
+        let job = Job::default();
+        let network = Network::of(&job).expect("shapes");
+        let none = Job { evaluation: Evaluation { every: 0, patience: None }, ..job.clone() };
+        assert_eq!(of_evaluator(&none, &network), 0);
+        // Parameters, and the first layer's activations of a batch of 64: of three sizes of 64 channels.
+        let least = values(network.layout.len + 64 * 64 * 16 * 16);
+        let taken = of_evaluator(&job, &network);
+        assert!(taken > least && taken < 4 * least, "{taken} for at least {least}");
+        let grouped = Job { norm: crate::job::norm::Norm::Group, ..job };
+        let grouped_network = Network::of(&grouped).expect("shapes");
+        assert!(of_evaluator(&grouped, &grouped_network) + values(53_120) > taken);
     }
 
     #[test]
