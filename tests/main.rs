@@ -14,6 +14,7 @@ mod hostile;
 mod layers;
 mod licences;
 mod metrics;
+mod measure;
 mod network;
 mod norms;
 mod own_data;

@@ -1,15 +1,16 @@
 //! `hfl measure`: what a TD will measure that QEMU starts with a kernel, before anybody started one; and `--event-log`
 //! of `hfl quote`: what led to the registers of one that runs.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
-use protocol::{Acpi, Boot, EventLog, Expected, Pages, Policy, Rejection, TdReport, hex};
+use protocol::{Acpi, Boot, Differing, EventLog, Expected, Pages, TdReport, hex};
 use serde_json::{Map, Value};
 
 use crate::failure::{Doing, Failure};
 use crate::report::print;
-use crate::trust::clock;
 use crate::trust::policy::{read, read_policy};
 
 /// Compute what a TD measures that QEMU starts with a kernel of its own (direct boot), as kata does.
@@ -52,14 +53,20 @@ pub struct MeasureArgs {
     json: bool,
 }
 
+/// Largest firmware, kernel and initial RAM disk: some MiB, some dozen MiB, and what a 32-bit length can say.
+const FIRMWARE_MAX: u64 = 64 << 20;
+const KERNEL_MAX: u64 = 1 << 30;
+const INITRD_MAX: u64 = u32::MAX as u64;
+
 /// Runs the command.
 ///
 /// # Errors
 /// When a file cannot be read, or is not what it should be.
 pub fn run(args: &MeasureArgs) -> Result<(), Failure> {
-    let [firmware, kernel] = [&args.firmware, &args.kernel].map(|path| whole(path));
-    let (firmware, kernel) = (firmware?, kernel?);
-    let initrd = args.initrd.as_deref().map(whole).transpose()?.unwrap_or_default();
+    let firmware = whole(&args.firmware, FIRMWARE_MAX)?;
+    let kernel = whole(&args.kernel, KERNEL_MAX)?;
+    let initrd = args.initrd.as_deref().map(|path| whole(path, INITRD_MAX)).transpose()?;
+    let initrd = initrd.unwrap_or_default();
     let folder = args.acpi.as_deref();
     let file = |name: &str| folder.map(|folder| read(&folder.join(name))).transpose();
     let (loader, rsdp, tables) = (file("table-loader")?, file("rsdp")?, file("tables")?);
@@ -106,9 +113,17 @@ fn bytes(text: &str) -> Result<u64, String> {
     number.ok_or_else(|| format!("'{text}' is no number of bytes, such as 2G"))
 }
 
-/// A file of any size that a TD is started with.
-fn whole(path: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(path).doing(path.display())
+/// A file that a TD is started with, of at most so many bytes.
+fn whole(path: &Path, most: u64) -> Result<Vec<u8>, Failure> {
+    let too_long = || Failure::new(format!("{}: more than {} MiB", path.display(), most >> 20));
+    let mut bytes = Vec::new();
+    let file = File::open(path).doing(path.display())?;
+    // What has no length, such as a pipe, is read up to the limit.
+    if file.metadata().doing(path.display())?.len() > most {
+        return Err(too_long());
+    }
+    file.take(most + 1).read_to_end(&mut bytes).doing(path.display())?;
+    if bytes.len() as u64 > most { Err(too_long()) } else { Ok(bytes) }
 }
 
 /// Replays an event log, and names the events behind each register that is not as in the quote or in a policy.
@@ -118,20 +133,21 @@ fn whole(path: &Path) -> Result<Vec<u8>, Failure> {
 pub(super) fn explain(log: &Path, report: &TdReport, policy: Option<&Path>) -> Result<(), Failure> {
     let parsed = EventLog::parse(&read(log)?).doing(log.display())?;
     let policy = policy.map(read_policy).transpose()?.unwrap_or_default();
-    let unwanted = unwanted(&policy, report);
+    let unwanted = policy.differing(report);
+    let is_unwanted = |name: &str| unwanted.iter().any(|differing| differing.register == name);
     let mut broken = 0;
     for (number, replayed) in parsed.replay().iter().enumerate() {
         let name = format!("RTMR{number}");
         let count = parsed.events().iter().filter(|event| event.register == number).count();
         let is_replayed = *replayed == report.rt_mr[number];
         broken += usize::from(!is_replayed);
-        let how = match (is_replayed, unwanted.contains(&name)) {
+        let how = match (is_replayed, is_unwanted(&name)) {
             (false, _) => format!("NOT of this log, which leads to {}", hex(replayed)),
             (true, true) => "as in the quote, and not what the policy says:".into(),
             (true, false) => "as in the quote".into(),
         };
         print(&format!("{name} {} {count} events, {how}", hex(&report.rt_mr[number])))?;
-        if is_replayed && !unwanted.contains(&name) {
+        if is_replayed && !is_unwanted(&name) {
             continue;
         }
         for event in parsed.events().iter().filter(|event| event.register == number) {
@@ -144,21 +160,15 @@ pub(super) fn explain(log: &Path, report: &TdReport, policy: Option<&Path>) -> R
             ))?;
         }
     }
+    let is_logged = |differing: &&Differing| differing.register.starts_with("RTMR");
+    for differing in unwanted.iter().filter(|differing| !is_logged(differing)) {
+        print(&format!("{differing}; no event log tells of it"))?;
+    }
     match broken {
         0 => Ok(()),
         _ => {
             Err(Failure::new(format!("{}: {broken} registers are not of this log", log.display()))
                 .hint("the log and the quote of one boot of one TD"))
         }
-    }
-}
-
-/// The registers that a policy has otherwise.
-fn unwanted(policy: &Policy, report: &TdReport) -> Vec<String> {
-    match policy.check(report, None, None, clock()) {
-        Err(Rejection::Measurement(differing)) => {
-            differing.into_iter().map(|differing| differing.register).collect()
-        }
-        _ => Vec::new(),
     }
 }

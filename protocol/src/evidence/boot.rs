@@ -54,6 +54,12 @@ pub struct Expected {
     pub rt_mr2: [u8; 48],
 }
 
+/// Most sections of a kernel's image: as many as Windows' loader takes; Linux has four to eight. Each may claim the
+/// whole file, so that more would be hours of hashing.
+const SECTIONS_MAX: usize = 96;
+/// Most memory of a machine: what physical addresses of x86-64 reach.
+const MEMORY_MAX: u64 = 1 << 52;
+
 /// The option that OVMF boots where it has none of its own, as of its volume: UiApp.
 const BOOT_OPTION: &[u8] = b"\x09\x01\x00\x00\x2c\x00U\0i\0A\0p\0p\0\0\0\x04\x07\x14\x00\xc9\xbd\xb8\x7c\xeb\xf8\
     \x34\x4f\xaa\xea\x3e\xe4\xaf\x65\x16\xa1\x04\x06\x14\x00\x21\xaa\x2c\x46\x14\x76\x03\x45\x83\x6e\x8a\xb6\xf4\x66\
@@ -95,6 +101,9 @@ impl Boot<'_> {
     /// When firmware or kernel are none.
     pub fn expected(&self) -> Result<Expected, BootError> {
         let firmware = Firmware::parse(self.firmware)?;
+        if self.memory > MEMORY_MAX {
+            return Err(BootError("no machine has so much memory"));
+        }
         let rt_mr0 = self.acpi.as_ref().map(|acpi| self.rt_mr0(&firmware, acpi)).transpose()?;
         let (rt_mr1, rt_mr2) = (register(&self.kernel_events()?), register(&self.linux_events()));
         Ok(Expected { mr_td: firmware.mr_td(self.pages), rt_mr0, rt_mr1, rt_mr2 })
@@ -244,6 +253,9 @@ fn authenticode(image: &[u8]) -> Option<[u8; 48]> {
     let word =
         |at: usize| Some(usize::from(u16::from_le_bytes(image.get(at..at + 2)?.try_into().ok()?)));
     let (sections, optional_len) = (word(at + 6)?, word(at + 20)?);
+    if sections > SECTIONS_MAX {
+        return None;
+    }
     let optional = at + 24;
     let directories = optional + if word(optional)? == 0x20b { 112 } else { 96 };
     let [checksum, certificates] = [optional + 64, directories + 4 * 8];
@@ -384,5 +396,10 @@ mod tests {
             let _ = Boot { kernel: &kernel[..len], ..base }.expected();
         }
         assert!(Boot { kernel: b"MZ", ..base }.expected().is_err());
+        let mut many = kernel.clone();
+        many[0x86..0x88].copy_from_slice(&(SECTIONS_MAX as u16 + 1).to_le_bytes());
+        assert!(Boot { kernel: &many, ..base }.expected().is_err(), "each may be the whole file");
+        let giant = Boot { memory: u64::MAX, ..base }.expected().expect_err("too much memory");
+        assert!(giant.to_string().contains("memory"), "{giant}");
     }
 }

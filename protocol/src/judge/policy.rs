@@ -205,9 +205,7 @@ impl Policy {
         let judged: Vec<_> =
             matching.map(|accepted| (accepted, accepted.check_pcrs(pcrs))).collect();
         let Some((_, first)) = judged.first() else {
-            // Of several sets the one that comes closest says most.
-            let differing = self.accepted.iter().map(|accepted| accepted.differing(report));
-            return Err(Rejection::Measurement(differing.min_by_key(Vec::len).unwrap_or_default()));
+            return Err(Rejection::Measurement(self.differing(report)));
         };
         let mut matching = judged.iter().filter(|(_, judged)| judged.is_ok()).peekable();
         if matching.peek().is_none() {
@@ -228,6 +226,12 @@ impl Policy {
             (_, true, Some(until)) => Err(Rejection::Outlived(*until)),
             _ => Ok(()),
         }
+    }
+
+    /// What of a TD's measurements is not as a set has it; of several sets the one that comes closest says most.
+    pub fn differing(&self, report: &TdReport) -> Vec<Differing> {
+        let differing = self.accepted.iter().map(|accepted| accepted.differing(report));
+        differing.min_by_key(Vec::len).unwrap_or_default()
     }
 
     /// When TDs that are measured like this one are no longer accepted, if they are not for good.
