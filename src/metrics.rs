@@ -1,8 +1,10 @@
 //! `--metrics`: what a role does, in Prometheus' text format (version 0.0.4), and its health, over plain HTTP.
 //!
-//! A thread of its own answers one request after the other and gives each a second, so that nobody who asks can
-//! hold up the role; what is said is numbers, and nothing of it is secret.
+//! A thread of its own answers whoever has asked and gives each a second; of those who say nothing the oldest gives way
+//! to who comes. So nobody can hold up the role, nor keep a kubelet from hearing that it lives. What is said is
+//! numbers, and nothing of it is secret.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -10,8 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::failure::{Doing, Failure};
 
+/// Connections at a time; a scraper and a kubelet need two.
+const GUESTS_MAX: usize = 64;
 /// How long one request may take, with its answer.
 const REQUEST_MAX: Duration = Duration::from_secs(1);
 /// Bytes of a request at most; a scraper's has some 300.
@@ -111,6 +117,18 @@ impl Metrics {
         out
     }
 
+    /// The answer to a request with this first line.
+    fn to_line(&self, line: &str, role: &str) -> String {
+        let (status, kind, body) = match line.split(' ').collect::<Vec<_>>()[..] {
+            ["GET", path, _] => self.answer(path.split('?').next().unwrap_or(path), role),
+            _ => ("405 Method Not Allowed", "text/plain", "GET\n".into()),
+        };
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+    }
+
     /// Status, content type and body for a path.
     fn answer(&self, path: &str, role: &str) -> (&'static str, &'static str, String) {
         let plain = "text/plain; charset=utf-8";
@@ -136,15 +154,15 @@ pub fn serve(metrics: &Arc<Metrics>, at: &str, role: String) -> Result<SocketAdd
     };
     let listener = TcpListener::bind(&addresses[..]).doing(what())?;
     let local = listener.local_addr().doing(what())?;
+    listener.set_nonblocking(true).doing(what())?;
     let metrics = Arc::clone(metrics);
     std::thread::Builder::new()
         .name("metrics".into())
         .spawn(move || {
-            for stream in listener.incoming() {
-                match stream {
-                    // Whoever asks badly or goes away gets nothing; the next is as welcome.
-                    Ok(stream) => drop(converse(stream, &metrics, &role)),
-                    Err(_) => std::thread::sleep(ACCEPT_PAUSE),
+            let mut guests = VecDeque::new();
+            loop {
+                if turn(&listener, &mut guests, |line| metrics.to_line(line, &role)).is_err() {
+                    std::thread::sleep(ACCEPT_PAUSE);
                 }
             }
         })
@@ -152,36 +170,77 @@ pub fn serve(metrics: &Arc<Metrics>, at: &str, role: String) -> Result<SocketAdd
     Ok(local)
 }
 
-fn converse(mut stream: TcpStream, metrics: &Metrics, role: &str) -> io::Result<()> {
-    let end = Instant::now() + REQUEST_MAX;
-    let left = || {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { io::Result::Ok(left) }
+/// Somebody who may ask something.
+struct Guest {
+    stream: TcpStream,
+    request: Vec<u8>,
+    end: Instant,
+}
+
+/// Waits for something to happen, takes in who comes and answers who has asked.
+fn turn(
+    listener: &TcpListener,
+    guests: &mut VecDeque<Guest>,
+    answer: impl Fn(&str) -> String,
+) -> io::Result<()> {
+    // The oldest is the first, and its time ends first.
+    let left = guests.front().map(|guest| guest.end.saturating_duration_since(Instant::now()));
+    // So that its time is over, not almost, when the wait is.
+    let left = left.map(|left| left + Duration::from_millis(1));
+    let left = left.and_then(|left| Timespec::try_from(left).ok());
+    let (comes, speaks): (bool, Vec<bool>) = {
+        let mut watched = vec![PollFd::new(listener, PollFlags::IN)];
+        watched.extend(guests.iter().map(|guest| PollFd::new(&guest.stream, PollFlags::IN)));
+        poll(&mut watched, left.as_ref())?;
+        let mut ready = watched.iter().map(|fd| !fd.revents().is_empty());
+        (ready.next().unwrap_or(false), ready.collect())
     };
-    let mut request = Vec::new();
-    let mut piece = [0; 1024];
-    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-        stream.set_read_timeout(Some(left()?))?;
-        match stream.read(&mut piece)? {
-            0 => return Ok(()),
-            len => request.extend_from_slice(&piece[..len]),
+    let (now, mut speaks) = (Instant::now(), speaks.into_iter());
+    // Whoever asks badly or goes away gets nothing; the next is as welcome.
+    guests.retain_mut(|guest| {
+        let speaks = speaks.next().unwrap_or(false);
+        let stays = !speaks || guest.converse(&answer).unwrap_or(false);
+        stays && guest.end > now
+    });
+    if comes {
+        let stream = match listener.accept() {
+            Ok((stream, _)) => stream,
+            // Who came is gone again.
+            Err(error) if is_of_one(error.kind()) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        stream.set_nonblocking(true)?;
+        if guests.len() >= GUESTS_MAX {
+            guests.pop_front();
         }
-        if request.len() > REQUEST_LEN_MAX {
-            return Ok(());
-        }
+        guests.push_back(Guest { stream, request: Vec::new(), end: now + REQUEST_MAX });
     }
-    let line = request.split(|&byte| byte == b'\r').next().unwrap_or_default();
-    let line = String::from_utf8_lossy(line);
-    let (status, kind, body) = match line.split(' ').collect::<Vec<_>>()[..] {
-        ["GET", path, _] => metrics.answer(path.split('?').next().unwrap_or(path), role),
-        _ => ("405 Method Not Allowed", "text/plain", "GET\n".into()),
-    };
-    stream.set_write_timeout(Some(left()?))?;
-    let len = body.len();
-    write!(
-        stream,
-        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len}\r\nConnection: close\r\n\r\n{body}"
-    )
+    Ok(())
+}
+
+/// Whether a failed accept is of the one who came, and not of this process.
+fn is_of_one(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionAborted)
+}
+
+impl Guest {
+    /// Hears more of the request, and answers it once it is whole; whether more is to come.
+    fn converse(&mut self, answer: impl Fn(&str) -> String) -> io::Result<bool> {
+        let mut piece = [0; 1024];
+        match self.stream.read(&mut piece) {
+            Ok(0) => return Ok(false),
+            Ok(len) => self.request.extend_from_slice(&piece[..len]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) => return Err(error),
+        }
+        if !self.request.windows(4).any(|end| end == b"\r\n\r\n") {
+            return Ok(self.request.len() <= REQUEST_LEN_MAX);
+        }
+        let line = self.request.split(|&byte| byte == b'\r').next().unwrap_or_default();
+        // A few KiB into a buffer that is empty: all of it goes at once, or the other end is no scraper.
+        self.stream.write_all(answer(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(false)
+    }
 }
 
 #[cfg(test)]
@@ -198,6 +257,7 @@ mod tests {
 
     fn ask(address: SocketAddr, request: &str) -> String {
         let mut stream = TcpStream::connect(address).expect("connect");
+        stream.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
         stream.write_all(request.as_bytes()).expect("write");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("an answer");
@@ -216,9 +276,14 @@ mod tests {
         metrics.add(Metric::Steps, 1.0);
         metrics.set(Metric::Loss, 2.25);
         assert!(get("/readyz").starts_with("HTTP/1.1 200 "));
-        // Connections that say nothing, or too much, each cost a second at most.
-        let _silent: Vec<TcpStream> =
-            (0..2).map(|_| TcpStream::connect(address).expect("connect")).collect();
+        // Connections that say nothing, or too much, cost those who ask nothing: one after the other these took
+        // minutes.
+        let mut silent: Vec<TcpStream> =
+            (0..300).map(|_| TcpStream::connect(address).expect("connect")).collect();
+        for (number, stream) in silent.iter_mut().enumerate() {
+            // Whoever gave way already takes no more.
+            let _ = stream.write(&vec![b'x'; number * 20]);
+        }
         let told = get("/metrics?x=1");
         for line in ["hfl_steps_total 2\n", "hfl_loss 2.25\n", "role=\"ps0\"} 1\n"] {
             assert!(told.contains(line), "{line} not in: {told}");
