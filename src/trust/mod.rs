@@ -6,6 +6,7 @@ pub(crate) mod gzip;
 pub(crate) mod initdata;
 pub mod passphrase;
 pub mod policy;
+pub(crate) mod strangers;
 pub mod witness;
 
 use std::io;

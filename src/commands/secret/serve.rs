@@ -21,6 +21,7 @@ use crate::termination;
 use crate::training::store::{Access, Store};
 use crate::training::volume;
 use crate::trust::passphrase::KeySource;
+use crate::trust::strangers::{Strangers, and_others};
 use crate::trust::{TrustOptions, clock};
 use protocol::hex;
 
@@ -50,6 +51,7 @@ struct Serving {
     net: Net,
     watch: Watch,
     opened: BTreeMap<LinkId, Instant>,
+    strangers: Strangers,
 }
 
 pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
@@ -70,8 +72,9 @@ pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
     watch.descriptor().and_then(|descriptor| net.watch(descriptor)).doing("watch files")?;
     let stamps = [source.stamp(), stamp(trust.policy.as_ref())];
     let secrets = Some(source.read()?);
+    let (opened, strangers) = (BTreeMap::new(), Strangers::default());
     let mut serving =
-        Serving { trust, source, stamps, secrets, audit, net, watch, opened: BTreeMap::new() };
+        Serving { trust, source, stamps, secrets, audit, net, watch, opened, strangers };
     if serving.audit.len() == 0 && serving.secrets.as_ref().is_some_and(Secrets::counts_uses) {
         log::warn!("{}: a new log, so the uses of secrets count from zero", args.audit.display());
     }
@@ -212,16 +215,19 @@ impl Serving {
         });
     }
 
-    /// Peers that were not verified are told no more than that, but the log knows why.
+    /// Peers that were not verified are told no more than that, but the log knows why. It is on a disk, and each line
+    /// waits for that: strangers who come in numbers are counted.
     fn note_end(&mut self, over: &Over) {
         let CloseReason::Rejected(why) = &over.why else {
             log::debug!("{}: {}", over.address, over.why);
             return;
         };
-        log::warn!("{}: {}", over.address, over.why);
+        let Some(others) = self.strangers.named(Instant::now()) else { return };
+        let others = and_others(others);
+        log::warn!("{}: {}{others}", over.address, over.why);
         let mut record = Record::new(Event::Refused, date(clock()));
         record.address = Some(over.address.to_string());
-        record.reason = Some(format!("[{}] {why}", why.code()));
+        record.reason = Some(format!("[{}] {why}{others}", why.code()));
         if let Err(error) = self.audit.append(record) {
             log::error!("audit log: {error}");
         }

@@ -36,6 +36,7 @@ use crate::training::cells::CELL;
 use crate::training::note::Note;
 use crate::training::rounds::Share;
 use crate::training::server::{NotFinite, ParameterServer};
+use crate::trust::strangers::{Strangers, and_others};
 
 /// How long a finished server waits for workers that do not know of it yet: one that is away comes back within its own
 /// longest pause, or is gone.
@@ -59,6 +60,7 @@ struct Running {
     saved: Option<u64>,
     saved_at: Instant,
     missing: Missing,
+    strangers: Strangers,
     /// Who is told of checkpoints.
     witness: Option<Witness>,
     signer: Signer,
@@ -105,6 +107,7 @@ pub(super) fn run(
         saved,
         saved_at: Instant::now(),
         missing: Missing::default(),
+        strangers: Strangers::default(),
         witness,
         signer,
         tier: options.isa.name(),
@@ -363,9 +366,9 @@ impl Running {
                 self.report.tell(|| Event::Left { worker, why, rounds, samples });
             } else if let Some(peer) = session.peer() {
                 log::info!("{} at {address}: {why}", peer.role);
-            } else {
+            } else if let Some(others) = self.strangers.named(Instant::now()) {
                 let claimed = session.claimed().map_or(String::new(), |role| format!(" as {role}"));
-                log::warn!("{address}{claimed}, not verified: {why}");
+                log::warn!("{address}{claimed}, not verified: {why}{}", and_others(others));
             }
         }
     }

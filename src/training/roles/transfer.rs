@@ -16,6 +16,7 @@ use crate::failure::{Doing, Failure};
 use crate::termination;
 use crate::training::store::Place;
 use crate::training::volume;
+use crate::trust::strangers::{Strangers, and_others};
 
 /// Longest silence of a peer: it writes what it gets to a disk, and computes nothing.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
@@ -45,6 +46,7 @@ pub fn serve(net: &mut Net, job: &[u8; 32], path: &Path, time: Duration) -> Resu
     log::info!("{}: {len} bytes, header id {}, for trusted nodes", path.display(), header.id());
     let start = Instant::now();
     let mut sending: BTreeMap<LinkId, Sending> = BTreeMap::new();
+    let mut strangers = Strangers::default();
     while start.elapsed() < time && !termination::requested() {
         let left = time.saturating_sub(start.elapsed());
         let silent = sending.values().map(|sending| sending.moved).min();
@@ -62,7 +64,12 @@ pub fn serve(net: &mut Net, job: &[u8; 32], path: &Path, time: Duration) -> Resu
                     log::info!("{} at {address} has the volume", peer.role);
                     return Ok(());
                 }
-                _ => log::warn!("{address}: {why}"),
+                Some(peer) => log::warn!("{} at {address}: {why}", peer.role),
+                None => {
+                    if let Some(others) = strangers.named(Instant::now()) {
+                        log::warn!("{address}, not verified: {why}{}", and_others(others));
+                    }
+                }
             }
         }
     }
