@@ -174,7 +174,7 @@ pub use session::config::Config;
 pub use session::frame::CHUNK_LEN_MAX;
 pub use session::link::Link;
 pub use session::message::{Bound, Message, PROTOCOL_VERSION, Refusal, Spent, Unready};
-pub use session::net::{LinkId, Net, Over};
+pub use session::net::{LinkId, Net, Over, OwnQuote};
 pub use session::roster::{Admission, Entry, ROSTER_MAX, Roster};
 pub use session::{Event, Peer, Session};
 

@@ -199,18 +199,22 @@ impl Verifier {
         }
     }
 
-    /// The collateral of the platform that a certificate's quote is of; nothing where there is none.
+    /// The collateral of the platform that a certificate's quote is of; nothing where there is none. Blocks while a
+    /// service is asked.
     pub(crate) fn own_collateral(&self, certificate: &[u8], now: u64) -> Vec<u8> {
         CertificateEvidence::parse(certificate)
             .ok()
-            .and_then(|evidence| self.collateral_of(&evidence.quote, now))
+            .and_then(|evidence| {
+                let Trust::Hardware(store) = &self.trust else { return None };
+                store.of_platform(&Evidence::parse(&evidence.quote).ok()?.quote, now)
+            })
             .unwrap_or_default()
     }
 
     /// The collateral of the platform of a quote, as far as it is at hand.
     pub(crate) fn collateral_of(&self, quote: &[u8], now: u64) -> Option<Vec<u8>> {
         let Trust::Hardware(store) = &self.trust else { return None };
-        store.of_platform(&Evidence::parse(quote).ok()?.quote, now)
+        store.at_hand(&Evidence::parse(quote).ok()?.quote, now)
     }
 
     /// Checks the evidence in a peer's certificate and that it is about the certificate's own key.

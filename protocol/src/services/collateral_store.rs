@@ -154,6 +154,11 @@ impl CollateralStore {
         {
             self.refresh(origin);
         }
+        self.at_hand(quote, now)
+    }
+
+    /// The same of what is at hand. Asks nobody.
+    pub(crate) fn at_hand(&self, quote: &Quote, now: u64) -> Option<Vec<u8>> {
         let kept = self.bundles().all();
         let all: Vec<&Collateral> = kept.iter().map(|bundle| &**bundle).collect();
         let Found { newest, .. } = dcap::newest(quote, &all, &self.root, now).ok()??;
@@ -376,6 +381,20 @@ mod tests {
         assert_eq!(lacks(OLD + 1, 30 * 86400), Some(Lack::Soon));
         assert_eq!(lacks(0, ENDS_SOON), None);
         assert_eq!(lacks(0, ENDS_SOON - 1), Some(Lack::Soon));
+    }
+
+    #[test]
+    fn what_is_at_hand_is_given_though_a_service_may_have_better() {
+        let (bytes, newer, _, now) = two_numbers();
+        let quote = Quote::parse(&bytes).expect("a quote");
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
+        silent.set_nonblocking(true).expect("listener");
+        let at = format!("https://localhost:{}", silent.local_addr().expect("address").port());
+        let service = Pccs::new(&at, &crate::Authority::Pinned([7; 32])).expect("a client");
+        let store = CollateralStore::new(vec![newer]).with_service(service, None);
+        assert_eq!(store.lacks(&store.judge(&quote, None, now), now), Some(Lack::Soon));
+        store.at_hand(&quote, now).expect("ours");
+        assert!(silent.accept().is_err(), "nobody was asked");
     }
 
     #[test]

@@ -104,7 +104,8 @@ impl Config {
         })
     }
 
-    /// The collateral of the platform of this quote, as far as it is at hand; there is none of simulated ones.
+    /// The collateral of the platform of this quote, as far as it is at hand; there is none of simulated ones. Asks
+    /// nobody.
     pub fn collateral_of(&self, quote: &[u8]) -> Option<Vec<u8>> {
         self.verifier.collateral_of(quote, (self.clock)())
     }
@@ -127,12 +128,21 @@ impl Config {
         &self.policy
     }
 
-    /// Our own evidence for a job, as an entry of its roster: we admit ourselves. There is no connection, so
-    /// the exporter is zero.
+    /// Our own evidence for a job, as an entry of its roster: we admit ourselves. Blocks until there is a quote.
     ///
     /// # Errors
     /// When the platform gives no quote, or there are no random numbers.
     pub fn own_admission(&self, job: [u8; 32]) -> io::Result<Admission> {
+        let (admission, report_data) = self.own_claim(job)?;
+        Ok(Admission { quote: self.quote(&report_data)?, ..admission })
+    }
+
+    /// The same without the quote, and the report data that it is to be over. There is no connection, so the exporter
+    /// is zero.
+    ///
+    /// # Errors
+    /// When there are no random numbers.
+    pub fn own_claim(&self, job: [u8; 32]) -> io::Result<(Admission, [u8; 64])> {
         let nonces = [nonce()?, nonce()?];
         let (key, exporter) = (self.identity.spki_hash, [0; 32]);
         let binding = Binding {
@@ -145,11 +155,13 @@ impl Config {
             job: &job,
             policies: [&self.policy; 2],
         };
-        let quote = self.quote(&binding.report_data())?;
+        let report_data = binding.report_data();
         let (role, server, time) = (self.role, self.role, (self.clock)());
         let (keys, policies) = ([key; 2], [self.policy; 2]);
-        let data = None;
-        Ok(Admission { role, server, time, keys, nonces, exporter, job, policies, data, quote })
+        let (data, quote) = (None, Vec::new());
+        let admission =
+            Admission { role, server, time, keys, nonces, exporter, job, policies, data, quote };
+        Ok((admission, report_data))
     }
 }
 

@@ -13,6 +13,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use rustix::net::sockopt;
 
 use crate::judge::policy::Policy;
+use crate::judge::question::{Answer, Question};
 use crate::limit::Limit;
 use crate::session::close::CloseReason;
 use crate::session::inquiry::{Inquiries, Reply, Subject};
@@ -46,7 +47,18 @@ pub struct Net {
     config: Arc<Config>,
     limit: Option<Limit>,
     inquiries: Inquiries,
+    /// Quotes of our own that no session asked for.
+    quotes: Vec<OwnQuote>,
     crowding: Crowding,
+}
+
+/// A quote of our own, or why there is none.
+#[derive(Debug)]
+pub struct OwnQuote {
+    /// What it is over.
+    pub report_data: [u8; 64],
+    /// The quote.
+    pub made: Result<Vec<u8>, String>,
 }
 
 /// Connections that gave way to others, and when the log last said so.
@@ -80,6 +92,8 @@ struct Connection {
 
 /// What somebody else watches, such as signals: it wakes us, no more.
 const WATCHED: Token = Token(0);
+/// Who asks for quotes that no session asks for: identifiers of links count from 1.
+const OURSELVES: usize = 0;
 /// The first listener; the others count down from it, identifiers of links up from 1.
 const LISTENER: Token = Token(usize::MAX);
 /// Events that are taken at a time; the rest is there at the next look.
@@ -124,6 +138,7 @@ impl Net {
             config,
             limit: None,
             inquiries,
+            quotes: Vec::new(),
             crowding: Crowding::default(),
         })
     }
@@ -299,10 +314,25 @@ impl Net {
         }
     }
 
+    /// Has a quote of our own made over this report data, elsewhere than where peers wait: [`Net::take_quote`] has it
+    /// after a later [`Net::poll`].
+    pub fn ask_quote(&mut self, report_data: [u8; 64]) {
+        let question = Question::Quote(self.config.attester.clone(), report_data);
+        self.inquiries.ask(OURSELVES, Subject::Evidence(question));
+    }
+
+    /// The next quote that [`Net::ask_quote`] asked for.
+    pub fn take_quote(&mut self) -> Option<OwnQuote> {
+        self.quotes.pop()
+    }
+
     /// Hands out what was found out.
     fn take_replies(&mut self) {
         while let Some((waiting, reply)) = self.inquiries.next_reply() {
             match reply {
+                Reply::Evidence(Answer::Quote(report_data, made)) if waiting == [OURSELVES] => {
+                    self.quotes.push(OwnQuote { report_data, made });
+                }
                 Reply::Evidence(answer) => {
                     for id in waiting {
                         if let Some(session) = self.session(LinkId(id)) {

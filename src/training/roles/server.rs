@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use protocol::{Config, LinkId, Net, Over, Refusal, Role, Unready};
 
-use self::beginning::{Begun, Refused, begin, listening, turn_away};
+use self::beginning::{Begun, Refused, begin, listening, own_evidence, turn_away};
 use self::leaving::{Leaving, kept};
 use self::missing::Missing;
 use self::saver::Saver;
@@ -81,7 +81,7 @@ pub(super) fn run(
     })?;
     let Begun { network, job, state, saved, mut store, known, witness, _lock } = begun;
     let mut record = Record::open(&store, &job, &state, options.page);
-    let own = config.own_admission(job.digest()).doing("our own evidence")?;
+    let own = own_evidence(&mut net, &config, job.digest())?;
     record.admit_self(&own);
     let signer = Signer::open(&mut store, config, &job, state.step, &own.quote, options);
     let signer = signer.inspect_err(|_| {
@@ -115,6 +115,7 @@ pub(super) fn run(
     running.report.started(options.role, &running.server.job().digest());
     if let Err(Leaving { told, failure }) = running.serve(options) {
         running.dismiss(told);
+        running.await_quote();
         // The volume is whole as it is; a clean end only spares the next start a replay.
         let _ = running.saver.into_store().close();
         running.witness.into_iter().for_each(Witness::finish);
@@ -135,8 +136,10 @@ impl Running {
                 FINISH_WAIT.as_secs()
             );
         }
+        // What came while we began was read then, and brings no event any more.
+        let mut due = Some(Duration::ZERO);
         loop {
-            self.net.poll(self.due(options, finished), &digest).doing("network")?;
+            self.net.poll(due, &digest).doing("network")?;
             // What ends a connection or a round may let another connection go on.
             loop {
                 let before = self.server.progress();
@@ -148,6 +151,7 @@ impl Running {
                 self.close_round(options)?;
                 self.remove_ended();
                 self.take_notes();
+                self.take_quote();
                 if self.server.progress() == before {
                     break;
                 }
@@ -167,6 +171,7 @@ impl Running {
                     return Ok(());
                 }
             }
+            due = self.due(options, finished);
         }
     }
 
@@ -378,7 +383,7 @@ impl Running {
         self.record.finished(&hash);
         self.note(EventKind::Finished, String::new());
         self.keep_record();
-        self.sign(true);
+        self.sign_all();
         self.forget_key();
         self.report.finished();
         let bytes = self.count_bytes();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use protocol::{Body, Config, Evidence, TdReport};
 use ring::digest::{Context, SHA256};
+use serde_json::Value;
 
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
@@ -31,6 +32,23 @@ pub(super) struct Signer {
     pub(super) td: Option<TdReport>,
     /// Whether a bill of materials is written too.
     pub(super) bom: bool,
+    /// A passport that waits for its quote.
+    pub(super) unquoted: Option<Unquoted>,
+}
+
+/// A passport that lacks ps0's quote over it. On the disk there is nothing of it yet but what it is about.
+pub(super) struct Unquoted {
+    pub(super) step: u64,
+    /// What the quote is to be over.
+    pub(super) report_data: [u8; 64],
+    pub(super) bare: Value,
+    pub(super) others: [Option<Hash>; 3],
+    /// What our own platform is judged by.
+    pub(super) collateral: Option<Collateral>,
+    /// The statement of the training, signed already.
+    pub(super) training: Vec<u8>,
+    /// The others, by the names of their files.
+    pub(super) statements: Vec<(&'static str, Value)>,
 }
 
 impl Signer {
@@ -59,7 +77,7 @@ impl Signer {
         let binary = hash_of(PROGRAM);
         let binary = binary.inspect_err(|error| log::warn!("{PROGRAM}: {error}")).ok();
         let Options { image, bom, .. } = *options;
-        Ok(Self { key, config, binary, image, initial, td, bom })
+        Ok(Self { key, config, binary, image, initial, td, bom, unquoted: None })
     }
 
     /// The collateral of a quote's platform as a file, if there is any.

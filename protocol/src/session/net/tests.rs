@@ -2,21 +2,22 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener as Listener, TcpStream as Stream};
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 
 use super::*;
 use crate::judge::dcap::{self, Anchor};
-use crate::judge::question::Question;
 use crate::services::pccs::tests::real_td;
 use crate::session::asking::Again;
 use crate::session::message::Message;
 use crate::session::roster::Entry;
 use crate::session::tests::evidence_of;
 use crate::{
-    Authority, CollateralStore, Event, Identity, Pccs, Policy, Quote, Role, SimPlatform, Trust,
-    Verifier,
+    Attester, Authority, CollateralStore, Event, Identity, Pccs, Policy, Quote, Role, SimPlatform,
+    Trust, Verifier,
 };
 
 const JOB: [u8; 32] = [9; 32];
@@ -244,4 +245,56 @@ fn strangers_of_every_kind_neither_end_a_conversation_nor_keep_anybody_out() {
         server.ended.iter().any(|over| matches!(&over.why, CloseReason::Rejected(_))),
         "thieves"
     );
+}
+
+/// A platform that has a quote when it is let.
+struct Slow {
+    platform: SimPlatform,
+    gate: Mutex<Receiver<()>>,
+}
+
+impl Attester for Slow {
+    fn quote(&self, report_data: &[u8; 64]) -> io::Result<Vec<u8>> {
+        let gate = self.gate.lock().expect("one thread at a time");
+        gate.recv().map_err(io::Error::other)?;
+        self.platform.quote(report_data)
+    }
+
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+}
+
+#[test]
+fn a_quote_that_no_session_asked_for_holds_up_nobody() {
+    let (open_gate, gate) = channel();
+    let platform = SimPlatform::new(clock());
+    let policy = Policy::same_as(platform.report());
+    let verifier = Verifier { trust: Trust::Simulated, policy };
+    let slow = Arc::new(Slow { platform, gate: Mutex::new(gate) });
+    // For the certificate, and for the session that opens first.
+    (0..2).for_each(|_| open_gate.send(()).expect("a platform"));
+    let config = Config::new(Role::ParameterServer(0), slow, verifier, clock).expect("config");
+    let net = Net::new(Arc::new(config)).expect("a network");
+    let mut server = Host { net, heard: Vec::new(), ended: Vec::new() };
+    let address = server.net.listen("127.0.0.1:0".parse().expect("an address")).expect("listen");
+    let mut client = Host::new(Role::Worker(0));
+    let id = open(&mut server, &mut client, &address.to_string());
+    server.net.ask_quote([7; 64]);
+    for step in 0..5 {
+        client.say(id, step);
+    }
+    until(&mut server, &mut client, |server, _| steps(server).len() == 5);
+    assert!(server.net.take_quote().is_none(), "the gate is shut");
+    open_gate.send(()).expect("a platform");
+    let mut made = None;
+    until(&mut server, &mut client, |server, _| {
+        made = made.take().or_else(|| server.net.take_quote());
+        made.is_some()
+    });
+    let OwnQuote { report_data, made } = made.expect("a quote");
+    assert_eq!(report_data, [7; 64]);
+    let quote = made.expect("a quote");
+    let bound = Quote::parse(&quote).expect("a quote").td().expect("a TD").report_data;
+    assert_eq!(bound, [7; 64]);
 }

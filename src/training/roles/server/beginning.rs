@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use protocol::{Config, Event, Net, Refusal, Roster, Unready, hex};
+use protocol::{Admission, Config, Event, Net, OwnQuote, Refusal, Roster, Unready, hex};
 
 use super::leaving::kept;
 use super::missing::Missing;
@@ -137,6 +137,26 @@ pub(super) fn turn_away(net: &mut Net, job: &[u8; 32], why: Unready) {
             return;
         }
         polled = net.poll(Some(left), job);
+    }
+}
+
+/// Our own evidence for a job. Meanwhile those who come are taken in, and strangers among them give way to others: what
+/// the system holds of connections that nobody accepts is little.
+pub(super) fn own_evidence(
+    net: &mut Net,
+    config: &Config,
+    job: [u8; 32],
+) -> Result<Admission, Failure> {
+    let (admission, report_data) = config.own_claim(job).doing("our own evidence")?;
+    net.ask_quote(report_data);
+    loop {
+        net.poll(None, &job).doing("network")?;
+        if let Some(OwnQuote { made, .. }) = net.take_quote() {
+            return Ok(Admission { quote: made.doing("our own evidence")?, ..admission });
+        }
+        if termination::requested() {
+            return Err(Failure::new("stopped by a signal before there was a quote of this TD"));
+        }
     }
 }
 

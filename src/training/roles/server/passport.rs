@@ -6,17 +6,18 @@ use super::Running;
 use crate::failure::{Doing, Failure};
 use crate::job::receipt::Hash;
 use crate::model::params;
-use crate::passport::attestation::{self, Collateral, OwnQuote};
+use crate::passport::attestation::{self, Collateral};
 use crate::passport::training::Facts;
 use crate::passport::{
     ATTESTATION, BOM, EVALUATION, Files, PUBLIC_KEY, SIGNATURE, TRAINING, bom, bundle, encode,
     evaluation, key, sha256, signature, training,
 };
 use crate::training::checkpoint::{BEST_FILE, DATA_FILE, META_FILE};
+use crate::training::roles::signer::Unquoted;
 use crate::training::store::Progress;
 use crate::training::unsigned::{self, CHANGING};
 use crate::trust::clock;
-use protocol::Role;
+use protocol::{OwnQuote, Role};
 
 /// What a passport is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,19 +28,60 @@ enum Scope {
     Final,
 }
 
+fn no_passport(failure: Failure) {
+    log::warn!("{failure}; the model has no passport");
+}
+
 impl Running {
-    /// Writes the passport of the model. Without it the model is what it is: a disk that has no room for it, or a
-    /// platform that gives no quote, ends no training.
-    /// `is_final` tells the end from the best model so far, while the rest still changes.
-    pub(super) fn sign(&mut self, is_final: bool) {
-        let scope = if is_final { Scope::Final } else { Scope::Best };
-        match self.write_passport(scope) {
-            Ok(()) => log::info!("passport of step {}", self.server.state().step),
-            Err(failure) => log::warn!("{failure}; the model has no passport"),
+    /// Writes the passport of a finished model. Without it the model is what it is: a disk that has no room for it, or
+    /// a platform that gives no quote, ends no training.
+    pub(super) fn sign_all(&mut self) {
+        let unquoted = self.unquoted(Scope::Final);
+        self.signer.unquoted = unquoted.map_err(no_passport).ok();
+        self.await_quote();
+    }
+
+    /// Begins the passport of the best model so far; the quote is made while the training goes on.
+    pub(super) fn sign_best(&mut self) {
+        let unquoted = self.unquoted(Scope::Best);
+        self.signer.unquoted = unquoted.map_err(no_passport).ok();
+        self.signer.unquoted.iter().for_each(|unquoted| self.net.ask_quote(unquoted.report_data));
+    }
+
+    /// Writes the passport that waits for the quote that has come, if one does. What is being written may be the next
+    /// best model, which has a passport of its own.
+    pub(super) fn take_quote(&mut self) {
+        if self.saver.is_busy() {
+            return;
+        }
+        let Some(OwnQuote { report_data, made }) = self.net.take_quote() else { return };
+        // Of an older best model otherwise.
+        let waits = |unquoted: &mut Unquoted| unquoted.report_data == report_data;
+        if let Some(unquoted) = self.signer.unquoted.take_if(waits) {
+            self.write_passport(unquoted, made);
         }
     }
 
-    fn write_passport(&mut self, scope: Scope) -> Result<(), Failure> {
+    /// Waits for the quote of a passport that lacks it. Nobody is served meanwhile: at the end, or when all were told
+    /// why there is none.
+    pub(super) fn await_quote(&mut self) {
+        if let Some(unquoted) = self.signer.unquoted.take() {
+            let made = self.signer.config.quote(&unquoted.report_data);
+            self.write_passport(unquoted, made.map_err(|error| error.to_string()));
+        }
+    }
+
+    fn write_passport(&mut self, unquoted: Unquoted, quote: Result<Vec<u8>, String>) {
+        let step = unquoted.step;
+        let quote = quote.doing("quote over the passport");
+        match quote.and_then(|quote| self.write_quoted(unquoted, &quote)) {
+            Ok(()) => log::info!("passport of step {step}"),
+            Err(failure) => no_passport(failure),
+        }
+    }
+
+    /// All of a passport but ps0's quote over it.
+    fn unquoted(&mut self, scope: Scope) -> Result<Unquoted, Failure> {
         let names: &[&str] = match scope {
             Scope::Best => &[BEST_FILE, META_FILE],
             Scope::Final => &[DATA_FILE, BEST_FILE, META_FILE],
@@ -69,15 +111,23 @@ impl Running {
         });
         let public = self.signer.key.public();
         let report_data = attestation::to_be_quoted(&bare, &public, others);
-        let quote = self.signer.config.quote(&report_data).doing("quote over the passport")?;
-        let own =
-            OwnQuote { quote: &quote, collateral: collateral.get(&OWN).cloned(), time: clock() };
+        let collateral = collateral.get(&OWN).cloned();
+        let step = self.server.state().step;
+        let statements = [(EVALUATION, evaluation), (SIGNATURE, Some(signature))];
+        let statements = statements.into_iter().filter_map(|(name, made)| Some((name, made?)));
+        let statements = statements.collect();
+        Ok(Unquoted { step, report_data, bare, others, collateral, training: file, statements })
+    }
+
+    fn write_quoted(&mut self, unquoted: Unquoted, quote: &[u8]) -> Result<(), Failure> {
+        let Unquoted { bare, others, collateral, training, statements, .. } = unquoted;
+        let own = attestation::OwnQuote { quote, collateral, time: clock() };
+        let public = self.signer.key.public();
         let attestation = attestation::quoted(bare, &public, others, own);
-        self.save_bytes(TRAINING, &file)?;
-        if let Some(evaluation) = &evaluation {
-            self.save_bytes(EVALUATION, &self.bundle(evaluation)?)?;
+        self.save_bytes(TRAINING, &training)?;
+        for (name, statement) in &statements {
+            self.save_bytes(name, &self.bundle(statement)?)?;
         }
-        self.save_bytes(SIGNATURE, &self.bundle(&signature)?)?;
         self.save_bytes(ATTESTATION, &self.bundle(&attestation)?)
     }
 

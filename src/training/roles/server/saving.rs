@@ -98,7 +98,7 @@ impl Running {
             log::warn!("{}", self.saver.store().not_written(name, &error, kept));
             return;
         }
-        self.sign(false);
+        self.sign_best();
     }
 
     fn saved(&mut self, Done { snapshot, result, time }: Done) -> Result<(), Leaving> {
