@@ -31,7 +31,7 @@ pub enum Rejection {
     Malformed(QuoteError),
     /// The TD runs something else: each measurement that differs from the set of the policy that comes closest.
     Measurement(Vec<Differing>),
-    /// Our clock is behind a document of this moment, in seconds since 1970, which was seen.
+    /// Our clock is behind this moment, in seconds since 1970: of a document that was seen, or of our own build.
     Clock(u64),
     /// A virtual TPM runs something else, or its measurements are none that the policy tells.
     Pcr(Option<u8>),
@@ -122,7 +122,8 @@ impl fmt::Display for Rejection {
             }
             Self::Clock(newest) => write!(
                 f,
-                "this machine's clock is behind: Intel signed a document at {}, which was seen; set the time",
+                "this machine's clock is behind {}, when Intel signed a document that was seen or this program was \
+                 built: set the time",
                 dcap::date(*newest)
             ),
             Self::Pcr(Some(number)) => write!(f, "the guest runs something else: PCR {number}"),

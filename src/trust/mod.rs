@@ -108,7 +108,11 @@ impl TrustOptions {
     /// # Errors
     /// When there is no evidence, no collateral, or no policy; when the clock is behind.
     pub fn config(&self, role: Role) -> Result<Arc<Config>, Failure> {
-        let now = clock();
+        self.config_at(role, clock())
+    }
+
+    /// The same by a clock that says this.
+    fn config_at(&self, role: Role, now: u64) -> Result<Arc<Config>, Failure> {
         if now + dcap::LEEWAY < EARLIEST {
             let what = format!("this machine's clock is behind: it says {}", dcap::date(now));
             return Err(Failure::new(what).hint("set the time: no certificate would be valid"));
@@ -303,11 +307,10 @@ impl TrustOptions {
                 }
             }
         }
+        let store = CollateralStore::new(bundles).with_floor(EARLIEST);
         match (service, cache) {
-            (Some(service), cache) => {
-                Ok(CollateralStore::new(bundles).with_service(service, cache))
-            }
-            (None, None) => Ok(CollateralStore::new(bundles)),
+            (Some(service), cache) => Ok(store.with_service(service, cache)),
+            (None, None) => Ok(store),
             (None, Some(folder)) => Err(Failure::new(format!("{} is a folder", folder.display()))
                 .hint("a folder keeps what a service gives: --collateral https://PCCS:8081 too")),
         }
@@ -400,4 +403,40 @@ pub(crate) fn read_key(path: &Path) -> Result<OwnerKey, Failure> {
 /// Seconds since 1970.
 pub fn clock() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(attestation: Attestation, collateral: Vec<Source>) -> TrustOptions {
+        let sim_image = TrustOptions::SIM_IMAGE.into();
+        TrustOptions { attestation, collateral, policy: None, identity: None, sim_image }
+    }
+
+    /// The last second that is too early.
+    const EARLY: u64 = EARLIEST - dcap::LEEWAY - 1;
+
+    #[test]
+    fn a_clock_before_the_build_starts_no_role_and_makes_no_certificate() {
+        let sim = options(Attestation::Sim, Vec::new());
+        sim.config_at(Role::Worker(0), EARLY + 1).expect("a few minutes are nothing");
+        for role in [Role::ParameterServer(0), Role::Worker(0), Role::SecretService] {
+            let failure = sim.config_at(role, EARLY).err().expect("before the build");
+            let said = failure.to_string();
+            assert!(said.contains("clock is behind") && said.contains("set the time"), "{said}");
+        }
+    }
+
+    /// The clock may be set back while a role runs: whoever comes then is judged by no collateral.
+    #[test]
+    fn a_clock_that_is_set_before_the_build_later_lets_collateral_decide_nothing() {
+        let nowhere = Source::Service("https://localhost:1".into(), Authority::Pinned([7; 32]));
+        let verifier = options(Attestation::Tdx, vec![nowhere]).lenient_verifier();
+        let verifier = verifier.expect("a verifier");
+        verifier.check_clock(EARLY + 1).expect("a few minutes are nothing");
+        let why = verifier.check_clock(EARLY).expect_err("before the build");
+        assert_eq!(why, protocol::Rejection::Clock(EARLIEST));
+        assert!(why.to_string().contains("built"), "{why}");
+    }
 }

@@ -36,6 +36,8 @@ pub struct CollateralStore {
     root: Anchor,
     bundles: Mutex<Bundles>,
     seen: Seen,
+    /// No clock is before it, whatever was seen.
+    floor: u64,
     service: Option<Pccs>,
     cache: Option<PathBuf>,
     asked: Mutex<BTreeMap<Origin, Asked>>,
@@ -85,6 +87,12 @@ impl CollateralStore {
         let given = bundles.into_iter().map(Arc::new).collect();
         let bundles = Bundles { given, fetched: BTreeMap::new() };
         Self { bundles: Mutex::new(bundles), ..Self::default() }
+    }
+
+    /// No clock is before this moment, in seconds since 1970, such as when this program was built.
+    #[must_use]
+    pub fn with_floor(self, floor: u64) -> Self {
+        Self { floor, ..self }
     }
 
     /// What is missing or over is fetched from a service, and kept in a folder if there is one.
@@ -202,9 +210,10 @@ impl CollateralStore {
         }
     }
 
-    /// When the newest authentic document was issued that was ever seen, in seconds since 1970: no clock is before it.
+    /// When the newest authentic document was issued that was ever seen, in seconds since 1970, or the floor: no clock
+    /// is before it.
     pub fn newest(&self) -> u64 {
-        self.seen.newest()
+        self.seen.newest().max(self.floor)
     }
 
     /// Takes note of the dates of documents.
@@ -361,6 +370,16 @@ mod tests {
         let behind = between.check_clock(last - dcap::LEEWAY - 1).expect_err("behind");
         assert!(behind.code() == "clock-behind" && behind.to_string().contains("clock is behind"));
         between.check_clock(now).expect("set by now");
+        // Where nothing was seen yet, the day of the build says it: an older list does not know who was revoked since.
+        let built = CollateralStore::new(vec![older.clone()]).with_floor(now);
+        built.judge(&quote, None, now - dcap::LEEWAY - 1).expect("valid on its own days");
+        let built = crate::Verifier {
+            trust: crate::Trust::Hardware(Arc::new(built)),
+            policy: policy.clone(),
+        };
+        built.check_clock(now - dcap::LEEWAY).expect("a few minutes are nothing");
+        let before = built.check_clock(now - dcap::LEEWAY - 1).expect_err("before the build");
+        assert_eq!(before, crate::Rejection::Clock(now));
         // One alone says so itself.
         let alone = CollateralStore::new(vec![older.clone()]).judge(&quote, None, first - 90_000);
         let fault = alone.expect_err("not yet");
