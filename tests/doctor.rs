@@ -1,8 +1,9 @@
 //! What `hfl doctor` finds: nothing wrong with a host that is ready, and each thing that is not.
 
 use std::fs;
+use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::hfl;
 use crate::processes::{Cast, Dir};
@@ -91,4 +92,91 @@ fn data_volumes(dir: &Dir, hosts: &[&str]) {
         assert!(found.contains(said), "{findings}");
     }
     assert!(fs::read(&volume).expect("read") == before, "written to");
+}
+
+/// A policy in which these measurements count.
+fn write_policy(path: &Path, counting: &[&str], pcrs: &[&str]) {
+    let mut set = serde_json::Map::new();
+    let mut policy = serde_json::Map::new();
+    for name in counting {
+        policy.insert(format!("verify_{name}"), "on".into());
+        set.insert((*name).into(), "ab".repeat(48).into());
+    }
+    if !pcrs.is_empty() {
+        let pcrs = pcrs.iter().map(|number| ((*number).into(), "cd".repeat(32).into()));
+        set.insert("pcrs".into(), Value::Object(pcrs.collect()));
+    }
+    policy.insert("tdx_mrs".into(), json!([set]));
+    fs::write(path, Value::Object(policy).to_string()).expect("write");
+}
+
+#[test]
+fn what_pins_nothing_that_matters_is_told_by_verify_doctor_and_every_start() {
+    let dir = Dir::new("weak");
+    let path = |name: &str| dir.path(name).to_str().expect("UTF-8").to_owned();
+    let (file, quote, secrets) = (path("policy.json"), path("quote"), path("secrets.json"));
+    fs::write(&secrets, "{\"a\":\"b\"}").expect("write");
+    let made = hfl(&["quote", "--attestation", "sim", "--out", &quote]);
+    assert!(made.status.success());
+    let (data, audit) = (path("data"), path("audit.jsonl"));
+    let commands: [&[&str]; 5] = [
+        &["verify", "--quote", &quote, "--collateral", &quote],
+        &["--role", "ps0", "--attestation", "sim"],
+        &["--role", "worker0", "--attestation", "sim", "--data", &data],
+        &["secret", "serve", "--attestation", "sim", "--secrets", &secrets, "--audit", &audit],
+        &["model", "pull", "--attestation", "sim", "--from", "localhost:1", "--out", "/nowhere"],
+    ];
+    let everybody: [(&[&str], &[&str], &str); 7] = [
+        (&["rt_mr3"], &[], "without mr_td"),
+        (&["mrsigner_seam"], &[], "without mr_td"),
+        (&["mr_config_id"], &[], "without mr_td"),
+        (&["rt_mr1", "rt_mr2"], &[], "without mr_td"),
+        (&["mr_td"], &[], "without rt_mr1 and rt_mr2"),
+        (&["mr_td", "rt_mr0", "rt_mr3", "mr_config_id"], &[], "without rt_mr1 and rt_mr2"),
+        (&["mr_td"], &["7"], "pcrs 4 and 9"),
+    ];
+    for (number, (counting, pcrs, told)) in everybody.iter().enumerate() {
+        write_policy(Path::new(&file), counting, pcrs);
+        // A command each in turn, and all of them for the first.
+        for (at, command) in commands.iter().enumerate() {
+            if number == 0 || number % commands.len() == at {
+                let output = hfl(&[*command, &["--policy", &file]].concat());
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(said.contains(told) && said.contains("ANY"), "{command:?}: {said}");
+                assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+            }
+        }
+    }
+    // A host without a TD, and one whose evidence Intel's service judges: the file that the system before this one had.
+    write_policy(Path::new(&file), &["rt_mr3"], &[]);
+    let service = path("attest_config.json");
+    let config = json!({
+        "attestation_url": "https://localhost:1/appraisal/v1/attest",
+        "attestation_provider": "ita",
+        "api_key": "no key of anybody",
+        "certificate_sha256": "7".repeat(64),
+    });
+    fs::write(&service, config.to_string()).expect("write");
+    let args = ["--policy", &file, "--collateral", &service, "--batch-size", "2", "--data", &data];
+    let (_, findings) = doctor(&args);
+    let (standing_of, told) = standing(&findings, "policy");
+    assert!(standing_of == "warning" && told.contains("ANY guest"), "{findings}");
+    let (standing_of, told) = standing(&findings, "collateral");
+    assert!(standing_of == "ok" && told.contains("judged by"), "{findings}");
+    assert!(!findings.to_string().contains("no key of anybody"), "{findings}");
+    // Rules that such a service tells nothing of are refused as a role refuses them; strong sets are fine.
+    let strong = ["mr_td", "rt_mr1", "rt_mr2", "mr_config_id"];
+    write_policy(Path::new(&file), &strong, &[]);
+    let (_, findings) = doctor(&args);
+    assert_eq!(standing(&findings, "policy").0, "ok", "{findings}");
+    let mut policy: Value =
+        serde_json::from_slice(&fs::read(&file).expect("a file")).expect("JSON");
+    policy["max_age_days"] = 30.into();
+    fs::write(&file, policy.to_string()).expect("write");
+    let (_, findings) = doctor(&args);
+    let (standing_of, told) = standing(&findings, "policy");
+    assert!(standing_of == "failed" && told.contains("max_age_days"), "{findings}");
+    fs::write(&service, "{\"attestation_provider\":\"ita\"}").expect("write");
+    let (_, findings) = doctor(&args);
+    assert_eq!(standing(&findings, "collateral").0, "failed", "{findings}");
 }

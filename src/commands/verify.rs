@@ -154,6 +154,15 @@ pub fn run(args: &VerifyArgs) -> Result<(), Failure> {
     if !args.accept.is_empty() {
         policy.rules.accepted.clone_from(&args.accept);
     }
+    if let Ok(Evidence { quote, .. }) = Evidence::parse(&quote)
+        && quote.td().is_ok_and(|report| report.mr_config_id != [0; 48])
+        && policy.leaves_config_open()
+    {
+        log::warn!(
+            "the quote is of a pod, or of another TD with a configuration (MRCONFIGID), which the policy leaves \
+             open: ANY image in the same guest meets it"
+        );
+    }
     let mut outcome = judge(&quote, &collateral, &root, now, &policy);
     if let (Some(evidence), None) = (&evidence, &outcome.refused) {
         outcome.refused = unbound(evidence);

@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use crate::failure::{Doing, Failure};
 use crate::files::read_bounded;
-use crate::trust::policy::{read_collateral, read_policy};
+use crate::trust::policy::{CONFIG_HINT, open_config, read_collateral, read_policy};
 use protocol::{hex, unhex};
 
 /// Where evidence comes from.
@@ -120,12 +120,9 @@ impl TrustOptions {
         let attester = self.evidence(role)?;
         let verifier = self.verifier()?;
         verifier.check_clock(now).doing("collateral")?;
-        let is_pod = attester.as_ref().is_some_and(|from| from.name() == GuestComponents::NAME);
-        if is_pod && verifier.policy.leaves_config_open() {
-            log::warn!(
-                "the policy leaves mr_config_id open: ANY image in the same guest meets it, and peers are pods as \
-                 this one (hfl initdata, hfl quote --policy-template --init-data FILE)"
-            );
+        let source = attester.as_ref().map(|from| from.name());
+        if let Some(told) = open_config(&verifier.policy, source) {
+            log::warn!("the policy: {told} ({CONFIG_HINT})");
         }
         if self.policy.is_some() {
             log::info!("we judge others by the policy sha256:{}", hex(&verifier.policy.digest()));

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use protocol::Policy;
 use protocol::dcap::Collateral;
+use protocol::{GuestComponents, Policy};
 
 use crate::failure::{Doing, Failure};
 
@@ -32,6 +32,25 @@ pub fn read_policy(path: &Path) -> Result<Policy, Failure> {
     Ok(policy)
 }
 
+/// What to say of a policy that leaves open what a pod runs, where our own evidence comes from `source`: a pod meets
+/// other pods, and an owner without evidence cannot know whom it meets.
+pub(crate) fn open_config(policy: &Policy, source: Option<&str>) -> Option<&'static str> {
+    let told = match source {
+        Some(GuestComponents::NAME) => {
+            "it leaves mr_config_id open: ANY image in the same guest meets it, and peers are pods as this one"
+        }
+        None => {
+            "it leaves mr_config_id open: where peers are pods, ANY image in the same guest meets it"
+        }
+        Some(_) => return None,
+    };
+    policy.leaves_config_open().then_some(told)
+}
+
+/// What to do about that.
+pub(crate) const CONFIG_HINT: &str =
+    "hfl initdata, and hfl quote --policy-template --init-data FILE";
+
 /// Reads a file of at most 8 MiB.
 ///
 /// # Errors
@@ -43,5 +62,28 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     match bytes.len() as u64 > FILE_LEN_MAX {
         true => Err(Failure::new(format!("{}: more than 8 MiB", path.display()))),
         false => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::SimPlatform;
+
+    #[test]
+    fn a_policy_that_leaves_open_what_a_pod_runs_is_told_where_that_may_matter() {
+        let report = *SimPlatform::new(1_800_000_000).report();
+        let mut pod = report;
+        pod.mr_config_id = [7; 48];
+        let [open, pinned] = [report, pod].map(|report| Policy::same_as(&report));
+        let told = open_config(&open, Some(GuestComponents::NAME)).expect("in a pod");
+        assert!(told.contains("ANY image") && told.contains("as this one"), "{told}");
+        let told = open_config(&open, None).expect("an owner without evidence");
+        assert!(told.contains("where peers are pods"), "{told}");
+        assert_eq!(open_config(&open, Some("configfs-tsm")), None, "virtual machines have none");
+        for source in [None, Some(GuestComponents::NAME)] {
+            assert_eq!(open_config(&pinned, source), None);
+            assert_eq!(open_config(&Policy::default(), source), None, "it is told as any guest's");
+        }
     }
 }

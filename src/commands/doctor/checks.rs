@@ -60,7 +60,7 @@ pub(super) fn all(args: &DoctorArgs) -> Vec<Finding> {
             None
         }
     };
-    findings.push(policy(args));
+    findings.push(policy(args, attester.as_ref().ok().map(|attester| attester.name())));
     findings.extend(collateral(args, quote.as_ref()));
     findings.push(kernel_volumes());
     findings.extend(args.volume.as_deref().map(|path| volume(args, path)));
@@ -198,7 +198,7 @@ fn one_quote(attester: &dyn Attester, findings: &mut Vec<Finding>) -> Option<Quo
     }
 }
 
-fn policy(args: &DoctorArgs) -> Finding {
+fn policy(args: &DoctorArgs, source: Option<&str>) -> Finding {
     let Some(path) = &args.policy else {
         let advice = "hfl quote --policy-template > policy.json, checked by hand";
         return match args.attestation == Attestation::Sim {
@@ -206,15 +206,20 @@ fn policy(args: &DoctorArgs) -> Finding {
             false => Finding::failed("policy", "no --policy to judge peers with", advice),
         };
     };
-    match policy::read_policy(path) {
-        Ok(policy) => {
+    let name = path.display();
+    // As a role takes it.
+    match args.trust().policy() {
+        Ok(found) => {
+            let policy = found.unwrap_or_default();
             if let Some(weakness) = policy.weakness() {
-                let found = format!("{}: {weakness}", path.display());
                 let advice = "switch measurements on, as hfl quote --policy-template does";
-                return Finding::warning("policy", found, advice);
+                return Finding::warning("policy", format!("{name}: {weakness}"), advice);
+            }
+            if let Some(told) = policy::open_config(&policy, source) {
+                return Finding::warning("policy", format!("{name}: {told}"), policy::CONFIG_HINT);
             }
             let sets = policy.accepted.len();
-            Finding::ok("policy", format!("{}: {sets} sets of measurements", path.display()))
+            Finding::ok("policy", format!("{name}: {sets} sets of measurements"))
         }
         Err(failure) => Finding::failed("policy", first_line(&failure), "mend the file"),
     }

@@ -1,8 +1,9 @@
 //! Policies: what they accept, what they name, what is told about them.
 
 use super::*;
-use crate::SimPlatform;
 use crate::hex::Hex;
+use crate::services::pccs::tests::real_td;
+use crate::{Quote, SimPlatform};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -237,4 +238,23 @@ fn lists_of_keys_and_machines_are_read_strictly() {
         assert!(with(&more, "").is_err(), "{more}");
     }
     assert!(with("", r#""until":"soon","#).is_err());
+}
+
+#[test]
+fn a_role_whose_machine_is_named_takes_no_other() {
+    let (quote, collateral, now) = real_td();
+    let quote = Quote::parse(&quote).expect("a quote");
+    let verdict = dcap::verify(&quote, &collateral, &dcap::Anchor::default(), now);
+    let verdict = verdict.expect("genuine");
+    let (own, other) = (Hex(&verdict.machine.ppid).to_string(), "7".repeat(32));
+    let lists = format!(r#""platforms":{{"worker0":["{own}","{other}"],"ps":["{other}"]}},"#);
+    let policy = with(&lists, "").expect("valid");
+    let check = |role| policy.check_platform(&verdict, role, now);
+    check(Some(Role::Worker(0))).expect("its machine");
+    check(Some(Role::Worker(1))).expect("nobody named one");
+    check(None).expect("no role yet");
+    let refused = check(Some(Role::ParameterServer(0))).expect_err("another machine");
+    assert!(refused.to_string().contains("does not list for this role"), "{refused}");
+    let everybody = with(&format!(r#""platforms":["{other}"],"#), "").expect("valid");
+    everybody.check_platform(&verdict, None, now).expect_err("asked before there is a role");
 }
