@@ -1,6 +1,7 @@
 //! Remote verifiers: Intel Trust Authority (Amber before) and Microsoft Azure Attestation judge a quote and
 //! answer with a token, which is verified like everything that comes over a network. Blocks.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -41,7 +42,9 @@ pub struct RemoteVerifier {
     keys: Url,
     signing_root: Option<[u8; 32]>,
     api_key: Zeroizing<String>,
+    /// Who is asked for verdicts, and who for keys: hosts of two names show two certificates.
     client: Client,
+    key_client: Client,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,14 +97,47 @@ struct Written {
     attestation_provider: String,
     #[serde(default)]
     api_key: String,
-    /// SHA-256 of the service's certificate, where no public authority vouches for it.
-    certificate_sha256: Option<String>,
+    /// SHA-256 of the certificate of the service, or of each host, where no public authority vouches for it.
+    certificate_sha256: Option<Pins>,
     /// SHA-256 of the root certificate of the keys that sign tokens, where that is known.
     signing_root_sha256: Option<String>,
     #[serde(rename = "enable_metrics")]
     _enable_metrics: Option<serde_json::Value>,
     #[serde(rename = "claims")]
     _claims: Option<serde_json::Value>,
+}
+
+/// Digits for the host of the address, or for each host.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Pins {
+    Own(String),
+    Hosts(BTreeMap<String, String>),
+}
+
+impl Pins {
+    /// Whose certificate each of two services may show: the one that judges, the one that has the keys.
+    fn authorities(pins: Option<Self>, url: &Url, keys: &Url) -> Result<[Authority; 2], String> {
+        let pins = match pins {
+            None => BTreeMap::new(),
+            Some(Self::Own(digits)) => BTreeMap::from([(url.host().to_owned(), digits)]),
+            Some(Self::Hosts(pins)) => pins,
+        };
+        let hosts = [url.host(), keys.host()];
+        if !pins.keys().all(|host| hosts.contains(&host.as_str())) {
+            return Err(format!("certificate_sha256: expected pins of {} only", hosts.join(", ")));
+        }
+        let [own, of_keys] = hosts.map(|host| match pins.get(host) {
+            None => Ok(Authority::System),
+            Some(digits) => sha256("certificate_sha256", digits).map(Authority::Pinned),
+        });
+        Ok([own?, of_keys?])
+    }
+}
+
+fn sha256(name: &str, digits: &str) -> Result<[u8; 32], String> {
+    let bytes = hex::unhex(digits).and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| format!("{name}: expected 64 digits"))
 }
 
 #[derive(Deserialize)]
@@ -145,18 +181,13 @@ impl RemoteVerifier {
             Some((_, keys)) => Url::parse(keys)?.or_path(KEYS_PATH),
             None => url.with_path(KEYS_PATH),
         };
-        let hash = |name: &str, text: Option<String>| {
-            let bytes = text.map(|text| hex::unhex(&text).and_then(|bytes| bytes.try_into().ok()));
-            bytes
-                .map(|bytes| bytes.ok_or_else(|| format!("{name}: expected 64 digits")))
-                .transpose()
-        };
-        let pin = hash("certificate_sha256", written.certificate_sha256)?;
-        let signing_root = hash("signing_root_sha256", written.signing_root_sha256)?;
-        let authority = pin.map_or(Authority::System, Authority::Pinned);
-        let client = Client::new(&authority).map_err(|error| error.to_string())?;
+        let root = written.signing_root_sha256.as_deref();
+        let signing_root = root.map(|root| sha256("signing_root_sha256", root)).transpose()?;
+        let authorities = Pins::authorities(written.certificate_sha256, &url, &keys)?;
+        let client = |authority| Client::new(authority).map_err(|error| error.to_string());
+        let (client, key_client) = (client(&authorities[0])?, client(&authorities[1])?);
         let api_key = Zeroizing::new(written.api_key);
-        Ok(Self { provider, url, keys, signing_root, api_key, client })
+        Ok(Self { provider, url, keys, signing_root, api_key, client, key_client })
     }
 
     /// Has a quote judged: the status of its platform, if the service vouches for the TD of `report`.
@@ -182,7 +213,7 @@ impl RemoteVerifier {
         })?;
         let appraised: Appraised = serde_json::from_slice(&answer.body)
             .map_err(|_| RemoteError::Service("its answer holds no token".into()))?;
-        let keys = self.ask(|| self.client.get(&self.keys, ""))?;
+        let keys = self.ask(|| self.key_client.get(&self.keys, ""))?;
         let keys = Keys::parse(&keys.body)?.with_root(self.signing_root);
         let origin = self.url.origin();
         let issuers: &[&str] = match self.provider {

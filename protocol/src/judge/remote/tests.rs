@@ -162,6 +162,38 @@ fn configurations_are_read_strictly_and_show_no_key() {
         assert!(!error.contains("hunter2"), "{error}");
     }
     assert!(!RemoteVerifier::is_configuration(b"{\"tcb_info\":\"\"}"));
+    let here = format!(r#","certificate_sha256":{{"localhost":"{}"}}"#, "00".repeat(32));
+    assert!(RemoteVerifier::parse(text("maa", url, &here).as_bytes()).is_ok());
+    let elsewhere = here.replace("localhost", "elsewhere");
+    let error =
+        RemoteVerifier::parse(text("maa", url, &elsewhere).as_bytes()).expect_err("no host");
+    assert!(error.contains("localhost only"), "{error}");
     let kind = Rejection::Remote(RemoteError::Service("x".into()));
     assert_eq!(kind.code(), "remote-verifier");
+}
+
+#[test]
+fn keys_of_a_region_are_at_its_portal_and_each_host_has_its_own_pin() {
+    for (host, portal) in [
+        ("api.trustauthority.intel.com", "portal.trustauthority.intel.com"),
+        ("api.eu.trustauthority.intel.com", "portal.eu.trustauthority.intel.com"),
+    ] {
+        let config = json!({
+            "attestation_url": format!("https://{host}"),
+            "attestation_provider": "ita",
+            "certificate_sha256": {host: "11".repeat(32), portal: "22".repeat(32)},
+        });
+        let remote = RemoteVerifier::parse(config.to_string().as_bytes()).expect("a configuration");
+        assert_eq!(remote.url.host(), host);
+        assert_eq!(remote.keys.to_string(), format!("https://{portal}:443/certs"));
+        let of = |pins| Pins::authorities(Some(pins), &remote.url, &remote.keys).expect("pins");
+        let hosts = [(host, "11"), (portal, "22")];
+        let hosts = hosts.map(|(host, digits)| (host.to_owned(), digits.repeat(32)));
+        let [own, of_keys] = of(Pins::Hosts(hosts.into()));
+        assert!(matches!(own, Authority::Pinned(pin) if pin == [0x11; 32]), "{own:?}");
+        assert!(matches!(of_keys, Authority::Pinned(pin) if pin == [0x22; 32]), "{of_keys:?}");
+        // One alone is the address's: the portal does not show the same certificate.
+        let [own, of_keys] = of(Pins::Own("11".repeat(32)));
+        assert!(matches!((own, of_keys), (Authority::Pinned(_), Authority::System)));
+    }
 }
