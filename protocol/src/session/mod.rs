@@ -219,7 +219,7 @@ impl Session {
 
     /// Whether the peer showed a certificate whose key it has and whose evidence may be accepted.
     pub(crate) fn has_certificate(&self) -> bool {
-        self.state != State::Handshake
+        matches!(self.state, State::Hello | State::Evidence | State::Open)
     }
 
     /// The verified peer.

@@ -1,5 +1,5 @@
 //! Places of a listener: verified peers have theirs, and nobody else's connection takes one. Those that have not
-//! attested yet share others, and where these are full the one with least to show gives way: of the network that has
+//! attested yet share others, and where these are full the one with least to show gives way: of the networks that have
 //! most of them, the oldest.
 
 use std::collections::BTreeMap;
@@ -32,12 +32,15 @@ pub(super) fn displaced(all: &[HalfOpen], newcomer: IpAddr, share: usize) -> Opt
     for half_open in all {
         crowds.entry(network(half_open.address)).or_default().push(half_open);
     }
+    let least = |one: &&&HalfOpen| (one.has_certificate, one.id);
     let own = crowds.get(&network(newcomer)).filter(|own| own.len() >= share);
-    let crowd = own.or_else(|| {
-        let is_full = all.len() >= HALF_OPEN_MAX;
-        crowds.values().max_by_key(|crowd| crowd.len()).filter(|_| is_full)
-    })?;
-    crowd.iter().min_by_key(|one| (one.has_certificate, one.id)).map(|one| one.id)
+    if let Some(own) = own {
+        return own.iter().min_by_key(least).map(|one| one.id);
+    }
+    // Networks that have as many are one crowd: who owns thousands of them chooses where in their order he stands.
+    let most = crowds.values().map(Vec::len).max().filter(|_| all.len() >= HALF_OPEN_MAX)?;
+    let crowd = crowds.values().filter(|crowd| crowd.len() == most).flatten();
+    crowd.min_by_key(least).map(|one| one.id)
 }
 
 #[cfg(test)]
@@ -71,6 +74,20 @@ mod tests {
         all.push(crowd(1..2, OTHER)[0]);
         let gone = displaced(&all, OTHER.into(), SHARE_MAX).expect("full");
         assert!(gone >= 100, "not the one that came first, whose network has no other");
+    }
+
+    #[test]
+    fn who_has_a_network_for_each_connection_pushes_out_his_own_oldest() {
+        let one = |id: usize| crowd(id..id + 1, [10, 1, (id >> 8) as u8, id as u8])[0];
+        let strangers: Vec<HalfOpen> = (0..HALF_OPEN_MAX - 1).map(one).collect();
+        // Before or behind all of them.
+        for honest in [[10, 0, 0, 1], [10, 9, 0, 1]] {
+            let all = [strangers.clone(), crowd(1000..1001, honest)].concat();
+            assert_eq!(displaced(&all, [10, 2, 0, 1].into(), SHARE_MAX), Some(0));
+        }
+        let mut all = [strangers, crowd(1000..1001, [10, 9, 0, 1])].concat();
+        all[0].has_certificate = true;
+        assert_eq!(displaced(&all, [10, 2, 0, 1].into(), SHARE_MAX), Some(1));
     }
 
     #[test]
