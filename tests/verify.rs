@@ -63,6 +63,24 @@ fn a_real_quote_is_accepted_in_its_time_and_refused_outside() {
     assert!(found["code"].as_str().expect("a code").ends_with("-expired"), "{found}");
     assert!(found["advice"].is_string());
 
+    // The host had no certificate of its platform: it is told what to do, and not that anybody forged anything.
+    let mut bytes = std::fs::read(&quote).expect("a quote");
+    let chain = bytes.windows(10).position(|part| part == b"-----BEGIN").expect("a chain");
+    assert_eq!(bytes[chain - 6..chain - 4], [5, 0]);
+    bytes[chain - 6] = 3;
+    let bare = std::env::temp_dir().join(format!("hfl-bare-{}", std::process::id()));
+    std::fs::write(&bare, bytes).expect("write");
+    let bundle_text = bundle.to_str().expect("UTF-8");
+    let words = ["verify", "--quote", bare.to_str().expect("UTF-8"), "--json", "--collateral"];
+    let found = report(&hfl(&[&words[..], &[bundle_text]].concat()));
+    assert_eq!(found["code"], "quote-without-pck");
+    let advice = found["advice"].as_str().expect("advice");
+    assert!(
+        advice.contains("PCKIDRetrievalTool") && !found.to_string().contains("forged"),
+        "{found}"
+    );
+    std::fs::remove_file(&bare).expect("remove");
+
     let wrong_root = run(&["--at", &at, "--json", "--root", quote.to_str().expect("UTF-8")]);
     assert_eq!(report(&wrong_root)["code"], "root-untrusted");
     let swapped =

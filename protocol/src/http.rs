@@ -409,4 +409,17 @@ mod tests {
             assert!(parse(bad, false).is_err());
         }
     }
+
+    #[test]
+    fn a_service_that_takes_too_long_is_named_as_that() {
+        for kind in [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut] {
+            let said = in_words(kind.into()).to_string();
+            assert!(said.contains("did not answer within 10 s"), "{said}");
+        }
+        let other = in_words(io::ErrorKind::ConnectionReset.into());
+        assert_eq!(other.kind(), io::ErrorKind::ConnectionReset);
+        // One that drips a byte at a time is not waited for longer than for an answer.
+        let error = receive(&mut io::repeat(b'x'), Duration::ZERO, 10).expect_err("in time");
+        assert!(error.to_string().contains("was not complete within 0 s"), "{error}");
+    }
 }

@@ -200,6 +200,7 @@ impl Audit {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
     use super::*;
@@ -214,6 +215,8 @@ mod tests {
             audit.append(record).expect("written");
         }
         let bytes = std::fs::read(&path).expect("read");
+        let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "who asked for what is nobody else's");
         (path, bytes)
     }
 

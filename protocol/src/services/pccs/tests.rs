@@ -315,3 +315,17 @@ fn only_accepted_code_over_this_very_connection_makes_anybody_ask() {
     let judged = judge(&ours, &td.report_data, Some(answer)).expect("accepted");
     assert!(matches!(judged, Judged::Accepted(_, None)), "{judged:?}");
 }
+
+#[test]
+fn a_service_with_a_certificate_of_its_own_is_led_to_a_pin() {
+    let error = |said: &str| FetchError::Unreachable {
+        service: "https://pccs:8081".into(),
+        error: std::io::Error::other(said.to_owned()),
+    };
+    // As rustls says it of a certificate that no authority vouches for.
+    let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+    let told = error(&unknown.to_string()).to_string();
+    assert!(told.contains("https://HOST:PORT#SHA256"), "{told}");
+    let other = error("connection refused").to_string();
+    assert!(!other.contains('#'), "{other}");
+}
