@@ -1,8 +1,6 @@
 //! Faults of machines between real processes: what each side says, and that the job goes on as its options say.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -95,34 +93,6 @@ fn a_worker_that_joins_late_takes_part_from_then_on() {
     let (code, said) = ps0.end();
     assert_eq!(code, 0, "{said}");
     assert_eq!(said.matches("worker1: takes part from step").count(), 1, "{said}");
-}
-
-/// Who connects and says nothing, or something else, costs a job nothing.
-#[test]
-fn half_open_connections_and_strangers_change_nothing() {
-    let dir = Dir::new("half-open");
-    let calm = undisturbed(&dir);
-    let cast = Cast::new(&dir, "disturbed");
-    let ps0 = cast.start("ps0", &[]);
-    let start = Instant::now();
-    let first = std::iter::repeat_with(|| {
-        std::thread::sleep(Duration::from_millis(20));
-        TcpStream::connect(cast.server())
-    });
-    let late = |_: &_| start.elapsed() < Duration::from_secs(60);
-    let first = first.take_while(late).find_map(Result::ok).expect("ps0 listens");
-    let connect = || TcpStream::connect(cast.server()).expect("ps0 listens");
-    let silent: Vec<TcpStream> = (0..20).map(|_| connect()).chain([first]).collect();
-    let mut stranger = connect();
-    stranger.write_all(&[0x16, 3, 1, 0xff, 0xff, 0, 0, 0, 0]).expect("bytes");
-    let workers = ["worker0", "worker1"].map(|role| cast.start(role, &[]));
-    assert_eq!(cast.finish(&ps0, workers.into()), calm);
-    // Whoever is no TLS client is told so, and no more.
-    stranger.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-    let mut told = Vec::new();
-    let _ = stranger.read_to_end(&mut told);
-    assert!(told.len() < 16, "{told:?}");
-    drop(silent);
 }
 
 #[test]

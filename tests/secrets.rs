@@ -63,6 +63,18 @@ impl Serving {
         hfl(&[&flags[..], &["--app-id", app_id], &who, &policy].concat())
     }
 
+    /// Who may have a secret has it.
+    #[track_caller]
+    pub(crate) fn has(&self, app_id: &str, secret: &str) {
+        let output = self.get(app_id, "ps0", "hfl");
+        assert_eq!(output.stdout, secret.as_bytes(), "{}", stderr(&output));
+    }
+
+    /// The process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Ends it in good order and returns its log and its audit log.
     pub(crate) fn end(self) -> (String, String) {
         self.process.terminate();
@@ -206,7 +218,8 @@ fn one_shot_secrets_reloading_and_a_restart() {
     assert_eq!(service.get("app", "node", "hfl").stdout, b"s");
     refused(&service.get("app", "node", "hfl"), "no secret of this app id for us");
     assert_eq!(service.get("flat", "ps0", "hfl").stdout, b"word");
-    service.end();
+    let (log, _) = service.end();
+    assert!(log.contains("a new log, so the uses of secrets count from zero"), "{log}");
     // What was given out is not forgotten; one more is allowed by hand, without another restart.
     let service = Serving::start(&dir, &once(1));
     refused(&service.get("app", "node", "hfl"), "no secret of this app id for us");
