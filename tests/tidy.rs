@@ -274,3 +274,33 @@ fn the_architecture_maps_every_folder() {
     }
     none(places, "folders that ARCHITECTURE.md does not map");
 }
+
+#[test]
+fn each_attack_of_the_table_has_a_test_that_exists() {
+    let sources = sources();
+    let is_test = |name: &str| {
+        let line = format!("fn {name}() {{");
+        sources.iter().any(|(_, text)| {
+            let at = text.find(&line);
+            at.is_some_and(|at| text[..at].trim_end().ends_with("#[test]"))
+        })
+    };
+    let table = std::fs::read_to_string(format!("{ROOT}/protocol/ATTACKS.md")).expect("ATTACKS.md");
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).collect();
+    assert!(rows.len() > 40, "{} rows", rows.len());
+    let mut places = Vec::new();
+    for row in rows.into_iter().filter(|row| !row.starts_with("| attack |")) {
+        let cells: Vec<&str> = row.trim_matches(['|', ' ']).split(" | ").collect();
+        let [attack, _, tests] = cells[..] else {
+            places.push(format!("not three cells: {row}"));
+            continue;
+        };
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() || tests.split('`').step_by(2).any(|between| between.len() > 2) {
+            places.push(format!("{attack}: names of tests, and no more"));
+        }
+        let missing = names.into_iter().filter(|name| !is_test(name));
+        places.extend(missing.map(|name| format!("{attack}: no test {name}")));
+    }
+    none(places, "protocol/ATTACKS.md");
+}
