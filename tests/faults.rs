@@ -77,7 +77,10 @@ fn a_worker_that_leaves_for_good_is_named_and_the_job_goes_on_without_it() {
     cast.finish(&ps0, vec![worker0]);
     let (code, said) = ps0.end();
     assert_eq!(code, 0, "{said}");
-    assert_eq!(said.matches("worker1: left out since step").count(), 1, "{said}");
+    // On a busy machine it may have been late before, and come back; once it is gone that is said once.
+    let [out, back] = ["worker1: left out since step", "worker1: takes part from step"]
+        .map(|part| said.matches(part).count());
+    assert_eq!(out, back + 1, "{said}");
 }
 
 #[test]
