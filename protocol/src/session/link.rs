@@ -152,7 +152,7 @@ impl<S: Read + Write> Link<S> {
     }
 
     /// Ends the link whose socket failed. A peer that closed it while we were sending may have said why, and what it
-    /// said is still there to be read.
+    /// said is still there to be read: no more of it than a socket holds, and never more than a session takes.
     fn broken(&mut self, error: io::Error) {
         if self.ended.is_some() {
             return;
@@ -163,6 +163,9 @@ impl<S: Read + Write> Link<S> {
                 Err(why) => return self.end(why),
                 Ok(Some(_)) => continue,
                 Ok(None) => {}
+            }
+            if !self.session.wants_input() {
+                break;
             }
             match self.socket.read(&mut input) {
                 Ok(len @ 1..) => {

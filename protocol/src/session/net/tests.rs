@@ -16,8 +16,8 @@ use crate::session::message::Message;
 use crate::session::roster::Entry;
 use crate::session::tests::evidence_of;
 use crate::{
-    Attester, Authority, CollateralStore, Event, Identity, Pccs, Policy, Quote, Role, SimPlatform,
-    Trust, Verifier,
+    Attester, Authority, CollateralStore, Event, Identity, Pccs, Policy, Quote, Refusal, Role,
+    SimPlatform, Trust, Verifier,
 };
 
 const JOB: [u8; 32] = [9; 32];
@@ -297,4 +297,31 @@ fn a_quote_that_no_session_asked_for_holds_up_nobody() {
     let quote = made.expect("a quote");
     let bound = Quote::parse(&quote).expect("a quote").td().expect("a TD").report_data;
     assert_eq!(bound, [7; 64]);
+}
+
+/// A server that closes a socket with bytes that it did not read resets it: what it said before is heard all the same.
+#[test]
+fn why_a_peer_ends_is_heard_by_who_was_sending() {
+    let (mut server, address) = Host::listening();
+    let mut client = Host::new(Role::Worker(0));
+    let id = open(&mut server, &mut client, &address.to_string());
+    until(&mut server, &mut client, |server, _| {
+        let ids = server.net.ids();
+        ids.iter().any(|id| server.is_open(*id))
+    });
+    for step in 0..50 {
+        client.say(id, step);
+    }
+    for id in server.net.ids() {
+        server.net.drive(id, |session| Err(session.close(Some(Refusal::Stopped))));
+    }
+    assert_eq!(server.net.take_ended().len(), 1);
+    // It notices while it sends, not while it reads.
+    let start = Instant::now();
+    while client.net.take_ended().pop().map(|over| client.ended.push(over)).is_none() {
+        assert!(start.elapsed() < PATIENCE, "it hangs");
+        client.say(id, 50);
+    }
+    let why = &client.ended[0].why;
+    assert!(matches!(why, CloseReason::RefusedByPeer(Refusal::Stopped)), "{why:?}");
 }
