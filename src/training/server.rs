@@ -12,6 +12,7 @@ mod link;
 mod places;
 mod receipts;
 mod sending;
+mod updating;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -85,7 +85,8 @@ impl Trained {
     }
 }
 
-fn replace(values: &mut [f32], sum: &[f32], scale: f32) -> bool {
+/// Statistics become the workers' mean; whether all are finite.
+pub(crate) fn replace(values: &mut [f32], sum: &[f32], scale: f32) -> bool {
     let mut is_finite = true;
     for (value, sum) in values.iter_mut().zip(sum) {
         *value = scale * sum;
