@@ -1,7 +1,7 @@
 //! The update of a round, cell by cell as soon as everybody's gradients for it are in.
 //!
-//! Nothing of it is in the state before the round closes: who comes back meanwhile gets the parameters of before, and so
-//! does a checkpoint.
+//! Nothing of it is in the state before the round closes: who comes back meanwhile gets the parameters of before, and
+//! so does a checkpoint.
 
 use kernels::{Exec, Sgd, finish_momentum_sgd};
 
