@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Searches the model of the session (protocol/model/session.pml) with spin: what has to hold, and what has to fail where
-# the report data of a quote leaves something out.
+# the report data of a quote leaves something out. Its head says what each run shows.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,13 +37,35 @@ fails() {
   echo "fails as it should: $*"
 }
 secrecy='s[i].end!=254'
-roster='policy[i]'
+freshness='s[i].late'
+reached='s[3].waits'
 
-# Keys of nobody, of worker0, worker1, ps0; of the owner and of ps0 beside an owner's service.
-for leak in 0 1 2 4; do holds "-DLEAK=$leak"; done
-for leak in 4 8; do holds -DOWNER "-DLEAK=$leak"; done
-# Those of worker0 and of ps0, both ends of a connection: the quotes still know theirs by its exporter.
-holds -DLEAK=5
-fails "$secrecy" -DLEAK=5 -DNO_EXPORTER
+# With all that there is: any one key lost, any one participant turned, and the keys of both ends of a connection.
+holds
+holds -DOWNER
+holds -DBOTH
+# An answer to the first question is none to the second.
+holds -DQUESTIONS=2
+# None of that is because nothing happens.
+fails "$reached" -DREACH
+# Only the exporter tells the connection that a quote was made for from the ones that an owner of both keys ends; while
+# only one is lost keys and nonces do it together, and neither alone.
+fails "$secrecy" -DBOTH -DNO_EXPORTER
+holds -DNO_EXPORTER
+holds -DOWNER -DNO_EXPORTER
+fails "$secrecy" -DNO_EXPORTER -DNO_KEYS -DNO_ROSTER
+fails "$secrecy" -DNO_EXPORTER -DNO_NONCES -DQUESTIONS=0 -DONLY_SECRECY
+# Who opens is told by the exporter alone.
+holds -DNO_KEYS -DNO_NONCES -DNO_ROSTER -DQUESTIONS=0 -DONLY_SECRECY
+# An answer is of the time after its question by the nonces, and by the question's own.
+fails "$freshness" -DNO_NONCES
+fails "$freshness" -DNO_ANEW
 # Who reads the roster has nothing but quotes.
-for part in ROLES JOB POLICY; do fails "$roster" -DLEAK=0 "-DNO_$part"; done
+fails said_key -DNO_KEYS
+fails said_role -DNO_ROLES
+fails said_job -DNO_JOB
+fails said_policy -DNO_POLICY
+# What roles in order say already.
+holds -DNO_DIRECTION
+holds -DNO_DIRECTION -DBOTH
+holds -DNO_DIRECTION -DNO_EXPORTER

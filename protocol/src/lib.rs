@@ -21,6 +21,11 @@
 //!    ([`Binding`]): roles, both keys, both nonces, the TLS exporter, the job and both policies. An owner's secret
 //!    service and trusted node may show none where the policy lists their key ([`OwnerKey`]).
 //! 4. Only when both quotes satisfy the [`Policy`] is any other message accepted.
+//! 5. While the session is open each side asks the other anew from time to time ([`Message::Attest`],
+//!    [`Message::Attested`]): a quote over the same binding, with a nonce of then in the place of the asker's first.
+//!
+//! `protocol/model/session.pml` has all of this against a symbolic attacker, and says what each part of the binding is
+//! there for; `.ci/model.sh` searches it.
 //!
 //! Two parties in memory, on simulated platforms that run the same image:
 //!
