@@ -2,17 +2,20 @@
 //!
 //! Kata gives a pod's guest the document of the annotation `cc_init_data` and, under TDX, starts the guest
 //! with the document's SHA-384 as MRCONFIGID; the guest refuses a document with another digest. So a policy
-//! that pins MRCONFIGID pins what the host may start in the guest. Format: version 0.1.0 of Trustee's
+//! that pins MRCONFIGID pins what the host may start in the guest. A peer pod's machine on Azure has no such register:
+//! its agent extends PCR 8 of the virtual TPM by the document's SHA-256. Format: version 0.1.0 of Trustee's
 //! `kbs/docs/initdata.md`.
 
 mod manifests;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use argh::FromArgs;
 use base64ct::{Base64, Encoding};
 use protocol::hex;
+use ring::digest::{SHA256, digest};
 
 use crate::failure::{Doing, Failure};
 use crate::files::{read_bounded, renew};
@@ -28,7 +31,7 @@ use manifests::{INDEX, MANIFESTS_LEN_MAX, Workload};
     name = "initdata",
     example = "kubectl kustomize deploy/overlays/coco | {command_name} --patch deploy/overlays/coco/initdata.yaml",
     note = "Images must be named by digest. The value that is printed belongs into policies, as mr_config_id \
-            with verify_mr_config_id on."
+            with verify_mr_config_id on, or of sha256 among the pcrs of a set."
 )]
 pub struct InitdataArgs {
     /// what kubectl kustomize printed, - for stdin [-]
@@ -46,6 +49,28 @@ pub struct InitdataArgs {
     /// settings of the guest's data hub (cdh.toml): registries, certificates, who signs images
     #[argh(option)]
     cdh: Option<PathBuf>,
+    /// the digest that evidence has of the document: sha384, or sha256 for peer pods on Azure (PCR 8) [sha384]
+    #[argh(option, default = "Algorithm::Sha384")]
+    algorithm: Algorithm,
+}
+
+/// What the document says that it is measured by.
+#[derive(Clone, Copy, Debug)]
+enum Algorithm {
+    Sha256,
+    Sha384,
+}
+
+impl FromStr for Algorithm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "sha256" => Ok(Self::Sha256),
+            "sha384" => Ok(Self::Sha384),
+            _ => Err("expected sha256 or sha384".into()),
+        }
+    }
 }
 
 const POLICY: &str = include_str!("policy.rego");
@@ -53,7 +78,7 @@ const POLICY: &str = include_str!("policy.rego");
 const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 
 /// What each document of ours begins with.
-const DOCUMENT_START: &str = "version = \"0.1.0\"\nalgorithm = \"sha384\"\n\n[data]\n";
+const DOCUMENT_START: &str = "version = \"0.1.0\"\nalgorithm = \"sha";
 
 /// Annotations of a pod are 256 KiB at most, in base64.
 const DOCUMENT_LEN_MAX: usize = 180 << 10;
@@ -70,8 +95,8 @@ pub fn run(args: &InitdataArgs) -> Result<(), Failure> {
             files.push((name, text(path)?));
         }
     }
-    let document = document(&files)?;
-    let value = hex(&initdata::digest_of(document.as_bytes()).doing("the document")?);
+    let document = document(args.algorithm, &files)?;
+    let register = initdata::digest_of(document.as_bytes()).doing("the document")?;
     let annotation = Base64::encode_string(&gzip(document.as_bytes()));
     let has =
         |mark: &'static str| move |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(mark);
@@ -82,7 +107,15 @@ pub fn run(args: &InitdataArgs) -> Result<(), Failure> {
     for workload in &workloads {
         print(&format!("{}: {} {}", workload.name, workload.image, workload.args.join(" ")))?;
     }
-    print(&format!("mr_config_id {value}"))
+    match args.algorithm {
+        Algorithm::Sha384 => print(&format!("mr_config_id {}", hex(&register))),
+        Algorithm::Sha256 => print(&format!("pcr 8 {}", hex(&extended(&register[..32])))),
+    }
+}
+
+/// A PCR that was never written to and then extended once.
+fn extended(by: &[u8]) -> Vec<u8> {
+    digest(&SHA256, &[&[0; 32], by].concat()).as_ref().to_vec()
 }
 
 fn manifests_text(path: &Path) -> Result<String, Failure> {
@@ -167,8 +200,12 @@ fn expression(word: &str) -> String {
     out
 }
 
-fn document(files: &[(&str, String)]) -> Result<String, Failure> {
-    let mut out = String::from(DOCUMENT_START);
+fn document(algorithm: Algorithm, files: &[(&str, String)]) -> Result<String, Failure> {
+    let bits = match algorithm {
+        Algorithm::Sha256 => 256,
+        Algorithm::Sha384 => 384,
+    };
+    let mut out = format!("{DOCUMENT_START}{bits}\"\n\n[data]\n");
     for (name, text) in files {
         let odd = |c: char| c.is_control() && c != '\n' && c != '\t';
         if text.contains("'''") || text.ends_with('\'') || text.contains(odd) {
@@ -234,7 +271,8 @@ mod tests {
     #[test]
     fn text_that_would_end_its_string_is_refused() {
         for text in ["a'''b", "a'", "a\u{7f}", "\r\n"] {
-            assert!(document(&[("aa.toml", text.into())]).is_err(), "{text:?}");
+            let files = [("aa.toml", text.into())];
+            assert!(document(Algorithm::Sha384, &files).is_err(), "{text:?}");
         }
     }
 }
