@@ -28,10 +28,17 @@ kubectl kustomize "$place/component" >"$place/data-volume.yaml"
 "$place/venv/bin/kubernetes-validate" --strict "$place/data-volume.yaml" >/dev/null
 kubectl kustomize deploy/secret-service >"$place/secret-service.yaml"
 "$place/venv/bin/kubernetes-validate" --strict "$place/secret-service.yaml" >/dev/null
-# The schemas know no Gateway: that it renders is all that is checked.
-mkdir -p "$place/gateway"
-printf 'resources: [../../../deploy/base]\ncomponents: [../../../deploy/gateway]\n' >"$place/gateway/kustomization.yaml"
-[ "$(kubectl kustomize "$place/gateway" | grep -c 'kind: TLSRoute')" = 1 ]
+# Site A of README.md's two, with numbers of its own, and the secret service behind a gateway. The schemas know no Gateway:
+# that it renders and where its routes lead is all that is checked.
+rm -rf "$place/site"
+mkdir "$place/site"
+cp -r deploy "$place/site/"
+sed -i 's/^WORKERS_HERE=.*/WORKERS_HERE=1/' "$place/site/deploy/base/job.env"
+mkdir "$place/site/a" "$place/site/owner"
+printf 'resources: [../deploy/overlays/coco]\ncomponents: [../deploy/data-volume, ../deploy/gateway]\n' >"$place/site/a/kustomization.yaml"
+printf 'resources: [../deploy/secret-service]\ncomponents: [../deploy/secret-service/gateway]\n' >"$place/site/owner/kustomization.yaml"
+kubectl kustomize "$place/site/a" >"$place/site-a.yaml"
+kubectl kustomize "$place/site/owner" >"$place/owner.yaml"
 cargo build --locked --release --quiet
 binary=$(cargo metadata --no-deps --format-version 1 | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')
-"$place/venv/bin/python" tests/deploy.py "$binary/x86_64-unknown-linux-musl/release/hfl" "$place"
+"$place/venv/bin/python" -B tests/deploy.py "$binary/x86_64-unknown-linux-musl/release/hfl" "$place"

@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
-"""Plays the cluster for deploy/: its network policies, the guest's agent with the policy of `hfl initdata`,
-and for overlays/sim the kubelet, which runs every container as it is written, with its volumes, its user, its
-read-only root and its names, in namespaces of this machine, until a trusted node has the model. ps0 is overlays/coco's:
-its claim is a block device, a loop device here, on which it is killed and started anew, and the device grows.
+"""Plays the cluster for deploy/: its network policies, the guest's agent with the policy of `hfl initdata`, a Trustee's
+policy; then, as root, the way of README.md from nothing to the model (tests/walk.py), which runs every container as it
+is written (tests/kubelet.py).
 
 usage: deploy.py HFL DIRECTORY   (DIRECTORY holds the rendered overlays; needs PyYAML and regopy; root, for the
        part that starts containers)
@@ -10,72 +9,64 @@ usage: deploy.py HFL DIRECTORY   (DIRECTORY holds the rendered overlays; needs P
 
 import base64
 import copy
+import errno
 import gzip
+import hashlib
 import ipaddress
+import itertools
 import json
 import os
-import random
 import re
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
-import time
 import tomllib
 
 import regopy
 import yaml
 
-NETWORK = "hfl-deploy"
-PASSPHRASE = "of the test"
-# Where roles serve numbers and health.
-METRICS = 9464
-METRICS_FLAG = f"--metrics=0.0.0.0:{METRICS}"
-PROBES = ("livenessProbe", "readinessProbe")
-MINUTES_MAX = 10
+from kubelet import METRICS, METRICS_FLAG, PROBES, routes
+from walk import Walk
+
+OVERLAYS = ("sim", "coco", "tdx-vm", "azure", "workers-only", "trustee")
+# What else is rendered: a component, a kustomization of its own, the first of two sites, and its secret service.
+OTHERS = ("data-volume", "secret-service", "site-a", "owner")
+
+
+# What a route leads to.
+BEHIND = ("Service", "Job", "Deployment")
 
 
 def main():
     program, place = os.path.abspath(sys.argv[1]), sys.argv[2]
-    names = ("sim", "coco", "tdx-vm", "azure", "workers-only", "trustee")
-    overlays = {name: load(f"{place}/{name}.yaml") for name in names}
+    rendered = {name: load(f"{place}/{name}.yaml") for name in OVERLAYS + OTHERS}
+    overlays = {name: rendered[name] for name in OVERLAYS}
     commands = {name: {key: args for key, args in lines(documents)} for name, documents in overlays.items()}
     for name, own in commands.items():
         for key, args in own.items():
             assert args == commands["sim"][key], f"{name} has another command line for {key}"
-    data_volume = load(f"{place}/data-volume.yaml")
-    check_data_volume(data_volume, overlays["coco"])
-    check_shape(overlays | {"data-volume": data_volume}, load(f"{place}/secret-service.yaml"))
-    check_network(overlays)
-    for name in ("coco", "data-volume"):
-        check_initdata(program, f"{place}/{name}.yaml")
+    check_data_volume(rendered["data-volume"], overlays["coco"])
+    jobs = {name: rendered[name] for name in (*OVERLAYS, "data-volume", "site-a")}
+    check_shape(jobs, rendered["secret-service"])
+    check_copies(jobs)
+    check_routes(rendered)
+    check_network(rendered)
+    for name in ("coco", "data-volume", "azure"):
+        check_initdata(program, f"{place}/{name}.yaml", "sha256" if name == "azure" else "sha384")
     check_trustee(program, place)
+    check_documents(program)
     if os.geteuid() != 0:
         print("SKIPPED deploy: command lines need root (namespaces)")
         return
+    check_seccomp()
     with tempfile.TemporaryDirectory() as work:
-        documents = with_block_claim(overlays["sim"], overlays["coco"])
-        cluster = Cluster(program, work, documents, load(f"{place}/secret-service.yaml"))
+        walk = Walk(program, work, rendered)
         try:
-            cluster.run()
+            walk.run()
         finally:
-            cluster.end()
+            walk.end()
     count = len(commands["sim"])
-    print(f"{count} command lines run as they are written; a trusted node has the model")
-
-
-def with_block_claim(documents, coco):
-    """The simulated cluster, with ps0, its claim and where its volume is as for Confidential Containers."""
-    named = lambda d: (d["kind"], d["metadata"]["name"])
-    theirs = {named(d): d for d in coco}
-    swapped = [("Job", "ps0"), ("PersistentVolumeClaim", "hfl-model")]
-    documents = [copy.deepcopy(theirs[named(d)] if named(d) in swapped else d) for d in documents]
-    (settings,) = (d["data"] for d in documents if named(d) == ("ConfigMap", "hfl-job"))
-    settings["VOLUME"] = theirs[("ConfigMap", "hfl-job")]["data"]["VOLUME"]
-    # For workers it is still a directory: what they keep of it lies in the pod.
-    return documents
+    print(f"{count} command lines run as they are written, at two sites; the model is on its owner's desk")
 
 
 def load(path):
@@ -135,6 +126,13 @@ def check_shape(overlays, secret_service):
             assert ports["metrics"] == METRICS and notes["prometheus.io/port"] == str(METRICS), name
             probes = [container[probe]["httpGet"] for probe in PROBES]
             assert probes == [{"path": p, "port": "metrics"} for p in ("/healthz", "/readyz")], name
+    for document, pod in pods(overlays["azure"]):
+        name, notes = document["metadata"]["name"], pod["metadata"]["annotations"]
+        # TDX of the size that the adaptor's CI has; storage of the cluster reaches no machine.
+        assert notes["io.katacontainers.config.hypervisor.machine_type"] == "Standard_DC2es_v6", name
+        assert all("persistentVolumeClaim" not in volume for volume in pod["spec"]["volumes"]), name
+    (devices,) = {pod["spec"]["securityContext"]["seccompProfile"]["localhostProfile"] for _, pod in pods(overlays["tdx-vm"])}
+    assert devices == "hfl.json", devices
     # RTMR0 and RTMR2 of a guest change with its size.
     assert len(sizes) == 1, f"guests of several sizes: {sizes}"
     workers = next(d for d in overlays["workers-only"] if d["kind"] == "Job")
@@ -142,6 +140,34 @@ def check_shape(overlays, secret_service):
     kinds = [d["kind"] for d in overlays["workers-only"]]
     assert kinds.count("Job") == 1 and "Service" not in kinds and "Ingress" not in kinds
     print("shapes: one size of guest, every claim, map and namespace is made")
+
+
+def check_copies(overlays):
+    """Where the guest gets copies of files, and nothing comes back, no container writes to them."""
+    guests = 0
+    for name, documents in overlays.items():
+        for document, pod in pods(documents):
+            if not pod["spec"].get("runtimeClassName", "").startswith("kata-"):
+                continue
+            guests += 1
+            volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+            for mount in pod["spec"]["containers"][0]["volumeMounts"]:
+                own = "emptyDir" in volumes[mount["name"]]
+                assert own or mount.get("readOnly"), f"{name}, {document['metadata']['name']}: {mount} is lost"
+    assert guests >= 8, guests
+    print("copies: what a guest writes is its own or a block device")
+
+
+def check_routes(rendered):
+    """Each name leads to one port, whether an Ingress or a TLSRoute says so, and the other site uses these names."""
+    names = routes(rendered["site-a"] + rendered["owner"])
+    assert names == {"ps0.hfl.example": 60002, "secrets.hfl.example": 50051}, names
+    for kind in ("Ingress", "TLSRoute"):
+        assert routes([d for d in rendered["site-a"] + rendered["owner"] if d["kind"] in (kind, *BEHIND)]) == names, kind
+    (settings,) = (d["data"] for d in rendered["workers-only"] if d["metadata"]["name"] == "hfl-job")
+    for setting in ("PS0", "SECRET_SERVICE"):
+        assert settings[setting].removesuffix(":30443") in names, settings
+    print(f"routes: {', '.join(names)}")
 
 
 def check_data_volume(documents, coco):
@@ -212,7 +238,7 @@ def one_way(documents, pod, other, port, protocol, direction):
 
 
 def check_network(overlays):
-    """Every connection that roles, guest and agent need, and those that nobody needs."""
+    """Every connection that roles, guest and agent need, and those that nobody needs, in every overlay."""
     ps0, worker = Pod("ps"), Pod("worker")
     secrets = Pod("secret", "hfl-secrets")
     inside, outside = Pod(address="10.1.2.3"), Pod(address="203.0.113.5")
@@ -244,39 +270,42 @@ def check_network(overlays):
         (worker, ps0, METRICS, "TCP"),
         (scraper, worker, 61002, "TCP"),
     ]
-    documents = overlays["sim"]
-    for expected, cases in ((True, need), (False, never)):
-        for source, target, port, protocol in cases:
-            leaves = one_way(documents, source, target, port, protocol, "Egress")
-            enters = one_way(documents, target, source, port, protocol, "Ingress")
-            ends = [end.address or f"{end.namespace}/{end.labels.get('hfl/role')}" for end in (source, target)]
-            assert (leaves and enters) == expected, f"{ends} {port}/{protocol}: expected {expected}"
-    assert one_way(overlays["trustee"], worker, inside, 8080, "TCP", "Egress")
+    for name in ("sim", "coco", "tdx-vm", "azure", "site-a", "trustee", "workers-only"):
+        documents = overlays[name] + (overlays["secret-service"] if name != "sim" else [])
+        for expected, cases in ((True, need), (False, never)):
+            for source, target, port, protocol in cases:
+                if name == "workers-only" and ps0 in (source, target):
+                    continue
+                is_broker = name == "trustee" and (target, port) == (inside, 8080)
+                leaves = one_way(documents, source, target, port, protocol, "Egress")
+                enters = one_way(documents, target, source, port, protocol, "Ingress")
+                ends = [end.address or f"{end.namespace}/{end.labels.get('hfl/role')}" for end in (source, target)]
+                assert (leaves and enters) == (expected or is_broker), f"{name}: {ends} {port}/{protocol}: expected {expected}"
     assert not one_way(overlays["trustee"], worker, outside, 8080, "TCP", "Egress")
-    for name in ("coco", "tdx-vm", "azure"):
-        rules = [d["spec"] for d in overlays[name] if d["kind"] == "NetworkPolicy"]
-        own = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy" and d["metadata"]["namespace"] == "hfl"]
-        assert rules == own, f"{name} has other network policies"
     print(f"network: {len(need)} connections pass, {len(never)} do not")
 
 
 IMAGE = "registry.example/hfl@sha256:" + "0a" * 32
 
 
-def check_initdata(program, manifests):
+def check_initdata(program, manifests, algorithm):
     """The document of `hfl initdata` as kata, the agent and an auditor read it."""
     with open(manifests, encoding="utf-8") as file:
         rendered = file.read()
     with tempfile.TemporaryDirectory() as work:
-        command = [program, "initdata", "--out", f"{work}/initdata.toml", "--patch", f"{work}/patch.yaml"]
+        command = [program, "initdata", "--algorithm", algorithm, "--out", f"{work}/initdata.toml", "--patch", f"{work}/patch.yaml"]
         refused = subprocess.run(command, input=rendered, text=True, capture_output=True, check=False)
         assert refused.returncode == 1 and "no digest" in refused.stderr, refused.stderr
         assert not os.path.exists(f"{work}/initdata.toml")
         pinned = re.sub(r"image: hfl$", f"image: {IMAGE}", rendered, flags=re.M)
         said = subprocess.run(command, input=pinned, text=True, capture_output=True, check=True).stdout
-        value = re.search(r"^mr_config_id ([0-9a-f]{96})$", said, re.M)[1]
-        independent = subprocess.run(["sha384sum", f"{work}/initdata.toml"], capture_output=True, text=True, check=True)
-        assert independent.stdout.split()[0] == value
+        register, value = re.search(r"^(mr_config_id|pcr 8) ([0-9a-f]+)$", said, re.M).groups()
+        independent = subprocess.run([f"{algorithm}sum", f"{work}/initdata.toml"], capture_output=True, text=True, check=True)
+        expected = independent.stdout.split()[0]
+        if register == "pcr 8":
+            # As a TPM extends a register that was never written to.
+            expected = hashlib.sha256(bytes(32) + bytes.fromhex(expected)).hexdigest()
+        assert (register, value) == ("pcr 8" if algorithm == "sha256" else "mr_config_id", expected)
         with open(f"{work}/initdata.toml", "rb") as file:
             document = file.read()
         with open(f"{work}/patch.yaml", encoding="utf-8") as file:
@@ -285,9 +314,74 @@ def check_initdata(program, manifests):
     # As the runtime takes it apart.
     assert gzip.decompress(base64.b64decode(annotation, validate=True)) == document
     parsed = tomllib.loads(document.decode())
-    assert (parsed["version"], parsed["algorithm"]) == ("0.1.0", "sha384")
+    assert (parsed["version"], parsed["algorithm"]) == ("0.1.0", algorithm)
     check_agent(parsed["data"]["policy.rego"], yaml.safe_load_all(pinned))
-    print("initdata: digest as sha384sum has it, annotation opened, agent's policy played")
+    print(f"initdata: digest as {algorithm}sum has it, annotation opened, agent's policy played")
+
+
+# System calls by number, with arguments, and what they end with under the profile; 0: anything but a refusal.
+CALLS = {
+    "socket AF_VSOCK": (0, 41, 40, 1, 0),
+    "socket AF_INET": (0, 41, 2, 1, 0),
+    "socket AF_ALG": (errno.EPERM, 41, 38, 5, 0),
+    "clone CLONE_NEWUSER": (errno.EPERM, 56, 0x10000011, 0, 0, 0, 0),
+    "clone3": (errno.ENOSYS, 435, 0, 0),
+    "unshare CLONE_NEWNET": (errno.EPERM, 272, 0x40000000),
+    "mount": (errno.EPERM, 165, 0, 0, 0, 0, 0),
+    "setns": (errno.EPERM, 308, 0, 0),
+    "bpf": (errno.EPERM, 321, 0, 0, 0),
+    "keyctl": (errno.EPERM, 250, 0, 0, 0),
+    "ptrace": (errno.EPERM, 101, 0, 0, 0, 0),
+}
+PROBE = """
+import ctypes, json, sys
+libc = ctypes.CDLL(None, use_errno=True)
+for name, (_, *call) in json.loads(sys.argv[1]).items():
+    ctypes.set_errno(0)
+    libc.syscall(*(ctypes.c_long(word) for word in call))
+    print(name, ctypes.get_errno(), sep=": ")
+"""
+
+
+def check_seccomp():
+    """overlays/tdx-vm's profile, as root: what it forbids is forbidden by it alone."""
+    profile = "deploy/overlays/tdx-vm/seccomp.json"
+    command = ["/usr/bin/python3", "-c", PROBE, json.dumps(CALLS)]
+    said = subprocess.run(
+        [sys.executable, "-B", "tests/confine.py", profile, "/", "0", *command], capture_output=True, text=True, check=True)
+    found = dict(line.split(": ") for line in said.stdout.splitlines())
+    for name, (expected, *_) in CALLS.items():
+        code = int(found[name])
+        assert code == expected or expected == 0 and code not in (errno.EPERM, errno.ENOSYS), (name, code)
+    print(f"seccomp: {len(CALLS)} calls end as they should under {profile}")
+
+
+def check_documents(program):
+    """Each command of hfl in the documents has the options that it is given; each file and check that they name is there."""
+    helps, commands = {}, 0
+    for name in ("README.md", "policy.md"):
+        with open(f"deploy/{name}", encoding="utf-8") as file:
+            text = file.read()
+        fenced = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)).replace("\\\n", " ")
+        spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+        for line in fenced.splitlines() + [" ".join(span.split()) for span in spans]:
+            for part in re.split(r"[|>#]|&&", line):
+                words = part.split()
+                if words[:1] != ["hfl"]:
+                    continue
+                options = [word.split("=")[0] for word in words[1:] if word.startswith("--")]
+                names = tuple(itertools.takewhile(lambda word: re.fullmatch("[a-z]+", word), words[1:]))
+                if names not in helps:
+                    asked = subprocess.run([program, *names, "--help"], capture_output=True, text=True, check=True)
+                    helps[names] = asked.stdout
+                known = re.findall(r"--[a-z0-9-]+", helps[names])
+                assert set(options) <= set(known), f"deploy/{name}: {part}"
+                commands += 1
+        for path in re.findall(r"`((?:\.ci|musl|tests|protocol|deploy|overlays|base|secret-service)/[\w./-]*)`", text):
+            assert os.path.exists(path) or os.path.exists(f"deploy/{path}"), f"deploy/{name} names {path}"
+        for check in re.findall(r"`(check_\w+)`", text):
+            assert check in globals(), f"deploy/{name} names {check}"
+    print(f"documents: {commands} command lines of hfl have the options that it knows")
 
 
 def check_trustee(program, place):
@@ -442,272 +536,6 @@ def check_agent(policy, documents):
         (False, "AddARPNeighborsRequest", neighbor("127.0.0.1")),
     ):
         assert allowed(request, given) == expected, (request, given)
-
-
-# The guest's REST service after api-server-rest of guest-components at 8246e5e, with the features "all".
-HUB = textwrap.dedent("""
-    import http.server, sys
-    class Hub(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            status, body = 500, b"rpc status: KBS Client error: resource not found"
-            if not self.path.startswith("/cdh/resource/"):
-                status, body = 404, b"URL NOT FOUND"
-            elif self.path == "/cdh/resource/default/hfl/model":
-                status, body = 200, sys.argv[1].encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/octet-stream")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-    http.server.HTTPServer(("127.0.0.1", 8006), Hub).serve_forever()
-""")
-
-
-class Cluster:
-    def __init__(self, program, work, documents, alone):
-        self.program, self.work, self.documents, self.alone = program, work, documents, alone
-        self.running, self.probes, self.devices = [], [], {}
-        # Of a run that was killed.
-        subprocess.run(["ip", "netns", "del", NETWORK], check=False, stderr=subprocess.DEVNULL)
-        subprocess.run(["ip", "netns", "add", NETWORK], check=True)
-        subprocess.run(["ip", "-n", NETWORK, "link", "set", "lo", "up"], check=True)
-
-    def of(self, kind, name):
-        return next(d for d in self.documents if (d["kind"], d["metadata"]["name"]) == (kind, name))
-
-    def run(self):
-        secrets = self.directory("secret", "hfl-secrets")
-        self.write(secrets, "secrets.json", '{"hfl-tdx-coco-app": "%s"}' % PASSPHRASE)
-        created = subprocess.run(
-            [self.program, "identity", "create", "--out", f"{secrets}/owner.key"], capture_output=True, text=True, check=True)
-        self.key = re.search("[0-9a-f]{64}", created.stdout)[0]
-        os.chown(f"{secrets}/owner.key", 65532, 65532)
-        # All before the first container: no kubelet shows a file half written.
-        for config in (d for d in self.documents if d["kind"] == "ConfigMap"):
-            folder = self.directory("config", config["metadata"]["name"])
-            for file, text in config["data"].items():
-                self.write(folder, file, text)
-        images = random.Random(1)
-        for worker in range(int(self.of("ConfigMap", "hfl-job")["data"]["WORKERS_HERE"])):
-            folder = self.directory("claim", f"hfl-data/worker{worker}")
-            with open(f"{folder}/data_batch_1.bin", "wb") as file:
-                for record in range(20):
-                    file.write(bytes([record % 10]) + images.randbytes(3072))
-        service = self.start(self.of("Deployment", "secrets"), 0)
-        ps0 = self.start(self.of("Job", "ps0"), 0)
-        device = self.devices["hfl-model"]
-        self.wait(lambda: magic(device) == b"LUKS\xba\xbe")
-        made = self.uuid(device)
-        # A pod that died, and its storage larger for the next.
-        self.kill(ps0)
-        os.truncate(f"{self.work}/claim/hfl-model.disk", 3 << 29)
-        subprocess.run(["losetup", "-c", device], check=True)
-        ps0 = self.start(self.of("Job", "ps0"), 0)
-        workers = self.of("Job", "workers")
-        jobs = [self.start(workers, index) for index in range(workers["spec"]["completions"])]
-        self.wait(lambda: all(job.poll() is not None for job in jobs) and not self.probes)
-        # And once more, with the model in it.
-        self.kill(ps0)
-        ps0 = self.start(self.of("Job", "ps0"), 0)
-        assert self.uuid(device) == made, "another volume on the device"
-        # The trusted node, as README.md says it.
-        node = self.command(["model", "pull", "--attestation", "sim", "--from", "ps0:60002", "--out", "/tmp/model.luks"], "node", [])
-        self.wait(lambda: node.poll() is not None and ps0.poll() is not None)
-        self.terminate(service, "the secret service")
-        key = f"{self.work}/key"
-        self.write(self.work, "key", PASSPHRASE)
-        volume = f"{self.work}/root-node/tmp/model.luks"
-        exported = f"{self.work}/exported"
-        export = [self.program, "luks", "export", volume, "--key-file", key, "--files", exported]
-        subprocess.run(export, check=True)
-        assert os.path.getsize(f"{exported}/model/model.ckpt-data") > 1 << 26
-        self.resources()
-        self.owned()
-
-    def owned(self):
-        """deploy/secret-service alone, without a TD: whoever pins its owner's key gets the secret."""
-        (settings,) = [d["data"] for d in self.alone if d["metadata"]["name"] == "secrets-settings"]
-        assert settings == {"ATTESTATION": "none"}, settings
-        self.of("ConfigMap", "secrets-settings")["data"] = settings
-        (deployment,) = [d for d in self.alone if d["kind"] == "Deployment"]
-        service = self.start(deployment, 0)
-        for code, key in ((0, self.key), (1, "00" * 32)):
-            pinned = f"secrets.hfl-secrets:50051#{key}"
-            args = ["secret", "get", "--attestation", "sim", "--secret-service", pinned, "--secret-wait", "20"]
-            asked = self.command(args, f"pinned{code}", [], stdout=subprocess.PIPE)
-            said, _ = asked.communicate(timeout=60)
-            assert (asked.returncode, said) == (code, b"" if code else PASSPHRASE.encode()), (asked.returncode, said)
-        self.terminate(service, "the secret service without a TD")
-
-    @staticmethod
-    def terminate(process, what):
-        """What the kubelet sends to process 1 of the pod; unshare itself does not pass it on."""
-        os.kill(inside(process), signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, f"{what} did not end in good order"
-
-    def resources(self):
-        """A passphrase from the pod's data hub, as overlays/trustee has it: ps0 goes on with its volume."""
-        hub = subprocess.Popen(["ip", "netns", "exec", NETWORK, sys.executable, "-c", HUB, PASSPHRASE])
-        self.running.append(hub)
-        args = ["secret", "get", "--attestation", "sim", "--secret-wait", "20", "--out", "/tmp/secret"]
-        given = self.command([*args, "--secret-service", "cdh:default/hfl/model"], "resource", [])
-        assert given.wait(timeout=60) == 0
-        with open(f"{self.work}/root-resource/tmp/secret", encoding="utf-8") as file:
-            assert file.read() == PASSPHRASE
-        other = self.command(
-            ["secret", "get", "--attestation", "sim", "--secret-wait", "1", "--secret-service", "cdh:default/hfl/other"],
-            "nobody", [], stdout=subprocess.DEVNULL)
-        assert other.wait(timeout=60) == 1
-        settings = self.of("ConfigMap", "hfl-job")["data"]
-        settings["SECRET_SERVICE"] = "cdh:default/hfl/model"
-        server = self.start(self.of("Job", "ps0"), 0)
-        # A finished job that waits to be fetched again: the volume is open.
-        address = self.probes[0][0]
-        end = time.monotonic() + 120
-        while self.probes:
-            assert server.poll() is None and time.monotonic() < end, f"{address}: no volume with the hub's passphrase"
-            self.probe()
-            time.sleep(0.2)
-
-    def wait(self, is_over):
-        end = time.monotonic() + 60 * MINUTES_MAX
-        while not is_over():
-            failed = [job.args for job in self.running if job.poll() not in (None, 0)]
-            assert not failed and time.monotonic() < end, failed or "takes too long"
-            self.probe()
-            time.sleep(0.2)
-
-    def kill(self, process):
-        """The end of a pod, without a word to it."""
-        os.kill(inside(process), signal.SIGKILL)
-        process.wait()
-        self.running.remove(process)
-
-    def uuid(self, device):
-        dump = subprocess.run([self.program, "luks", "dump", device], capture_output=True, text=True, check=True)
-        return dump.stdout.splitlines()[0]
-
-    def start(self, workload, index):
-        spec = workload["spec"]["template"]["spec"]
-        (container,) = spec["containers"]
-        env = {}
-        for source in container.get("envFrom", []):
-            env.update(self.of("ConfigMap", source["configMapRef"]["name"])["data"])
-        for variable in container.get("env", []):
-            path = variable["valueFrom"]["fieldRef"]["fieldPath"]
-            assert path == "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-            env[variable["name"]] = str(index)
-        expand = lambda text: re.sub(r"\$\((\w+)\)", lambda match: env[match[1]], text)
-        volumes = {volume["name"]: volume for volume in spec["volumes"]}
-        mounts = []
-        for mount in container["volumeMounts"]:
-            source = self.source(volumes[mount["name"]], expand(mount.get("subPathExpr", "")))
-            mounts.append((source, mount["mountPath"], mount.get("readOnly", False)))
-        for block in container.get("volumeDevices", []):
-            claim = volumes[block["name"]]["persistentVolumeClaim"]["claimName"]
-            assert self.of("PersistentVolumeClaim", claim)["spec"]["volumeMode"] == "Block"
-            mounts.append((self.device(claim, spec["securityContext"]["runAsUser"]), block["devicePath"], None))
-        assert container["securityContext"]["readOnlyRootFilesystem"]
-        assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
-        name = f"{workload['metadata']['name']}{index}"
-        # All share one network here: each has an address of its own in it.
-        address = f"127.0.1.{len(self.running) + 1}:{METRICS}"
-        args = [expand(word).replace(f"0.0.0.0:{METRICS}", address) for word in container["args"]]
-        self.probes += [(address, container[probe]["httpGet"]["path"]) for probe in PROBES if METRICS_FLAG in container["args"]]
-        return self.command(args, name, mounts, spec["securityContext"])
-
-    def probe(self):
-        """Asks as the kubelet does; each has to have been in order once."""
-        for address, path in list(self.probes):
-            request = ["ip", "netns", "exec", NETWORK, "curl", "-sf", "-m", "5", f"http://{address}{path}"]
-            if subprocess.run(request, stdout=subprocess.DEVNULL, check=False).returncode == 0:
-                self.probes.remove((address, path))
-
-    def device(self, claim, user):
-        """A raw device of the claim, owned by the pod's user (device_ownership_from_security_context)."""
-        if claim not in self.devices:
-            disk = f"{self.directory('claim', '')}/{claim}.disk"
-            with open(disk, "wb") as file:
-                file.truncate(1 << 30)
-            loop = subprocess.run(["losetup", "-f", "--show", disk], capture_output=True, text=True, check=True)
-            self.devices[claim] = loop.stdout.strip()
-        os.chown(self.devices[claim], user, user)
-        return self.devices[claim]
-
-    def source(self, volume, path):
-        if "emptyDir" in volume:
-            return self.directory("empty", volume["name"])
-        if "persistentVolumeClaim" in volume:
-            return self.directory("claim", f"{volume['persistentVolumeClaim']['claimName']}/{path}")
-        secret = volume.get("secret")
-        path = f"secret/{secret['secretName']}" if secret else f"config/{volume['configMap']['name']}"
-        assert os.path.isdir(f"{self.work}/{path}"), f"nothing makes {path}"
-        return f"{self.work}/{path}"
-
-    def command(self, args, name, mounts, context=None, stdout=None):
-        """The program as process 1 of a root of its own, as an ordinary user, without capabilities."""
-        root = f"{self.work}/root-{name}"
-        os.makedirs(f"{root}/etc", exist_ok=True)
-        if not os.path.exists(f"{root}/hfl"):
-            shutil.copy(self.program, f"{root}/hfl")
-        self.write(f"{root}/etc", "hosts", "127.0.0.1 localhost ps0 secrets secrets.hfl-secrets\n")
-        script = ["set -e", f"mount --bind {root} {root}"]
-        for source, target, read_only in mounts:
-            if read_only is None:
-                os.makedirs(os.path.dirname(root + target), exist_ok=True)
-                open(root + target, "a", encoding="utf-8").close()
-            else:
-                os.makedirs(root + target, exist_ok=True)
-            script.append(f"mount --bind {source} {root}{target}")
-            if read_only:
-                script.append(f"mount -o remount,bind,ro {root}{target}")
-        if context is None:
-            os.makedirs(f"{root}/tmp", exist_ok=True)
-            user = 0
-        else:
-            assert context["runAsNonRoot"]
-            user = context["runAsUser"]
-            script.append(f"mount -o remount,bind,ro {root}")
-        script.append(f'exec chroot --userspec={user}:{user} --groups= {root} /hfl "$@"')
-        words = ["ip", "netns", "exec", NETWORK, "unshare", "--mount", "--pid", "--fork", "--kill-child"]
-        process = subprocess.Popen(words + ["sh", "-c", "\n".join(script), "hfl"] + args, stdout=stdout)
-        self.running.append(process)
-        return process
-
-    def directory(self, kind, name):
-        path = f"{self.work}/{kind}/{name}".rstrip("/")
-        if not os.path.isdir(path):
-            os.makedirs(path)
-            # What fsGroup does for a pod's volumes.
-            os.chown(path, 65532, 65532)
-        return path
-
-    @staticmethod
-    def write(folder, name, text):
-        with open(f"{folder}/{name}", "w", encoding="utf-8") as file:
-            file.write(text)
-
-    def end(self):
-        for process in self.running:
-            if process.poll() is None:
-                # The user that it became cleared what --kill-child asked for.
-                os.kill(inside(process) or process.pid, signal.SIGKILL)
-                process.wait()
-        for device in self.devices.values():
-            subprocess.run(["losetup", "-d", device], check=True)
-            os.chown(device, 0, 0)
-        subprocess.run(["ip", "netns", "del", NETWORK], check=True)
-
-
-def inside(process):
-    """Process 1 of a container, as this machine numbers it; none before it starts."""
-    with open(f"/proc/{process.pid}/task/{process.pid}/children", encoding="ascii") as children:
-        return next(map(int, children.read().split()), None)
-
-
-def magic(device):
-    with open(device, "rb") as file:
-        return file.read(6)
 
 
 main()
