@@ -102,7 +102,10 @@ impl Running {
             self.save_bytes(BOM, &bytes)?;
         }
         let collateral = self.collateral()?;
-        let all = self.digests(|name| scope == Scope::Final || !CHANGING.contains(&name))?;
+        let is_signed = |name: &str| scope == Scope::Final || !CHANGING.contains(&name);
+        // What the statements are about was read already, and is large.
+        let mut all = self.digests(|name| is_signed(name) && !model.contains_key(name))?;
+        all.extend(model.clone().into_iter().filter(|(name, _)| is_signed(name)));
         let signature = signature::make(&all, &self.ignored(scope));
         let [own, of_training] = [&signature, &training].map(|made| Some(sha256(&encode(made))));
         let others = [own, of_training, evaluation.as_ref().map(|made| sha256(&encode(made)))];
