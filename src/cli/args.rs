@@ -31,7 +31,7 @@ use crate::job::evaluation::Evaluation;
 use crate::job::recipe::Flip;
 use crate::job::shape::Shape;
 use crate::job::{
-    Algorithm, Arch, Augment, DEFAULT_RATE, Normalisation, Order, Precision, Stem, Weighting, Wire,
+    Algorithm, Arch, Augment, Normalisation, Order, Precision, Stem, Weighting, Wire,
 };
 use crate::trust::fetch::{Keeper, Service};
 use crate::trust::flags::attested;
@@ -131,9 +131,9 @@ attested! {
         /// images of one worker in a step [128]
         #[argh(option, default = "128")]
         pub(super) batch_size: u32,
-        /// largest learning rate [0.03]
-        #[argh(option, default = "DEFAULT_RATE")]
-        pub(super) lr: f32,
+        /// largest learning rate [0.4 for steps of 256 images, in proportion; from 64 pixels 0.1; a tenth with --init]
+        #[argh(option)]
+        pub(super) lr: Option<f32>,
         /// cosine (with warm-up) or constant [cosine]
         #[argh(option, default = "ScheduleKind::Cosine")]
         pub(super) lr_schedule: ScheduleKind,

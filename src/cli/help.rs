@@ -17,7 +17,7 @@ A job
   --model-dir DIR       where the model is kept; --volume FILE for an encrypted one
   --epochs N            passes over the data [20]
   --batch-size N        images of one worker in a step [128]
-  --lr RATE             largest learning rate [0.03]
+  --lr RATE             largest learning rate [0.4 for 256 images a step]
   --attestation SOURCE  auto, tdx, coco, azure, or sim, which protects nothing
   --policy FILE         which code is trusted
 Try       demo     a job on this machine      doctor    checks of a host before a job

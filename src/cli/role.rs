@@ -18,8 +18,7 @@ use crate::job::recipe::{Flip, Recipe};
 use crate::job::schedule::Schedule;
 use crate::job::shape::{CHANNELS, SIDE_MAX, SIDE_STEP, Shape};
 use crate::job::{
-    Augment, BATCH_MAX, DEADLINE_MAX, DEFAULT_RATE, Job, LOCAL_STEPS_MAX, Outer, Quorum, Stem,
-    WORKERS_MAX,
+    Augment, BATCH_MAX, DEADLINE_MAX, Job, LOCAL_STEPS_MAX, Outer, Quorum, Stem, WORKERS_MAX,
 };
 use crate::termination;
 use crate::training::roles;
@@ -27,9 +26,6 @@ use crate::training::store::Place;
 use crate::trust::fetch::Service;
 use crate::trust::passphrase::KeySource;
 use crate::trust::policy::read;
-
-/// Images of all workers in a step for which it was chosen.
-const DEFAULT_IMAGES: f32 = 256.0;
 
 /// What a role runs with.
 pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure> {
@@ -47,9 +43,8 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
     if let Some(parent) = args.with_parent {
         termination::with_parent(parent)?;
     }
-    match role {
-        Role::Worker(_) => say_what_is_ignored(&args),
-        _ => say_the_rule_of_the_rate(&args),
+    if matches!(role, Role::Worker(_)) {
+        say_what_is_ignored(&args);
     }
     let wait = Duration::from_secs(args.secret_wait);
     Ok(roles::Options {
@@ -124,7 +119,7 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
             .hint("--patience 1 or more, with --evaluate-every"));
     }
     let parts = [
-        ("--lr", args.lr, f32::MAX),
+        ("--lr", rate(args), f32::MAX),
         ("--momentum", args.momentum, 1.0),
         ("--weight-decay", args.weight_decay, 1.0),
         ("--outer-rate", args.outer_rate, f32::MAX),
@@ -157,7 +152,7 @@ fn check_numbers(args: &Args) -> Result<(), Failure> {
 }
 
 fn job(args: &Args) -> Result<Job, Failure> {
-    let (rate, warm_up) = (args.lr, args.warm_up);
+    let (rate, warm_up) = (rate(args), args.warm_up);
     let classes = args.classes.names()?;
     Ok(Job {
         stem: args.stem,
@@ -289,17 +284,11 @@ fn say_what_is_ignored(args: &Args) {
     }
 }
 
-/// The default rate was chosen for one number of images a step; for others it is said what the usual rule gives
-/// (Goyal et al., "Accurate, large minibatch SGD", 2017), and left to who trains.
-fn say_the_rule_of_the_rate(args: &Args) {
-    let images = args.workers() as f32 * args.batch_size as f32;
-    if args.lr == DEFAULT_RATE && images != DEFAULT_IMAGES {
-        log::info!(
-            "the default rate {DEFAULT_RATE} was chosen for {DEFAULT_IMAGES} images a step; for {images} the linear \
-             rule gives --lr {:.4}",
-            DEFAULT_RATE * images / DEFAULT_IMAGES
-        );
-    }
+/// The rate that is asked for, or the usual one. A step of a worker's own has its images only.
+fn rate(args: &Args) -> f32 {
+    let sharing = if args.local_steps > 1 { 1 } else { args.workers() };
+    let images = sharing as u32 * args.batch_size;
+    args.lr.unwrap_or_else(|| Schedule::usual_rate(images, args.image_size, args.init.is_some()))
 }
 
 /// The options that define a job, and what they are.
@@ -318,7 +307,7 @@ fn job_flags(args: &Args) -> [(&'static str, String); 36] {
         ("--batch-size", args.batch_size.to_string()),
         ("--epochs", args.epochs.to_string()),
         ("--steps", format!("{:?}", args.steps)),
-        ("--lr", args.lr.to_string()),
+        ("--lr", format!("{:?}", args.lr)),
         ("--lr-schedule", format!("{:?}", args.lr_schedule)),
         ("--warm-up", format!("{:?}", args.warm_up)),
         ("--momentum", args.momentum.to_string()),
