@@ -109,7 +109,7 @@ impl Cluster {
 
     pub(crate) fn of(job: Job, seed: u64, faults: Faults) -> Self {
         let layout = layout();
-        let saved = start(&layout);
+        let saved = start(&job, &layout);
         let node = |index| Node {
             worker: Worker::new(index),
             params: Vec::new(),
@@ -161,7 +161,9 @@ impl Cluster {
             self.move_bytes();
             self.work();
         }
-        let params = self.server.state().params.iter().map(|p| p.to_bits()).collect();
+        let State { params, average, .. } = self.server.state();
+        let params = params.iter().chain(average.iter().flat_map(|all| &**all));
+        let params = params.map(|p| p.to_bits()).collect();
         let (deaths, broken, computed) = (self.deaths, self.broken, self.computed);
         let silent = self.silent;
         let State { step, found, .. } = *self.server.state();
@@ -539,5 +541,6 @@ fn server(job: &Job, layout: &Layout, state: &State) -> ParameterServer {
 fn own(state: &State) -> State {
     let [params, velocity] =
         [&state.params, &state.velocity].map(|values| Arc::new(values.to_vec()));
-    State { params, velocity, ..state.clone() }
+    let average = state.average.as_ref().map(|values| Arc::new(values.to_vec()));
+    State { params, velocity, average, ..state.clone() }
 }

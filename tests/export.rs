@@ -9,6 +9,7 @@ use hfl::data::batch::Batch;
 use hfl::data::cifar;
 use hfl::data::synthetic;
 use hfl::job::norm::Norm;
+use hfl::job::recipe::Recipe;
 use hfl::job::rng::Stream;
 use hfl::job::schedule::Schedule;
 use hfl::job::state::State;
@@ -75,11 +76,14 @@ fn exported(dir: &Path, model: (Arch, Norm), format: &str) -> PathBuf {
     let mut store = Store::directory(&place).expect("store");
     checkpoint::save(&mut store, &network.layout, &job, &state).expect("checkpoint");
     let out = dir.join(format!("{}.{format}", title(model)));
-    let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-    let (place, name) = (text(&place), text(&out));
-    let output = hfl(&["export", "--model-dir", &place, "--format", format, "--out", &name]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    export(&place, &out, format);
     out
+}
+
+fn export(place: &Path, out: &Path, format: &str) {
+    let [place, name] = [place, out].map(|path| path.to_str().expect("UTF-8"));
+    let output = hfl(&["export", "--model-dir", place, "--format", format, "--out", name]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn logits(model: (Arch, Norm)) -> Vec<f32> {
@@ -156,6 +160,41 @@ fn folded_weights_are_written_under_torchvisions_names_and_nothing_else_is_overw
     let refused = hfl(&[&flags[..], &["--best"]].concat());
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && why.contains("model.best-data: no such file"), "{why}");
+}
+
+#[test]
+fn averages_are_exported_and_predicted_with_where_a_job_has_them() {
+    let dir = Dir::new("averages");
+    let plain = exported(&dir.path(""), MODELS[0], "safetensors");
+    let recipe = Recipe { ema: 0.99, ..Recipe::default() };
+    let job = Job { recipe, ..job(MODELS[0]) };
+    let network = Network::of(&job).expect("shapes");
+    let averages = std::sync::Arc::new(params(&network));
+    let others = init::initialise(&network.layout, 6, init::PLAIN_BLOCKS);
+    let state = State::new(others, network.layout.trained, 1);
+    let state = State { average: Some(averages), ..state };
+    let place = dir.path("averaged");
+    let mut store = Store::directory(&place).expect("store");
+    checkpoint::save(&mut store, &network.layout, &job, &state).expect("checkpoint");
+    let (_, read) =
+        checkpoint::load(&store, checkpoint::DATA_FILE).expect("whole").expect("a file");
+    assert!(read.state == state);
+    let out = dir.path("averaged.safetensors");
+    export(&place, &out, "safetensors");
+    let values = |path: &Path| {
+        let bytes = std::fs::read(path).expect("the export");
+        let len = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+        bytes[8 + len..].to_vec()
+    };
+    assert!(values(&out) == values(&plain), "the same weights");
+    let picture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/pictures/colour.jpg");
+    let [of_averages, of_plain] = [place, dir.path("resnet18")].map(|model| {
+        let model = model.to_str().expect("UTF-8");
+        let output = hfl(&["predict", "--model-dir", model, "--json", picture]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    });
+    assert_eq!(of_averages, of_plain);
 }
 
 #[test]

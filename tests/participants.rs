@@ -9,10 +9,10 @@ use hfl::model::params::{Kind, Layout};
 use crate::cluster::{STEPS, WORKERS};
 
 /// The training before its first step.
-pub(crate) fn start(layout: &Layout) -> State {
+pub(crate) fn start(job: &Job, layout: &Layout) -> State {
     let stream = Stream::new(7, "start");
     let params = (0..layout.len as u64).map(|i| stream.normal(i)).collect();
-    State::new(params, layout.trained, WORKERS)
+    State::new(params, layout.trained, WORKERS).averaging(job.recipe.averages())
 }
 
 pub(crate) fn layout() -> Layout {

@@ -256,19 +256,24 @@ fn twenty_deaths_at_random_moments_change_nothing() {
     let calm = undisturbed(&dir);
     let cast = Cast::new(&dir, "mortal");
     let roles = ["ps0", "worker0", "worker1"];
+    // Averages are made beside the parameters.
+    let options = [("--pause-ms", "250"), ("--ema", "0.9")];
+    let of = |role: &str| if role == "ps0" { &options[..] } else { &options[..1] };
     let mut cast_of: Vec<Option<Process>> =
-        roles.iter().map(|role| Some(cast.start(role, &[("--pause-ms", "250")]))).collect();
+        roles.iter().map(|role| Some(cast.start(role, of(role)))).collect();
     for death in 0..20_u64 {
         std::thread::sleep(Duration::from_millis(60 + death * 7919 % 300));
         let victim = (death % 3) as usize;
         if cast_of[victim].as_mut().is_some_and(|p| p.child.try_wait().expect("wait").is_none()) {
             cast_of[victim].take().expect("alive").kill();
-            cast_of[victim] = Some(cast.start(roles[victim], &[("--pause-ms", "250")]));
+            cast_of[victim] = Some(cast.start(roles[victim], of(roles[victim])));
         }
     }
     let mut processes = cast_of.into_iter().flatten();
     let ps0 = processes.next().expect("ps0");
     assert_eq!(cast.finish(&ps0, processes.collect()), calm);
+    // Parameters and averages of a life without deaths.
+    crate::replay::same(&crate::replay::replay(&dir, "mortal", &[]), STEPS, &calm);
 }
 
 #[test]

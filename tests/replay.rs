@@ -10,7 +10,7 @@ use crate::cli::hfl;
 use crate::processes::{Cast, Dir, STEPS};
 
 /// Replays the job in `model` with both workers' data, or with other options.
-fn replay(dir: &Dir, model: &str, more: &[&str]) -> Output {
+pub(crate) fn replay(dir: &Dir, model: &str, more: &[&str]) -> Output {
     let path = |name: &str| dir.path(name).to_str().expect("UTF-8").to_owned();
     let (model, data) = (path(model), path("data"));
     let shards = [0, 1].map(|part| format!("{data}@{part}/2"));
@@ -19,7 +19,7 @@ fn replay(dir: &Dir, model: &str, more: &[&str]) -> Output {
 }
 
 #[track_caller]
-fn same(output: &Output, rounds: u64, hash: &str) {
+pub(crate) fn same(output: &Output, rounds: u64, hash: &str) {
     let [out, said] = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes));
     assert_eq!(output.status.code(), Some(0), "{said}");
     assert!(out.contains(&format!("the same in all {rounds} rounds")), "{out}");

@@ -6,16 +6,16 @@ use hfl::training::cells::Cells;
 use hfl::training::contribution::{Contribution, Tail};
 use hfl::training::round::{Added, Announced, Contributed, Round};
 use hfl::training::rounds::RoundLog;
-use hfl::training::update::update;
+use hfl::training::update::{average, update};
 use kernels::{Exec, Isa, Pool};
 
 use crate::cluster::{CELL, STEPS, WORKERS};
 use crate::participants::{computed, layout, samples, start};
 
-/// The bits of the final parameters.
+/// The bits of the final parameters, and of the averages after them.
 pub(crate) fn replayed(job: &Job, log: &RoundLog) -> Vec<u32> {
     let (layout, isa, pool) = (layout(), Isa::detect(), Pool::new(1));
-    let mut state = start(&layout);
+    let mut state = start(job, &layout);
     let cells = Cells::of_gradients(job, &layout, CELL, isa);
     let mut workers: Vec<Contribution> =
         (0..WORKERS).map(|_| Contribution::new(cells, layout.trained)).collect();
@@ -43,12 +43,14 @@ pub(crate) fn replayed(job: &Job, log: &RoundLog) -> Vec<u32> {
             let exec = Exec::new(&pool, isa);
             assert!(update(job, &layout, &mut state, &round, exec, STEPS));
             round.reset();
+            average(job, &mut state, exec, run.steps);
             state.step += run.steps;
             checks.push(hfl::model::params::check(&state.params));
         }
     }
     assert!(log.rounds().map(|round| round.check).eq(checks.into_iter().map(Some)), "checksums");
-    state.params.iter().map(|param| param.to_bits()).collect()
+    let averages = state.average.iter().flat_map(|all| &**all);
+    state.params.iter().chain(averages).map(|param| param.to_bits()).collect()
 }
 
 fn contribute(

@@ -5,13 +5,14 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use hfl::job::evaluation::Evaluation;
+use hfl::job::recipe::Recipe;
 use hfl::job::state::State;
 use hfl::job::{Job, Outer, Quorum, Wire};
 use hfl::training::contradiction::Kind;
 
 use crate::cluster::{Cluster, STEPS, WORKERS};
 use crate::hostile::{End, Faults, QUIET};
-use crate::participants::job;
+use crate::participants::{job, table};
 use crate::replayed::replayed;
 
 /// Seeds of the deterministic simulation, unless `SEEDS=FIRST-LAST` says others: more of them, or one that failed.
@@ -104,14 +105,17 @@ fn half_open_connections_are_noticed_and_change_nothing() {
 }
 
 /// Jobs whose exchange differs from the usual one.
-fn exchanges() -> [Job; 5] {
+fn exchanges() -> [Job; 7] {
     let outer = Outer { rate: 0.7, momentum: 0.9 };
+    let recipe = Recipe { ema: 0.9, ..Recipe::default() };
     [
         Job { wire: Wire::Bf16, ..job() },
         Job { wire: Wire::Int8, ..job() },
         Job { local_steps: Some(3), ..job() },
         Job { local_steps: Some(2), wire: Wire::Bf16, outer, ..job() },
         Job { local_steps: Some(2), wire: Wire::Int8, ..job() },
+        Job { recipe, ..job() },
+        Job { local_steps: Some(3), wire: Wire::Bf16, recipe, ..job() },
     ]
 }
 
@@ -133,6 +137,10 @@ fn every_exchange_comes_to_what_its_rounds_say() {
         assert_eq!(end.params, replayed(&job, &end.rounds), "job {index}, {faults:?}; {again}");
         if end.rounds == calm[index].rounds {
             assert_eq!(end.params, calm[index].params, "job {index}, {faults:?}; {again}");
+            assert_eq!(
+                end.evaluations, calm[index].evaluations,
+                "job {index}, {faults:?}; {again}"
+            );
         } else {
             assert_eq!(job.wire, Wire::Int8, "job {index} carries nothing over; {again}");
             assert!(end.deaths > 0, "nobody died; {again}");
@@ -144,6 +152,27 @@ fn every_exchange_comes_to_what_its_rounds_say() {
     if std::env::var_os("SEEDS").is_none() {
         assert!(deaths > 50 && lost > 5, "{deaths} deaths, {lost} runs lost what was carried over");
     }
+}
+
+#[test]
+fn averages_are_what_is_evaluated_and_change_nothing_else() {
+    let recipe = Recipe { ema: 0.9, ..Recipe::default() };
+    let [plain, averaged] =
+        [job(), Job { recipe, ..job() }].map(|job| Cluster::of(job, 0, QUIET).run());
+    let (params, averages) = averaged.params.split_at(plain.params.len());
+    assert!(params == plain.params && averages != params);
+    let found = |bits: &[u32]| {
+        let values: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits)).collect();
+        let tables = (0..usize::from(WORKERS)).flat_map(|worker| {
+            let counts = table(worker, &values).into_iter().enumerate();
+            counts.map(|(at, count)| [if at / 10 == at % 10 { count } else { 0 }, count])
+        });
+        tables
+            .fold([0, 0], |[right, all], [hit, one]| [right + u64::from(hit), all + u64::from(one)])
+    };
+    let [of_averages, of_params] = [averages, params].map(found);
+    assert_ne!(of_averages, of_params);
+    assert_eq!((averaged.evaluations[&STEPS], plain.evaluations[&STEPS]), (of_averages, of_params));
 }
 
 /// Workers without worker N in some round.

@@ -67,4 +67,4 @@ pub use norm::group::{Ending, GROUPS, GroupNorm};
 pub use norm::{Statistics, Sums};
 pub use parallel::{Pool, Retiring};
 pub use pooling::{MaxPool, average_backward, average_forward};
-pub use sgd::{Sgd, finish_momentum_sgd, momentum_sgd};
+pub use sgd::{Sgd, finish_momentum_sgd, momentum_sgd, moving_average};

@@ -156,6 +156,26 @@ pub fn finish_momentum_sgd(
     })
 }
 
+/// `average = kept*average + (1 - kept)*value`, on all threads.
+pub fn moving_average(exec: Exec, kept: f32, averages: &mut [f32], values: &[f32]) {
+    assert_eq!(averages.len(), values.len());
+    let share = 1.0 - kept;
+    exec.pool.for_each_chunk(averages, PIECE, |index, averages| {
+        let values = &values[index * PIECE..][..averages.len()];
+        exec.isa.run(
+            #[inline(always)]
+            move || {
+                for (average, &value) in averages.iter_mut().zip(values) {
+                    *average = kept * *average + share * value;
+                }
+            },
+        );
+    });
+}
+
+/// Values of a piece, 64 KiB of each buffer: some ten microseconds a task, and pieces that fit the second-level cache.
+const PIECE: usize = 1 << 14;
+
 /// Works on pieces of three buffers on all threads; says whether all said yes.
 fn in_pieces(
     pool: &Pool,
@@ -164,14 +184,12 @@ fn in_pieces(
     gradients: &[f32],
     work: impl Fn(&mut [f32], &mut [f32], &[f32]) -> bool + Sync,
 ) -> bool {
-    // 64 KiB of each of three: some ten microseconds a task, and pieces that fit the second-level cache.
-    const LEN: usize = 1 << 14;
     assert_eq!((weights.len(), velocity.len()), (gradients.len(), gradients.len()));
     let is_finite = AtomicBool::new(true);
-    let weights = DisjointChunks::new(weights, LEN);
-    let velocity = DisjointChunks::new(velocity, LEN);
+    let weights = DisjointChunks::new(weights, PIECE);
+    let velocity = DisjointChunks::new(velocity, PIECE);
     pool.for_each_chunk2(weights, velocity, |index, weights, velocity| {
-        let gradients = &gradients[index * LEN..index * LEN + weights.len()];
+        let gradients = &gradients[index * PIECE..][..weights.len()];
         if !work(weights, velocity, gradients) {
             is_finite.store(false, Ordering::Relaxed);
         }
@@ -183,6 +201,20 @@ fn in_pieces(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_average_follows_its_values_to_the_same_bits_on_every_tier() {
+        let pool = Pool::new(2);
+        let values: Vec<f32> = (0..40_001_u16).map(|i| f32::from(i % 997) - 400.0).collect();
+        let start: Vec<f32> = values.iter().rev().copied().collect();
+        let plain: Vec<f32> =
+            start.iter().zip(&values).map(|(a, v)| 0.9 * a + (1.0 - 0.9) * v).collect();
+        for isa in Isa::available() {
+            let mut averages = start.clone();
+            moving_average(Exec::new(&pool, isa), 0.9, &mut averages, &values);
+            assert!(averages == plain, "{}", isa.name());
+        }
+    }
 
     #[test]
     fn two_halves_of_an_update_are_the_whole_to_the_bit() {

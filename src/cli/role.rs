@@ -195,6 +195,7 @@ fn recipe(args: &Args) -> Result<Recipe, Failure> {
         flip: args.flip,
         cutout: args.cutout,
         bias_rate: args.bias_rate,
+        ema: args.ema,
     };
     if args.augment == Some(Augment::None) && (recipe.flip, recipe.cutout) != (Flip::Random, 0) {
         return Err(Failure::usage(
@@ -292,7 +293,7 @@ fn rate(args: &Args) -> f32 {
 }
 
 /// The options that define a job, and what they are.
-fn job_flags(args: &Args) -> [(&'static str, String); 36] {
+fn job_flags(args: &Args) -> [(&'static str, String); 37] {
     [
         ("--model", args.model.to_string()),
         ("--classes", format!("{:?}", args.classes)),
@@ -314,6 +315,7 @@ fn job_flags(args: &Args) -> [(&'static str, String); 36] {
         ("--weight-decay", args.weight_decay.to_string()),
         ("--nesterov", args.nesterov.to_string()),
         ("--bias-rate", args.bias_rate.to_string()),
+        ("--ema", args.ema.to_string()),
         ("--label-smoothing", args.label_smoothing.to_string()),
         ("--flip", args.flip.to_string()),
         ("--cutout", args.cutout.to_string()),

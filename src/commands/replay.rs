@@ -109,6 +109,9 @@ pub fn run(place: &Place, asked: &Asked, threads: usize, isa: Isa) -> Result<Rep
             hex(&hash)
         )));
     }
+    if to == last.step && replay.state().average != last.average {
+        return Err(Failure::new(format!("step {to}: the model's averaged weights are others")));
+    }
     Ok(Replayed { span: [asked.from, to], rounds: span.len() as u64, hash })
 }
 
@@ -243,7 +246,8 @@ fn first(asked: &Asked, job: &Job, network: &Network, last: &State) -> Result<St
         let of = job.init.map_or("a seed".into(), |hash| format!("sha256:{}", hex(&hash)));
         return Err(Failure::usage(format!("--init: the job was begun with {of}")));
     }
-    Ok(State { steps: last.steps, ..State::new(params, network.layout.trained, job.workers) })
+    let state = State::new(params, network.layout.trained, job.workers);
+    Ok(State { steps: last.steps, ..state.averaging(job.recipe.averages()) })
 }
 
 /// What to say of the first round that comes to something else.

@@ -23,6 +23,11 @@ pub struct Recipe {
     /// Factor of the learning rate of normalisations' biases.
     #[serde(skip_serializing_if = "is_one")]
     pub bias_rate: f32,
+    /// Share of the averaged weights that an update leaves of them; 0 for no averages (Polyak and Juditsky,
+    /// "Acceleration of stochastic approximation by averaging", 1992; exponential as in Tarvainen and Valpola, "Mean
+    /// teachers are better role models", 2017).
+    #[serde(skip_serializing_if = "is_default")]
+    pub ema: f32,
 }
 
 /// Which images are mirrored in an epoch.
@@ -50,17 +55,32 @@ impl Default for Recipe {
             flip: Flip::Random,
             cutout: 0,
             bias_rate: 1.0,
+            ema: 0.0,
         }
     }
 }
 
 impl Recipe {
+    /// Whether weights are averaged.
+    pub fn averages(&self) -> bool {
+        self.ema != 0.0
+    }
+
+    /// What of the averaged weights is left after `count` updates that follow the first `step`. An average of few
+    /// weights keeps less: those that a training began with would be most of it for thousands of steps.
+    pub fn kept(&self, step: u64, count: u64) -> f32 {
+        let least = |done: u64| (1.0 + done as f64) / (10.0 + done as f64);
+        let kept = |done: u64| f64::from(self.ema).min(least(done));
+        (step..step + count).map(kept).product::<f64>() as f32
+    }
+
     /// The first of its numbers that no job of such images may have: its flag, and what is expected.
     pub fn fault(&self, side: usize) -> Option<(&'static str, &'static str)> {
         let parts = [
             ("label-smoothing", (0.0..1.0).contains(&self.label_smoothing), "0 to less than 1"),
             ("cutout", (self.cutout as usize) < side, "fewer pixels than an image has on a side"),
             ("bias-rate", (0.0..=BIAS_RATE_MAX).contains(&self.bias_rate), "0 to 1000"),
+            ("ema", (0.0..1.0).contains(&self.ema), "0 to less than 1"),
         ];
         let wrong = parts.into_iter().find(|(_, is_right, _)| !is_right);
         wrong.map(|(name, _, expected)| (name, expected))
@@ -95,8 +115,24 @@ mod tests {
             (Recipe { cutout: 32, ..plain }, "cutout"),
             (Recipe { bias_rate: -1.0, ..plain }, "bias-rate"),
             (Recipe { bias_rate: f32::INFINITY, ..plain }, "bias-rate"),
+            (Recipe { ema: 1.0, ..plain }, "ema"),
+            (Recipe { ema: f32::NAN, ..plain }, "ema"),
         ] {
             assert_eq!(recipe.fault(32).map(|(name, _)| name), Some(name), "{recipe:?}");
         }
+    }
+
+    #[test]
+    fn averages_of_few_weights_keep_less_and_rounds_keep_what_their_steps_do() {
+        let recipe = Recipe { ema: 0.99, ..Recipe::default() };
+        assert!(recipe.averages() && !Recipe::default().averages());
+        assert_eq!(
+            [0, 8, 889, 891, 5000]
+                .map(|step| recipe.kept(step, 1))
+                .map(|kept| { (f64::from(kept) * 1000.0).round() / 1000.0 }),
+            [0.1, 0.5, 0.99, 0.99, 0.99]
+        );
+        let steps: f64 = (20..23).map(|step| f64::from(recipe.kept(step, 1))).product();
+        assert!((f64::from(recipe.kept(20, 3)) - steps).abs() < 1e-6);
     }
 }

@@ -14,6 +14,8 @@ pub struct State {
     pub params: Arc<Vec<f32>>,
     /// SGD's velocity of the trained part.
     pub velocity: Arc<Vec<f32>>,
+    /// Averages of parameters and running statistics, where the job has them.
+    pub average: Option<Arc<Vec<f32>>>,
     /// Updates done.
     pub step: u64,
     /// Updates of the whole job, known once every worker has joined.
@@ -117,6 +119,7 @@ impl State {
         Self {
             params: Arc::new(params),
             velocity: Arc::new(vec![0.0; trained]),
+            average: None,
             step: 0,
             steps: None,
             members: vec![None; usize::from(workers)],
@@ -125,9 +128,28 @@ impl State {
         }
     }
 
+    /// The same with averages, if the job has them: they begin as the parameters do.
+    #[must_use]
+    pub fn averaging(mut self, averages: bool) -> Self {
+        self.average = averages.then(|| Arc::new(self.params.to_vec()));
+        self
+    }
+
     /// Whether a snapshot has the values too, so that a change would copy them first.
     pub fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.params) > 1 || Arc::strong_count(&self.velocity) > 1
+        let mut values = [&self.params, &self.velocity].into_iter().chain(&self.average);
+        values.any(|values| Arc::strong_count(values) > 1)
+    }
+
+    /// What is evaluated, exported and used: the averages, where the job has them.
+    pub fn weights(&self) -> &Arc<Vec<f32>> {
+        self.average.as_ref().unwrap_or(&self.params)
+    }
+
+    /// The averages to be changed, where there are any, and the parameters.
+    pub fn average_mut(&mut self) -> Option<(&mut [f32], &[f32])> {
+        let average = self.average.as_mut()?;
+        Some((&mut *Arc::make_mut(average), &self.params))
     }
 
     /// Parameters and velocity to be changed; a copy of them where a snapshot has them too.

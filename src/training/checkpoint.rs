@@ -2,7 +2,8 @@
 //!
 //! Parameters, running statistics and `num_batches_tracked` load into
 //! `torchvision.models.resnet50(num_classes=10)` as they are; velocities stand beside them under
-//! `momentum.NAME`. The header's metadata has the step, the job and hashes of both.
+//! `momentum.NAME`, averages, where a job has them, under `average.NAME`. The header's metadata has the step, the job
+//! and hashes of all.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,6 +32,8 @@ pub const BEST_FILE: &str = "model.best-data";
 pub const META_FILE: &str = "model.ckpt-meta";
 /// Prefix of the velocities' names.
 const MOMENTUM: &str = "momentum.";
+/// Prefix of the averages' names.
+const AVERAGE: &str = "average.";
 /// Suffix of the counters that PyTorch keeps beside running statistics.
 const TRACKED: &str = "num_batches_tracked";
 
@@ -180,10 +183,11 @@ pub fn save_meta(store: &mut Store, job: &Job, network: &Network, step: u64) -> 
     store.save(META_FILE, Progress { job: job.digest(), step }, &|out| out.write_all(&text))
 }
 
-/// Bytes of a checkpoint at most.
-pub fn len_max(layout: &Layout) -> u64 {
-    let values = (layout.len + layout.trained) * size_of::<f32>();
-    (values + HEADER_LEN_MAX + 3 * layout.tensors.len() * ENTRY_LEN_MAX) as u64
+/// Bytes of a checkpoint at most, with averages or without.
+pub fn len_max(layout: &Layout, averages: bool) -> u64 {
+    let averages = if averages { layout.len } else { 0 };
+    let values = (layout.len + layout.trained + averages) * size_of::<f32>();
+    (values + HEADER_LEN_MAX + 4 * layout.tensors.len() * ENTRY_LEN_MAX) as u64
 }
 
 /// The header's metadata: job, members, hashes.
@@ -220,15 +224,20 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
         return Err(CheckpointError::Metadata("members"));
     }
     let (mut params, mut velocity) = (vec![0.0; layout.len], vec![0.0; layout.trained]);
+    let mut average = job.recipe.averages().then(|| vec![0.0; layout.len]);
     for tensor in &layout.tensors {
         import(&tensors, tensor, "", &mut params)?;
         if tensor.kind != Kind::Statistic {
             import(&tensors, tensor, MOMENTUM, &mut velocity)?;
         }
+        if let Some(average) = &mut average {
+            import(&tensors, tensor, AVERAGE, average)?;
+        }
     }
     let state = State {
         params: Arc::new(params),
         velocity: Arc::new(velocity),
+        average: average.map(Arc::new),
         step: number("step")?,
         steps: metadata.contains_key("steps").then(|| number("steps")).transpose()?,
         members,
@@ -241,13 +250,16 @@ fn parse(bytes: &[u8]) -> Result<(Network, Checkpoint), CheckpointError> {
         receipt: metadata.get("receipt").map(|text| receipt(text)).transpose()?,
     };
     let known = |name: &str| {
-        let name = name.strip_prefix(MOMENTUM).unwrap_or(name);
+        let average = name.strip_prefix(AVERAGE).filter(|_| state.average.is_some());
+        let name = average.or(name.strip_prefix(MOMENTUM)).unwrap_or(name);
         name.ends_with(TRACKED) || layout.tensor(name).is_some()
     };
     if let Some(name) = tensors.names().into_iter().find(|name| !known(name)) {
         return Err(CheckpointError::Tensor(name.into(), "does not belong to this network"));
     }
-    for (key, values) in [("parameters", &state.params), ("momentum", &state.velocity)] {
+    let average = state.average.as_ref().map(|average| ("average", average));
+    let values = [("parameters", &state.params), ("momentum", &state.velocity)];
+    for (key, values) in values.into_iter().chain(average) {
         if hex(&params::hash(values)) != *entry(key)? {
             return Err(CheckpointError::Hash(key));
         }
@@ -302,6 +314,8 @@ fn metadata(job: &Job, state: &State) -> BTreeMap<String, String> {
         ("parameters".into(), hex(&params::hash(&state.params))),
         ("step".into(), state.step.to_string()),
     ]);
+    let average = state.average.as_ref().map(|average| hex(&params::hash(average)));
+    metadata.extend(average.map(|hash| ("average".into(), hash)));
     metadata.extend(state.steps.map(|steps| ("steps".into(), steps.to_string())));
     metadata.extend(state.receipt.as_ref().map(|last| ("receipt".into(), hex(&last.encode()))));
     if state.found != Found::default() {
@@ -324,6 +338,10 @@ fn entries<'a>(layout: &'a Layout, state: &'a State) -> Vec<(String, Entry<'a>)>
         if tensor.kind != Kind::Statistic {
             let name = format!("{MOMENTUM}{}", tensor.name);
             entries.push((name, Entry::Values(tensor, &state.velocity)));
+        }
+        if let Some(average) = &state.average {
+            let name = format!("{AVERAGE}{}", tensor.name);
+            entries.push((name, Entry::Values(tensor, average)));
         }
         if let Some(norm) = tensor.name.strip_suffix("running_mean") {
             entries.push((format!("{norm}{TRACKED}"), Entry::Counter(state.step)));
@@ -504,7 +522,7 @@ mod tests {
         let mut store = Store::directory(&directory).expect("create");
         save(&mut store, &network.layout, &checkpoint.job, &checkpoint.state).expect("save");
         let bytes = store.read(DATA_FILE).expect("read").expect("a file");
-        let (len, most) = (bytes.len() as u64, len_max(&network.layout));
+        let (len, most) = (bytes.len() as u64, len_max(&network.layout, false));
         assert!(len <= most && most < len + (1 << 20), "{len} bytes, {most} at most");
         let path = directory.join(DATA_FILE);
         let read = |layout: &Layout| load_params(&path, layout, |values| values.fill(-3.0));

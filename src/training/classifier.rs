@@ -52,9 +52,9 @@ impl Saved {
         Ok(Self { network, checkpoint })
     }
 
-    /// The network, the job that it is of, and its parameters.
+    /// The network, the job that it is of, and its weights: averages, where the job has them.
     pub fn parts(&self) -> (&Network, &Job, &[f32]) {
-        (&self.network, &self.checkpoint.job, &self.checkpoint.state.params)
+        (&self.network, &self.checkpoint.job, self.checkpoint.state.weights())
     }
 
     /// Gets it ready for batches of so many images.
@@ -65,8 +65,11 @@ impl Saved {
         let Checkpoint { job, state } = self.checkpoint;
         let parameters = params::hash(&state.params);
         let network = self.network.computed(job.conv);
-        let params = Arc::unwrap_or_clone(state.params);
-        let model = Inference::new(network, params, batch, Pool::new(threads), isa)
+        if job.recipe.averages() {
+            log::info!("averaged weights (--ema {})", job.recipe.ema);
+        }
+        let weights = Arc::unwrap_or_clone(state.average.unwrap_or(state.params));
+        let model = Inference::new(network, weights, batch, Pool::new(threads), isa)
             .doing("memory for a batch")?;
         Ok(Classifier { job, step: state.step, steps: state.steps, parameters, model })
     }

@@ -14,7 +14,7 @@ use crate::training::contribution::Tail;
 use crate::training::round::{Added, Announced, Contributed, Round};
 use crate::training::rounds::Logged;
 use crate::training::steps::{Share, Steps};
-use crate::training::update::{update, weight};
+use crate::training::update::{average, update, weight};
 
 /// A training that goes on by what a log says.
 pub struct Replay {
@@ -102,6 +102,7 @@ impl Replay {
             return Some(Difference::NotFinite);
         }
         self.round.reset();
+        average(&self.job, &mut self.state, exec, logged.steps);
         self.state.step += logged.steps;
         let is_same = logged.check.is_none_or(|check| check == params::check(&self.state.params));
         (!is_same).then_some(Difference::Parameters)

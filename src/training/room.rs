@@ -55,13 +55,14 @@ fn kept_for_rounds(job: &Job, layout: &Layout) -> u64 {
     values((carried + own) * layout.trained)
 }
 
-/// Bytes that a parameter server takes: parameters, velocity and sums; before that, where there is a
+/// Bytes that a parameter server takes: parameters, velocity, averages and sums; before that, where there is a
 /// checkpoint, the file and what is read from it.
-pub fn of_server(workers: u16, layout: &Layout, resumes: bool) -> u64 {
-    let state = values(layout.len + layout.trained);
+pub fn of_server(job: &Job, layout: &Layout, resumes: bool) -> u64 {
+    let averages = if job.recipe.averages() { layout.len } else { 0 };
+    let state = values(layout.len + layout.trained + averages);
     let training = state + values(layout.len);
     let reading = if resumes { 2 * state } else { 0 };
-    training.max(reading) + CONNECTION * u64::from(workers) + BESIDES
+    training.max(reading) + CONNECTION * u64::from(job.workers) + BESIDES
 }
 
 fn values(count: usize) -> u64 {
@@ -119,7 +120,7 @@ fn largest(end: u32, fits: impl Fn(u32) -> bool) -> u32 {
 /// # Errors
 /// With what is needed and what is left.
 pub fn check_server(job: &Job, layout: &Layout, resumes: bool) -> Result<(), Failure> {
-    let need = of_server(job.workers, layout, resumes);
+    let need = of_server(job, layout, resumes);
     match memory::left() {
         Some(left) if left.bytes < need => Err(Failure::new(format!(
             "ps0 of {} workers takes {} of memory, {} are left of {}",
@@ -135,9 +136,9 @@ pub fn check_server(job: &Job, layout: &Layout, resumes: bool) -> Result<(), Fai
 
 /// Bytes of a job's checkpoints and what is beside them: the last one is kept until the next is whole, and the best
 /// one beside it.
-fn of_checkpoints(evaluates: bool, layout: &Layout) -> u64 {
-    let checkpoints = if evaluates { 3 } else { 2 };
-    checkpoints * checkpoint::len_max(layout) + SMALL_FILES
+fn of_checkpoints(job: &Job, layout: &Layout) -> u64 {
+    let checkpoints = if job.evaluation.every > 0 { 3 } else { 2 };
+    checkpoints * checkpoint::len_max(layout, job.recipe.averages()) + SMALL_FILES
 }
 
 /// Fails if the place of a model has not the room for its checkpoints.
@@ -150,7 +151,7 @@ pub fn check_store(store: &Store, job: &Job, layout: &Layout) -> Result<(), Fail
     for name in names {
         there += store.len_of(name).doing(store.name_of(name))?;
     }
-    let whole = of_checkpoints(job.evaluation.every > 0, layout);
+    let whole = of_checkpoints(job, layout);
     match store {
         Store::Directory(path) => {
             for name in names.map(Store::unfinished) {
@@ -179,7 +180,7 @@ const LARGER: &str =
 /// # Errors
 /// With what is needed and what there would be.
 pub fn check_new_volume(path: &Path, size: u64, job: &Job, layout: &Layout) -> Result<(), Failure> {
-    check_size(path, size, of_checkpoints(job.evaluation.every > 0, layout))
+    check_size(path, size, of_checkpoints(job, layout))
 }
 
 fn check_size(path: &Path, size: u64, need: u64) -> Result<(), Failure> {
@@ -202,7 +203,7 @@ fn check_size(path: &Path, size: u64, need: u64) -> Result<(), Failure> {
 /// # Errors
 /// With what is needed and what is left.
 pub fn check_closed_volume(path: &Path, data_len: u64, layout: &Layout) -> Result<String, Failure> {
-    let (need, most) = (of_checkpoints(true, layout), capacity(data_len));
+    let (need, most) = (of_checkpoints(&Job::default(), layout), capacity(data_len));
     if most < need {
         return Err(too_little(path, need, most).hint(LARGER));
     }
@@ -251,6 +252,7 @@ fn mebibytes(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::job::evaluation::Evaluation;
+    use crate::job::recipe::Recipe;
     use crate::job::shape::Shape;
     use crate::job::{Arch, Stem};
 
@@ -292,12 +294,19 @@ mod tests {
         let layout =
             Network::new(Arch::default(), Stem::Imagenet, Shape::default()).expect("fits").layout;
         let path = std::env::temp_dir().join("no-such-volume");
+        let job = Job::default();
+        let blind = Job { evaluation: Evaluation { every: 0, patience: None }, ..job.clone() };
         for (mib, fits) in [(16, false), (64, false), (150, false), (380, false), (420, true)] {
-            let checked = check_size(&path, mib << 20, of_checkpoints(false, &layout));
+            let checked = check_size(&path, mib << 20, of_checkpoints(&blind, &layout));
             assert_eq!(checked.is_ok(), fits, "{mib} MiB: {checked:?}");
         }
-        let refused = check_size(&path, 150 << 20, of_checkpoints(true, &layout));
+        let refused = check_size(&path, 150 << 20, of_checkpoints(&job, &layout));
         let refused = refused.expect_err("small").to_string();
         assert!(refused.contains("take 5") && refused.contains("--create-volume"), "{refused}");
+        let recipe = Recipe { ema: 0.99, ..Recipe::default() };
+        let averages = Job { recipe, ..blind.clone() };
+        let more = of_checkpoints(&averages, &layout) - of_checkpoints(&blind, &layout);
+        let server = of_server(&averages, &layout, false) - of_server(&blind, &layout, false);
+        assert_eq!([more, server], [2 * values(layout.len), values(layout.len)]);
     }
 }

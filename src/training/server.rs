@@ -21,7 +21,7 @@ use kernels::{Exec, Isa, Pool};
 use protocol::{Admission, CloseReason, Event, Message, Refusal, Role, Roster, Session};
 
 use self::early::Early;
-use self::link::{Link, Place};
+use self::link::{Averages, Link, Place};
 use crate::job::Job;
 use crate::job::state::{Member, State};
 use crate::model::params::{self, Layout};
@@ -29,7 +29,7 @@ use crate::training::cells::Cells;
 use crate::training::note::Note;
 use crate::training::round::{Added, Contributed, Round, RoundError};
 use crate::training::tally::Tally;
-use crate::training::update::update;
+use crate::training::update::{average, update};
 
 /// The server of one job.
 pub struct ParameterServer {
@@ -295,6 +295,7 @@ impl ParameterServer {
         self.note_who_contributed();
         self.round.reset();
         self.is_new = false;
+        average(&self.job, &mut self.state, Exec::new(&self.pool, self.isa), count);
         self.state.step += count;
         self.make_receipt(count, shares);
         self.expect_who_is_here();
@@ -304,7 +305,7 @@ impl ParameterServer {
         self.progress += 1;
         for link in self.links.values_mut().filter(|link| link.place == Place::Held) {
             (link.sending, link.repeat) = (Some(std::mem::take(&mut link.sent_early)), false);
-            link.has_pushed = false;
+            (link.has_pushed, link.averages) = (false, Averages::Unsent);
         }
         Ok(Some(closed))
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use kernels::{Exec, Isa, Sgd, momentum_sgd};
+use kernels::{Exec, Isa, Sgd, momentum_sgd, moving_average};
 
 use crate::job::state::{Member, State};
 use crate::job::{Job, Outer, Weighting};
@@ -43,6 +43,15 @@ pub fn update(
         };
     }
     is_finite
+}
+
+/// Moves the averages, where the job has them, towards the parameters after a round of so many updates. Running
+/// statistics are averaged too: those of the parameters at hand are of other activations than the averages make.
+pub fn average(job: &Job, state: &mut State, exec: Exec, count: u64) {
+    let kept = job.recipe.kept(state.step, count);
+    if let Some((averages, params)) = state.average_mut() {
+        moving_average(exec, kept, averages, params);
+    }
 }
 
 /// What a worker's gradients weigh. Where all data is of one size, the samples of the batches say the same with

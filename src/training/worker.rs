@@ -39,6 +39,8 @@ pub struct Worker {
 /// Parameters on their way; cells come in any order, each once.
 struct Incoming {
     step: u64,
+    /// They are averages to be evaluated, of which no receipt says anything.
+    is_average: bool,
     is_in: Vec<bool>,
     missing: usize,
 }
@@ -227,8 +229,14 @@ impl Worker {
         let Some(step) = self.incoming.as_ref().map(|incoming| incoming.step) else {
             return Ok(None);
         };
-        if !self.witness.knows(step) || self.incoming.take_if(is_whole).is_none() {
+        if !self.witness.knows(step) {
             return Ok(None);
+        }
+        let Some(incoming) = self.incoming.take_if(is_whole) else { return Ok(None) };
+        if incoming.is_average {
+            // The parameters follow.
+            (self.has_new, self.evaluate) = (true, None);
+            return Ok(Some(Work::Evaluate { step }));
         }
         let hash = self.hashes.root().ok_or(Refusal::Protocol)?;
         let checked = self.witness.check_parameters(step, hash);
@@ -303,7 +311,9 @@ impl Worker {
             {
                 let cells = self.cells.ok_or(Refusal::Protocol)?;
                 let (is_in, missing) = (vec![false; cells.count()], cells.count());
-                self.incoming = Some(Incoming { step, is_in, missing });
+                let averages = self.job.as_ref().is_some_and(|job| job.recipe.averages());
+                let is_average = averages && self.evaluate.is_some();
+                self.incoming = Some(Incoming { step, is_average, is_in, missing });
                 self.steps = steps;
                 Ok(None)
             }
@@ -312,6 +322,8 @@ impl Worker {
                 if self.job.as_ref().is_some_and(|job| job.quorum.is_some()) =>
             {
                 self.witness.left_out();
+                // What was on its way ends here.
+                self.evaluate = None;
                 Ok(Some(Work::Skip { step }))
             }
             Message::Receipt(bytes) => {

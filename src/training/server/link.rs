@@ -13,6 +13,8 @@ pub(super) struct Link {
     pub(super) told: usize,
     /// How many cells of the parameters it was sent, while there are more to send.
     pub(super) sending: Option<usize>,
+    /// Where averages are evaluated: they are sent first.
+    pub(super) averages: Averages,
     /// It has begun to send its part of the round at hand, and is told of what is final.
     pub(super) has_pushed: bool,
     /// How many cells of the next parameters it was sent.
@@ -41,6 +43,14 @@ pub(super) enum Place {
     Wanted(Member),
     /// The other one turned out to be alive.
     Lost,
+}
+
+/// How far averages are that are sent to be evaluated, before the parameters of the same step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Averages {
+    Unsent,
+    OnTheirWay,
+    Sent,
 }
 
 /// Whether the holder of a place was asked for a sign of life, because another wants the place.

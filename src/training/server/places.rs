@@ -3,7 +3,7 @@
 use protocol::{CloseReason, Message, Refusal, Role, Session, hex};
 
 use super::ParameterServer;
-use super::link::{Challenge, Link, Place};
+use super::link::{Averages, Challenge, Link, Place};
 use crate::job::state::Member;
 use crate::training::note::Note;
 
@@ -49,6 +49,7 @@ impl ParameterServer {
             admission: Some(admission),
             told: 0,
             sending: None,
+            averages: Averages::Unsent,
             has_pushed: false,
             sent_early: 0,
             repeat: false,

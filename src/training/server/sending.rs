@@ -6,6 +6,7 @@
 use protocol::{CloseReason, Message, Session};
 
 use super::ParameterServer;
+use super::link::Averages;
 use crate::model::params;
 use crate::training::cells::Cells;
 
@@ -53,18 +54,29 @@ impl ParameterServer {
             return session.send(&Message::Finished { steps, parameters });
         }
         if sent == 0 {
-            if is_asked {
+            if is_asked && link.averages == Averages::Unsent {
                 session.send(&Message::Evaluate { step })?;
+                if self.state.average.is_some() {
+                    link.averages = Averages::OnTheirWay;
+                }
             }
             session.send(&Message::Parameters { step, steps })?;
         }
+        let values = match link.averages {
+            Averages::OnTheirWay => self.state.weights(),
+            Averages::Unsent | Averages::Sent => &self.state.params,
+        };
         link.sending = (sent + 1 < self.order.len()).then_some(sent + 1);
+        if link.sending.is_none() && link.averages == Averages::OnTheirWay {
+            link.averages = Averages::Sent;
+            // The parameters themselves, unless nothing is computed with them any more.
+            link.sending = (!self.state.is_finished()).then_some(0);
+        }
         // All were sent before the receipt.
         let Some(&index) = self.order.get(sent) else { return Ok(()) };
         self.sent[1] += 1;
         let range = self.cells.range(index).expect("a cell");
-        let values = &self.state.params[range.clone()];
-        let bytes = self.cells.encode(&range, values, &mut self.scratch);
+        let bytes = self.cells.encode(&range, &values[range.clone()], &mut self.scratch);
         session.send_chunk(step, Cells::offset(&range), bytes)
     }
 

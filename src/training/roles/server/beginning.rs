@@ -232,5 +232,6 @@ fn state(options: &Options, store: &Store) -> Result<(Network, Job, State), Fail
     }
     let params = initial.unwrap_or_else(|| initial::by_seed(&job, &network));
     let state = State::new(params, network.layout.trained, job.workers);
+    let state = state.averaging(job.recipe.averages());
     Ok((network, job, state))
 }
