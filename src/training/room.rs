@@ -29,9 +29,17 @@ const SMALL_FILES: u64 = 4 << 20;
 /// What a volume's file has besides its data: header, keyslots, the journal and tables of its file system.
 const HEADER: u64 = 24 << 20;
 
-/// Bytes that a worker takes besides its data: a step of batches of up to `batch_max` images,
-/// parameters, those that come in meanwhile, gradients, and gradients that wait to be sent over a slow line.
-pub fn of_worker(precision: Precision, network: &Network, batch_max: usize) -> u64 {
+/// Bytes that a worker of so many samples takes besides its data: a step, what it keeps for the exchange, and an
+/// evaluation where the job asks for one.
+pub fn of_worker(job: &Job, network: &Network, samples: usize) -> u64 {
+    of_step(job.precision, network, samples.min(job.batch_max() as usize))
+        + kept_for_rounds(job, &network.layout)
+        + of_evaluator(job, network)
+}
+
+/// Bytes of a step of batches of up to `batch_max` images, parameters, those that come in meanwhile, gradients, and
+/// gradients that wait to be sent over a slow line.
+fn of_step(precision: Precision, network: &Network, batch_max: usize) -> u64 {
     let images = batch_max * network.shape.image_len() * size_of::<f32>();
     let step = Model::memory_len(network, precision, batch_max) + images;
     step as u64 + 4 * values(network.layout.len) + BESIDES
@@ -75,12 +83,7 @@ fn values(count: usize) -> u64 {
 /// With what is needed and what is left.
 pub fn check_worker(job: &Job, network: &Network, samples: usize) -> Result<(), Failure> {
     let Some(left) = memory::left() else { return Ok(()) };
-    let need = |batch_size: u32| {
-        let job = Job { batch_size, ..job.clone() };
-        of_worker(job.precision, network, samples.min(job.batch_max() as usize))
-            + kept_for_rounds(&job, &network.layout)
-            + of_evaluator(&job, network)
-    };
+    let need = |batch_size: u32| of_worker(&Job { batch_size, ..job.clone() }, network, samples);
     let full = need(job.batch_size);
     if full <= left.bytes {
         return Ok(());
@@ -274,6 +277,7 @@ mod tests {
         // Parameters, and the first layer's activations of a batch of 64: of three sizes of 64 channels.
         let least = values(network.layout.len + 64 * 64 * 16 * 16);
         let taken = of_evaluator(&job, &network);
+        assert_eq!(of_worker(&job, &network, 9) - of_worker(&none, &network, 9), taken);
         assert!(taken > least && taken < 4 * least, "{taken} for at least {least}");
         let grouped = Job { norm: crate::job::norm::Norm::Group, ..job };
         let grouped_network = Network::of(&grouped).expect("shapes");

@@ -21,7 +21,7 @@ use crate::commands::{bench, tier};
 use crate::failure::{Doing, Failure};
 use crate::hosts::listen_addresses;
 use crate::job::shape::Shape;
-use crate::job::{Algorithm, Arch, Precision};
+use crate::job::{Algorithm, Arch, Job, Precision};
 use crate::memory;
 use crate::model::network::Network;
 use crate::training::room;
@@ -129,6 +129,16 @@ fn cpu(args: &DoctorArgs) -> Finding {
     }
 }
 
+/// Bytes that the role plans for: with an evaluation each epoch, as jobs have it by default.
+fn need(args: &DoctorArgs, network: &Network) -> u64 {
+    let (stem, precision, batch_size) = (args.stem, args.precision, args.batch_size);
+    let job = Job { stem, precision, batch_size, workers: WORKERS, ..Job::default() };
+    match args.role {
+        Role::ParameterServer(_) => room::of_server(&job, &network.layout, true),
+        _ => room::of_worker(&job, network, batch_size as usize),
+    }
+}
+
 fn memory_left(args: &DoctorArgs) -> Finding {
     let Ok(network) = Network::new(Arch::default(), args.stem, Shape::default()) else {
         return Finding::failed("memory", "no network", "report this");
@@ -136,10 +146,8 @@ fn memory_left(args: &DoctorArgs) -> Finding {
     let network = network.computed(Algorithm::Auto);
     let data = fs::read_dir(&args.data).into_iter().flatten().flatten();
     let data: u64 = data.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
-    let need = match args.role {
-        Role::ParameterServer(_) => room::of_server(WORKERS, &network.layout, true),
-        _ => room::of_worker(args.precision, &network, args.batch_size as usize) + data,
-    };
+    let is_server = matches!(args.role, Role::ParameterServer(_));
+    let need = need(args, &network) + if is_server { 0 } else { data };
     let Some(left) = memory::left() else {
         return Finding::warning("memory", "unknown", "mount /proc to have it checked");
     };
@@ -443,5 +451,22 @@ fn attest(net: &mut Net, host: &str) -> std::io::Result<Result<Role, CloseReason
         if let Some(over) = net.take_ended().pop() {
             return Ok(Err(over.why));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use argh::FromArgs;
+
+    use super::*;
+    use crate::job::Stem;
+
+    #[test]
+    fn a_worker_needs_what_its_role_will_ask_for() {
+        let job = Job { batch_size: 32, stem: Stem::Cifar, ..Job::default() };
+        let words = ["--batch-size", "32", "--stem", "cifar"];
+        let args = DoctorArgs::from_args(&["hfl", "doctor"], &words).expect("arguments");
+        let network = Network::of(&job).expect("shapes").computed(job.conv);
+        assert_eq!(need(&args, &network), room::of_worker(&job, &network, 50_000));
     }
 }
