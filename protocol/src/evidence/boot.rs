@@ -293,7 +293,7 @@ fn authenticode(image: &[u8]) -> Option<[u8; 48]> {
 mod tests {
     use super::*;
     use crate::evidence::event_log::tests::real;
-    use crate::evidence::tdvf::tests::image;
+    use crate::evidence::tdvf::tests::{image, with_memory};
 
     /// A PE image of two sections with certificates behind them, and the header of a bzImage.
     fn kernel() -> Vec<u8> {
@@ -347,6 +347,19 @@ mod tests {
         assert_eq!(first[11..], option_events());
         assert_eq!(third.len(), 2, "command line and RAM disk");
         assert_eq!([first, second, third].map(|events| register(&events))[..], registers[..3]);
+    }
+
+    /// Its firmware was OVMF with memory where OVMF has it, its machine one of 8 GiB: no other size makes that digest.
+    #[test]
+    fn the_hand_off_block_of_a_real_td_is_the_one_that_is_computed() {
+        let (start, rest) = ((0x80_0000, 0x6000, 3), (0x81_0000, 0x1_0000, 3));
+        let image = with_memory(&[rest, (0x80_b000, 0x2000, 3), (0x80_9000, 0x2000, 2), start]);
+        let firmware = Firmware::parse(&image).expect("an image");
+        let of = |memory: u64| sha384(&[&hand_off(&firmware, memory).expect("it fits")]);
+        let (_, events) = real();
+        let (.., logged) = events.iter().find(|(register, ..)| *register == 0).expect("an event");
+        assert_eq!(of(8 << 30), *logged);
+        assert_ne!(of(4 << 30), *logged);
     }
 
     #[test]

@@ -225,15 +225,22 @@ pub(super) mod tests {
     use super::*;
     use crate::hex::hex;
 
+    /// Address, length and kind of a section that is nowhere in the image.
+    pub(crate) type Memory = (u64, u64, u32);
+
     /// An image with sections of variables, code, a hand-off block and temporary memory, at the addresses of OVMF.
     pub(crate) fn image() -> Vec<u8> {
+        with_memory(&[(0x81_0000, 0x1_0000, TEMPORARY), (0x80_9000, 0x2000, HAND_OFF)])
+    }
+
+    /// The same with other memory.
+    pub(crate) fn with_memory(memory: &[Memory]) -> Vec<u8> {
         let mut image: Vec<u8> = (0..0x6000_u32).map(|at| (at / 7) as u8).collect();
-        let sections: [(u32, u32, u64, u64, u32, u32); 4] = [
+        let mut sections: Vec<(u32, u32, u64, u64, u32, u32)> = vec![
             (0x1000, 0x2000, 0xffc0_1000, 0x2000, 0, MEASURED),
             (0, 0x1000, 0xffc0_0000, 0x1000, CONFIGURATION, 0),
-            (0, 0, 0x81_0000, 0x1_0000, TEMPORARY, 0),
-            (0, 0, 0x80_9000, 0x2000, HAND_OFF, 0),
         ];
+        sections.extend(memory.iter().map(|&(address, len, kind)| (0, 0, address, len, kind, 0)));
         let mut metadata = b"TDVF".to_vec();
         metadata.extend((16 + 32 * sections.len() as u32).to_le_bytes());
         metadata.extend(1_u32.to_le_bytes());
