@@ -22,6 +22,7 @@ cargo test -p kernels --locked --test main tiles -- --nocapture 2>/dev/null | gr
 .ci/report.sh
 .ci/passport.sh
 .ci/model.sh
+.ci/measure.sh
 # The guest's emulator leaves cores idle; builds and fuzzers take them meanwhile.
 log=$(mktemp)
 .ci/guest.sh >"$log" 2>&1 &

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Output;
 
 use protocol::{CertificateEvidence, Evidence, hex, unhex};
-use ring::digest::{Context, SHA384, digest};
+use ring::digest::{Context, SHA256, SHA384, digest};
 use serde_json::{Value, json};
 
 use crate::cli::hfl;
@@ -370,4 +370,59 @@ fn a_hostile_event_log_is_named_and_is_never_read_past_its_end() {
     let enclave = write(&dir, "enclave", &enclave);
     let output = hfl(&["quote", "--quote", &enclave, "--event-log", &log]);
     refused(&output, 1, &["an event log is a TD's"]);
+}
+
+/// Firmware of packages of Debian by its SHA-256, and MRTD with pages measured one by one, as
+/// `td-shim-tee-info-hash` of Confidential Containers' td-shim (125eeab) has it, and added first, as the crate mosaik
+/// 0.4.2 has it.
+const FIRMWARE: [(&str, [&str; 2]); 3] = [
+    // ovmf 2022.11-6+deb12u2: OVMF.fd
+    (
+        "7b456907dd0786d415999e801a1ac4637b8ed4d7cf5378cfc6edbe5e574dd773",
+        [
+            "4c7206f0f483c524f12c366c711e9049030a8d47c471ee5aa9c4999a08de4057fb887fed0744d5631a212967fb231c47",
+            "acccbcc870a381adab0d3919d90a7f268ac3b0364771f202ed4bb4e892d045b33db3b32e6924cba830a724eed443f7e1",
+        ],
+    ),
+    // ovmf 2025.02-8+deb13u1: OVMF.fd
+    (
+        "14954040cc754ade0c625ac3470ea46d4c14318b5b1396de4ef77090203d76db",
+        [
+            "bdc6fb145880f06f30c8b346b8dce2a99d9351b56892df22f80fcf6574caa9f9c31df8e8576d53b4d0cd1c3f28910e11",
+            "456f07902150d008bb913c3e1e84e9297f735a6c83cd2a957a1f0a8bbedb06df188e3837ae48d32c73d473d097dc0db2",
+        ],
+    ),
+    // ovmf-inteltdx 2026.08+ds-2: OVMF.inteltdx.ms.fd
+    (
+        "a265075b4147a096109e501e76196df1ec8a18659c26f7401492c597ec88f312",
+        [
+            "a7a1f751abc454f9cbab198ca8d2edb2821935df525c74182b5e776cb0929e8c59aefecce725b0d08a5e9d3d3183bd08",
+            "b90b236113eb4c0d4df4ef590568c14e6028a3a31d7e8ac63dee9845df5008d3ebf82d4f5974e933798f65d7a279b9a9",
+        ],
+    ),
+];
+
+#[test]
+#[ignore = "a package of Debian: .ci/measure.sh"]
+fn mr_td_of_debians_firmware_is_what_other_programs_make_of_it() {
+    let path = std::env::var("HFL_FIRMWARE").expect("HFL_FIRMWARE");
+    let image = fs::read(&path).expect("the firmware");
+    let hash = hex(digest(&SHA256, &image).as_ref());
+    let known = FIRMWARE.iter().find(|(of, _)| *of == hash);
+    let (_, expected) = known.unwrap_or_else(|| panic!("{path} has {hash}"));
+    let dir = Dir::new("measure-debian");
+    let kernel = write(&dir, "vmlinuz", &kernel(1));
+    for (more, expected) in [&[][..], &["--pages-first"]].iter().zip(expected) {
+        let words = ["measure", "--json", "--firmware", &path, "--kernel", &kernel];
+        let output = hfl(&[&words[..], &["--memory", "2G"], more].concat());
+        let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        assert_eq!(found["mr_td"], **expected, "{more:?}");
+    }
+    // The second thing that the firmware of a real TD told were the same variables.
+    if let Ok(path) = std::env::var("HFL_VARIABLES") {
+        let events = real().1;
+        let mut of_firmware = events.iter().filter(|(register, ..)| *register == 0).skip(1);
+        let variables = fs::read(&path).expect("the variables");
+        assert_eq!(of_firmware.next().expect("an event").2, sha384(&[&variables]));
+    }
 }
