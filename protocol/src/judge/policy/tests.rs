@@ -258,3 +258,24 @@ fn a_role_whose_machine_is_named_takes_no_other() {
     let everybody = with(&format!(r#""platforms":["{other}"],"#), "").expect("valid");
     everybody.check_platform(&verdict, None, now).expect_err("asked before there is a role");
 }
+
+#[test]
+fn the_page_has_each_key_with_an_example() {
+    let page = include_str!("../../../../deploy/policy.md");
+    // What a file may have is what it says when it finds something else.
+    let known = |text: &str| {
+        let said = Policy::parse(text.as_bytes()).expect_err("unknown").to_string();
+        let (_, expected) = said.split_once("expected one of ").expect("names");
+        let names = expected.split('`').skip(1).step_by(2).map(str::to_owned);
+        names.collect::<Vec<String>>()
+    };
+    let of_file = known(r#"{"no":1}"#);
+    let of_sets = known(r#"{"tdx_mrs":[{"no":1}]}"#);
+    assert!(of_file.len() > 20 && of_sets.len() > 10, "{of_file:?} {of_sets:?}");
+    for name in of_file.iter().chain(&of_sets) {
+        let is_told = |line: &&str| line.starts_with("| ") && line.contains(&format!("`{name}`"));
+        let line = page.lines().find(is_told).unwrap_or_else(|| panic!("no word about {name}"));
+        let example = line.rsplit('|').nth(1).expect("a column").trim();
+        assert!(example.starts_with('`') && example.contains(':'), "{name}: {example}");
+    }
+}
