@@ -4,9 +4,9 @@
 //! who has noted its last hash, which the service prints when it starts.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use ring::digest::{SHA256, digest};
@@ -97,6 +97,14 @@ impl Audit {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.read(true).append(true).create(true).mode(0o600).open(path)?;
+        // One that was there already may have been made by anybody's rules.
+        let there = file.metadata()?;
+        if there.is_file() && there.permissions().mode() & 0o077 != 0 {
+            match file.set_permissions(Permissions::from_mode(0o600)) {
+                Ok(()) => log::warn!("{}: others could read it, and cannot now", path.display()),
+                Err(error) => log::warn!("{}: others can read it: {error}", path.display()),
+            }
+        }
         // Two services would not know what the other gave out.
         file.try_lock().map_err(|_| io::Error::other("another service writes it"))?;
         let (audit, complete) = Self::check(file)?;
@@ -200,7 +208,6 @@ impl Audit {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
     use super::*;
@@ -218,6 +225,16 @@ mod tests {
         let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "who asked for what is nobody else's");
         (path, bytes)
+    }
+
+    #[test]
+    fn a_log_that_others_could_read_is_closed_to_them() {
+        let (path, _) = log("open", 1);
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("ours");
+        assert_eq!(Audit::open(&path).expect("whole").len(), 1);
+        let mode = std::fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        std::fs::remove_file(&path).expect("remove");
     }
 
     #[test]
