@@ -11,7 +11,7 @@ use protocol::{Policy, SimPlatform};
 use serde_json::{Value, json};
 
 use crate::cli::hfl;
-use crate::processes::{Dir, Process, free_port};
+use crate::processes::{Cast, Dir, Process, free_port};
 
 const NOW: u64 = 1_800_000_000;
 
@@ -152,4 +152,38 @@ fn simulated_evidence_and_policies_of_real_tds_do_not_meet() {
     let doctor = hfl(&["doctor", "--role", "worker0", "--policy", text(&real)]);
     let said = String::from_utf8_lossy(&doctor.stdout).into_owned() + &stderr(&doctor);
     assert!(!said.contains("--attestation sim"), "{said}");
+}
+
+#[test]
+fn a_workers_place_is_not_for_the_key_of_another_worker() {
+    let dir = Dir::new("successor");
+    let keys = ["a.key", "b.key"].map(|name| identity(&dir, name));
+    let rules = dir.path("policy.json");
+    policy(&rules, &[("participant_keys", json!({ "worker": keys }))]);
+    let cast = Cast::new(&dir, "model");
+    let rules = ("--policy", text(&rules));
+    let ps0 = Process::start(&cast.words("ps0", &[rules, ("--json", "")]), "info");
+    let worker = |role: &str, key: &str| {
+        let [key, own] = [key, "own"].map(|name| dir.path(name));
+        cast.start(role, &[rules, ("--identity", text(&key)), ("--model-dir", text(&own))])
+    };
+    let joined = || {
+        let line = std::iter::from_fn(|| ps0.next_line()).find(|line| line.contains("joined"));
+        assert!(line.expect("ended").contains("worker0"));
+    };
+    let first = worker("worker0", "a.key");
+    joined();
+    first.kill();
+    // Both are listed for workers, and nothing says that either is worker0's but who was there first.
+    let (code, said) = worker("worker0", "b.key").end();
+    assert!(code == 1 && said.contains("our evidence was not accepted"), "{said}");
+    let again = worker("worker0", "a.key");
+    joined();
+    let other = worker("worker1", "b.key");
+    for process in [again, other] {
+        let (code, said) = process.end();
+        assert_eq!(code, 0, "{said}");
+    }
+    let (code, said) = ps0.end();
+    assert!(code == 0 && said.contains("another key than of the one that had the role"), "{said}");
 }

@@ -51,6 +51,8 @@ pub enum Rejection {
     Outlived(u64),
     /// The key (SHA-256 of the SubjectPublicKeyInfo) is none that the policy lists for this role.
     Key(Role, [u8; 32]),
+    /// Another key or machine than the one that had the role before.
+    Successor(&'static str),
     /// The fellow of a job judges others by a policy (its digest) that is neither ours nor listed in ours.
     Policy(Role, [u8; 32]),
 }
@@ -97,6 +99,7 @@ impl Rejection {
             Self::RoleOfMeasurement(_) => "role",
             Self::Outlived(_) => "measurement-outlived",
             Self::Key(..) => "key",
+            Self::Successor(_) => "successor",
             Self::Policy(..) => "policy",
         }
     }
@@ -158,6 +161,11 @@ impl fmt::Display for Rejection {
             Self::Key(role, key) => {
                 write!(f, "the key {} is none that the policy lists for {role}", Hex(key))
             }
+            Self::Successor(what) => write!(
+                f,
+                "another {what} than of the one that had the role before; the policy lists it for several roles, and \
+                 not for this one by its name"
+            ),
             Self::Policy(role, digest) => write!(
                 f,
                 "{role} judges others by the policy {}, which is neither ours nor listed in ours (policies)",

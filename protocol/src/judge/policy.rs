@@ -257,6 +257,16 @@ impl Policy {
         self.keys.iter().any(|(whose, _)| whose.covers(role))
     }
 
+    /// Whether the keys of a role are listed, for others as well: nothing says which of them is whose.
+    pub fn shares_keys(&self, role: Role) -> bool {
+        is_shared(&self.keys, role)
+    }
+
+    /// The same of its machines.
+    pub fn shares_machines(&self, role: Role) -> bool {
+        is_shared(&self.platforms, role)
+    }
+
     /// Whether a key may stand in the place of evidence in a role, or in any.
     pub fn vouches(&self, role: Option<Role>, key: &[u8; 32]) -> bool {
         [Role::SecretService, Role::TrustedNode]
@@ -363,6 +373,12 @@ impl Policy {
         let pins = |set: &Accepted| set.values.iter().any(|(m, _)| *m == Measurement::MrConfigId);
         !self.accepted.iter().all(pins)
     }
+}
+
+/// Whether lists cover a role, and none names it alone.
+fn is_shared<T>(lists: &[(Whose, T)], role: Role) -> bool {
+    let is_covered = lists.iter().any(|(whose, _)| whose.covers(role));
+    is_covered && lists.iter().all(|(whose, _)| *whose != Whose::One(role))
 }
 
 impl Accepted {

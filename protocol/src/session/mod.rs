@@ -28,6 +28,7 @@ pub(crate) mod message;
 pub(crate) mod net;
 mod places;
 mod reattest;
+mod returning;
 pub(crate) mod roster;
 mod seal;
 mod socket;

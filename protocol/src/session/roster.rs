@@ -135,6 +135,12 @@ impl Roster {
         &self.head
     }
 
+    /// The last process that was admitted in a role.
+    pub fn last_of(&self, role: Role) -> Option<&Admission> {
+        let of_role = self.entries.iter().rev().find(|entry| entry.admission.role == role);
+        of_role.map(|entry| &entry.admission)
+    }
+
     /// What the last process in a role said that its data is.
     pub fn data_of(&self, role: Role) -> Option<[u8; 32]> {
         let of_role = self.entries.iter().rev().filter(|entry| entry.admission.role == role);

@@ -547,6 +547,32 @@ fn participants_judge_by_one_policy_or_by_ones_that_they_list() {
     assert!(ends.iter().all(Option::is_none), "{ends:?}");
 }
 
+#[test]
+fn who_comes_back_is_the_one_of_before_where_keys_are_listed_for_several_roles() {
+    let keys = [(); 2].map(|()| OwnerKey::generate().expect("a key"));
+    let hashes = || keys.each_ref().map(|key| key.hash().expect("a hash")).to_vec();
+    let role = Role::Worker(0);
+    let listing = |whose| {
+        let policy = Policy { keys: vec![(whose, hashes())], ..verifier().policy };
+        let opened = |key| {
+            let verifier = Verifier { trust: Trust::Simulated, policy: policy.clone() };
+            let platform: Arc<dyn Attester> = Arc::new(SimPlatform::new(clock()));
+            let worker = Config::of_owner(role, key, Some(platform), verifier, clock);
+            let server = judging_by(Role::ParameterServer(0), policy.clone());
+            let mut pair = Pair::new(Arc::new(worker.expect("config")), server);
+            let ends = pair.run(usize::MAX);
+            assert!(ends.iter().all(Option::is_none), "{ends:?}");
+            pair.server
+        };
+        let first = opened(&keys[0]).admission().cloned().expect("a client");
+        opened(&keys[0]).check_return(&first).expect("the same key");
+        opened(&keys[1]).check_return(&first)
+    };
+    let refused = listing(crate::Whose::Kind(role.kind())).expect_err("another worker's key");
+    assert!(refused.code() == "successor" && refused.to_string().contains("another key"));
+    listing(crate::Whose::One(role)).expect("both are named for it");
+}
+
 /// The genuine program with secrets of the host: it is no secret service of whoever pins its owner's key.
 #[test]
 fn the_genuine_program_is_no_secret_service_of_another_owner() {

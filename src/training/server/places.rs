@@ -39,6 +39,11 @@ impl ParameterServer {
             }
             None => return Err(session.close(Some(Refusal::Role))),
         };
+        let before = self.roster.last_of(Role::Worker(worker));
+        if let Some(Err(why)) = before.map(|before| session.check_return(before)) {
+            self.say(format!("worker{worker}: {why}"));
+            return Err(session.close(Some(Refusal::Evidence)));
+        }
         let admission = session.admission().filter(|who| !self.roster.is_full_for(who));
         let Some(admission) = admission.cloned().map(Box::new) else {
             return Err(session.close(Some(Refusal::Later)));

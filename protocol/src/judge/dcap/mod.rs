@@ -166,6 +166,16 @@ pub fn origin(quote: &Quote, root: &Anchor, now: u64) -> Result<Origin, Fault> {
     })
 }
 
+/// The machine that a quote says it is of. Says nothing about whether it is genuine.
+///
+/// # Errors
+/// When its certificates are malformed.
+pub(crate) fn machine(quote: &Quote) -> Result<Platform, Fault> {
+    let chain = Certificate::parse_chain(&quote.chain, Item::PckChain)?;
+    let [leaf, ..] = pki::pck_chain(&chain)?;
+    Platform::parse(leaf)
+}
+
 /// Platform, module and quoting enclave together, at launch and now.
 fn assess(
     quote: &Quote,
