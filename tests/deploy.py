@@ -365,12 +365,14 @@ def check_documents(program):
         fenced = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)).replace("\\\n", " ")
         spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
         for line in fenced.splitlines() + [" ".join(span.split()) for span in spans]:
-            for part in re.split(r"[|>#]|&&", line):
+            for part in re.split(r"[|>]|&&| #", line):
                 words = part.split()
                 if words[:1] != ["hfl"]:
                     continue
                 options = [word.split("=")[0] for word in words[1:] if word.startswith("--")]
                 names = tuple(itertools.takewhile(lambda word: re.fullmatch("[a-z]+", word), words[1:]))
+                if "--role" in options:
+                    names = ("--role", "ps0")
                 if names not in helps:
                     asked = subprocess.run([program, *names, "--help"], capture_output=True, text=True, check=True)
                     helps[names] = asked.stdout
