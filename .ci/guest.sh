@@ -8,6 +8,9 @@ need=()
 command -v qemu-system-x86_64 >/dev/null || need+=(qemu-system-x86)
 dpkg -s busybox-static >/dev/null 2>&1 || need+=(busybox-static)
 [ -x /sbin/cryptsetup ] || need+=(cryptsetup-bin)
+[ -x /sbin/dmsetup ] || need+=(dmsetup)
+[ -x /sbin/mke2fs ] || need+=(e2fsprogs)
+[ -x /sbin/sfdisk ] || need+=(fdisk)
 install() { apt-get update -q && apt-get install -qy --no-install-recommends "$@"; }
 if [ ${#need[@]} -gt 0 ] && ! install "${need[@]}" >/dev/null 2>&1; then
   echo "SKIPPED guest: cannot install ${need[*]} (apt-get as root)"
@@ -24,6 +27,18 @@ if [ ! -d "$place/lib/modules" ]; then
   fi
   dpkg-deb -x "$place"/linux-image-*.deb "$place"
 fi
+# Disks of kata's guests, measured again by musl/rootfs.sh, in the parts that the guest sees; and what it printed.
+disk=$(mktemp)
+tree=$(mktemp -d)
+trap 'rm -rf "$disk" "$tree"' EXIT
+mkdir "$tree/etc"
+for kind in superblock no-superblock; do
+  mkdir -p "$place/verity/$kind"
+  tests/guest/disk.sh "$kind" "$tree" 8 "$disk" >/dev/null
+  musl/rootfs.sh "$disk" --host 10.0.0.5=pccs.example | tail -1 >"$place/verity/$kind/line"
+  dd if="$disk" of="$place/verity/$kind/root" bs=1M skip=1 count=8 status=none
+  dd if="$disk" of="$place/verity/$kind/hash" bs=1M skip=9 count=7 status=none
+done
 # qemu 7.2 computes the flags twice where a `seto` to memory touches a page for the first time, and then sees
 # an overflow that never was. Kernels that spill such checks to the stack run without them here; every test
 # outside the guest has them.

@@ -95,16 +95,7 @@ cut_out() {
 said() { sed -n "s/.*$1=\([0-9a-f]*\).*/\1/p" "$work/said"; }
 
 for kind in superblock no-superblock; do
-  option=()
-  [ "$kind" = superblock ] || option=(--no-superblock)
-  rm -f "$work/disk" "$work/root" "$work/hash"
-  truncate -s 60M "$work/root"
-  mke2fs -q -t ext4 -d "$work/tree" "$work/root"
-  veritysetup format "${option[@]}" "$work/root" "$work/hash" | awk '/^Root hash:/ { print $3 }' >"$work/before"
-  truncate -s 70M "$work/disk"
-  printf 'label: gpt\nstart=2048, size=122880\nstart=124928, size=14336\n' | sfdisk -q "$work/disk"
-  dd if="$work/root" of="$work/disk" bs=1M seek=1 conv=notrunc status=none
-  dd if="$work/hash" of="$work/disk" bs=1M seek=61 conv=notrunc status=none
+  tests/guest/disk.sh "$kind" "$work/tree" 60 "$work/disk" >"$work/before"
   cp "$work/disk" "$work/disk.before"
   refused musl/rootfs.sh "$work/disk" --add "$work/nothing:/usr/bin/nothing"
   refused musl/rootfs.sh "$work/disk" --add "$work/large:/usr/bin/large"

@@ -1,4 +1,4 @@
-//! Volumes under a real kernel: a guest of qemu with nothing but hfl and busybox, then cryptsetup.
+//! Volumes under a real kernel: a guest of qemu with nothing but hfl and busybox, then cryptsetup; and disks of guests.
 //!
 //! Ignored by default because it needs a kernel image: `.ci/guest.sh` fetches one and runs it.
 
@@ -28,6 +28,9 @@ const MODULES: [&str; 17] = [
 ];
 /// Programs of the distribution that volumes are crossed with.
 const FOREIGN: [&str; 4] = ["cryptsetup", "mke2fs", "e2fsck", "resize2fs"];
+/// What opens a guest's own disk, as kata does.
+const VERITY_MODULES: [&str; 2] = ["reed_solomon", "dm-verity"];
+const VERITY_PROGRAMS: [&str; 2] = ["veritysetup", "dmsetup"];
 /// Checks that the guest makes; fewer means that it died.
 const CHECKS_MIN: usize = 150;
 const MINUTES_MAX: u32 = 60;
@@ -98,42 +101,70 @@ fn find(folder: &Path, name: &str) -> Option<PathBuf> {
     None
 }
 
-fn initramfs(kernel: &Path) -> Vec<u8> {
+/// What every guest has, and its kernel's modules.
+fn basis(kernel: &Path, modules: &[&str]) -> Archive {
     let mut archive = Archive::default();
     archive.directory("dev");
     archive.add("dev/console", 0o020_600, (5, 1), &[]);
-    archive.file(Path::new(env!("CARGO_BIN_EXE_hfl")), "bin/hfl");
     archive.file(Path::new("/bin/busybox"), "bin/busybox");
     archive.file(Path::new("/bin/busybox"), "bin/sh");
-    for name in FOREIGN {
-        archive.program(&Path::new("/sbin").join(name), &format!("sbin/{name}"));
-    }
     archive.directory("modules");
-    for module in MODULES {
+    for module in modules {
         let file = format!("{module}.ko");
         let path = find(&kernel.join("lib/modules"), &file)
             .unwrap_or_else(|| panic!("no module {file} below {kernel:?}"));
         archive.file(&path, &format!("modules/{file}"));
     }
-    archive.add("modules/order", 0o100_644, (0, 0), MODULES.join("\n").as_bytes());
-    let records = hfl::data::synthetic::records(1, 8);
-    archive.add("data_batch_1.bin", 0o100_644, (0, 0), &records);
+    archive.add("modules/order", 0o100_644, (0, 0), modules.join("\n").as_bytes());
     let init = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/init.sh");
     archive.file(Path::new(init), "init");
-    archive.add("TRAILER!!!", 0, (0, 0), &[]);
-    archive.bytes
+    archive
+}
+
+fn programs(archive: &mut Archive, names: &[&str]) {
+    for name in names {
+        archive.program(&Path::new("/sbin").join(name), &format!("sbin/{name}"));
+    }
+}
+
+fn initramfs() -> Archive {
+    let mut archive = basis(&kernel(), &MODULES);
+    archive.file(Path::new(env!("CARGO_BIN_EXE_hfl")), "bin/hfl");
+    programs(&mut archive, &FOREIGN);
+    let records = hfl::data::synthetic::records(1, 8);
+    archive.add("data_batch_1.bin", 0o100_644, (0, 0), &records);
+    archive
+}
+
+/// A guest with the parts of disks that `.ci/guest.sh` made, and what kata opens them with.
+fn measured_disks() -> Archive {
+    let modules: Vec<&str> = MODULES[..5].iter().chain(&VERITY_MODULES).copied().collect();
+    let mut archive = basis(&kernel(), &modules);
+    programs(&mut archive, &VERITY_PROGRAMS);
+    for kind in ["superblock", "no-superblock"] {
+        for part in ["root", "hash", "line"] {
+            let path = format!("verity/{kind}/{part}");
+            archive.file(&kernel().join(&path), &path);
+        }
+    }
+    archive
+}
+
+fn kernel() -> PathBuf {
+    PathBuf::from(std::env::var_os("HFL_GUEST_KERNEL").expect("HFL_GUEST_KERNEL"))
 }
 
 /// Boots the guest with that CPU and returns what it said.
-fn boot(cpu: &str, more: &str) -> Vec<String> {
-    let kernel = PathBuf::from(std::env::var_os("HFL_GUEST_KERNEL").expect("HFL_GUEST_KERNEL"));
-    let image = fs::read_dir(kernel.join("boot"))
+fn boot(cpu: &str, more: &str, mut files: Archive) -> Vec<String> {
+    let image = fs::read_dir(kernel().join("boot"))
         .expect("boot")
         .map(|entry| entry.expect("entry").path())
         .find(|path| path.to_string_lossy().contains("vmlinuz"))
         .expect("a kernel");
-    let archive = std::env::temp_dir().join(format!("hfl-guest-{cpu}-{}", std::process::id()));
-    fs::write(&archive, initramfs(&kernel)).expect("write");
+    files.add("TRAILER!!!", 0, (0, 0), &[]);
+    let name = format!("hfl-guest-{}-{}", files.bytes.len(), std::process::id());
+    let archive = std::env::temp_dir().join(name);
+    fs::write(&archive, files.bytes).expect("write");
     let output = Command::new("timeout")
         .arg(format!("{MINUTES_MAX}m"))
         .args(["qemu-system-x86_64", "-accel", "tcg", "-cpu", cpu, "-smp", "2", "-m", "4096"])
@@ -164,11 +195,17 @@ fn check(lines: &[String], least: usize) {
 #[test]
 #[ignore = "needs a kernel image and qemu: .ci/guest.sh"]
 fn volumes_work_under_a_real_kernel_and_leave_nothing_behind() {
-    check(&boot("max", ""), CHECKS_MIN);
+    check(&boot("max", "", initramfs()), CHECKS_MIN);
 }
 
 #[test]
 #[ignore = "needs a kernel image and qemu: .ci/guest.sh"]
 fn a_cpu_without_vector_extensions_trains_on_the_portable_tier() {
-    check(&boot("qemu64", "hfl.tier=portable"), 3);
+    check(&boot("qemu64", "hfl.tier=portable", initramfs()), 3);
+}
+
+#[test]
+#[ignore = "needs a kernel image and qemu: .ci/guest.sh"]
+fn measured_disks_are_opened_as_kata_opens_them() {
+    check(&boot("max", "hfl.verity", measured_disks()), 19);
 }

@@ -52,6 +52,48 @@ esac
 
 for module in $(cat /modules/order); do insmod /modules/$module.ko || echo "FAILED insmod $module"; done
 
+# --- only disks of kata's guests, with the numbers of the line that musl/rootfs.sh printed ---
+value() { sed "s/.*$1=\([0-9a-f]*\).*/\1/" line; }
+attach() {
+    data=$(losetup -f) && losetup $data root
+    tree=$(losetup -f) && losetup $tree hash
+}
+holds() {
+    check mount-$1 mount -t ext4 -o ro /dev/mapper/root /mnt
+    check content-$1 grep -q '10.0.0.5 pccs.example' /mnt/etc/hosts
+    check read-$1 dd if=/dev/mapper/root of=/dev/null bs=1M
+    umount /mnt
+    check close-$1 dmsetup remove --noudevsync root
+}
+case "$(cat /proc/cmdline)" in *hfl.verity*)
+    cd /verity/superblock && attach
+    # kata's initramfs before 2026-02.
+    check open-initramfs veritysetup open --panic-on-corruption $data root $tree "$(value rootfs_verity.hash)"
+    holds initramfs
+    cd /verity/no-superblock && attach
+    # dm-mod.create of kata's runtime: hypervisor.go of 4.1, GetKernelRootParams.
+    sectors=$(($(value data_block_size) / 512 * $(value data_blocks)))
+    table="0 $sectors verity 1 $data $tree $(value data_block_size) $(value hash_block_size) $(value data_blocks) 0"
+    check open-kernel dmsetup create root --readonly --noudevsync --noudevrules \
+        --table "$table sha256 $(value root_hash) $(value salt)"
+    holds kernel
+    # kata-extension-mount.sh of 4.1, and with one block of data changed.
+    for state in extension damaged; do
+        check open-$state veritysetup open $data root $tree "$(value root_hash)" --no-superblock \
+            --hash-block-size="$(value hash_block_size)" --data-block-size="$(value data_block_size)" \
+            --data-blocks="$(value data_blocks)" --salt="$(value salt)"
+        [ $state = damaged ] || holds $state
+        printf x | dd of=root bs=1 seek=$((4096 * 300)) conv=notrunc 2> /dev/null
+        sync
+    done
+    check read-damaged sh -c '! dd if=/dev/mapper/root of=/dev/null bs=4096 skip=300 count=1'
+    check read-beside dd if=/dev/mapper/root of=/dev/null bs=4096 skip=310 count=1
+    check close-damaged veritysetup close root
+    echo "end"
+    sync
+    reboot -f
+esac
+
 # --- hfl and busybox alone ---
 check create hfl luks create v --size 40M $fast --key-file key
 check open hfl luks open v vol --key-file key
