@@ -36,6 +36,8 @@ cp -r deploy "$place/site/"
 sed -i 's/^WORKERS_HERE=.*/WORKERS_HERE=1/' "$place/site/deploy/base/job.env"
 mkdir "$place/site/a" "$place/site/owner"
 printf 'resources: [../deploy/overlays/coco]\ncomponents: [../deploy/data-volume, ../deploy/gateway]\n' >"$place/site/a/kustomization.yaml"
+# The image as the README says it, with a digest of nothing.
+sed -n '/```yaml/,/```/p' deploy/README.md | grep -v '```' | sed "s/^   //; s/DIGEST/$(printf '0a%.0s' {1..32})/" >>"$place/site/a/kustomization.yaml"
 printf 'resources: [../deploy/secret-service]\ncomponents: [../deploy/secret-service/gateway]\n' >"$place/site/owner/kustomization.yaml"
 kubectl kustomize "$place/site/a" >"$place/site-a.yaml"
 kubectl kustomize "$place/site/owner" >"$place/owner.yaml"

@@ -53,6 +53,7 @@ def main():
     check_network(rendered)
     for name in ("coco", "data-volume", "azure"):
         check_initdata(program, f"{place}/{name}.yaml", "sha256" if name == "azure" else "sha384")
+    check_image(program, f"{place}/site-a.yaml")
     check_trustee(program, place)
     check_documents(program)
     if os.geteuid() != 0:
@@ -354,6 +355,18 @@ def check_seccomp():
         code = int(found[name])
         assert code == expected or expected == 0 and code not in (errno.EPERM, errno.ENOSYS), (name, code)
     print(f"seccomp: {len(CALLS)} calls end as they should under {profile}")
+
+
+def check_image(program, manifests):
+    """The image that README.md puts into a kustomization is that of every pod of the job, and of the agent's policy."""
+    named = {container["image"] for _, pod in pods(load(manifests)) for container in pod["spec"]["containers"]}
+    assert named == {IMAGE}, named
+    with tempfile.TemporaryDirectory() as work:
+        out = f"{work}/initdata.toml"
+        subprocess.run([program, "initdata", "--manifests", manifests, "--out", out], check=True, stdout=subprocess.DEVNULL)
+        with open(out, "rb") as file:
+            assert f'image := "{IMAGE}"' in tomllib.load(file)["data"]["policy.rego"]
+    print("image: by its digest in every pod")
 
 
 def check_documents(program):
