@@ -37,10 +37,10 @@ pub fn read_policy(path: &Path) -> Result<Policy, Failure> {
 pub(crate) fn open_config(policy: &Policy, source: Option<&str>) -> Option<&'static str> {
     let told = match source {
         Some(GuestComponents::NAME) => {
-            "it leaves mr_config_id open: ANY image in the same guest meets it, and peers are pods as this one"
+            "it leaves mr_config_id (of a TPM: PCR 8) open: ANY image in the same guest meets it, and peers are pods"
         }
         None => {
-            "it leaves mr_config_id open: where peers are pods, ANY image in the same guest meets it"
+            "it leaves mr_config_id (of a TPM: PCR 8) open: where peers are pods, ANY image in the same guest meets it"
         }
         Some(_) => return None,
     };

@@ -12,6 +12,9 @@ use crate::judge::dcap::{self, Rules, Status};
 use crate::rejection::{Differing, Rejection};
 use crate::role::{Role, RoleKind};
 
+/// What the agent of a peer pod on Azure extends by the digest of its document (guest-components, `INIT_DATA_PCR`).
+const INITDATA_PCR: u8 = 8;
+
 /// What a peer's TD and its platform must be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -368,9 +371,12 @@ impl Policy {
         }
     }
 
-    /// Whether a set leaves MRCONFIGID open, which in confidential pods alone says what runs.
+    /// Whether a set leaves open what in confidential pods alone says what runs: MRCONFIGID, or of a TPM PCR 8.
     pub fn leaves_config_open(&self) -> bool {
-        let pins = |set: &Accepted| set.values.iter().any(|(m, _)| *m == Measurement::MrConfigId);
+        let pins = |set: &Accepted| match set.pcrs.is_empty() {
+            true => set.values.iter().any(|(m, _)| *m == Measurement::MrConfigId),
+            false => set.pcrs.iter().any(|(pcr, _)| *pcr == INITDATA_PCR),
+        };
         !self.accepted.iter().all(pins)
     }
 }

@@ -73,6 +73,9 @@ fn policies_that_any_guest_could_meet_are_told() {
         text.push(format!("\"tdx_mrs\":[{set}]"));
         Policy::parse(format!("{{{}}}", text.join(",")).as_bytes()).expect("a policy")
     };
+    for (pcrs, is_open) in [(&[][..], false), (&[11], true), (&[8, 11], false)] {
+        assert_eq!(policy(&all, pcrs).leaves_config_open(), is_open, "{pcrs:?}");
+    }
     for weak in [
         &["rt_mr3"][..],
         &["mrsigner_seam"],
