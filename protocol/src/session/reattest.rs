@@ -21,6 +21,12 @@ impl Session {
         self.fresh.accepted
     }
 
+    /// Whether fresh evidence that the peer was asked for is not accepted yet. Who is silent may compute, and may be
+    /// listening all the while: what it has not been sent so far can wait.
+    pub fn owes_evidence(&self) -> bool {
+        self.fresh.asked.is_some()
+    }
+
     /// Has our quotes made by who owns the session, elsewhere than where it waits: [`Session::take_question`] has what
     /// to ask, [`Session::answer`] takes the quote.
     pub(crate) fn defer_quotes(&mut self) {

@@ -54,6 +54,10 @@ impl ParameterServer {
             return session.send(&Message::Finished { steps, parameters });
         }
         if sent == 0 {
+            // A round with a quorum closes without who is silent: he learns nothing of it before he is attested.
+            if session.owes_evidence() {
+                return Ok(());
+            }
             if is_asked && link.averages == Averages::Unsent {
                 session.send(&Message::Evaluate { step })?;
                 if self.state.average.is_some() {

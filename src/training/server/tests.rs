@@ -1,5 +1,11 @@
 //! What workers weigh, and what their evaluations lead to.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::{Config, Policy, SimPlatform, Trust, Verifier};
+
+use super::link::Challenge;
 use super::*;
 use crate::job::norm::Norm;
 use crate::job::schedule::Schedule;
@@ -67,4 +73,68 @@ fn classes_that_differ_are_told_once_at_the_start_with_what_to_choose() {
     assert!(told(Norm::Group, 0, 0).is_empty(), "it was chosen");
     assert!(told(Norm::Batch, 7, 0).is_empty(), "it goes on");
     assert!(told(Norm::Batch, 0, 10).is_empty(), "they are alike");
+}
+
+/// A round with a quorum closes without who is silent, and everybody is sent what came of it.
+#[test]
+fn who_owes_fresh_evidence_is_sent_no_parameters() {
+    let now = || 1_800_000_000;
+    let platform = Arc::new(SimPlatform::new(now()));
+    let policy = Policy::same_as(platform.report());
+    let every = Duration::from_secs(60);
+    let party = |role| {
+        let verifier = Verifier { trust: Trust::Simulated, policy: policy.clone() };
+        let mut config = Config::new(role, platform.clone(), verifier, now).expect("a config");
+        config.reattest = Some(every);
+        Arc::new(config)
+    };
+    let client = Session::client(party(Role::Worker(0)), "ps0", Duration::ZERO);
+    let ours = Session::server(party(Role::ParameterServer(0)), [9; 32], Duration::ZERO);
+    let (mut client, mut ours) = (client.expect("a client"), ours.expect("a server"));
+    let carry = |from: &mut Session, to: &mut Session| {
+        let mut bytes = Vec::new();
+        from.output(&mut bytes).expect("memory");
+        to.receive(&bytes).expect("TLS");
+        while to.next_event().expect("honest").is_some() {}
+    };
+    for _ in 0..6 {
+        carry(&mut client, &mut ours);
+        carry(&mut ours, &mut client);
+    }
+    assert!(ours.is_open() && client.is_open());
+    let mut server = server(Weighting::Data, [16, 16]);
+    server.state.steps = Some(2);
+    let link = Link {
+        worker: 0,
+        admission: None,
+        told: 0,
+        sending: Some(0),
+        averages: Averages::Unsent,
+        has_pushed: false,
+        sent_early: 0,
+        repeat: false,
+        skipped: false,
+        receipt: None,
+        place: Place::Held,
+        is_blind: false,
+        told_end: false,
+        challenge: Challenge::None,
+    };
+    server.links.insert(1, link);
+    ours.handle_timeout(Duration::ZERO).expect("open");
+    ours.handle_timeout(2 * every).expect("asked");
+    let mut asked = Vec::new();
+    ours.output(&mut asked).expect("memory");
+    assert!(ours.owes_evidence());
+    server.send(1, &mut ours).expect("open");
+    server.send(1, &mut ours).expect("open");
+    assert_eq!(server.links[&1].sending, Some(0), "nothing went out");
+    // It answers, and is sent all of it.
+    client.receive(&asked).expect("TLS");
+    assert!(client.next_event().expect("honest").is_none());
+    carry(&mut client, &mut ours);
+    assert!(!ours.owes_evidence() && ours.attested() == 2);
+    carry(&mut ours, &mut client);
+    server.send(1, &mut ours).expect("open");
+    assert_ne!(server.links[&1].sending, Some(0));
 }
