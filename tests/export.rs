@@ -93,7 +93,7 @@ fn logits(model: (Arch, Norm)) -> Vec<f32> {
     let mut inference = Inference::new(network, params, IMAGES, pool, isa).expect("memory");
     let mut batch = Batch::default();
     let data = cifar::from_records(synthetic::records(8, IMAGES)).expect("records");
-    data.batch(0, IMAGES, &mut batch);
+    data.batch(0, IMAGES, &mut batch).expect("in memory");
     inference.run(&batch).to_vec()
 }
 

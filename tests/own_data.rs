@@ -123,6 +123,32 @@ fn a_folder_of_pictures_is_learned_evaluated_and_predicted() {
 }
 
 #[test]
+fn pictures_that_do_not_fit_in_memory_are_learned_from_and_tested_with_all_the_same() {
+    let dir = Dir::new("own-away");
+    let (data, names) = pictures(&dir);
+    let job = [
+        ("--classes", text(&names)),
+        ("--model", "resnet18"),
+        ("--image-size", "64"),
+        ("--evaluate-every", "1"),
+        ("--steps", "5"),
+    ];
+    let [here, away] = ["here", "away"].map(|model| {
+        let cast = Cast::new(&dir, model);
+        let ps0 = cast.start("ps0", &job);
+        let own = [("--data", text(&data)), ("--data-memory", "0")];
+        let own = &own[..if model == "away" { 2 } else { 1 }];
+        let workers = ["worker0", "worker1"].map(|role| cast.start(role, own));
+        let hash = cast.finish(&ps0, workers.into());
+        let history = std::fs::read(dir.path(model).join("history.json")).expect("history");
+        let history: Value = serde_json::from_slice(&history).expect("JSON");
+        (hash, history["evaluations"].clone())
+    });
+    assert_eq!(here.1.as_array().map(Vec::len), Some(3), "{}", here.1);
+    assert_eq!(here, away);
+}
+
+#[test]
 fn arrays_of_numpy_are_learned_and_evaluated() {
     let dir = Dir::new("own-arrays");
     let arrays = recorded("deflated.npz");

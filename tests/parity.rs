@@ -119,7 +119,7 @@ impl Case {
         let (pool, plain) = (Pool::new(2), self.network());
         let mut model = ResNet::<f32>::new(plain, self.batch, pool, Isa::Portable).expect("memory");
         let (mut batch, mut after) = (Batch::default(), vec![0.0; params.len()]);
-        self.data().batch(0, self.batch, &mut batch);
+        self.data().batch(0, self.batch, &mut batch).expect("in memory");
         model.step(&mut params.to_vec(), &batch, &mut after, Pieces::Small, |_| {});
         for at in network.layout.trained..network.layout.len {
             params[at] = (after[at] - 0.9 * params[at]) / 0.1;
@@ -214,7 +214,7 @@ fn check_case(case: &Case, isa: Isa, steps: usize) {
     let mut batch = Batch::default();
     let mut worst = 0.0_f64;
     for (step, want) in losses.iter().enumerate().take(steps) {
-        data.batch(step * case.batch, case.batch, &mut batch);
+        data.batch(step * case.batch, case.batch, &mut batch).expect("in memory");
         let loss = model.step(&mut params, &batch, &mut gradients, Pieces::Small, |_| {});
         let relative = (f64::from(loss) - want).abs() / want;
         if step == 0 {

@@ -19,7 +19,7 @@ const IMAGES: usize = 5;
 fn batch(images: usize) -> Batch {
     let mut batch = Batch::default();
     let data = cifar::from_records(synthetic::records(3, images)).expect("records");
-    data.batch(0, images, &mut batch);
+    data.batch(0, images, &mut batch).expect("in memory");
     batch
 }
 

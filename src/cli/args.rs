@@ -79,6 +79,9 @@ attested! {
         /// part of the pictures in CLASS/PICTURE to test with, by their content, such as 0.1
         #[argh(option)]
         pub(super) hold_out: Option<HoldOut>,
+        /// most bytes of memory for pictures (with K, M, G): beyond them they are read as they are needed [what is left]
+        #[argh(option)]
+        pub(super) data_memory: Option<Size>,
         /// leave broken pictures out, each named in the log
         #[argh(switch)]
         pub(super) skip_broken: bool,
@@ -209,7 +212,8 @@ attested! {
         /// part of the job after which --norm frozen holds its statistics [0.25]
         #[argh(option)]
         pub(super) frozen_after: Option<f32>,
-        /// flip, and crop (standard) or part (resized), or none [resized for images of 64 and up, else standard]
+        /// flip, and crop (standard) or part of the picture (parts) or of its centre square (resized), or none
+        /// [parts for images of 64 and up, else standard]
         #[argh(option)]
         pub(super) augment: Option<Augment>,
         /// which images --augment mirrors: random, alternating (every second epoch) or none [random]

@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::args::Args;
 use super::choice::{NormKind, ReportKind, ScheduleKind};
 use super::local::THREADS_MAX;
+use crate::commands::volumes::Size;
 use crate::failure::{Doing, Failure};
 use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
@@ -57,6 +58,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         data_volume: args.data_volume,
         shard: args.shard,
         hold_out: args.hold_out,
+        data_memory: args.data_memory.map(|Size(bytes)| bytes),
         skip_broken: args.skip_broken,
         place: Place {
             model_dir: args.model_dir,
@@ -199,7 +201,7 @@ fn recipe(args: &Args) -> Result<Recipe, Failure> {
     };
     if args.augment == Some(Augment::None) && (recipe.flip, recipe.cutout) != (Flip::Random, 0) {
         return Err(Failure::usage(
-            "--flip and --cutout are parts of --augment standard or resized",
+            "--flip and --cutout are parts of --augment standard, parts or resized",
         ));
     }
     match recipe.fault(args.image_size) {

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::commands::calibration::Calibration;
 use crate::data::batch::Batch;
+use crate::data::loading::Loading;
 use crate::data::source::{Selection, Source};
 use crate::failure::{Doing, Failure};
 use crate::progress::{Progress, Unit};
@@ -95,7 +96,7 @@ pub fn run(options: &Options) -> Result<Evaluation, Failure> {
     })?;
     let titles = source.titles();
     let mut model = saved.ready(BATCH.min(source.len()), threads, isa)?;
-    let set = source.load(&model.job, threads).map_err(Failure::new)?;
+    let set = source.load(&model.job, Loading::beside_all(threads)).map_err(Failure::new)?;
     let names = model.job.classes.names().to_vec();
     let mut confusion = vec![vec![0; names.len()]; names.len()];
     let mut among_top = 0;
@@ -106,10 +107,10 @@ pub fn run(options: &Options) -> Result<Evaluation, Failure> {
     let progress = Progress::new("evaluated", set.len() as u64, Unit::Images);
     for first in (0..set.len()).step_by(BATCH) {
         let count = BATCH.min(set.len() - first);
-        set.batch(first, count, &mut batch);
+        set.batch(first, count, &mut batch).map_err(Failure::new)?;
         let mut found = model.classify(&batch);
         if options.mirrored {
-            set.mirrored_batch(first, count, &mut batch);
+            set.mirrored_batch(first, count, &mut batch).map_err(Failure::new)?;
             average(&mut found, &model.classify(&batch));
         }
         for (index, probabilities) in found.iter().enumerate() {

@@ -7,6 +7,7 @@ use kernels::Isa;
 use serde::Serialize;
 
 use crate::data::batch::Batch;
+use crate::data::loading::Loading;
 use crate::data::source::Source;
 use crate::failure::Failure;
 use crate::progress::{Progress, Unit};
@@ -49,13 +50,13 @@ pub fn run(
     let source = Source::pictures(images);
     let titles = source.titles();
     let mut model = Saved::open(place, best)?.ready(BATCH.min(source.len()), threads, isa)?;
-    let set = source.load(&model.job, threads).map_err(Failure::new)?;
+    let set = source.load(&model.job, Loading::beside_all(threads)).map_err(Failure::new)?;
     let mut batch = Batch::default();
     let mut predictions = Vec::with_capacity(titles.len());
     let mut titles = titles.into_iter();
     let progress = Progress::new("classified", set.len() as u64, Unit::Images);
     for first in (0..set.len()).step_by(BATCH) {
-        set.batch(first, BATCH.min(set.len() - first), &mut batch);
+        set.batch(first, BATCH.min(set.len() - first), &mut batch).map_err(Failure::new)?;
         let found = model.classify(&batch);
         let names = model.job.classes.names();
         for (image, probabilities) in titles.by_ref().zip(&found) {

@@ -9,6 +9,7 @@ use protocol::hex;
 
 use crate::data::dataset::{Dataset, Shard, Split};
 use crate::data::hold_out::HoldOut;
+use crate::data::loading::Loading;
 use crate::data::source::{Selection, Source};
 use crate::failure::{Doing, Failure};
 use crate::job::state::State;
@@ -18,6 +19,7 @@ use crate::model::params;
 use crate::training::checkpoint::{self, BEST_FILE, Checkpoint, DATA_FILE};
 use crate::training::initial;
 use crate::training::replay::{Difference, Replay};
+use crate::training::room;
 use crate::training::rounds::{self, Logged, RoundLog};
 use crate::training::store::{Place, Store};
 
@@ -86,8 +88,8 @@ pub fn run(place: &Place, asked: &Asked, threads: usize, isa: Isa) -> Result<Rep
     let to = asked.to.unwrap_or(last.step);
     let span = rounds_between(&log, asked.from, to)?;
     check_comparable(&span, &job, to, last.step)?;
-    let data = datasets(asked, &job, &last, threads)?;
     let network = Network::of(&job).doing("network")?;
+    let data = datasets(asked, &job, &last, &network, threads)?;
     let state = match start {
         Some(state) => state,
         None => first(asked, &job, &network, &last)?,
@@ -96,7 +98,7 @@ pub fn run(place: &Place, asked: &Asked, threads: usize, isa: Isa) -> Result<Rep
     let state = State { members: last.members.clone(), steps: last.steps, ..state };
     let mut replay = Replay::new(&job, network, state, data, Pool::new(threads), isa)?;
     for logged in &span {
-        if let Some(difference) = replay.advance(logged) {
+        if let Some(difference) = replay.advance(logged).map_err(Failure::new)? {
             return Err(differs(logged, &difference));
         }
         log::info!("step {}: the same", logged.step + logged.steps - 1);
@@ -206,6 +208,7 @@ fn datasets(
     asked: &Asked,
     job: &Job,
     last: &State,
+    network: &Network,
     threads: usize,
 ) -> Result<Vec<Dataset>, Failure> {
     let (all, given) = (usize::from(job.workers), asked.data.len());
@@ -218,7 +221,10 @@ fn datasets(
         let (split, hold_out) = (Split::Train, asked.hold_out);
         let source = Source::select(path, Selection { split, shard: *shard, hold_out });
         let source = source.map_err(Failure::new)?.skipping_broken(asked.skip_broken);
-        let set = source.load_to_learn(job, threads).map_err(Failure::new)?;
+        // Each leaves room for those that follow.
+        let room = room::for_pictures(job, network, usize::MAX) / (all - worker) as u64;
+        let loading = Loading { threads, room };
+        let set = source.load_to_learn(job, loading).map_err(Failure::new)?;
         let known = last.members[worker].as_ref().and_then(|member| member.data);
         let found = set.digest();
         if known.is_some_and(|known| known != found) {

@@ -19,10 +19,18 @@ const PADDING: usize = 4;
 /// An image as data keeps it.
 pub(super) struct Image<'a> {
     pub(super) label: u8,
-    /// `[channels][side][side]`.
+    /// Its height and width: those of a network's images, unless that sees parts.
+    pub(super) size: [usize; 2],
+    /// `[channels][height][width]`.
     pub(super) pixels: &'a [u8],
-    /// Its side, which is larger than a network's where that sees parts.
-    pub(super) side: usize,
+}
+
+/// An image as it is seen, by itself.
+pub(super) struct Seen {
+    label: u8,
+    size: [usize; 2],
+    pixels: Vec<u8>,
+    view: View,
 }
 
 /// A crop of the padded image, or a part of it, perhaps mirrored, perhaps with a hole.
@@ -59,7 +67,24 @@ impl Default for View {
     }
 }
 
+impl Seen {
+    /// What there is to put into a batch.
+    pub(super) fn parts(&self) -> (Image<'_>, View) {
+        let &Self { label, size, ref pixels, view } = self;
+        (Image { label, size, pixels }, view)
+    }
+}
+
 impl View {
+    /// What this sees of an image, for a network of images of that side.
+    pub(super) fn of(self, image: &Image, side: usize) -> Seen {
+        let (size, pixels) = match self.part {
+            None => (image.size, image.pixels.to_vec()),
+            Some(part) => ([side; 2], part.resize(image.pixels, image.size, side)),
+        };
+        Seen { label: image.label, size, pixels, view: Self { part: None, ..self } }
+    }
+
     /// The whole image, mirrored.
     pub(super) fn mirrored() -> Self {
         Self { flip: true, ..Self::default() }
@@ -117,11 +142,12 @@ impl Batch {
         let n = self.len();
         let Shape { side, channels, .. } = shape;
         let [mean, deviation] = normalisation.constants();
-        let resized = view.part.map(|part| part.resize(image.pixels, image.side, side));
-        let (pixels, of) = match &resized {
-            None => (image.pixels, image.side),
-            Some(resized) => (&**resized, side),
+        let resized = view.part.map(|part| part.resize(image.pixels, image.size, side));
+        let (pixels, [height, of]) = match &resized {
+            None => (image.pixels, image.size),
+            Some(resized) => (&**resized, [side; 2]),
         };
+        assert_eq!(height, of, "what is not square is seen in parts");
         let margin = (of - side) / 2;
         for h in 0..side {
             for w in 0..side {

@@ -131,7 +131,8 @@ pub fn fuzz(data: &[u8]) {
                 return;
             }
             let mut batch = Batch::default();
-            Sampler::new(1, 3, Order::Shuffled, Augment::Standard).fill(&set, 5, &mut batch);
+            let mut sampler = Sampler::new(1, 3, Order::Shuffled, Augment::Standard);
+            sampler.fill(&set, 5, &mut batch).expect("in memory");
             assert!(batch.labels.iter().all(|&label| usize::from(label) < Shape::CIFAR.classes));
             assert!(batch.images.iter().all(|value| value.abs() < 3.0));
         }

@@ -1,19 +1,22 @@
-//! `Dataset`: labelled images in memory, whatever files they came from.
+//! `Dataset`: labelled images, whatever files they came from, in memory or read when they are needed.
 
 use crate::data::batch::{Batch, Image, View};
+use crate::data::error::DataError;
+use crate::data::loading::Kept;
 use crate::data::merkle::Tree;
+use crate::data::parallel::on_threads;
+use crate::data::record::Form;
+use crate::data::resize::Cut;
 use crate::job::Normalisation;
 use crate::job::shape::Shape;
 
-/// Labelled images in memory.
+/// Labelled images.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     shape: Shape,
     normalisation: Normalisation,
-    /// Side of the pictures here: larger than a network's images where it sees parts of them.
-    side: usize,
-    /// Records one after the other: a label, then the pixels, channel by channel and row by row.
-    records: Vec<u8>,
+    form: Form,
+    kept: Kept,
 }
 
 /// Which images of a directory.
@@ -68,8 +71,21 @@ impl Dataset {
         records: Vec<u8>,
     ) -> Self {
         assert!(side >= shape.side, "{side} pixels for {}", shape.side);
-        let set = Self { shape, normalisation, side, records };
-        assert!(set.records.len().is_multiple_of(set.record_len()), "whole records");
+        let form = Form::Square(Cut::plain(side));
+        let len = form.len().expect("squares are alike");
+        assert!(records.len().is_multiple_of(len), "whole records");
+        let records = records.chunks_exact(len).map(Into::into).collect();
+        Self::of(shape, normalisation, form, Kept::Memory(records))
+    }
+
+    /// A data set of records that were loaded.
+    pub(super) fn of(
+        shape: Shape,
+        normalisation: Normalisation,
+        form: Form,
+        kept: Kept,
+    ) -> Self {
+        let set = Self { shape, normalisation, form, kept };
         assert!((0..set.len()).all(|index| usize::from(set.label(index)) < shape.classes));
         set
     }
@@ -79,24 +95,30 @@ impl Dataset {
         self.shape
     }
 
-    /// Side of the pictures here.
-    pub fn side(&self) -> usize {
-        self.side
-    }
-
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.records.len() / self.record_len()
+        match &self.kept {
+            Kept::Memory(records) => records.len(),
+            Kept::Away(away) => away.len(),
+        }
     }
 
     /// Whether there is no image.
     pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+        self.len() == 0
+    }
+
+    /// Whether images are read when they are needed.
+    pub fn is_away(&self) -> bool {
+        matches!(self.kept, Kept::Away(_))
     }
 
     /// The class of an image.
     pub fn label(&self, index: usize) -> u8 {
-        self.records[index * self.record_len()]
+        match &self.kept {
+            Kept::Memory(records) => records[index][0],
+            Kept::Away(away) => away.label(index),
+        }
     }
 
     /// Images of each class.
@@ -106,46 +128,82 @@ impl Dataset {
         counts
     }
 
-    /// All records.
-    pub fn records(&self) -> &[u8] {
-        &self.records
+    /// All records that are in memory, one after the other.
+    pub fn records(&self) -> Vec<u8> {
+        match &self.kept {
+            Kept::Memory(records) => records.concat(),
+            Kept::Away(_) => Vec::new(),
+        }
     }
 
     /// What these records are, in 32 bytes: the root of a Merkle tree over them in their order.
     pub fn digest(&self) -> [u8; 32] {
         let mut tree = Tree::default();
-        self.records.chunks_exact(self.record_len()).for_each(|record| tree.push(&[record]));
+        match &self.kept {
+            Kept::Memory(records) => records.iter().for_each(|record| tree.push(&[record])),
+            Kept::Away(away) => away.leaves().for_each(|leaf| tree.push_leaf(leaf)),
+        }
         tree.root()
     }
 
-    /// The shard's part of these images.
-    pub fn shard(&self, shard: Shard) -> Self {
-        let kept = self.records.chunks_exact(self.record_len()).skip(shard.index).step_by(shard.of);
-        Self { records: kept.flatten().copied().collect(), ..*self }
-    }
-
     /// The images `first..first + n`, as they are.
-    pub fn batch(&self, first: usize, n: usize, batch: &mut Batch) {
-        batch.resize(self.shape, n);
-        (0..n).for_each(|i| self.put(first + i, View::default(), batch, i));
+    ///
+    /// # Errors
+    /// When pictures that are not in memory cannot be read, or are others than they were.
+    pub fn batch(&self, first: usize, n: usize, batch: &mut Batch) -> Result<(), DataError> {
+        self.put_all(&numbers(first, n), |_, _| View::default(), batch)
     }
 
     /// The images `first..first + n`, mirrored: left is right.
-    pub fn mirrored_batch(&self, first: usize, n: usize, batch: &mut Batch) {
-        batch.resize(self.shape, n);
-        (0..n).for_each(|i| self.put(first + i, View::mirrored(), batch, i));
+    ///
+    /// # Errors
+    /// As [`Dataset::batch`].
+    pub fn mirrored_batch(
+        &self,
+        first: usize,
+        n: usize,
+        batch: &mut Batch,
+    ) -> Result<(), DataError> {
+        self.put_all(&numbers(first, n), |_, _| View::mirrored(), batch)
     }
 
-    /// Writes an image to its place in a batch.
-    pub(super) fn put(&self, index: usize, view: View, batch: &mut Batch, i: usize) {
-        let record = &self.records[index * self.record_len()..][..self.record_len()];
-        let image = Image { label: record[0], pixels: &record[1..], side: self.side };
-        batch.put(self.shape, self.normalisation, i, &image, view);
+    /// Makes a batch of these images, each seen as `view` says. What is not in memory is read by several threads, and
+    /// only what is seen of it is kept meanwhile.
+    pub(super) fn put_all(
+        &self,
+        indexes: &[u32],
+        view: impl Fn(u32, &Image) -> View + Sync,
+        batch: &mut Batch,
+    ) -> Result<(), DataError> {
+        let &Self { shape, normalisation, form, .. } = self;
+        batch.resize(shape, indexes.len());
+        match &self.kept {
+            Kept::Memory(records) => {
+                for (i, &index) in indexes.iter().enumerate() {
+                    let image = form.image(&records[index as usize]);
+                    batch.put(shape, normalisation, i, &image, view(index, &image));
+                }
+            }
+            Kept::Away(away) => {
+                let seen = on_threads(away.threads(), indexes.len(), |i| {
+                    let record = away.read(indexes[i] as usize)?;
+                    let image = form.image(&record);
+                    Ok::<_, DataError>(view(indexes[i], &image).of(&image, shape.side))
+                })?;
+                for (i, seen) in seen.iter().enumerate() {
+                    let (image, view) = seen.parts();
+                    batch.put(shape, normalisation, i, &image, view);
+                }
+            }
+        }
+        Ok(())
     }
+}
 
-    fn record_len(&self) -> usize {
-        1 + self.side * self.side * self.shape.channels
-    }
+/// `first..first + n`, as samplers count.
+fn numbers(first: usize, n: usize) -> Vec<u32> {
+    let number = |index| u32::try_from(index).expect("no more images than samplers count");
+    (first..first + n).map(number).collect()
 }
 
 #[cfg(test)]
@@ -157,7 +215,7 @@ mod tests {
     fn images_are_normalised_and_pixel_major() {
         let data = numbered(2);
         let mut batch = Batch::default();
-        data.batch(0, 2, &mut batch);
+        data.batch(0, 2, &mut batch).expect("in memory");
         let [mean, deviation] = Normalisation::Cifar.constants();
         let (h, w, colour) = (5, 9, 2);
         for i in 0..2 {
@@ -171,8 +229,8 @@ mod tests {
     fn a_mirrored_image_has_its_columns_the_other_way_round() {
         let data = numbered(3);
         let (mut plain, mut mirrored) = (Batch::default(), Batch::default());
-        data.batch(1, 2, &mut plain);
-        data.mirrored_batch(1, 2, &mut mirrored);
+        data.batch(1, 2, &mut plain).expect("in memory");
+        data.mirrored_batch(1, 2, &mut mirrored).expect("in memory");
         assert_eq!(plain.labels, mirrored.labels);
         assert_ne!(plain.images, mirrored.images);
         let pixel = |batch: &Batch, h: usize, w: usize, i: usize| {
@@ -184,12 +242,8 @@ mod tests {
     }
 
     #[test]
-    fn shards_part_the_data() {
-        let data = numbered(7);
-        let lens: Vec<usize> =
-            (0..3).map(|index| data.shard(Shard { index, of: 3 }).len()).collect();
-        assert_eq!(lens, [3, 2, 2]);
-        assert_eq!(data.shard(Shard { index: 1, of: 3 }).label(1), 4);
+    fn shards_count_from_zero() {
+        assert_eq!("1/3".parse(), Ok(Shard { index: 1, of: 3 }));
         assert!("3/3".parse::<Shard>().is_err() && "1".parse::<Shard>().is_err());
     }
 }

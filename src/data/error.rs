@@ -17,6 +17,8 @@ pub enum DataError {
         /// The job's.
         job: Vec<String>,
     },
+    /// A picture that was read before, and is another now.
+    Changed(PathBuf),
     /// The directory has none of the files, or they hold no record (of the shard).
     Empty(PathBuf, String),
     /// What is there is not what belongs there.
@@ -64,6 +66,9 @@ impl fmt::Display for DataError {
                 list(unknown),
                 list(job)
             ),
+            Self::Changed(path) => {
+                write!(f, "{}: it is another picture than when the job began", path.display())
+            }
             Self::Empty(path, what) => write!(f, "{}: no {what} here", path.display()),
             Self::Format(path, why) => write!(f, "{}: {why}", path.display()),
             Self::Label(path, at, label, classes) => {

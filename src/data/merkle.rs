@@ -20,7 +20,11 @@ pub struct Tree {
 impl Tree {
     /// Adds the next record, which may come in parts.
     pub fn push(&mut self, parts: &[&[u8]]) {
-        let mut hash = hash(&LEAF, parts);
+        self.push_leaf(leaf(parts));
+    }
+
+    /// Adds the next record, of which there is the hash.
+    pub fn push_leaf(&mut self, mut hash: [u8; 32]) {
         // A trailing one of the length is a complete subtree of the size of the new one.
         for _ in 0..self.len.trailing_ones() {
             let left = self.roots.pop().expect("a root for each bit of the length");
@@ -36,6 +40,11 @@ impl Tree {
         let Some(last) = rest.next() else { return hash(&[], &[]) };
         rest.fold(*last, |right, left| node(left, &right))
     }
+}
+
+/// The hash of a record, which may come in parts.
+pub fn leaf(parts: &[&[u8]]) -> [u8; 32] {
+    hash(&LEAF, parts)
 }
 
 fn node(left: &[u8], right: &[u8]) -> [u8; 32] {

@@ -1,7 +1,8 @@
 //! `Sampler`: which images make the batch of a step, as a pure function of (seed, epoch, sample).
 
-use crate::data::batch::{Batch, View};
+use crate::data::batch::{Batch, Image, View};
 use crate::data::dataset::Dataset;
+use crate::data::error::DataError;
 use crate::data::resize::{ATTEMPTS, Part};
 use crate::job::recipe::Flip;
 use crate::job::rng::Stream;
@@ -70,21 +71,28 @@ impl Sampler {
     }
 
     /// Fills the batch of `step`.
-    pub fn fill(&mut self, data: &Dataset, step: u64, batch: &mut Batch) {
+    ///
+    /// # Errors
+    /// When pictures that are not in memory cannot be read, or are others than they were.
+    pub fn fill(
+        &mut self,
+        data: &Dataset,
+        step: u64,
+        batch: &mut Batch,
+    ) -> Result<(), DataError> {
         let batches = self.batches(data.len());
         let (epoch, position) = (step / batches, (step % batches) as usize);
         self.arrange(epoch, data.len());
         let rest = &self.indexes[position * self.batch_size..];
         let is_last = position as u64 + 1 == batches;
         let indexes = if is_last { rest } else { &rest[..self.batch_size] };
-        batch.resize(data.shape(), indexes.len());
-        for (i, &index) in indexes.iter().enumerate() {
-            data.put(index as usize, self.view(epoch, index, data), batch, i);
-        }
+        let side = data.shape().side;
+        let view = |index: u32, image: &Image| self.view(epoch, index, image.size, side);
+        data.put_all(indexes, view, batch)
     }
 
-    /// How a sample is seen in an epoch.
-    fn view(&self, epoch: u64, index: u32, data: &Dataset) -> View {
+    /// How a sample is seen in an epoch: an image of that size, by a network of images of that side.
+    fn view(&self, epoch: u64, index: u32, size: [usize; 2], side: usize) -> View {
         if self.augment == Augment::None {
             return View::default();
         }
@@ -101,7 +109,7 @@ impl Sampler {
         let view = view.mirrored_if(flip);
         let view = match self.augment {
             Augment::None | Augment::Standard => view,
-            Augment::Resized => view.of_part(Part::random(data.side(), |attempt| {
+            Augment::Resized | Augment::Parts => view.of_part(Part::random(size, |attempt| {
                 Stream::new(self.seed, PARTS[attempt]).words(sample(epoch, index))
             })),
         };
@@ -109,7 +117,7 @@ impl Sampler {
             0 => view,
             cutout => {
                 let words = Stream::new(self.seed, "cutout").words(sample(epoch, index));
-                view.cut_out(cutout, data.shape().side, words)
+                view.cut_out(cutout, side, words)
             }
         }
     }
@@ -156,7 +164,7 @@ mod tests {
             let mut sampler = Sampler { merges_single, ..sampler };
             let mut batch = Batch::default();
             let mut len = |step| {
-                sampler.fill(&set, step, &mut batch);
+                sampler.fill(&set, step, &mut batch).expect("in memory");
                 batch.len()
             };
             [0, 1, 2, 3].map(&mut len)
@@ -174,7 +182,7 @@ mod tests {
         for epoch in 0..2 {
             let mut labels = Vec::new();
             for position in 0..3 {
-                sampler.fill(&data, epoch * 3 + position, &mut batch);
+                sampler.fill(&data, epoch * 3 + position, &mut batch).expect("in memory");
                 assert_eq!(batch.len(), if position == 2 { 2 } else { 4 });
                 labels.extend_from_slice(&batch.labels);
             }
@@ -191,18 +199,18 @@ mod tests {
         let data = numbered(9);
         let (mut one, mut two) = (Batch::default(), Batch::default());
         let mut sampler = Sampler::new(3, 4, Order::Shuffled, Augment::Standard);
-        sampler.fill(&data, 7, &mut one);
-        sampler.fill(&data, 2, &mut two);
-        sampler.fill(&data, 7, &mut two);
+        sampler.fill(&data, 7, &mut one).expect("in memory");
+        sampler.fill(&data, 2, &mut two).expect("in memory");
+        sampler.fill(&data, 7, &mut two).expect("in memory");
         assert_eq!(one.images, two.images);
-        Sampler::new(4, 4, Order::Shuffled, Augment::Standard).fill(&data, 7, &mut two);
+        Sampler::new(4, 4, Order::Shuffled, Augment::Standard).fill(&data, 7, &mut two).expect("in memory");
         assert_ne!(one.images, two.images);
     }
 
     /// A sample as it is seen in an epoch, alone in its batch.
     fn seen(sampler: &mut Sampler, data: &Dataset, epoch: u64) -> Vec<f32> {
         let mut batch = Batch::default();
-        sampler.fill(data, epoch, &mut batch);
+        sampler.fill(data, epoch, &mut batch).expect("in memory");
         batch.images
     }
 
@@ -266,7 +274,7 @@ mod tests {
             let new = |seed| Sampler::new(seed, 2, Order::Sequential, Augment::Resized);
             let fill = |sampler: &mut Sampler, epoch| {
                 let mut batch = Batch::default();
-                sampler.fill(&data, epoch, &mut batch);
+                sampler.fill(&data, epoch, &mut batch).expect("in memory");
                 batch
             };
             let mut sampler = new(3);
@@ -279,7 +287,7 @@ mod tests {
             // Evaluated is the centre.
             let (mut centre, mut whole) = (Batch::default(), new(3));
             whole.augment = Augment::None;
-            data.batch(0, 2, &mut centre);
+            data.batch(0, 2, &mut centre).expect("in memory");
             assert_eq!(centre.images, fill(&mut whole, 5).images);
             let margin = (kept - side) / 2;
             let byte = data.records()[1 + margin * kept + margin];

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use crate::data::dataset::{Dataset, Shard, Split};
 use crate::data::error::DataError;
 use crate::data::hold_out::HoldOut;
-use crate::data::picture::{self, Picture};
+use crate::data::loading::{Loading, Pictures};
+use crate::data::pixels::Pixels;
 use crate::data::place::Place;
-use crate::data::resize::{self, Cut};
+use crate::data::record::Form;
 use crate::data::{cifar, folder, npz};
 use crate::job::classes::ClassNames;
 use crate::job::shape::{CLASSES_MAX, Shape};
 use crate::job::{Job, Normalisation};
-use crate::progress::{Progress, Unit};
 
 /// The pictures of a directory or file, and what their classes are called there.
 #[derive(Debug)]
@@ -43,15 +43,6 @@ enum Names {
     Known(Vec<String>),
     /// By numbers; a job's names are as many as these at least.
     Numbered,
-}
-
-#[derive(Debug)]
-enum Pixels {
-    /// CIFAR's: `[N][3][32][32]`.
-    Planes(Vec<u8>),
-    /// NumPy's: `[N][rows][columns][channels]`.
-    Arrays([usize; 3], Vec<u8>),
-    Files(Vec<PathBuf>),
 }
 
 impl Source {
@@ -132,12 +123,7 @@ impl Source {
 
     /// What each picture is called: its file, or its number.
     pub fn titles(&self) -> Vec<String> {
-        match &self.pixels {
-            Pixels::Files(files) => files.iter().map(|file| file.display().to_string()).collect(),
-            Pixels::Planes(_) | Pixels::Arrays(..) => {
-                (0..self.len()).map(|index| index.to_string()).collect()
-            }
-        }
+        (0..self.len()).map(|index| self.pixels.title(index)).collect()
     }
 
     /// Number of pictures.
@@ -167,96 +153,37 @@ impl Source {
         names.into_iter().zip(counts).collect()
     }
 
-    /// The pictures as a job is evaluated on them, decoded and resized on so many threads, in the order of the files.
+    /// The pictures as a job is evaluated on them, in the order of the files.
     ///
     /// # Errors
     /// When the job has not all classes of these, or a picture is broken.
-    pub fn load(self, job: &Job, threads: usize) -> Result<Dataset, DataError> {
-        let cut = Cut::to_evaluate(job);
-        self.shaped(job.shape, cut, &job.classes, job.normalisation, threads)
+    pub fn load(self, job: &Job, loading: Loading) -> Result<Dataset, DataError> {
+        let form = Form::to_evaluate(job);
+        self.shaped(job.shape, form, &job.classes, job.normalisation, loading)
     }
 
-    /// The pictures as a job learns from them: larger, where it sees parts of them.
+    /// The pictures as a job learns from them: larger or whole, where it sees parts of them.
     ///
     /// # Errors
     /// As [`Source::load`].
-    pub fn load_to_learn(self, job: &Job, threads: usize) -> Result<Dataset, DataError> {
-        let cut = Cut::to_learn(job);
-        self.shaped(job.shape, cut, &job.classes, job.normalisation, threads)
+    pub fn load_to_learn(self, job: &Job, loading: Loading) -> Result<Dataset, DataError> {
+        let form = Form::to_learn(job);
+        self.shaped(job.shape, form, &job.classes, job.normalisation, loading)
     }
 
     fn shaped(
         self,
         shape: Shape,
-        cut: Cut,
+        form: Form,
         classes: &ClassNames,
         normalisation: Normalisation,
-        threads: usize,
+        Loading { threads, room }: Loading,
     ) -> Result<Dataset, DataError> {
         let numbers = self.numbers_in(classes)?;
-        let record_len = 1 + cut.kept * cut.kept * shape.channels;
-        let mut records = vec![0; self.len() * record_len];
-        let part = self.len().div_ceil(threads.max(1)).max(1);
-        let progress = Progress::new("decoded", self.len() as u64, Unit::Images);
-        let fill = |first: usize, part: &mut [u8]| {
-            let mut broken = Vec::new();
-            for (index, record) in part.chunks_exact_mut(record_len).enumerate() {
-                let index = first + index;
-                record[0] = numbers[usize::from(self.labels[index])];
-                match self.pixels.write(&self.place, index, cut, &mut record[1..]) {
-                    Err(why @ DataError::Picture(..)) if self.skips_broken => {
-                        broken.push((index, why));
-                    }
-                    written => written?,
-                }
-                progress.advance(1);
-            }
-            Ok(broken)
-        };
-        let outcomes: Vec<Result<Vec<(usize, DataError)>, DataError>> =
-            std::thread::scope(|scope| {
-                let parts = records.chunks_mut(part * record_len).enumerate();
-                let fill = &fill;
-                let running: Vec<_> = parts
-                    .map(|(at, records)| scope.spawn(move || fill(at * part, records)))
-                    .collect();
-                running
-                    .into_iter()
-                    .map(|thread| thread.join().expect("a decoder that returns"))
-                    .collect()
-            });
-        // The first of the files, whichever thread was first.
-        let broken = outcomes.into_iter().collect::<Result<Vec<_>, DataError>>()?;
-        let broken: Vec<_> = broken.into_iter().flatten().collect();
-        self.leave_out(&broken, &mut records, record_len)?;
-        Ok(Dataset::larger(shape, normalisation, cut.kept, records))
-    }
-
-    /// Takes the records of broken pictures out, and names each in the log.
-    fn leave_out(
-        &self,
-        broken: &[(usize, DataError)],
-        records: &mut Vec<u8>,
-        record_len: usize,
-    ) -> Result<(), DataError> {
-        if broken.is_empty() {
-            return Ok(());
-        }
-        broken.iter().for_each(|(_, why)| log::warn!("skipped {why}"));
-        log::warn!("{}: {} of {} skipped", self.place.root().display(), broken.len(), self.len());
-        if broken.len() == self.len() {
-            return Err(DataError::Empty(self.place.root().into(), "whole picture".into()));
-        }
-        let mut out = broken.iter().map(|(index, _)| *index).peekable();
-        let mut kept = 0;
-        for index in 0..self.len() {
-            if out.next_if_eq(&index).is_none() {
-                records.copy_within(index * record_len..(index + 1) * record_len, kept);
-                kept += record_len;
-            }
-        }
-        records.truncate(kept);
-        Ok(())
+        let Self { place, labels, pixels, skips_broken, .. } = self;
+        let labels = labels.into_iter().map(|label| numbers[usize::from(label)]).collect();
+        let pictures = Pictures { place, pixels, labels, form, skips_broken, threads };
+        Ok(Dataset::of(shape, normalisation, form, pictures.load(room)?))
     }
 
     /// The job's number of each class here.
@@ -292,63 +219,9 @@ impl Source {
                 format!("record for shard {index}/{of}"),
             ));
         }
-        let of_bytes = |bytes: &[u8], len: usize| {
-            kept.clone().flat_map(|at| &bytes[at * len..][..len]).copied().collect()
-        };
-        let pixels = match &self.pixels {
-            Pixels::Planes(planes) => Pixels::Planes(of_bytes(planes, Shape::CIFAR.image_len())),
-            Pixels::Arrays(size, bytes) => {
-                Pixels::Arrays(*size, of_bytes(bytes, size.iter().product()))
-            }
-            Pixels::Files(files) => {
-                Pixels::Files(kept.clone().map(|at| files[at].clone()).collect())
-            }
-        };
-        Ok(Self { labels: of_bytes(&self.labels, 1), pixels, ..self })
+        let labels = kept.clone().map(|at| self.labels[at]).collect();
+        Ok(Self { labels, pixels: self.pixels.only(kept), ..self })
     }
-}
-
-impl Pixels {
-    /// Writes a picture as `[3][kept][kept]`.
-    fn write(
-        &self,
-        place: &Place,
-        index: usize,
-        cut: Cut,
-        target: &mut [u8],
-    ) -> Result<(), DataError> {
-        let picture = match self {
-            Self::Planes(planes) => {
-                let (own, len) = (Shape::CIFAR.side, Shape::CIFAR.image_len());
-                let planes = &planes[index * len..][..len];
-                if cut == Cut::plain(own) {
-                    target.copy_from_slice(planes);
-                    return Ok(());
-                }
-                let colours = |at| [0, 1, 2].map(|channel| planes[channel * own * own + at]);
-                let rgb = (0..own * own).flat_map(colours).collect();
-                Picture { width: own, height: own, rgb }
-            }
-            Self::Arrays([height, width, channels], bytes) => {
-                let len = height * width * channels;
-                let bytes = &bytes[index * len..][..len];
-                let rgb = match channels {
-                    1 => bytes.iter().flat_map(|&grey| [grey; 3]).collect(),
-                    _ => bytes.to_vec(),
-                };
-                Picture { width: *width, height: *height, rgb }
-            }
-            Self::Files(files) => decode(place, &files[index])?,
-        };
-        target.copy_from_slice(&resize::square(&picture, cut));
-        Ok(())
-    }
-}
-
-/// Reads and decodes a picture file.
-fn decode(place: &Place, path: &Path) -> Result<Picture, DataError> {
-    let bytes = place.read(path, folder::FILE_LEN_MAX)?;
-    picture::decode(&bytes).map_err(|why| DataError::Picture(path.into(), why))
 }
 
 /// The `.npz` that a path names, or the only one of a directory.

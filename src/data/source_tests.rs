@@ -3,7 +3,12 @@
 use std::fs;
 
 use super::*;
+use crate::data::batch::Batch;
+use crate::data::feed::Feed;
+use crate::data::resize::Cut;
+use crate::data::sampler::Sampler;
 use crate::data::synthetic;
+use crate::job::Augment;
 
 fn recorded(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/pictures").join(name)
@@ -48,8 +53,10 @@ fn names(names: &[&str]) -> ClassNames {
 
 fn load(source: Source, side: usize, classes: &ClassNames) -> Result<Dataset, DataError> {
     let shape = Shape { side, classes: classes.len(), ..Shape::CIFAR };
-    source.shaped(shape, Cut::plain(side), classes, Normalisation::Cifar, 2)
+    source.shaped(shape, Form::Square(Cut::plain(side)), classes, Normalisation::Cifar, LOADING)
 }
+
+const LOADING: Loading = Loading { threads: 2, room: u64::MAX };
 
 fn labels(set: &Dataset) -> Vec<u8> {
     (0..set.len()).map(|index| set.label(index)).collect()
@@ -68,7 +75,8 @@ fn cifar_10_is_what_it_was_byte_for_byte() {
     assert_eq!(set.digest(), same.digest());
     let shard = Source::open(&dir.0, Split::Train, Some(Shard { index: 1, of: 3 })).expect("shard");
     let shard = load(shard, 32, &ClassNames::default()).expect("its own classes");
-    assert_eq!(shard.records(), same.shard(Shard { index: 1, of: 3 }).records());
+    let own = records.chunks_exact(3073).skip(1).step_by(3);
+    assert_eq!(shard.records(), own.collect::<Vec<_>>().concat());
     let none = Source::open(&dir.0, Split::Train, Some(Shard { index: 12, of: 13 }));
     assert!(none.expect_err("no record").to_string().contains("shard 12/13"));
     let larger = load(dir.open(Split::Train).expect("again"), 64, &ClassNames::default());
@@ -118,8 +126,9 @@ fn a_folder_of_class_folders_has_the_jobs_numbers() {
     assert_eq!(labels(&set), [2, 1, 1]);
     let alone = |threads| {
         let shape = Shape { classes: 3, ..Shape::CIFAR };
+        let form = Form::Square(Cut::plain(shape.side));
         open(Split::Train)
-            .shaped(shape, Cut::plain(shape.side), &job, Normalisation::Cifar, threads)
+            .shaped(shape, form, &job, Normalisation::Cifar, Loading { threads, ..LOADING })
             .expect("decoded")
     };
     assert!(alone(1).records() == set.records() && alone(9).records() == set.records());
@@ -309,7 +318,86 @@ fn of_twenty_odd_pictures_each_is_read_or_named_and_the_broken_ones_are_left_out
     alone.put("train/a/0", &rotated);
     let alone = load(alone.open(Split::Train).expect("a folder"), 32, &job).expect("whole");
     let len = kept.records().len() / 5;
-    assert!(kept.records()[len..2 * len] == *alone.records(), "in the order of the files");
+    assert!(kept.records()[len..2 * len] == alone.records(), "in the order of the files");
+}
+
+/// Loads the pictures as a job learns from them, in so much memory.
+fn learned(source: Source, job: &Job, room: u64) -> Dataset {
+    source.load_to_learn(job, Loading { threads: 2, room }).expect("pictures")
+}
+
+/// The first batches of two epochs.
+fn batches(set: &Dataset, job: &Job) -> Vec<Vec<f32>> {
+    let mut feed = Feed::new(set.clone(), Sampler::of(job, 0));
+    let mut batch = Batch::default();
+    let steps = 2 * feed.sampler().batches(set.len());
+    // Once out of turn, as after a restart of the server.
+    let order = (0..steps).chain([1, 0]);
+    order
+        .map(|step| {
+            feed.fill(step, steps, &mut batch).expect("as it was");
+            batch.images.clone()
+        })
+        .collect()
+}
+
+#[test]
+fn what_does_not_fit_in_memory_is_read_again_to_the_same_bytes() {
+    let ten = Dir::new("away-ten");
+    ten.put("data_batch_1.bin", &synthetic::records(1, 12));
+    let arrays = Dir::new("away-arrays");
+    arrays.copy("colour.npz", "colour.npz");
+    let folder = Dir::new("away-folder");
+    for (number, kind) in ["colour.jpg", "grey.png", "turned.jpg", "deep.png"].iter().enumerate() {
+        folder.copy(kind, &format!("train/{}/{number}", ["cat", "dog"][number % 2]));
+    }
+    folder.put("train/dog/9-broken", b"GIF8");
+    let sides = [(32, Augment::Standard), (64, Augment::Resized), (64, Augment::Parts)];
+    for dir in [&ten, &folder, &arrays] {
+        let open = || dir.open(Split::Train).expect("data").skipping_broken(true);
+        let classes: Vec<String> = open().classes().into_iter().map(|(name, _)| name).collect();
+        let shape = Shape { classes: classes.len(), ..Shape::CIFAR };
+        let classes = ClassNames::new(classes).expect("names");
+        for (side, augment) in sides {
+            let (shape, classes) = (Shape { side, ..shape }, classes.clone());
+            let job = Job { shape, classes, augment, batch_size: 3, ..Job::default() };
+            let [here, away] = [u64::MAX, 0].map(|room| learned(open(), &job, room));
+            assert!(!here.is_away() && away.is_away());
+            assert_eq!(here.digest(), away.digest(), "{side}, {augment}");
+            assert_eq!(here.class_counts(), away.class_counts());
+            assert!(batches(&here, &job) == batches(&away, &job), "{side}, {augment}");
+            // Nearly all of them is not all.
+            let most = here.records().len() as u64;
+            assert!(learned(open(), &job, most - 1).is_away());
+            assert!(!learned(open(), &job, most).is_away());
+        }
+    }
+}
+
+#[test]
+fn a_picture_that_changed_under_way_is_refused_by_name_and_taken_again_as_it_was() {
+    let dir = Dir::new("changed");
+    for (number, kind) in ["colour.jpg", "turned.jpg", "colour.png"].iter().enumerate() {
+        dir.copy(kind, &format!("train/a/{number}"));
+    }
+    let (classes, shape) = (names(&["a"]), Shape { side: 64, classes: 1, ..Shape::CIFAR });
+    for augment in [Augment::Parts, Augment::None] {
+        let job = Job { shape, classes: classes.clone(), augment, ..Job::default() };
+        let set = learned(dir.open(Split::Train).expect("a folder"), &job, 0);
+        let mut batch = Batch::default();
+        let mut fill = || Sampler::of(&job, 0).fill(&set, 0, &mut batch).map(|()| batch.images.clone());
+        let was = fill().expect("as it was");
+        for (bytes, part) in [
+            (fs::read(recorded("grey.png")).expect("recorded"), "another picture"),
+            (b"hello".to_vec(), "expected PNG or JPEG"),
+        ] {
+            dir.put("train/a/1", &bytes);
+            let why = fill().expect_err("changed").to_string();
+            assert!(why.contains("train/a/1: ") && why.contains(part), "{why}");
+        }
+        dir.copy("turned.jpg", "train/a/1");
+        assert!(fill().expect("as it was") == was);
+    }
 }
 
 /// A volume with what is in a directory, as `hfl luks create --files` makes it.
@@ -361,13 +449,18 @@ fn every_kind_of_data_is_the_same_from_a_volume() {
         let place = Place::volume(&path, &luks::Passphrase::from_bytes(b"key")).expect("opens");
         for split in [Split::Train, Split::Test] {
             let selection = Selection { split, shard: None, hold_out };
-            let [here, there] = [Place::directory(&dir.0), place.clone()].map(|place| {
+            // The volume's are read as they are needed, too.
+            let here_and_there = [(Place::directory(&dir.0), u64::MAX), (place.clone(), 0)];
+            let [here, there] = here_and_there.map(|(place, room)| {
                 let source = Source::select_if_any(&place, selection).expect("data")?;
                 let classes = source.classes().into_iter().map(|(name, _)| name).collect();
                 let classes = ClassNames::new(classes).expect("names");
-                Some((source.format(), load(source, 32, &classes).expect("pictures").digest()))
+                let shape = Shape { classes: classes.len(), ..Shape::CIFAR };
+                let job = Job { shape, classes, batch_size: 2, ..Job::default() };
+                let (format, set) = (source.format(), learned(source, &job, room));
+                Some((format, set.digest(), batches(&set, &job)))
             });
-            assert_eq!(here, there, "{}", path.display());
+            assert!(here == there, "{}", path.display());
         }
         // Names say where, and nothing is there but the data.
         let listed = place.list(place.root()).expect("the root");

@@ -167,8 +167,11 @@ pub enum Augment {
     None,
     /// Random crop from the image padded by 4 pixels, and horizontal flip.
     Standard,
-    /// A random part of the picture, resized, and horizontal flip; the centre of it in evaluation.
+    /// A random part of the picture's centre square, at 8/7 of the image's size, resized, and horizontal flip; the
+    /// centre of it in evaluation.
     Resized,
+    /// The same of the whole picture as it is in its file: torchvision's `RandomResizedCrop`.
+    Parts,
 }
 
 /// In which order a worker takes its samples.
@@ -269,7 +272,7 @@ pub enum Normalisation {
 impl Augment {
     /// What suits images of that side: there are not pixels enough for parts of small ones.
     pub fn of_side(side: usize) -> Self {
-        if side >= 2 * SIDE_STEP { Self::Resized } else { Self::Standard }
+        if side >= 2 * SIDE_STEP { Self::Parts } else { Self::Standard }
     }
 }
 
@@ -434,7 +437,7 @@ macro_rules! names {
 names!(Stem { "imagenet" => Imagenet, "cifar" => Cifar });
 names!(Precision { "fp32" => Fp32, "bf16" => Bf16 });
 names!(Algorithm { "auto" => Auto, "direct" => Direct });
-names!(Augment { "standard" => Standard, "resized" => Resized, "none" => None });
+names!(Augment { "standard" => Standard, "parts" => Parts, "resized" => Resized, "none" => None });
 names!(Weighting { "data" => Data, "batch" => Batch });
 names!(Arch {
     "resnet18" => Resnet18, "resnet34" => Resnet34, "resnet50" => Resnet50, "resnet101" => Resnet101,

@@ -27,7 +27,7 @@ impl Evaluator {
     /// Images by `class * classes + found`, by running statistics in single precision, as `hfl eval` counts them.
     ///
     /// # Errors
-    /// When the system has not the memory for a batch.
+    /// When the system has not the memory for a batch, or pictures cannot be read any more.
     pub fn table(&self, job: &Job, params: &[f32], pool: Pool, isa: Isa) -> io::Result<Vec<u32>> {
         let network = Network::of(job).map_err(io::Error::other)?.computed(job.conv);
         let most = BATCH.min(self.set.len());
@@ -36,7 +36,8 @@ impl Evaluator {
         let mut table = vec![0; classes * classes];
         let mut batch = Batch::default();
         for first in (0..self.set.len()).step_by(most) {
-            self.set.batch(first, most.min(self.set.len() - first), &mut batch);
+            let batched = self.set.batch(first, most.min(self.set.len() - first), &mut batch);
+            batched.map_err(io::Error::other)?;
             let logits = model.run(&batch).chunks_exact(classes);
             for (&label, logits) in batch.labels.iter().zip(logits) {
                 table[usize::from(label) * classes + likeliest(logits)] += 1;

@@ -4,6 +4,7 @@
 use kernels::{Arena, Exec, Isa, Pool};
 
 use crate::data::dataset::Dataset;
+use crate::data::error::DataError;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
 use crate::job::state::State;
@@ -81,7 +82,10 @@ impl Replay {
     }
 
     /// Computes the next round, which the log says to be this one; says what is different, if anything is.
-    pub fn advance(&mut self, logged: &Logged) -> Option<Difference> {
+    ///
+    /// # Errors
+    /// When pictures cannot be read any more, or are others than they were.
+    pub fn advance(&mut self, logged: &Logged) -> Result<Option<Difference>, DataError> {
         let steps = self.state.steps.unwrap_or_default();
         for worker in 0..self.job.workers {
             if logged.workers.iter().all(|part| part.worker != worker) {
@@ -90,8 +94,8 @@ impl Replay {
             }
         }
         for part in logged.workers {
-            if let Some(difference) = self.contribute(part, steps) {
-                return Some(difference);
+            if let Some(difference) = self.contribute(part, steps)? {
+                return Ok(Some(difference));
             }
         }
         let exec = Exec::new(&self.exec.0, self.exec.1);
@@ -99,17 +103,21 @@ impl Replay {
         let is_finite = self.round.is_closed()
             && update(&self.job, layout, &mut self.state, &self.round, exec, steps);
         if !is_finite {
-            return Some(Difference::NotFinite);
+            return Ok(Some(Difference::NotFinite));
         }
         self.round.reset();
         average(&self.job, &mut self.state, exec, logged.steps);
         self.state.step += logged.steps;
         let is_same = logged.check.is_none_or(|check| check == params::check(&self.state.params));
-        (!is_same).then_some(Difference::Parameters)
+        Ok((!is_same).then_some(Difference::Parameters))
     }
 
     /// Computes a worker's part of the round at hand.
-    fn contribute(&mut self, part: &Contributed, steps: u64) -> Option<Difference> {
+    fn contribute(
+        &mut self,
+        part: &Contributed,
+        steps: u64,
+    ) -> Result<Option<Difference>, DataError> {
         let worker = part.worker;
         let share = &mut self.shares[usize::from(worker)];
         if part.fresh {
@@ -123,23 +131,24 @@ impl Replay {
             self.cells.decode(&range, bytes, &mut params[range.clone()]);
         }
         let computed = self.steps.compute(share, params, self.state.step, steps, &mut ())?;
+        let computed = computed.expect("nobody stops it");
         if computed.samples != part.samples {
             let (logged, found) = (part.samples, computed.samples);
-            return Some(Difference::Samples { worker, logged, found });
+            return Ok(Some(Difference::Samples { worker, logged, found }));
         }
         let weight = weight(&self.job, &self.state.members, worker, part.samples);
         let of_round =
             Announced { samples: part.samples, weight, loss: computed.loss, fresh: part.fresh };
         if self.round.announce(worker, of_round).is_err() {
-            return Some(Difference::NotFinite);
+            return Ok(Some(Difference::NotFinite));
         }
         for index in (0..self.cells.count()).rev() {
             let gradients = Tail { start: 0, gradients: self.steps.gradients() };
             let (offset, bytes) = share.contribution.cell(index, gradients);
             if self.round.add(worker, offset, bytes) != Ok(Added::Counted) {
-                return Some(Difference::NotFinite);
+                return Ok(Some(Difference::NotFinite));
             }
         }
-        None
+        Ok(None)
     }
 }

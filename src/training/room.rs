@@ -105,6 +105,16 @@ pub fn check_worker(job: &Job, network: &Network, samples: usize) -> Result<(), 
     .hint("a smaller --batch-size at ps0, or more memory here"))
 }
 
+/// Bytes that pictures may take in memory beside a job of a worker with so many samples, and beside the batch that is
+/// made ahead where they do not fit. An eighth is left to whatever else grows.
+pub fn for_pictures(job: &Job, network: &Network, samples: usize) -> u64 {
+    let batch = samples.min(job.batch_max() as usize);
+    let ahead = batch * network.shape.image_len() * size_of::<f32>();
+    memory::left().map_or(u64::MAX, |left| {
+        left.bytes.saturating_sub(of_worker(job, network, samples) + ahead as u64) / 8 * 7
+    })
+}
+
 /// The largest number below `end` that fits, if all smaller ones do; 0 where none does.
 fn largest(end: u32, fits: impl Fn(u32) -> bool) -> u32 {
     let (mut low, mut high) = (0, end);

@@ -7,6 +7,8 @@ use kernels::{Arena, Isa, Pool};
 
 use crate::data::batch::Batch;
 use crate::data::dataset::Dataset;
+use crate::data::error::DataError;
+use crate::data::feed::Feed;
 use crate::data::sampler::Sampler;
 use crate::failure::{Doing, Failure};
 use crate::job::Job;
@@ -32,10 +34,8 @@ pub struct Steps {
 
 /// A worker's own: what it trains on, and what it contributed last.
 pub struct Share {
-    /// Its data.
-    pub data: Dataset,
-    /// Which of that makes the batch of a step.
-    pub sampler: Sampler,
+    /// Its data, and which of that makes the batch of a step.
+    pub feed: Feed,
     /// What it sends.
     pub contribution: Contribution,
 }
@@ -99,6 +99,9 @@ impl Steps {
     }
 
     /// Computes the round that begins with `step`; nothing where it was stopped.
+    ///
+    /// # Errors
+    /// When pictures cannot be read any more, or are others than they were.
     pub fn compute(
         &mut self,
         share: &mut Share,
@@ -106,10 +109,10 @@ impl Steps {
         step: u64,
         steps: u64,
         watch: &mut impl Watch,
-    ) -> Option<Computed> {
+    ) -> Result<Option<Computed>, DataError> {
         share.contribution.begin(step, self.job.round_len(step, steps));
         match self.inner {
-            None => Some(self.single(share, params, [step, steps], watch)),
+            None => self.single(share, params, [step, steps], watch).map(Some),
             Some(_) => self.several(share, params, step, steps, watch),
         }
     }
@@ -117,13 +120,13 @@ impl Steps {
     /// One step, whose gradients are contributed while the backward pass runs.
     fn single(
         &mut self,
-        Share { data, sampler, contribution }: &mut Share,
+        Share { feed, contribution }: &mut Share,
         params: &mut [f32],
         [step, steps]: [u64; 2],
         watch: &mut impl Watch,
-    ) -> Computed {
+    ) -> Result<Computed, DataError> {
         self.network.freeze(self.job.norm.is_frozen(step, steps));
-        sampler.fill(data, step, &mut self.batch);
+        feed.fill(step, steps, &mut self.batch)?;
         let samples = self.batch.len() as u32;
         let mut push = contribution.push();
         let pushed = |part: Bucket| {
@@ -134,24 +137,25 @@ impl Steps {
         };
         let gradients = self.gradients.as_mut_slice();
         let loss = self.network.step(params, &self.batch, gradients, Pieces::Whole, pushed);
-        Computed { last: step, loss, samples }
+        Ok(Computed { last: step, loss, samples })
     }
 
     /// The steps of a round without the server, and the contribution of what they changed.
     fn several(
         &mut self,
-        Share { data, sampler, contribution }: &mut Share,
+        Share { feed, contribution }: &mut Share,
         params: &mut [f32],
         first: u64,
         steps: u64,
         watch: &mut impl Watch,
-    ) -> Option<Computed> {
-        let (inner, isa) = (self.inner.as_mut()?, self.isa);
+    ) -> Result<Option<Computed>, DataError> {
+        let Some(inner) = &mut self.inner else { return Ok(None) };
+        let isa = self.isa;
         inner.begin(params);
         let (mut losses, mut samples) = (0.0, 0);
         let end = first + self.job.round_len(first, steps);
         for step in first..end {
-            sampler.fill(data, step, &mut self.batch);
+            feed.fill(step, steps, &mut self.batch)?;
             let rate = self.job.schedule.rate(step, steps);
             self.network.freeze(self.job.norm.is_frozen(step, steps));
             let update = |part: Bucket| {
@@ -163,7 +167,7 @@ impl Steps {
             losses += f64::from(loss) * self.batch.len() as f64;
             samples += self.batch.len() as u32;
             if watch.is_stopped() {
-                return None;
+                return Ok(None);
             }
         }
         let gradients = self.gradients.as_mut_slice();
@@ -172,7 +176,7 @@ impl Steps {
         let mut push = contribution.push();
         push.take(samples, &Bucket { loss, range: 0..gradients.len(), params, gradients });
         watch.send(&mut push, Tail { start: 0, gradients });
-        Some(Computed { last: end - 1, loss, samples })
+        Ok(Some(Computed { last: end - 1, loss, samples }))
     }
 }
 
@@ -181,6 +185,6 @@ impl Share {
     pub fn new(job: &Job, worker: u16, data: Dataset, layout: &Layout, isa: Isa) -> Self {
         let cells = Cells::of_gradients(job, layout, CELL, isa);
         let contribution = Contribution::new(cells, layout.trained);
-        Self { data, sampler: Sampler::of(job, worker), contribution }
+        Self { feed: Feed::new(data, Sampler::of(job, worker)), contribution }
     }
 }

@@ -146,13 +146,17 @@ fn memory_left(args: &DoctorArgs) -> Finding {
     let network = network.computed(Algorithm::Auto);
     let data = fs::read_dir(&args.data).into_iter().flatten().flatten();
     let data: u64 = data.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
-    let is_server = matches!(args.role, Role::ParameterServer(_));
-    let need = need(args, &network) + if is_server { 0 } else { data };
+    let need = need(args, &network);
     let Some(left) = memory::left() else {
         return Finding::warning("memory", "unknown", "mount /proc to have it checked");
     };
     let (have, of) = (left.bytes >> 20, left.of);
     let found = format!("{have} MiB left of {of}, {} needs about {}", args.role, need >> 20);
+    let is_away = matches!(args.role, Role::Worker(_)) && left.bytes < need + data;
+    let found = match is_away {
+        true => format!("{found}; {} MiB of pictures are read as they are needed", data >> 20),
+        false => found,
+    };
     match left.bytes > need + need / 8 {
         true => Finding::ok("memory", found),
         false => Finding::failed("memory", found, "a larger guest, or a smaller --batch-size"),

@@ -40,6 +40,8 @@ pub struct Options {
     pub shard: Option<Shard>,
     /// What parts pictures that lie in `CLASS/*`.
     pub hold_out: Option<HoldOut>,
+    /// Most bytes that pictures may take in memory, if that is said.
+    pub data_memory: Option<u64>,
     /// Leave broken pictures out instead of ending with the first.
     pub skip_broken: bool,
     /// Where checkpoints are.

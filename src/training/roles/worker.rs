@@ -11,6 +11,7 @@ use super::receipts::Keeper;
 use super::stopwatch::{Phase, Stopwatch};
 use crate::data::dataset::Split;
 use crate::data::error::DataError;
+use crate::data::loading::Loading;
 use crate::data::place::Place;
 use crate::data::source::Source;
 use crate::failure::{Doing, Failure};
@@ -207,7 +208,7 @@ impl Running<'_> {
                     Work::Compute { step, steps } => {
                         self.bound(net, id, self.options.bounds.check_steps(steps))?;
                         self.keep_receipts(false);
-                        given = self.compute(net, id, step, steps);
+                        given = self.compute(net, id, step, steps)?;
                     }
                     Work::Skip { step } => self.skip(step),
                     Work::Repeat { .. } => {
@@ -245,7 +246,7 @@ impl Running<'_> {
     }
 
     fn samples(&self) -> usize {
-        let loaded = self.training.as_ref().map(|training| training.share.data.len());
+        let loaded = self.training.as_ref().map(|training| training.share.feed.data().len());
         loaded.or(self.source.as_ref().map(Source::len)).unwrap_or(0)
     }
 
@@ -284,7 +285,7 @@ impl Running<'_> {
             model.steps.job = job.clone();
             model.share.contribution.forget();
         }
-        let Share { data, sampler, .. } = &model.share;
+        let (data, sampler) = (model.share.feed.data(), model.share.feed.sampler());
         let layout = &model.steps.network().layout;
         let cells = Cells::of_parameters(job, layout, CELL, self.options.isa);
         let member = Member {
@@ -321,11 +322,11 @@ impl Running<'_> {
     }
 
     /// The test images beside the training data, if the job asks for them and there are any.
-    fn evaluator(&self, job: &Job) -> Result<Option<Evaluator>, Failure> {
+    fn evaluator(&self, job: &Job, loading: Loading) -> Result<Option<Evaluator>, Failure> {
         if job.evaluation.every == 0 {
             return Ok(None);
         }
-        let Options { threads, skip_broken, .. } = self.options;
+        let Options { skip_broken, .. } = self.options;
         let selection = self.options.selection(Split::Test);
         let Some(source) = Source::select_if_any(&self.pictures, selection).map_err(refused)?
         else {
@@ -335,7 +336,14 @@ impl Running<'_> {
         };
         log::info!("{} test images", source.len());
         let source = source.skipping_broken(*skip_broken);
-        source.load(job, *threads).map(|set| Some(Evaluator::new(set))).map_err(refused)
+        source.load(job, loading).map(|set| Some(Evaluator::new(set))).map_err(refused)
+    }
+
+    /// How pictures are loaded beside what a job takes: by what is left at this moment.
+    fn loading(&self, job: &Job, network: &Network, samples: usize) -> Loading {
+        let left = || room::for_pictures(job, network, samples);
+        let room = self.options.data_memory.unwrap_or_else(left);
+        Loading { threads: self.options.threads, room }
     }
 
     fn prepared(&mut self, job: &Job, source: Source) -> Result<Training, Failure> {
@@ -351,10 +359,11 @@ impl Running<'_> {
                 store.not_written(checkpoint::META_FILE, &error, "ps0 keeps the model")
             })?;
         }
-        let data = source.load_to_learn(job, self.options.threads).map_err(refused)?;
+        let loading = self.loading(job, &network, samples);
+        let data = source.load_to_learn(job, loading).map_err(refused)?;
         // Fewer than before, where broken ones were left out.
         self.check_enough(job, data.len())?;
-        let evaluator = self.evaluator(job)?;
+        let evaluator = self.evaluator(job, self.loading(job, &network, samples))?;
         for params in [&mut self.params, &mut self.next_params] {
             *params = Arena::new(network.layout.len).doing("memory for the parameters")?;
         }
@@ -401,8 +410,14 @@ impl Running<'_> {
     }
 
     /// Computes a round and pushes what comes of it; returns what the server asked for meanwhile.
-    fn compute(&mut self, net: &mut Net, id: LinkId, step: u64, steps: u64) -> Work {
-        let Some(model) = &mut self.training else { return Work::Wait };
+    fn compute(
+        &mut self,
+        net: &mut Net,
+        id: LinkId,
+        step: u64,
+        steps: u64,
+    ) -> Result<Work, Failure> {
+        let Some(model) = &mut self.training else { return Ok(Work::Wait) };
         std::thread::sleep(self.options.pause);
         let start = Instant::now();
         self.stopwatch.enter(Phase::Forward, start);
@@ -413,7 +428,9 @@ impl Running<'_> {
         let computed = model.steps.compute(&mut model.share, params, step, steps, &mut sending);
         let (backward, work) = (sending.backward.map_or(start, |(_, begun)| begun), sending.work);
         // Nothing where it was stopped between two steps.
-        let Some(Computed { last, loss, samples }) = computed else { return work };
+        let Some(Computed { last, loss, samples }) = computed.map_err(refused)? else {
+            return Ok(work);
+        };
         // Who was left out meanwhile is in no receipt.
         if !matches!(work, Work::Skip { .. }) {
             self.worker.sent(model.share.contribution.share());
@@ -425,7 +442,7 @@ impl Running<'_> {
         let since = self.last.replace(Instant::now()).unwrap_or(start);
         let seconds = since.elapsed().as_secs_f64();
         self.report.step(last, steps, loss, seconds, u64::from(samples));
-        work
+        Ok(work)
     }
 }
 
@@ -476,6 +493,7 @@ const DATA_HINT: &str = "--data with CIFAR's binary files, train/CLASS/PICTURE o
 fn refused(error: DataError) -> Failure {
     let hint = match error {
         DataError::Classes { .. } => "--classes at ps0, or another --data here",
+        DataError::Changed(_) => "the picture as it was, then the same command",
         _ => "mend or remove it, then the same command",
     };
     Failure::new(error).hint(hint)
