@@ -276,6 +276,34 @@ fn twenty_deaths_at_random_moments_change_nothing() {
     crate::replay::same(&crate::replay::replay(&dir, "mortal", &[]), STEPS, &calm);
 }
 
+/// `hfl eval --mirrored` of an image and its mirror image: both get the mean of what each gets alone.
+fn averaged_over_mirror_images(dir: &Dir, model: &str) {
+    let records = std::fs::read(dir.path("data/test_batch.bin")).expect("records");
+    let record = &records[..3073];
+    let mirrored = record[1..].chunks_exact(32).flat_map(|row| row.iter().rev().copied());
+    let both: Vec<u8> = record.iter().copied().chain([record[0]]).chain(mirrored).collect();
+    std::fs::create_dir(dir.path("both")).expect("create");
+    std::fs::write(dir.path("both/test_batch.bin"), both).expect("write");
+    let text = |name: &str| dir.path(name).to_str().expect("UTF-8").to_owned();
+    let (data, table) = (text("both"), text("table.csv"));
+    let probabilities = |more: &[&str]| -> Vec<Vec<f64>> {
+        let flags = ["eval", "--model-dir", model, "--data", &data, "--predictions", &table];
+        let output = crate::cli::hfl(&[&flags[..], more].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let table = std::fs::read_to_string(&table).expect("a table");
+        let row = |line: &str| line.split(',').skip(3).map(|p| p.parse().expect("a number")).collect();
+        table.lines().skip(1).map(row).collect()
+    };
+    let (plain, averaged) = (probabilities(&[]), probabilities(&["--mirrored"]));
+    assert!(plain[0] != plain[1] && plain.len() == 2);
+    for class in 0..10 {
+        let mean = (plain[0][class] + plain[1][class]) / 2.0;
+        for found in &averaged {
+            assert!((found[class] - mean).abs() < 2e-6, "{plain:?}, {averaged:?}");
+        }
+    }
+}
+
 #[test]
 fn a_saved_model_is_evaluated_and_another_job_does_not_overwrite_it() {
     let dir = Dir::new("eval");
@@ -316,6 +344,7 @@ fn a_saved_model_is_evaluated_and_another_job_does_not_overwrite_it() {
         "{stderr}"
     );
 
+    averaged_over_mirror_images(&dir, model);
     let path = dir.path("model/model.ckpt-data");
     let mut bytes = std::fs::read(&path).expect("checkpoint");
     let last = bytes.len() - 1;
