@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use hfl::commands::bench::{self, Options};
 use hfl::job::receipt::{Receipt, Share};
+use hfl::job::shape::Shape;
 use hfl::job::{Algorithm, Job, Precision, Stem};
 use hfl::model::network::Network;
 use hfl::training::cell_hashes::CellHashes;
@@ -68,9 +69,10 @@ fn median(mut work: impl FnMut()) -> f64 {
 /// Seconds of a training step.
 fn step(stem: Stem, batch: usize, threads: usize, isa: Isa) -> f64 {
     let (precision, conv) = (Precision::Fp32, Algorithm::Auto);
-    let (inference, scaling) = (false, false);
+    let (shape, inference, scaling) = (Shape::default(), false, false);
+    let steps = TIMES;
     let options =
-        Options { stem, precision, conv, batch, threads, steps: TIMES, isa, inference, scaling };
+        Options { stem, precision, conv, shape, batch, threads, steps, isa, inference, scaling };
     bench::run(options).expect("memory").median_s
 }
 

@@ -2,7 +2,7 @@
 """Steps of hfl and of PyTorch, alternating: medians, their ratio, and peak memory of each process.
 
 usage: pytorch.py HFL [--stem imagenet|cifar] [--precision fp32|bf16] [--conv auto|direct] [--batch 128]
-                      [--threads 2] [--rounds 3] [--steps 5] [--inference]
+                      [--image-size 32] [--threads 2] [--rounds 3] [--steps 5] [--inference]
 
 PyTorch runs as it is fastest on a CPU: channels_last, fused SGD, autocast for bf16, and a malloc that is
 told to keep its memory. Needs torch and torchvision; measures only, nothing is asserted.
@@ -46,7 +46,7 @@ def torch_steps(a):
         model.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         model.maxpool = torch.nn.Identity()
     model = model.to(memory_format=torch.channels_last).train(not a.inference)
-    images = torch.randn(a.batch, 3, 32, 32).to(memory_format=torch.channels_last)
+    images = torch.randn(a.batch, 3, a.image_size, a.image_size).to(memory_format=torch.channels_last)
     labels = torch.randint(0, 10, (a.batch,))
     rates = {"lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4}
     optimiser = torch.optim.SGD(model.parameters(), fused=True, **rates)
@@ -79,6 +79,7 @@ def main():
     p.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     p.add_argument("--conv", default="auto", choices=["auto", "direct"])
     p.add_argument("--batch", type=int, default=128)
+    p.add_argument("--image-size", type=int, default=32)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--steps", type=int, default=5)
@@ -87,7 +88,7 @@ def main():
     if a.hfl is None:
         return torch_steps(a)
     shared = ["--stem", a.stem, "--precision", a.precision, "--batch", str(a.batch)]
-    shared += ["--threads", str(a.threads), "--steps", str(a.steps)]
+    shared += ["--image-size", str(a.image_size), "--threads", str(a.threads), "--steps", str(a.steps)]
     shared += ["--inference"] if a.inference else []
     ours, theirs = [], []
     for _ in range(a.rounds):
@@ -99,8 +100,8 @@ def main():
     memory = [statistics.median(m for _, m in runs) for runs in (ours, theirs)]
     what = "inference" if a.inference else "step"
     print(
-        f"{what}, {a.stem} stem, {a.precision} ({a.conv}), batch {a.batch}, {a.threads} threads: "
-        f"hfl {mine:.3f} s, PyTorch {peer:.3f} s, ratio {statistics.median(pairs):.2f} "
+        f"{what}, {a.stem} stem, {a.precision} ({a.conv}), {a.image_size} pixels, batch {a.batch}, "
+        f"{a.threads} threads: hfl {mine:.3f} s, PyTorch {peer:.3f} s, ratio {statistics.median(pairs):.2f} "
         f"({min(pairs):.2f} to {max(pairs):.2f}); peak memory {memory[0]:.0f} and {memory[1]:.0f} MB"
     )
 

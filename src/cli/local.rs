@@ -11,6 +11,7 @@ use crate::data::dataset::Split;
 use crate::data::hold_out::HoldOut;
 use crate::data::source::Selection;
 use crate::failure::{Doing, Failure};
+use crate::job::shape::Shape;
 use crate::job::{Algorithm, Precision, Stem, WORKERS_MAX};
 use crate::report::print;
 
@@ -96,6 +97,9 @@ pub(super) struct BenchArgs {
     /// images of a step [128]
     #[argh(option, default = "128")]
     batch: usize,
+    /// height and width of an image: 32 to 256 in steps of 32 [32]
+    #[argh(option, default = "Shape::CIFAR.side")]
+    image_size: usize,
     /// threads [all cores]
     #[argh(option, default = "cores()")]
     threads: usize,
@@ -157,7 +161,12 @@ pub(super) fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     if args.inference && args.scaling {
         return Err(Failure::usage("--scaling times training steps").hint("without --inference"));
     }
+    let shape = Shape { side: args.image_size, ..Shape::CIFAR };
+    if shape.out_of_range().is_some() {
+        return Err(Failure::usage("--image-size: expected 32 to 256 in steps of 32"));
+    }
     let report = bench::run(bench::Options {
+        shape,
         stem: args.stem,
         precision: args.precision,
         conv: args.conv,
@@ -181,11 +190,12 @@ pub(super) fn run_bench(args: &BenchArgs) -> Result<(), Failure> {
     let scaling = report.scaling.as_ref().map_or(String::new(), scaling);
     let better = report.no_better_isa.as_ref().map_or(String::new(), |why| format!(" ({why})"));
     print(&format!(
-        "{} stem, {}, {} convolutions, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
+        "{} stem, {}, {} convolutions, {} pixels, batch {}, {} threads, {}: median {:.4} s, min {:.4} s a step, \
          {:.1} images/s, {:.1} GFLOP/s{scaling}{better}",
         report.stem,
         report.precision,
         report.conv,
+        report.image_size,
         report.batch,
         report.threads,
         report.isa,

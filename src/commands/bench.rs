@@ -28,6 +28,8 @@ pub struct Options {
     pub precision: Precision,
     /// How convolutions are computed.
     pub conv: Algorithm,
+    /// Of the images.
+    pub shape: Shape,
     /// Images of a step.
     pub batch: usize,
     /// Threads.
@@ -58,6 +60,8 @@ pub struct Report {
     /// Why no better one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_better_isa: Option<String>,
+    /// Height and width of an image.
+    pub image_size: usize,
     /// Images of a step.
     pub batch: usize,
     /// Threads.
@@ -106,7 +110,7 @@ pub fn run(options: Options) -> std::io::Result<Report> {
     let Options { stem, batch: n, threads, precision, conv, inference, .. } = options;
     let isa = tier::of(options.isa, precision);
     let network =
-        Network::new(Arch::default(), stem, Shape::default()).map_err(std::io::Error::other)?;
+        Network::new(Arch::default(), stem, options.shape).map_err(std::io::Error::other)?;
     // Two operations a multiplication; forward, gradient by input and gradient by weight.
     let passes = if inference { 1 } else { 3 };
     let operations = 2 * passes * network.multiplications() * n;
@@ -128,6 +132,7 @@ pub fn run(options: Options) -> std::io::Result<Report> {
         conv,
         isa: isa.name(),
         no_better_isa: tier::why_no_better(isa, precision),
+        image_size: options.shape.side,
         batch: n,
         threads,
         median_s: median,

@@ -98,6 +98,7 @@ fn cpu(args: &DoctorArgs) -> Finding {
         stem: args.stem,
         precision,
         conv: Algorithm::Auto,
+        shape: Shape::default(),
         batch,
         threads,
         steps: 2,
