@@ -291,7 +291,8 @@ fn averaged_over_mirror_images(dir: &Dir, model: &str) {
         let output = crate::cli::hfl(&[&flags[..], more].concat());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let table = std::fs::read_to_string(&table).expect("a table");
-        let row = |line: &str| line.split(',').skip(3).map(|p| p.parse().expect("a number")).collect();
+        let row =
+            |line: &str| line.split(',').skip(3).map(|p| p.parse().expect("a number")).collect();
         table.lines().skip(1).map(row).collect()
     };
     let (plain, averaged) = (probabilities(&[]), probabilities(&["--mirrored"]));

@@ -79,7 +79,7 @@ attested! {
         /// part of the pictures in CLASS/PICTURE to test with, by their content, such as 0.1
         #[argh(option)]
         pub(super) hold_out: Option<HoldOut>,
-        /// most bytes of memory for pictures (with K, M, G): beyond them they are read as they are needed [what is left]
+        /// most bytes of memory for pictures (with K, M, G); more are read as they are needed [what is left]
         #[argh(option)]
         pub(super) data_memory: Option<Size>,
         /// leave broken pictures out, each named in the log

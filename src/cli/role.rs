@@ -10,7 +10,6 @@ use serde_json::Value;
 use super::args::Args;
 use super::choice::{NormKind, ReportKind, ScheduleKind};
 use super::local::THREADS_MAX;
-use crate::commands::volumes::Size;
 use crate::failure::{Doing, Failure};
 use crate::job::bounds::Bounds;
 use crate::job::evaluation::Evaluation;
@@ -58,7 +57,7 @@ pub(super) fn options(args: Args, role: Role) -> Result<roles::Options, Failure>
         data_volume: args.data_volume,
         shard: args.shard,
         hold_out: args.hold_out,
-        data_memory: args.data_memory.map(|Size(bytes)| bytes),
+        data_memory: args.data_memory.map(|size| size.0),
         skip_broken: args.skip_broken,
         place: Place {
             model_dir: args.model_dir,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use crate::data::dataset::{Dataset, Split};
 use crate::data::error::DataError;
 use crate::data::place::Place;
+use crate::data::spans::Spans;
 use crate::job::Normalisation;
 use crate::job::classes::ClassNames;
 use crate::job::shape::Shape;
@@ -20,18 +21,20 @@ pub const RECORD_LEN: usize = 1 + PIXELS_LEN;
 /// Bytes of a record of CIFAR-100.
 const RECORD100_LEN: usize = 2 + PIXELS_LEN;
 
-/// Largest file that is read: the whole set is in memory, and a device or a log named by mistake must not be.
+/// Largest file: a device or a log named by mistake must not be read through.
 const FILE_LEN_MAX: u64 = 4 << 30;
+/// Records that are looked at together.
+const TOGETHER: usize = 512;
 
-/// What the files hold, labels and pixels apart.
+/// What the files hold: labels, and where the pixels are.
 pub(super) struct Records {
     pub(super) classes: ClassNames,
     pub(super) labels: Vec<u8>,
-    /// `[N][3][32][32]`.
-    pub(super) planes: Vec<u8>,
+    /// `[3][32][32]` each.
+    pub(super) planes: Spans,
 }
 
-/// Reads the files of a split: `test_batch.bin` or `data_batch_*.bin` in name order; or CIFAR-100's `test.bin` or
+/// Lists the files of a split: `test_batch.bin` or `data_batch_*.bin` in name order; or CIFAR-100's `test.bin` or
 /// `train.bin`.
 ///
 /// # Errors
@@ -47,16 +50,9 @@ pub(super) fn read(place: &Place, split: Split) -> Result<Records, DataError> {
         Split::Test => (vec![directory.join("test_batch.bin")], ClassNames::default()),
         Split::Train => (training_files(place)?, ClassNames::default()),
     };
-    let mut all = Records { classes, labels: Vec::new(), planes: Vec::new() };
+    let mut all = Records { classes, labels: Vec::new(), planes: Spans::new(PIXELS_LEN) };
     for path in files {
-        let bytes = place.read(&path, FILE_LEN_MAX)?;
-        let record_len = if all.classes.len() > 10 { RECORD100_LEN } else { RECORD_LEN };
-        check(&path, &bytes, record_len, all.classes.len())?;
-        for record in bytes.chunks_exact(record_len) {
-            let (labels, pixels) = record.split_at(record_len - PIXELS_LEN);
-            all.labels.extend(labels.last());
-            all.planes.extend(pixels);
-        }
+        list(place, path, &mut all)?;
     }
     match all.labels.is_empty() {
         true => Err(DataError::Empty(directory.into(), "record".into())),
@@ -64,12 +60,36 @@ pub(super) fn read(place: &Place, split: Split) -> Result<Records, DataError> {
     }
 }
 
+/// Adds the records of a file.
+fn list(place: &Place, path: PathBuf, all: &mut Records) -> Result<(), DataError> {
+    let len = place.len(&path)?;
+    if len > FILE_LEN_MAX {
+        return Err(DataError::Format(path, format!("{len} bytes, more than {FILE_LEN_MAX}")));
+    }
+    let record_len = if all.classes.len() > 10 { RECORD100_LEN } else { RECORD_LEN };
+    let labels_len = record_len - PIXELS_LEN;
+    let mut room = vec![0; record_len * TOGETHER];
+    let mut at = 0;
+    while at < len {
+        let count = usize::try_from(len - at).map_or(room.len(), |left| left.min(room.len()));
+        let bytes = &mut room[..count];
+        place.read_part(&path, at, bytes)?;
+        check(&path, at, bytes, record_len, all.classes.len())?;
+        for (number, record) in (0_u64..).zip(bytes.chunks_exact(record_len)) {
+            all.labels.push(record[labels_len - 1]);
+            all.planes.push(&path, at + number * record_len as u64 + labels_len as u64);
+        }
+        at += count as u64;
+    }
+    Ok(())
+}
+
 /// Makes a data set of records of CIFAR-10.
 ///
 /// # Errors
 /// When one is not whole, or its label is no class.
 pub fn from_records(records: Vec<u8>) -> Result<Dataset, DataError> {
-    check(Path::new("records"), &records, RECORD_LEN, Shape::CIFAR.classes)?;
+    check(Path::new("records"), 0, &records, RECORD_LEN, Shape::CIFAR.classes)?;
     Ok(Dataset::new(Shape::CIFAR, Normalisation::Cifar, records))
 }
 
@@ -99,18 +119,25 @@ fn training_files(place: &Place) -> Result<Vec<PathBuf>, DataError> {
     Ok(files)
 }
 
-fn check(path: &Path, bytes: &[u8], record_len: usize, classes: usize) -> Result<(), DataError> {
+/// Whether what a file has from `start` on are whole records of known classes.
+fn check(
+    path: &Path,
+    start: u64,
+    bytes: &[u8],
+    record_len: usize,
+    classes: usize,
+) -> Result<(), DataError> {
     let records = bytes.chunks_exact(record_len);
     let rest = records.remainder();
     for (index, record) in records.enumerate() {
         let at = record_len - PIXELS_LEN - 1;
         if usize::from(record[at]) >= classes {
-            let offset = (index * record_len + at) as u64;
+            let offset = start + (index * record_len + at) as u64;
             return Err(DataError::Label(path.into(), offset, record[at].into(), classes));
         }
     }
     if !rest.is_empty() {
-        let offset = (bytes.len() - rest.len()) as u64;
+        let offset = start + (bytes.len() - rest.len()) as u64;
         return Err(DataError::Truncated(path.into(), offset, [rest.len(), record_len]));
     }
     Ok(())

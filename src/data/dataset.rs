@@ -79,12 +79,7 @@ impl Dataset {
     }
 
     /// A data set of records that were loaded.
-    pub(super) fn of(
-        shape: Shape,
-        normalisation: Normalisation,
-        form: Form,
-        kept: Kept,
-    ) -> Self {
+    pub(super) fn of(shape: Shape, normalisation: Normalisation, form: Form, kept: Kept) -> Self {
         let set = Self { shape, normalisation, form, kept };
         assert!((0..set.len()).all(|index| usize::from(set.label(index)) < shape.classes));
         set

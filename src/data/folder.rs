@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::data::dataset::Split;
 use crate::data::error::DataError;
 use crate::data::hold_out::HoldOut;
+use crate::data::pixels::FILE_LEN_MAX;
 use crate::data::place::Place;
 
 /// Pictures by their class, in the order of class names and then of file names.
@@ -18,8 +19,6 @@ pub(super) struct Folder {
     pub(super) files: Vec<(PathBuf, usize)>,
 }
 
-/// Largest picture file.
-pub(super) const FILE_LEN_MAX: u64 = 256 << 20;
 /// Most pictures of a folder: their paths are kept in memory.
 const FILES_MAX: usize = 10_000_000;
 

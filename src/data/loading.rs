@@ -87,7 +87,7 @@ impl Pictures {
             // What is sure to stay in memory is never compared.
             let leaf = if is_known_to_fit { [0; 32] } else { leaf(&[&record]) };
             let record = fits.then(|| record.into_boxed_slice());
-            Ok(Ok(First { entry: Entry { index, leaf }, record }))
+            Ok::<_, DataError>(Ok(First { entry: Entry { index, leaf }, record }))
         })?;
         drop(progress);
         let firsts = self.whole(firsts)?;

@@ -18,4 +18,5 @@ pub mod record;
 pub mod resize;
 pub mod sampler;
 pub mod source;
+mod spans;
 pub mod synthetic;

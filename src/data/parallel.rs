@@ -13,10 +13,8 @@ pub(super) fn on_threads<T: Send, E: Send>(
     let work = &work;
     let outcomes: Vec<Result<Vec<T>, E>> = std::thread::scope(|scope| {
         let of_part = |first: usize| (first..count.min(first + part)).map(work).collect();
-        let running: Vec<_> = (0..count)
-            .step_by(part)
-            .map(|first| scope.spawn(move || of_part(first)))
-            .collect();
+        let running: Vec<_> =
+            (0..count).step_by(part).map(|first| scope.spawn(move || of_part(first))).collect();
         running.into_iter().map(|thread| thread.join().expect("a thread that returns")).collect()
     });
     let mut all = Vec::with_capacity(count);

@@ -3,22 +3,33 @@
 use std::path::{Path, PathBuf};
 
 use crate::data::error::DataError;
-use crate::data::folder;
 use crate::data::picture::{self, Picture};
 use crate::data::place::Place;
 use crate::data::record::Form;
 use crate::data::resize::Cut;
+use crate::data::spans::Spans;
 use crate::job::shape::Shape;
+
+/// Largest picture file.
+pub(super) const FILE_LEN_MAX: u64 = 256 << 20;
 
 /// Where pictures are.
 #[derive(Debug)]
 pub(super) enum Pixels {
-    /// CIFAR's: `[N][3][32][32]`.
-    Planes(Vec<u8>),
-    /// NumPy's: `[N][rows][columns][channels]`.
-    Arrays([usize; 3], Vec<u8>),
+    /// CIFAR's: `[3][32][32]` each.
+    Planes(Spans),
+    /// NumPy's: `[rows][columns][channels]` each.
+    Arrays([usize; 3], Images),
     /// One file a picture.
     Files(Vec<PathBuf>),
+}
+
+/// The images of an array.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Images {
+    /// One after the other: they had to be unpacked.
+    Memory(Vec<u8>),
+    Stored(Spans),
 }
 
 impl Pixels {
@@ -40,21 +51,23 @@ impl Pixels {
     ) -> Result<Vec<u8>, DataError> {
         let picture = match self {
             Self::Planes(planes) => {
-                let (own, len) = (Shape::CIFAR.side, Shape::CIFAR.image_len());
-                let planes = &planes[index * len..][..len];
+                let (own, planes) = (Shape::CIFAR.side, planes.read(place, index)?);
                 if form == Form::Square(Cut::plain(own)) {
-                    return Ok([&[label], planes].concat());
+                    return Ok([&[label], &planes[..]].concat());
                 }
                 let colours = |at| [0, 1, 2].map(|channel| planes[channel * own * own + at]);
                 let rgb = (0..own * own).flat_map(colours).collect();
                 Picture { width: own, height: own, rgb }
             }
-            Self::Arrays([height, width, channels], bytes) => {
+            Self::Arrays([height, width, channels], images) => {
                 let len = height * width * channels;
-                let bytes = &bytes[index * len..][..len];
+                let bytes = match images {
+                    Images::Memory(all) => all[index * len..][..len].to_vec(),
+                    Images::Stored(spans) => spans.read(place, index)?,
+                };
                 let rgb = match channels {
                     1 => bytes.iter().flat_map(|&grey| [grey; 3]).collect(),
-                    _ => bytes.to_vec(),
+                    _ => bytes,
                 };
                 Picture { width: *width, height: *height, rgb }
             }
@@ -64,13 +77,19 @@ impl Pixels {
     }
 
     /// Only these, in this order.
-    pub(super) fn only(&self, kept: impl Iterator<Item = usize> + Clone) -> Self {
-        let of_bytes = |bytes: &[u8], len: usize| {
-            kept.clone().flat_map(|at| &bytes[at * len..][..len]).copied().collect()
-        };
+    pub(super) fn only(&self, kept: impl Iterator<Item = usize>) -> Self {
         match self {
-            Self::Planes(planes) => Self::Planes(of_bytes(planes, Shape::CIFAR.image_len())),
-            Self::Arrays(size, bytes) => Self::Arrays(*size, of_bytes(bytes, size.iter().product())),
+            Self::Planes(planes) => Self::Planes(planes.only(kept)),
+            Self::Arrays(size, images) => {
+                let len = size.iter().product();
+                let images = match images {
+                    Images::Stored(spans) => Images::Stored(spans.only(kept)),
+                    Images::Memory(all) => Images::Memory(
+                        kept.flat_map(|at| &all[at * len..][..len]).copied().collect(),
+                    ),
+                };
+                Self::Arrays(*size, images)
+            }
             Self::Files(files) => Self::Files(kept.map(|at| files[at].clone()).collect()),
         }
     }
@@ -78,6 +97,6 @@ impl Pixels {
 
 /// Reads and decodes a picture file.
 fn decode(place: &Place, path: &Path) -> Result<Picture, DataError> {
-    let bytes = place.read(path, folder::FILE_LEN_MAX)?;
+    let bytes = place.read(path, FILE_LEN_MAX)?;
     picture::decode(&bytes).map_err(|why| DataError::Picture(path.into(), why))
 }

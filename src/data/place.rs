@@ -8,10 +8,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use luks::ext4::{Entry, FileSystem, Kind};
+use luks::ext4::{Entry, File, FileSystem, Kind};
 use luks::{Passphrase, Source, Volume};
 
 use crate::data::error::DataError;
@@ -102,6 +103,31 @@ impl Place {
         read.map_err(|error| DataError::Read(path.into(), error))
     }
 
+    /// Bytes of a file.
+    pub(super) fn len(&self, path: &Path) -> Result<u64, DataError> {
+        let len = match &self.volume {
+            None => fs::metadata(path).map(|found| found.len()),
+            Some(inside) => inside.file(&self.inner(path)).map(|file| file.len()),
+        };
+        len.map_err(|error| DataError::Read(path.into(), error))
+    }
+
+    /// Reads the bytes of a file from `offset` on.
+    pub(super) fn read_part(
+        &self,
+        path: &Path,
+        offset: u64,
+        part: &mut [u8],
+    ) -> Result<(), DataError> {
+        let read = match &self.volume {
+            None => fs::File::open(path).and_then(|file| file.read_exact_at(part, offset)),
+            Some(inside) => inside.file(&self.inner(path)).and_then(|file| {
+                inside.files.read_at(&file, part, offset).map_err(io::Error::other)
+            }),
+        };
+        read.map_err(|error| DataError::Read(path.into(), error))
+    }
+
     /// The path inside of the volume.
     fn inner(&self, path: &Path) -> PathBuf {
         path.strip_prefix(&self.root).unwrap_or(path).into()
@@ -141,9 +167,13 @@ impl Inside {
         Ok(listed.map_err(io::Error::other)?.into_iter().map(remember).collect())
     }
 
-    fn read(&self, path: &Path, len_max: u64) -> io::Result<Vec<u8>> {
+    fn file(&self, path: &Path) -> io::Result<File> {
         let entry = self.entry(path).ok_or(io::ErrorKind::NotFound)?;
-        let file = self.files.file_entry(&entry).map_err(io::Error::other)?;
+        self.files.file_entry(&entry).map_err(io::Error::other)
+    }
+
+    fn read(&self, path: &Path, len_max: u64) -> io::Result<Vec<u8>> {
+        let file = self.file(path)?;
         if file.len() > len_max {
             return Err(io::Error::other(format!("{} bytes, more than {len_max}", file.len())));
         }

@@ -50,10 +50,7 @@ pub(super) struct Part {
 impl Part {
     /// A random one of an image of that height and width, as torchvision's `RandomResizedCrop` chooses it: 8 to 100 %
     /// of the area, its sides as 3 to 4 up to 4 to 3. `words` are those of each attempt.
-    pub(super) fn random(
-        [rows, columns]: [usize; 2],
-        words: impl Fn(usize) -> [u32; 4],
-    ) -> Self {
+    pub(super) fn random([rows, columns]: [usize; 2], words: impl Fn(usize) -> [u32; 4]) -> Self {
         let unit = |word: u32| f64::from(word) / (f64::from(u32::MAX) + 1.0);
         let (narrow, wide) = (0.75_f64.ln(), (4.0_f64 / 3.0).ln());
         for attempt in 0..ATTEMPTS {
@@ -278,7 +275,8 @@ mod tests {
         let [rows, columns] = [256, 400];
         let mut areas = Vec::new();
         for sample in 0..2000 {
-            let part = Part::random([rows, columns], |attempt| stream.words(sample * 16 + attempt as u64));
+            let part =
+                Part::random([rows, columns], |attempt| stream.words(sample * 16 + attempt as u64));
             let Part { top, left, height, width } = part;
             assert!(top + height <= rows && left + width <= columns, "{part:?}");
             let ratio = width as f64 / height as f64;

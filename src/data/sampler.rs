@@ -74,12 +74,7 @@ impl Sampler {
     ///
     /// # Errors
     /// When pictures that are not in memory cannot be read, or are others than they were.
-    pub fn fill(
-        &mut self,
-        data: &Dataset,
-        step: u64,
-        batch: &mut Batch,
-    ) -> Result<(), DataError> {
+    pub fn fill(&mut self, data: &Dataset, step: u64, batch: &mut Batch) -> Result<(), DataError> {
         let batches = self.batches(data.len());
         let (epoch, position) = (step / batches, (step % batches) as usize);
         self.arrange(epoch, data.len());
@@ -203,7 +198,9 @@ mod tests {
         sampler.fill(&data, 2, &mut two).expect("in memory");
         sampler.fill(&data, 7, &mut two).expect("in memory");
         assert_eq!(one.images, two.images);
-        Sampler::new(4, 4, Order::Shuffled, Augment::Standard).fill(&data, 7, &mut two).expect("in memory");
+        Sampler::new(4, 4, Order::Shuffled, Augment::Standard)
+            .fill(&data, 7, &mut two)
+            .expect("in memory");
         assert_ne!(one.images, two.images);
     }
 

@@ -80,9 +80,7 @@ impl Source {
                 let why = "--hold-out parts CLASS/PICTURE, and here train and test are apart";
                 return Err(DataError::Format(place.root().into(), why.into()));
             }
-            (Some(npz), None) => {
-                of_arrays(place, npz::parse(&npz, &place.read(&npz, npz::LEN_MAX)?, split)?)
-            }
+            (Some(npz), None) => of_arrays(place, npz::list(place, &npz, split)?),
             (None, None) if is_parted => of_folder(place, folder::scan(place, split)?)?,
             (None, None) => of_cifar(place, cifar::read(place, split)?),
         };

@@ -219,7 +219,7 @@ fn arrays_that_do_not_fit_are_refused_by_reason() {
     let mut giant = whole.clone();
     let entry = giant.windows(4).position(|four| four == b"PK\x01\x02").expect("an entry");
     giant[entry + 24..entry + 28].copy_from_slice(&u32::MAX.to_le_bytes());
-    let why = npz::parse(Path::new("giant.npz"), &giant, Split::Train).expect_err("refused");
+    let why = npz::parse_bytes(Path::new("giant.npz"), &giant, Split::Train).expect_err("refused");
     assert!(why.to_string().starts_with("giant.npz: "), "{why}");
 }
 
@@ -385,7 +385,8 @@ fn a_picture_that_changed_under_way_is_refused_by_name_and_taken_again_as_it_was
         let job = Job { shape, classes: classes.clone(), augment, ..Job::default() };
         let set = learned(dir.open(Split::Train).expect("a folder"), &job, 0);
         let mut batch = Batch::default();
-        let mut fill = || Sampler::of(&job, 0).fill(&set, 0, &mut batch).map(|()| batch.images.clone());
+        let mut fill =
+            || Sampler::of(&job, 0).fill(&set, 0, &mut batch).map(|()| batch.images.clone());
         let was = fill().expect("as it was");
         for (bytes, part) in [
             (fs::read(recorded("grey.png")).expect("recorded"), "another picture"),
