@@ -152,8 +152,13 @@ impl Witness {
             _ => {}
         }
         let share = receipt.share(self.worker);
+        // Where rounding leaves a rest, what a process in our role sent before it died is another contribution than the
+        // one that we made anew: if our connection broke as well, the round may have closed with that one.
+        let is_back = self.told.is_none() && rounds != Rounds::Equal;
+        let may_be_of_before = |ours: &Share| is_back && ours.fresh && share.is_some();
         if let Some((_, ours)) = self.sent.filter(|(step, _)| *step == first)
             && share != Some(&ours)
+            && !may_be_of_before(&ours)
         {
             return Err(Kind::Lacks(ours));
         }
@@ -283,6 +288,30 @@ mod tests {
         assert!(matches!(kind(sent().take(forgotten, Rounds::Equal)), Kind::Chain(_)));
         let short = Receipt { parts: Vec::new(), ..next(receipts.last(), [true; 2]) };
         assert_eq!(kind(sent().take(short, Rounds::Equal)), Kind::Lacks(ours));
+    }
+
+    #[test]
+    fn what_a_process_of_before_sent_is_no_lie_where_rounding_leaves_a_rest() {
+        let receipts = honest(3);
+        let closed = next(receipts.last(), [true; 2]);
+        let told = |fresh, rounds, is_back: bool, closed: &Receipt| {
+            let mut witness = witness(&receipts);
+            witness.sent(3, Share { hash: [9; 32], fresh, ..share(1, 3) });
+            is_back.then(|| witness.disconnected());
+            witness.take(closed.clone(), rounds)
+        };
+        told(true, Rounds::Whole, true, &closed).expect("of the process before us");
+        for (fresh, rounds, is_back) in [
+            (true, Rounds::Equal, true),
+            (false, Rounds::Whole, true),
+            (true, Rounds::Whole, false),
+        ] {
+            let found = kind(told(fresh, rounds, is_back, &closed));
+            assert!(matches!(found, Kind::Lacks(_)), "{found:?}");
+        }
+        let dropped = next(receipts.last(), [true, false]);
+        let found = kind(told(true, Rounds::Whole, true, &dropped));
+        assert!(matches!(found, Kind::Lacks(_)), "{found:?}");
     }
 
     #[test]
