@@ -23,14 +23,27 @@ impl CellHashes {
 
     /// All of a buffer, on the threads of a pool.
     pub fn of(cells: &Cells, values: &[f32], pool: &Pool) -> Self {
-        let mut hashes = vec![None; cells.count()];
-        pool.for_each_chunk(&mut hashes, 1, |index, hash| {
+        let mut hashes = Self::new(cells.count());
+        hashes.complete(cells, values, pool);
+        hashes
+    }
+
+    /// Adds those of a buffer's cells that it has not yet, on the threads of a pool.
+    pub fn complete(&mut self, cells: &Cells, values: &[f32], pool: &Pool) {
+        pool.for_each_chunk(&mut self.0, 1, |index, hash| {
+            if hash[0].is_some() {
+                return;
+            }
             let range = cells.range(index).expect("a cell");
             let mut room = Vec::new();
             let bytes = cells.encode(&range, &values[range.clone()], &mut room);
             hash[0] = Some(hash_of(bytes));
         });
-        Self(hashes)
+    }
+
+    /// Whether it has a cell's.
+    pub fn has(&self, index: usize) -> bool {
+        self.0[index].is_some()
     }
 
     /// Takes a cell's bytes, instead of what it had before.
@@ -74,6 +87,14 @@ mod tests {
         }
         assert_eq!(hashes.root(), whole);
         assert!(whole.is_some());
+        let mut half = CellHashes::new(cells.count());
+        for index in (0..cells.count()).step_by(2) {
+            let range = cells.range(index).expect("a cell");
+            half.put(index, bytemuck::cast_slice(&values[range]));
+        }
+        assert!(half.has(2) && !half.has(3));
+        half.complete(&cells, &values, &Pool::new(2));
+        assert_eq!(half.root(), whole);
         let mut changed = values.clone();
         changed[999] += 1.0;
         assert_ne!(CellHashes::of(&cells, &changed, &Pool::new(1)).root(), whole);

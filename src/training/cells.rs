@@ -61,6 +61,24 @@ impl Cells {
         (start < self.len).then(|| start..self.len.min(start + self.cell))
     }
 
+    /// The cells in the order in which a forward pass needs them: running statistics are read with the first layer.
+    pub fn forward_order(&self) -> impl Iterator<Item = usize> + use<> {
+        let statistics = self.statistics();
+        statistics.clone().chain(0..statistics.start)
+    }
+
+    /// The cells that have the first `end` values, and those of running statistics.
+    pub fn needed(&self, end: usize) -> impl Iterator<Item = usize> + use<> {
+        let first = end.min(self.len).div_ceil(self.cell);
+        (0..first).chain(self.statistics())
+    }
+
+    /// Cells that have running statistics.
+    fn statistics(&self) -> Range<usize> {
+        let first = if self.trained < self.len { self.trained / self.cell } else { self.count() };
+        first..self.count()
+    }
+
     /// The cell that begins at `offset` bytes of the flat buffer and has so many bytes on its way.
     pub fn find(&self, offset: u64, bytes: usize) -> Option<(usize, Range<usize>)> {
         let width = size_of::<f32>();
@@ -174,6 +192,24 @@ impl Cells {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_forward_pass_needs_statistics_first_then_layer_after_layer() {
+        let cells = Cells { trained: 850, ..Cells::plain(1000, 100) };
+        let order: Vec<usize> = cells.forward_order().collect();
+        assert_eq!(order, [8, 9, 0, 1, 2, 3, 4, 5, 6, 7]);
+        let needed: Vec<usize> = cells.needed(201).collect();
+        assert_eq!(needed, [0, 1, 2, 8, 9]);
+        // Every end needs no more than what comes first by the order.
+        for end in 1..=1000 {
+            let mut needed: Vec<usize> = cells.needed(end).collect();
+            needed.sort_unstable();
+            needed.dedup();
+            assert!(order[..needed.len()].iter().all(|index| needed.contains(index)), "{end}");
+        }
+        let plain = Cells::plain(1000, 300);
+        assert!(plain.forward_order().eq(0..4) && plain.needed(300).eq(0..1));
+    }
 
     #[test]
     fn each_format_has_its_size_and_statistics_travel_as_they_are() {

@@ -25,6 +25,7 @@ use self::link::{Averages, Link, Place};
 use crate::job::Job;
 use crate::job::state::{Member, State};
 use crate::model::params::{self, Layout};
+use crate::training::cell_hashes::CellHashes;
 use crate::training::cells::Cells;
 use crate::training::note::Note;
 use crate::training::round::{Added, Contributed, Round, RoundError};
@@ -43,9 +44,11 @@ pub struct ParameterServer {
     /// How parameters travel, and room for one cell.
     cells: Cells,
     scratch: Vec<u8>,
-    /// The order in which cells of the parameters are sent.
+    /// The order in which cells of the parameters are sent: that of a forward pass.
     order: Vec<usize>,
     early: Early,
+    /// Of the cells of the next parameters that were sent.
+    hashes: CellHashes,
     /// Cells of parameters that were sent: before their round closed, and after.
     sent: [u64; 2],
     links: BTreeMap<usize, Link>,
@@ -120,7 +123,7 @@ impl ParameterServer {
         let tally = Tally::new(job.shape.classes, job.workers);
         let (links, roster, notes) = (BTreeMap::new(), Roster::default(), Vec::new());
         let counted_last = vec![true; usize::from(job.workers)];
-        let early = Early::new(&layout, job.weight_decay);
+        let early = Early::new(&layout, job.weight_decay, cells.count());
         let mut server = Self {
             job,
             layout,
@@ -130,8 +133,9 @@ impl ParameterServer {
             has_judged_classes: false,
             cells,
             scratch: Vec::new(),
-            order: (0..cells.count()).collect(),
+            order: cells.forward_order().collect(),
             early,
+            hashes: CellHashes::new(cells.count()),
             sent: [0; 2],
             links,
             progress: 0,
@@ -304,8 +308,12 @@ impl ParameterServer {
         let closed = Closed { step, count, steps, loss, samples, contributed, check };
         self.progress += 1;
         for link in self.links.values_mut().filter(|link| link.place == Place::Held) {
-            (link.sending, link.repeat) = (Some(std::mem::take(&mut link.sent_early)), false);
-            (link.has_pushed, link.averages) = (false, Averages::Unsent);
+            // What it has of the next parameters, which are now those as they stand, it is not sent again.
+            if link.is_sending {
+                link.sent.clear();
+            }
+            (link.is_sending, link.repeat, link.has_pushed) = (true, false, false);
+            link.averages = Averages::Unsent;
         }
         Ok(Some(closed))
     }

@@ -190,10 +190,18 @@ impl Running {
         Some(next.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
     }
 
+    /// Until nothing changes by it: what the last that came in made final goes out to everybody before the books of
+    /// its round are made.
     fn pump(&mut self) {
-        for id in self.net.ids() {
-            self.net.drive(id, |session| self.server.pump(id.0, session));
-            self.tell_evidence(id);
+        loop {
+            let before = self.server.progress();
+            for id in self.net.ids() {
+                self.net.drive(id, |session| self.server.pump(id.0, session));
+                self.tell_evidence(id);
+            }
+            if self.server.progress() == before {
+                return;
+            }
         }
     }
 

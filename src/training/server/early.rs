@@ -13,16 +13,37 @@ use crate::training::update::{Trained, trained};
 pub(super) struct Early {
     /// The trained tensors.
     trained: Vec<Trained>,
-    /// Cells, in the order in which they became final.
-    pub(super) order: Vec<usize>,
+    /// Which cells these are.
+    is_final: Vec<bool>,
     /// Parameters of one cell.
     room: Vec<f32>,
 }
 
 impl Early {
     /// None yet.
-    pub(super) fn new(layout: &Layout, weight_decay: f32) -> Self {
-        Self { trained: trained(layout, weight_decay, 1.0), order: Vec::new(), room: Vec::new() }
+    pub(super) fn new(layout: &Layout, weight_decay: f32, cells: usize) -> Self {
+        let trained = trained(layout, weight_decay, 1.0);
+        Self { trained, is_final: vec![false; cells], room: Vec::new() }
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.is_final.contains(&true)
+    }
+
+    /// Whether a cell is one of them.
+    pub(super) fn has(&self, index: usize) -> bool {
+        self.is_final[index]
+    }
+
+    /// A cell is one of them from now on.
+    pub(super) fn add(&mut self, index: usize) {
+        self.is_final[index] = true;
+    }
+
+    /// All of them are in the state.
+    pub(super) fn clear(&mut self) {
+        self.is_final.fill(false);
     }
 
     /// The trained tensors.

@@ -37,7 +37,7 @@ impl ParameterServer {
         self.progress += 1;
         if self.state.is_finished() {
             for link in self.links.values_mut().filter(|link| link.place == Place::Held) {
-                link.sending = Some(0);
+                link.begin_sending();
             }
         }
         Some((evaluation, is_best))

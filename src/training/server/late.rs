@@ -148,7 +148,7 @@ impl ParameterServer {
             link.worker != but && round.has_announced(link.worker) && link.place == Place::Held
         };
         for link in self.links.values_mut().filter(is_in) {
-            link.repeat = link.sending.is_none();
+            link.repeat = !link.is_sending;
         }
     }
 
@@ -160,7 +160,8 @@ impl ParameterServer {
         self.progress += 1;
         let holds = |link: &&mut Link| link.worker == worker && link.place == Place::Held;
         if let Some(link) = self.links.values_mut().find(holds) {
-            (link.skipped, link.sending, link.repeat) = (true, None, false);
+            (link.skipped, link.repeat) = (true, false);
+            link.end_sending();
         }
     }
 

@@ -3,7 +3,7 @@
 use protocol::{CloseReason, Message, Refusal, Role, Session, hex};
 
 use super::ParameterServer;
-use super::link::{Averages, Challenge, Link, Place};
+use super::link::{Averages, Challenge, Link, Place, SentCells};
 use crate::job::state::Member;
 use crate::training::note::Note;
 
@@ -53,10 +53,10 @@ impl ParameterServer {
             worker,
             admission: Some(admission),
             told: 0,
-            sending: None,
+            is_sending: false,
+            sent: SentCells::default(),
             averages: Averages::Unsent,
             has_pushed: false,
-            sent_early: 0,
             repeat: false,
             skipped: false,
             receipt: None,
@@ -137,7 +137,11 @@ impl ParameterServer {
         let index = usize::from(worker);
         let is_out = self.round.is_left_out(worker);
         let knows_nothing = self.is_new && self.state.step > 0;
-        (link.place, link.sending) = (Place::Held, (!is_out).then_some(0));
+        link.place = Place::Held;
+        match is_out {
+            true => link.end_sending(),
+            false => link.begin_sending(),
+        }
         link.skipped =
             self.job.quorum.is_some() && (is_out || knows_nothing || !self.counted_last[index]);
         if !is_out {

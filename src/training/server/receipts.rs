@@ -2,13 +2,13 @@
 
 use super::ParameterServer;
 use crate::job::receipt::{Hash, Receipt, Share};
-use crate::training::cell_hashes::CellHashes;
 
 impl ParameterServer {
     /// The receipt of the round that has just been added to the state, with what each worker has in it.
     pub(super) fn make_receipt(&mut self, count: u64, shares: Vec<Option<Share>>) {
+        let parameters = self.parameters();
         let (before, job, step) = (self.state.receipt.as_ref(), self.job.digest(), self.state.step);
-        let receipt = Receipt::next(before, job, step, count, self.parameters(), shares);
+        let receipt = Receipt::next(before, job, step, count, parameters, shares);
         self.state.receipt = Some(receipt);
     }
 
@@ -20,8 +20,11 @@ impl ParameterServer {
         }
     }
 
-    fn parameters(&self) -> Hash {
-        let hashes = CellHashes::of(&self.cells, &self.state.params, &self.pool);
-        hashes.root().expect("a hash of each cell")
+    /// What was sent early is hashed already.
+    fn parameters(&mut self) -> Hash {
+        self.hashes.complete(&self.cells, &self.state.params, &self.pool);
+        let root = self.hashes.root();
+        self.hashes.clear();
+        root.expect("a hash of each cell")
     }
 }

@@ -1,7 +1,8 @@
 //! What a worker is sent: parameters of before a round, and of the next one as far as they are final.
 //!
 //! The last layers' gradients are there first, so most parameters travel while the first layers' gradients are still
-//! computed. A worker uses none of them before it has the receipt of the round.
+//! computed. Of what may be sent, the next forward pass needs first what comes first. Nothing that a worker makes of
+//! them leaves it before it has the receipt of the round.
 
 use protocol::{CloseReason, Message, Session};
 
@@ -33,7 +34,9 @@ impl ParameterServer {
         if std::mem::take(&mut link.repeat) {
             session.send(&Message::Repeat { step })?;
         }
-        let Some(sent) = link.sending else { return self.send_early(id, session) };
+        if !link.is_sending {
+            return self.send_early(id, session);
+        }
         if session.wants_output() {
             return Ok(());
         }
@@ -44,7 +47,7 @@ impl ParameterServer {
         }
         if self.state.is_finished() && !is_asked {
             // The end is told once all have said what they found.
-            link.sending = None;
+            link.end_sending();
             if is_evaluating {
                 return Ok(());
             }
@@ -53,7 +56,7 @@ impl ParameterServer {
             let parameters = params::hash(&self.state.params);
             return session.send(&Message::Finished { steps, parameters });
         }
-        if sent == 0 {
+        if link.sent.is_empty() {
             // A round with a quorum closes without who is silent: he learns nothing of it before he is attested.
             if session.owes_evidence() {
                 return Ok(());
@@ -70,14 +73,17 @@ impl ParameterServer {
             Averages::OnTheirWay => self.state.weights(),
             Averages::Unsent | Averages::Sent => &self.state.params,
         };
-        link.sending = (sent + 1 < self.order.len()).then_some(sent + 1);
-        if link.sending.is_none() && link.averages == Averages::OnTheirWay {
-            link.averages = Averages::Sent;
-            // The parameters themselves, unless nothing is computed with them any more.
-            link.sending = (!self.state.is_finished()).then_some(0);
+        let next = link.sent.take_next(&self.order, |_| true);
+        if link.sent.is_all() {
+            link.end_sending();
+            if link.averages == Averages::OnTheirWay {
+                link.averages = Averages::Sent;
+                // The parameters themselves, unless nothing is computed with them any more.
+                link.is_sending = !self.state.is_finished();
+            }
         }
         // All were sent before the receipt.
-        let Some(&index) = self.order.get(sent) else { return Ok(()) };
+        let Some(index) = next else { return Ok(()) };
         self.sent[1] += 1;
         let range = self.cells.range(index).expect("a cell");
         let bytes = self.cells.encode(&range, &values[range.clone()], &mut self.scratch);
@@ -96,17 +102,21 @@ impl ParameterServer {
         if !link.has_pushed || session.wants_output() {
             return Ok(());
         }
-        let Some(&index) = self.early.order.get(link.sent_early) else { return Ok(()) };
+        let is_first = link.sent.is_empty();
+        let may_be = |index| self.early.has(index);
+        let Some(index) = link.sent.take_next(&self.order, may_be) else { return Ok(()) };
         let next = self.state.step + 1;
-        if link.sent_early == 0 {
+        if is_first {
             session.send(&Message::Parameters { step: next, steps })?;
         }
-        link.sent_early += 1;
         self.sent[0] += 1;
         let range = self.cells.range(index).expect("a cell");
         let (step, sum) = (self.sgd(steps), &self.round.sum()[range.clone()]);
         let values = self.early.parameters(self.isa, step, &self.state, sum, range.start);
         let bytes = self.cells.encode(&range, values, &mut self.scratch);
+        if !self.hashes.has(index) {
+            self.hashes.put(index, bytes);
+        }
         session.send_chunk(next, Cells::offset(&range), bytes)
     }
 }

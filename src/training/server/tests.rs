@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use protocol::{Config, Policy, SimPlatform, Trust, Verifier};
 
-use super::link::Challenge;
+use super::link::{Challenge, SentCells};
 use super::*;
 use crate::job::norm::Norm;
 use crate::job::schedule::Schedule;
@@ -108,10 +108,10 @@ fn who_owes_fresh_evidence_is_sent_no_parameters() {
         worker: 0,
         admission: None,
         told: 0,
-        sending: Some(0),
+        is_sending: true,
+        sent: SentCells::default(),
         averages: Averages::Unsent,
         has_pushed: false,
-        sent_early: 0,
         repeat: false,
         skipped: false,
         receipt: None,
@@ -128,7 +128,8 @@ fn who_owes_fresh_evidence_is_sent_no_parameters() {
     assert!(ours.owes_evidence());
     server.send(1, &mut ours).expect("open");
     server.send(1, &mut ours).expect("open");
-    assert_eq!(server.links[&1].sending, Some(0), "nothing went out");
+    let link = &server.links[&1];
+    assert!(link.is_sending && link.sent.is_empty(), "nothing went out");
     // It answers, and is sent all of it.
     client.receive(&asked).expect("TLS");
     assert!(client.next_event().expect("honest").is_none());
@@ -136,5 +137,5 @@ fn who_owes_fresh_evidence_is_sent_no_parameters() {
     assert!(!ours.owes_evidence() && ours.attested() == 2);
     carry(&mut ours, &mut client);
     server.send(1, &mut ours).expect("open");
-    assert_ne!(server.links[&1].sending, Some(0));
+    assert!(!server.links[&1].is_sending);
 }

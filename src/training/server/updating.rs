@@ -34,21 +34,22 @@ impl ParameterServer {
         let (range, step) = (self.cells.range(index).expect("a cell"), self.sgd(steps));
         let sum = self.round.completed_mut(range.clone());
         self.early.update(self.isa, step, &self.state, sum, range.start);
-        self.early.order.push(index);
+        self.early.add(index);
         self.progress += 1;
     }
 
     /// Brings what was updated early into the state, with the rest; whether that was the round's way, and whether all
     /// of it is finite.
     pub(super) fn finish_early(&mut self, steps: u64) -> Option<bool> {
-        if self.early.order.is_empty() {
+        if self.early.is_empty() {
             return None;
         }
-        let mut is_in = vec![false; self.cells.count()];
-        self.early.order.iter().for_each(|&index| is_in[index] = true);
-        for index in (0..is_in.len()).filter(|&index| !is_in[index]) {
-            self.update_cell(index, steps);
+        for index in 0..self.cells.count() {
+            if !self.early.has(index) {
+                self.update_cell(index, steps);
+            }
         }
+        self.early.clear();
         let step = self.sgd(steps);
         let exec = Exec::new(&self.pool, self.isa);
         let (params, velocity) = self.state.values_mut();
@@ -61,8 +62,6 @@ impl ParameterServer {
         let statistics = velocity.len();
         is_finite &=
             replace(&mut params[statistics..], &self.round.sum()[statistics..], step.scale);
-        // Who was sent none of them gets all in this order too.
-        self.order = std::mem::take(&mut self.early.order);
         Some(is_finite)
     }
 
