@@ -23,6 +23,7 @@ use protocol::{
     Attester, Config, Link, Policy, Role, Roster, Session, SimPlatform, Trust, Verifier,
 };
 
+use crate::ahead::Ahead;
 use crate::hostile::{End, Faults};
 use crate::participants::{computed, job, layout, samples, start, table};
 use crate::socket::Socket;
@@ -43,6 +44,7 @@ struct Node {
     params: Vec<f32>,
     gradients: Vec<f32>,
     contribution: Option<Contribution>,
+    ahead: Ahead,
     link: Option<usize>,
     /// When to connect again, or to come back from the dead.
     connect_at_ms: u64,
@@ -115,6 +117,7 @@ impl Cluster {
             params: Vec::new(),
             gradients: Vec::new(),
             contribution: None,
+            ahead: Ahead::default(),
             link: None,
             connect_at_ms: 0,
             computing: None,
@@ -170,6 +173,7 @@ impl Cluster {
         let (connections, evaluations) = (self.next_wire - 1, self.evaluations);
         let (rounds, notes, contradictions) = (self.rounds, self.notes, self.contradictions);
         let sent = self.server.cells_sent();
+        let ahead = [0, 1].map(|of| self.nodes.iter().map(|node| node.ahead.counts[of]).sum());
         End {
             params,
             step,
@@ -184,6 +188,7 @@ impl Cluster {
             notes,
             contradictions,
             sent,
+            ahead,
         }
     }
 
@@ -239,6 +244,7 @@ impl Cluster {
             (node.worker, node.params, node.connect_at_ms) =
                 (Worker::new(victim as u16), Vec::new(), back);
             (node.computing, node.contribution) = (None, None);
+            node.ahead.give_up(&mut node.worker);
             if let Some(wire) = node.link.take().and_then(|link| self.wires.get_mut(&link)) {
                 wire.cut(0);
             }
@@ -351,6 +357,7 @@ impl Cluster {
             if client && node.link == Some(id) {
                 node.link = None;
                 node.worker.disconnected();
+                node.ahead.give_up(&mut node.worker);
             }
             let mut is_event = server && self.server.left(id).is_some();
             if client && server {
@@ -361,12 +368,23 @@ impl Cluster {
         }
     }
 
-    fn serve(&mut self) {
+    /// Until nothing changes by it, as ps0 does.
+    fn pump(&mut self) {
         loop {
             let before = self.server.progress();
             for (id, wire) in self.wires.iter_mut().filter(|(_, wire)| !wire.is_over(1)) {
                 wire.server.drive(|session| self.server.pump(*id, session));
             }
+            if self.server.progress() == before {
+                return;
+            }
+        }
+    }
+
+    fn serve(&mut self) {
+        loop {
+            let before = self.server.progress();
+            self.pump();
             if self.server.has_news() {
                 self.roster = self.server.roster().clone();
                 self.server.roster_is_kept();
@@ -424,11 +442,13 @@ impl Cluster {
                 }
                 Ok(())
             });
-            match work {
+            match node.ahead.settle(work, &mut node.worker, &node.params) {
                 Work::Wait => {
                     if let Some(found) = node.worker.contradiction() {
                         self.contradictions.push(found.kind);
                         node.finished = true;
+                    } else if index > 0 && !node.waits_for_whole() {
+                        node.ahead.go_on(&mut node.worker, &node.params, self.layout.trained);
                     }
                     return;
                 }
@@ -452,7 +472,7 @@ impl Cluster {
                 Work::Skip { .. } => {
                     node.contribution.iter_mut().for_each(Contribution::forget);
                 }
-                Work::Repeat { step } => panic!("step {step} was never sent"),
+                Work::Repeat { step } | Work::Verified { step } => panic!("{step}: never begun"),
                 Work::Compute { step, .. }
                     if index == 2 && self.faults.leaves_step == Some(step) =>
                 {
@@ -527,6 +547,11 @@ impl Cluster {
 }
 
 impl Node {
+    /// Whether the parameters that come in are of the step that was computed last.
+    fn waits_for_whole(&self) -> bool {
+        self.worker.waits_for().is_some_and(|step| self.is_whole(step))
+    }
+
     fn is_whole(&self, step: u64) -> bool {
         self.contribution.as_ref().is_some_and(|contribution| contribution.is_whole(step))
     }

@@ -66,4 +66,6 @@ pub(crate) struct End {
     pub(crate) contradictions: Vec<Kind>,
     /// Cells of parameters that the server sent while their round still ran, and after it.
     pub(crate) sent: [u64; 2],
+    /// Forward passes that began before all parameters were there: those that came to their end, and others.
+    pub(crate) ahead: [u32; 2],
 }

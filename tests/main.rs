@@ -1,5 +1,6 @@
 //! The one test binary of the program; see each module's first line.
 
+mod ahead;
 mod block_device;
 mod bounds;
 mod cli;

@@ -90,6 +90,49 @@ fn bits_depend_neither_on_threads_nor_on_the_vector_tier() {
     }
 }
 
+/// Parameters that come in while the forward pass runs make the same step, if each is there when it is asked for: what
+/// was not asked for yet is no number here.
+#[test]
+fn a_forward_pass_reads_no_parameter_that_it_has_not_asked_for() {
+    for (arch, is_grouped) in [(Arch::Resnet50, false), (Arch::Resnet18, true)] {
+        let make = if is_grouped { Network::grouped } else { Network::new };
+        let network = make(arch, Stem::Imagenet, Shape::CIFAR).expect("shapes");
+        let layout = network.layout.clone();
+        let whole = init::initialise(&layout, 1, 0.5);
+        let (pool, way) = (Pool::new(2), (Precision::Fp32, Algorithm::Auto));
+        let mut model =
+            Model::new(network, way.0, way.1, IMAGES, pool, Isa::detect()).expect("memory");
+        let batch = batch(IMAGES);
+        let mut gradients = vec![0.0; layout.len];
+        let loss = model.step(&mut whole.clone(), &batch, &mut gradients, Pieces::Whole, |_| {});
+        let want = bits_of((loss, gradients.clone()));
+        let (mut params, mut ends) = (vec![f32::NAN; layout.len], Vec::new());
+        let mut there = |params: &mut [f32], end: usize| {
+            params[..end].copy_from_slice(&whole[..end]);
+            params[layout.trained..].copy_from_slice(&whole[layout.trained..]);
+            ends.push(end);
+            true
+        };
+        assert!(model.forward(&mut params, &batch, &mut there));
+        let loss = model.backward(&mut params, &batch, &mut gradients, Pieces::Whole, |_| {});
+        assert!(bits_of((loss, gradients.clone())) == want, "{arch}");
+        assert!(ends.is_sorted() && ends.last() == Some(&layout.len), "{ends:?}");
+        assert!(ends[0] < layout.len / 100, "the first layer waits for itself alone: {ends:?}");
+        // It stops where it is told to, and what comes after is a step as any other.
+        for stop in 1..=ends.len() {
+            let mut calls = 0;
+            let mut until = |_: &mut [f32], _| {
+                calls += 1;
+                calls < stop
+            };
+            assert!(!model.forward(&mut params, &batch, &mut until));
+            assert_eq!(calls, stop);
+        }
+        let loss = model.step(&mut params, &batch, &mut gradients, Pieces::Whole, |_| {});
+        assert!(bits_of((loss, gradients)) == want, "{arch}");
+    }
+}
+
 fn bits_of((loss, gradients): (f32, Vec<f32>)) -> Vec<u32> {
     assert!(loss.is_finite() && gradients.iter().all(|g| g.is_finite()));
     gradients.iter().map(|g| g.to_bits()).collect()

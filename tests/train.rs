@@ -43,7 +43,7 @@ fn final_parameters_are_the_same_for_a_thousand_seeds_of_faults() {
     // Two of four rounds are followed by an evaluation, before which nothing is sent early.
     let [early, late] = calm.sent;
     assert!(early > 0 && late > early, "{early} cells were sent early, {late} late");
-    let (mut deaths, mut broken) = (0, 0);
+    let (mut deaths, mut broken, mut ahead) = (0, 0, [0; 2]);
     for seed in seeds(1000) {
         let faults = faults(seed);
         let end = Cluster::new(seed, faults).run();
@@ -53,11 +53,14 @@ fn final_parameters_are_the_same_for_a_thousand_seeds_of_faults() {
         assert_eq!(found, (&calm.evaluations, calm.found), "{faults:?}; {again}");
         deaths += end.deaths;
         broken += end.broken;
+        ahead = [0, 1].map(|of| ahead[of] + end.ahead[of]);
     }
     println!("{deaths} deaths, {broken} broken connections");
+    println!("{} passes began early, {} of them were given up", ahead[0] + ahead[1], ahead[1]);
     // A simulation without faults would prove nothing.
     if std::env::var_os("SEEDS").is_none() {
         assert!(deaths > 100 && broken > 100, "{deaths} deaths, {broken} broken connections");
+        assert!(ahead.iter().all(|&passes| passes > 100), "{ahead:?} passes began early");
     }
 }
 

@@ -1,5 +1,6 @@
 //! A network in the number format of its job.
 
+mod flow;
 pub mod fused;
 pub mod gradients;
 pub mod inference;
@@ -92,8 +93,21 @@ impl Model {
         }
     }
 
-    /// See [`ResNet::step`].
-    pub fn step(
+    /// See [`ResNet::forward`].
+    pub fn forward(
+        &mut self,
+        params: &mut [f32],
+        batch: &Batch,
+        await_end: &mut dyn FnMut(&mut [f32], usize) -> bool,
+    ) -> bool {
+        match self {
+            Self::Single(model) => model.forward(params, batch, await_end),
+            Self::Half(model) => model.forward(params, batch, await_end),
+        }
+    }
+
+    /// See [`ResNet::backward`].
+    pub fn backward(
         &mut self,
         params: &mut [f32],
         batch: &Batch,
@@ -102,9 +116,22 @@ impl Model {
         done: impl FnMut(Bucket) + Send,
     ) -> f32 {
         match self {
-            Self::Single(model) => model.step(params, batch, gradients, pieces, done),
-            Self::Half(model) => model.step(params, batch, gradients, pieces, done),
+            Self::Single(model) => model.backward(params, batch, gradients, pieces, done),
+            Self::Half(model) => model.backward(params, batch, gradients, pieces, done),
         }
+    }
+
+    /// A whole step with parameters that are all there: its loss.
+    pub fn step(
+        &mut self,
+        params: &mut [f32],
+        batch: &Batch,
+        gradients: &mut [f32],
+        pieces: Pieces,
+        done: impl FnMut(Bucket) + Send,
+    ) -> f32 {
+        self.forward(params, batch, &mut |_, _| true);
+        self.backward(params, batch, gradients, pieces, done)
     }
 
     /// Its layers.

@@ -18,6 +18,7 @@ use kernels::{
 };
 
 use crate::data::batch::Batch;
+use crate::model::flow::{Arriving, Flow};
 use crate::model::gradients::{Bucket, Pieces, ReadyBuckets};
 use crate::model::network::{Block, Network};
 use crate::model::operand::{Behind, Norm, Recomputed, Source, View};
@@ -55,24 +56,6 @@ struct Head {
     linear: Linear,
     features: Vec<f32>,
     logits: Vec<f32>,
-}
-
-/// The batch of a step, its parameters and where its gradients go: both but for what is done.
-struct Flow<'a> {
-    images: &'a [f32],
-    params: &'a mut [f32],
-    gradients: Retiring<'a, f32>,
-    n: usize,
-}
-
-impl<'a> Flow<'a> {
-    /// The last of what is left, which is done.
-    fn retire(&mut self, range: Range<usize>, loss: f32) -> Bucket<'a> {
-        let (params, part) = std::mem::take(&mut self.params).split_at_mut(range.start);
-        assert_eq!(part.len(), range.len(), "parts are done from the end on");
-        self.params = params;
-        Bucket { loss, params: part, gradients: self.gradients.retire(range.start), range }
-    }
 }
 
 impl<T: Product> ResNet<T> {
@@ -138,10 +121,38 @@ impl<T: Product> ResNet<T> {
         self.smoothing = smoothing;
     }
 
-    /// One step's loss and gradients. `done` is called for each part of the flat buffers after it became final,
-    /// from their end to their start without a gap, beside the backward pass; or for pieces of them. The
-    /// statistics' part holds the running statistics after this batch.
+    /// The forward pass over parameters that may still be coming in: `await_end` is called before the first so many of
+    /// them, and the running statistics, are read, and last for all; it may write to what was not asked for yet.
+    /// Whether the pass came to its end: it stops where that says no.
+    pub fn forward(
+        &mut self,
+        params: &mut [f32],
+        batch: &Batch,
+        await_end: &mut dyn FnMut(&mut [f32], usize) -> bool,
+    ) -> bool {
+        let n = batch.len();
+        assert!((1..=self.batch_max).contains(&n), "batch of {n}, room for {}", self.batch_max);
+        assert_eq!(params.len(), self.network.layout.len);
+        self.forward_all(&batch.images, Arriving { params, await_end, n }).is_some()
+    }
+
+    /// A whole step with parameters that are all there: its loss.
     pub fn step(
+        &mut self,
+        params: &mut [f32],
+        batch: &Batch,
+        gradients: &mut [f32],
+        pieces: Pieces,
+        done: impl FnMut(Bucket) + Send,
+    ) -> f32 {
+        self.forward(params, batch, &mut |_, _| true);
+        self.backward(params, batch, gradients, pieces, done)
+    }
+
+    /// The backward pass after a whole forward pass: the step's loss, and its gradients. `done` is called for each part
+    /// of the flat buffers after it became final, from their end to their start without a gap, beside the backward
+    /// pass; or for pieces of them. The statistics' part holds the running statistics after this batch.
+    pub fn backward(
         &mut self,
         params: &mut [f32],
         batch: &Batch,
@@ -151,8 +162,6 @@ impl<T: Product> ResNet<T> {
     ) -> f32 {
         assert_eq!((params.len(), gradients.len()), (self.network.layout.len, params.len()));
         let n = batch.len();
-        assert!((1..=self.batch_max).contains(&n), "batch of {n}, room for {}", self.batch_max);
-        self.forward(params, batch);
         self.update_running(params, gradients);
         let classes = self.network.shape.classes;
         let logits = &mut self.head.logits[..n * classes];
@@ -178,7 +187,7 @@ impl<T: Product> ResNet<T> {
             self.backward_head(&mut flow);
             hand_over(flow.retire(head, loss), blocks);
             for depth in (0..=blocks).rev() {
-                self.backward(depth, &mut flow);
+                self.backward_depth(depth, &mut flow);
                 hand_over(flow.retire(self.range(depth), loss), depth);
             }
             ready.flush();
@@ -188,34 +197,37 @@ impl<T: Product> ResNet<T> {
     }
 
     /// From the masked gradient at the output of a block, or of the stem, whose sums are taken, to that before it.
-    fn backward(&mut self, depth: usize, flow: &mut Flow) {
+    fn backward_depth(&mut self, depth: usize, flow: &mut Flow) {
         match depth.checked_sub(1) {
             Some(index) => self.backward_block(index, flow),
             None => self.backward_stem(flow),
         }
     }
 
-    fn forward(&mut self, params: &[f32], batch: &Batch) {
-        let n = batch.len();
-        self.convolve(0, Source::Images(&batch.images), params, n);
+    fn forward_all(&mut self, images: &[f32], mut arriving: Arriving) -> Option<()> {
+        let n = arriving.n;
+        self.convolve(0, Source::Images(images), &mut arriving)?;
         let mut x = self.forward_stem(n);
         for index in 0..self.network.blocks.len() {
-            x = self.forward_block(index, x, params, n);
+            x = self.forward_block(index, x, &mut arriving)?;
         }
         let features = n * self.network.features;
         let last = self.make(x, n);
         let exec = Exec::new(&self.pool, self.isa);
         let pooled = &mut self.head.features[..features];
         average_forward(exec, &self.arena.as_slice()[last], pooled);
+        let params = arriving.until(self.network.classifier[1].end)?;
         let [weight, bias] = self.network.classifier.clone().map(|range| &params[range]);
         let logits = &mut self.head.logits[..n * self.network.shape.classes];
         self.head.linear.forward(exec, pooled, weight, bias, logits);
+        arriving.until(self.network.layout.len).map(|_| ())
     }
 
     /// `z = conv(x)` of one unit, and its normalisation folded for use.
-    fn convolve(&mut self, u: usize, x: Source, params: &[f32], n: usize) {
+    fn convolve(&mut self, u: usize, x: Source, arriving: &mut Arriving) -> Option<()> {
         let exec = Exec::new(&self.pool, self.isa);
-        let unit = &self.network.units[u];
+        let (unit, n) = (&self.network.units[u], arriving.n);
+        let params = arriving.until(unit.affine[1].end)?;
         let weight = &params[unit.weight.clone()];
         let [mean, _] = unit.running.clone().map(|range| &params[range]);
         let shape = unit.conv.output_tiles(n);
@@ -254,6 +266,7 @@ impl<T: Product> ResNet<T> {
             }
         }
         self.normalise(u, params, shape, n);
+        Some(())
     }
 
     /// The fold of a unit's normalisation, from the sums that were just taken, or from the running statistics. Groups
@@ -319,18 +332,18 @@ impl<T: Product> ResNet<T> {
         &mut self,
         index: usize,
         x: Source,
-        params: &[f32],
-        n: usize,
-    ) -> Source<'static> {
+        arriving: &mut Arriving,
+    ) -> Option<Source<'static>> {
         let Block { first, last, projection } = self.network.blocks[index];
-        self.convolve(first, x, params, n);
+        let n = arriving.n;
+        self.convolve(first, x, arriving)?;
         for u in first + 1..=last {
-            self.convolve(u, self.activation(u - 1, index + 1, n), params, n);
+            self.convolve(u, self.activation(u - 1, index + 1, n), arriving)?;
         }
         if let Some(p) = projection {
-            self.convolve(p, Source::Stored(self.y(index, n)), params, n);
+            self.convolve(p, Source::Stored(self.y(index, n)), arriving)?;
         }
-        Source::Recompute(Recomputed::Output(index + 1), self.y(index + 1, n))
+        Some(Source::Recompute(Recomputed::Output(index + 1), self.y(index + 1, n)))
     }
 
     /// From the logits' gradient to the masked one at the last block's output, in `outer`.

@@ -42,6 +42,12 @@ pub struct Share {
 
 /// What is told about a round while it is computed.
 pub trait Watch: Send {
+    /// The forward pass is about to read the first `end` parameters and the running statistics, or has read all of
+    /// them: whether they are there, and for all whether what is made of them may be told. Else it ends here.
+    fn await_end(&mut self, _params: &mut [f32], _end: usize) -> bool {
+        true
+    }
+
     /// A part of this step's gradients is final.
     fn part(&mut self, _step: u64) {}
 
@@ -98,7 +104,8 @@ impl Steps {
         self.gradients.as_slice()
     }
 
-    /// Computes the round that begins with `step`; nothing where it was stopped.
+    /// Computes the round that begins with `step`; nothing where it was stopped, and where that was before the
+    /// parameters were all there, the contribution before is as it was.
     ///
     /// # Errors
     /// When pictures cannot be read any more, or are others than they were.
@@ -110,9 +117,8 @@ impl Steps {
         steps: u64,
         watch: &mut impl Watch,
     ) -> Result<Option<Computed>, DataError> {
-        share.contribution.begin(step, self.job.round_len(step, steps));
         match self.inner {
-            None => self.single(share, params, [step, steps], watch).map(Some),
+            None => self.single(share, params, [step, steps], watch),
             Some(_) => self.several(share, params, step, steps, watch),
         }
     }
@@ -124,10 +130,15 @@ impl Steps {
         params: &mut [f32],
         [step, steps]: [u64; 2],
         watch: &mut impl Watch,
-    ) -> Result<Computed, DataError> {
+    ) -> Result<Option<Computed>, DataError> {
         self.network.freeze(self.job.norm.is_frozen(step, steps));
         feed.fill(step, steps, &mut self.batch)?;
         let samples = self.batch.len() as u32;
+        let mut await_end = |params: &mut [f32], end| watch.await_end(params, end);
+        if !self.network.forward(params, &self.batch, &mut await_end) {
+            return Ok(None);
+        }
+        contribution.begin(step, self.job.round_len(step, steps));
         let mut push = contribution.push();
         let pushed = |part: Bucket| {
             watch.part(step);
@@ -136,8 +147,8 @@ impl Steps {
             watch.send(&mut push, Tail { start, gradients });
         };
         let gradients = self.gradients.as_mut_slice();
-        let loss = self.network.step(params, &self.batch, gradients, Pieces::Whole, pushed);
-        Ok(Computed { last: step, loss, samples })
+        let loss = self.network.backward(params, &self.batch, gradients, Pieces::Whole, pushed);
+        Ok(Some(Computed { last: step, loss, samples }))
     }
 
     /// The steps of a round without the server, and the contribution of what they changed.
@@ -153,7 +164,9 @@ impl Steps {
         let isa = self.isa;
         inner.begin(params);
         let (mut losses, mut samples) = (0.0, 0);
-        let end = first + self.job.round_len(first, steps);
+        let count = self.job.round_len(first, steps);
+        contribution.begin(first, count);
+        let end = first + count;
         for step in first..end {
             feed.fill(step, steps, &mut self.batch)?;
             let rate = self.job.schedule.rate(step, steps);

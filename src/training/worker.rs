@@ -43,6 +43,8 @@ struct Incoming {
     is_average: bool,
     is_in: Vec<bool>,
     missing: usize,
+    /// The step is computed with those that are there.
+    is_begun: bool,
 }
 
 /// What the caller has to do next.
@@ -63,6 +65,12 @@ pub enum Work {
         step: u64,
         /// Steps of the whole job.
         steps: u64,
+    },
+    /// The parameters that [`Worker::begin`] told of are complete, and those of their receipt: what is made of them may
+    /// be told.
+    Verified {
+        /// The step.
+        step: u64,
     },
     /// Send the gradients of this step once more.
     Repeat {
@@ -138,6 +146,34 @@ impl Worker {
     /// Whether parameters come in.
     pub fn is_receiving(&self) -> bool {
         self.incoming.is_some()
+    }
+
+    /// The step whose parameters come in, and the steps of the whole job, if its forward pass may begin with those that
+    /// are there: nothing else is to be done with them first. Whatever [`Worker::pump`] says next but
+    /// [`Work::Verified`], nothing may come of it, and [`Worker::abandon`] has to be called.
+    pub fn begin(&mut self) -> Option<(u64, u64)> {
+        // In a round of several steps all parameters are kept before the first.
+        let is_single = self.job.as_ref().is_some_and(|job| !job.is_local());
+        let incoming = self.incoming.as_mut().filter(|_| is_single && self.evaluate.is_none())?;
+        incoming.is_begun = true;
+        Some((incoming.step, self.steps))
+    }
+
+    /// The step whose parameters come in, unless [`Worker::begin`] told of them.
+    pub fn waits_for(&self) -> Option<u64> {
+        self.incoming.as_ref().filter(|incoming| !incoming.is_begun).map(|incoming| incoming.step)
+    }
+
+    /// Whether what [`Worker::begin`] told of still comes in, and the first `end` values and the running statistics are
+    /// there.
+    pub fn has(&self, end: usize) -> Option<bool> {
+        let incoming = self.incoming.as_ref().filter(|incoming| incoming.is_begun)?;
+        Some(self.cells?.needed(end).all(|index| incoming.is_in[index]))
+    }
+
+    /// What [`Worker::begin`] told of is not computed after all.
+    pub fn abandon(&mut self) {
+        self.incoming.iter_mut().for_each(|incoming| incoming.is_begun = false);
     }
 
     /// Works through the events of the session until there is something to do. Parameters go to
@@ -241,6 +277,9 @@ impl Worker {
         let hash = self.hashes.root().ok_or(Refusal::Protocol)?;
         let checked = self.witness.check_parameters(step, hash);
         checked.map_err(|contradiction| self.contradicted(contradiction))?;
+        if incoming.is_begun {
+            return Ok(Some(Work::Verified { step }));
+        }
         self.has_new = true;
         Ok(Some(match self.evaluate.take() {
             None => Work::Compute { step, steps: self.steps },
@@ -303,7 +342,8 @@ impl Worker {
                 Ok(Some(Work::Prepare(Box::new(job))))
             }
             Message::Evaluate { step } if self.job.is_some() => {
-                self.evaluate = Some(step);
+                // What still came in is of before.
+                (self.evaluate, self.incoming) = (Some(step), None);
                 Ok(None)
             }
             Message::Parameters { step, steps }
@@ -313,7 +353,8 @@ impl Worker {
                 let (is_in, missing) = (vec![false; cells.count()], cells.count());
                 let averages = self.job.as_ref().is_some_and(|job| job.recipe.averages());
                 let is_average = averages && self.evaluate.is_some();
-                self.incoming = Some(Incoming { step, is_average, is_in, missing });
+                let is_begun = false;
+                self.incoming = Some(Incoming { step, is_average, is_in, missing, is_begun });
                 self.steps = steps;
                 Ok(None)
             }
@@ -323,7 +364,7 @@ impl Worker {
             {
                 self.witness.left_out();
                 // What was on its way ends here.
-                self.evaluate = None;
+                (self.evaluate, self.incoming) = (None, None);
                 Ok(Some(Work::Skip { step }))
             }
             Message::Receipt(bytes) => {

@@ -244,6 +244,16 @@ impl Net {
         self.links.get_mut(&id).map(|connection| connection.link.session_mut())
     }
 
+    /// Whether a connection is over.
+    pub fn is_over(&self, id: LinkId) -> bool {
+        self.links.get(&id).is_none_or(|connection| connection.link.is_over())
+    }
+
+    /// Whether a connection has more to read than the last [`Net::poll`] took: the next does not wait.
+    pub fn has_more(&self, id: LinkId) -> bool {
+        self.links.get(&id).is_some_and(|connection| connection.link.wants_read())
+    }
+
     /// The other end of a connection, until the connection is removed.
     pub fn address(&self, id: LinkId) -> Option<SocketAddr> {
         self.links.get(&id).map(|connection| connection.address)

@@ -1,5 +1,6 @@
 //! The roles over real sockets: `hfl --role ps0` and `hfl --role worker0`.
 
+mod exchange;
 mod options;
 mod receipts;
 mod record;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use kernels::Arena;
 use protocol::{CloseReason, Config, LinkId, Message, Net, Refusal, Rejection, hex};
 
+use super::exchange::Exchange;
 use super::options::Options;
 use super::receipts::Keeper;
 use super::stopwatch::{Phase, Stopwatch};
@@ -24,10 +25,9 @@ use crate::report::Report;
 use crate::termination;
 use crate::training::cells::{CELL, Cells};
 use crate::training::checkpoint;
-use crate::training::contribution::{Push, Tail};
 use crate::training::evaluator::Evaluator;
 use crate::training::room;
-use crate::training::steps::{Computed, Share, Steps, Watch};
+use crate::training::steps::{Computed, Share, Steps};
 use crate::training::store::Store;
 use crate::training::worker::{Work, Worker};
 
@@ -199,7 +199,17 @@ impl Running<'_> {
                 }
                 self.tell_evidence(net, id, &mut attested);
                 match work {
-                    Work::Wait => break,
+                    Work::Wait => match self.begin(net, id) {
+                        None => break,
+                        Some((step, steps)) => {
+                            self.bound(net, id, self.options.bounds.check_steps(steps))?;
+                            given = self.compute(net, id, step, steps)?;
+                            // It was given up: why is looked at below.
+                            if given == Work::Wait && self.worker.waits_for() == Some(step) {
+                                break;
+                            }
+                        }
+                    },
                     Work::Prepare(job) => self.prepare(net, id, &job)?,
                     Work::Evaluate { step } => self.evaluate(net, id, step)?,
                     Work::Compute { step, .. } | Work::Repeat { step } if self.is_whole(step) => {
@@ -207,11 +217,11 @@ impl Running<'_> {
                     }
                     Work::Compute { step, steps } => {
                         self.bound(net, id, self.options.bounds.check_steps(steps))?;
-                        self.keep_receipts(false);
                         given = self.compute(net, id, step, steps)?;
                     }
                     Work::Skip { step } => self.skip(step),
-                    Work::Repeat { .. } => {
+                    // What was begun is waited for within its forward pass.
+                    Work::Repeat { .. } | Work::Verified { .. } => {
                         net.drive(id, |session| Err(session.close(Some(Refusal::Protocol))));
                     }
                     Work::Finish { steps, parameters } => {
@@ -409,6 +419,15 @@ impl Running<'_> {
         self.worker.sent(share.contribution.share());
     }
 
+    /// The step to begin though not all of its parameters are there: once what was computed before is sent, and unless
+    /// it is this step already.
+    fn begin(&mut self, net: &mut Net, id: LinkId) -> Option<(u64, u64)> {
+        let step = self.worker.waits_for()?;
+        let is_sent = net.session(id).is_some_and(|session| !session.wants_output());
+        let is_over = net.is_over(id) || termination::requested();
+        (is_sent && !is_over && !self.is_whole(step)).then(|| self.worker.begin()).flatten()
+    }
+
     /// Computes a round and pushes what comes of it; returns what the server asked for meanwhile.
     fn compute(
         &mut self,
@@ -417,17 +436,36 @@ impl Running<'_> {
         step: u64,
         steps: u64,
     ) -> Result<Work, Failure> {
+        self.keep_receipts(false);
         let Some(model) = &mut self.training else { return Ok(Work::Wait) };
         std::thread::sleep(self.options.pause);
         let start = Instant::now();
         self.stopwatch.enter(Phase::Forward, start);
-        let params = self.params.as_mut_slice();
-        let (worker, next) = (&mut self.worker, self.next_params.as_mut_slice());
-        let mut sending =
-            Sending { net: &mut *net, id, worker, next, work: Work::Wait, backward: None };
-        let computed = model.steps.compute(&mut model.share, params, step, steps, &mut sending);
-        let (backward, work) = (sending.backward.map_or(start, |(_, begun)| begun), sending.work);
-        // Nothing where it was stopped between two steps.
+        let is_arriving = self.worker.has(0).is_some();
+        let (mut params, mut next) = (&mut self.params, &mut self.next_params);
+        if is_arriving {
+            std::mem::swap(&mut params, &mut next);
+        }
+        let mut exchange = Exchange {
+            net: &mut *net,
+            id,
+            worker: &mut self.worker,
+            stopwatch: &mut self.stopwatch,
+            is_arriving,
+            next: next.as_mut_slice(),
+            work: Work::Wait,
+            backward: None,
+        };
+        let (share, params) = (&mut model.share, params.as_mut_slice());
+        let computed = model.steps.compute(share, params, step, steps, &mut exchange);
+        let backward = exchange.backward.map_or(start, |(_, begun)| begun);
+        let (work, is_left) = (exchange.work, exchange.is_arriving);
+        if is_left {
+            self.worker.abandon();
+        } else if is_arriving {
+            std::mem::swap(&mut self.params, &mut self.next_params);
+        }
+        // Nothing where it was stopped between two steps, or its parameters did not come to their end.
         let Some(Computed { last, loss, samples }) = computed.map_err(refused)? else {
             return Ok(work);
         };
@@ -443,46 +481,6 @@ impl Running<'_> {
         let seconds = since.elapsed().as_secs_f64();
         self.report.step(last, steps, loss, seconds, u64::from(samples));
         Ok(work)
-    }
-}
-
-/// Sends what is final while the rest is computed, and takes in what the server sends of the next parameters.
-struct Sending<'a> {
-    net: &'a mut Net,
-    id: LinkId,
-    worker: &'a mut Worker,
-    next: &'a mut [f32],
-    /// What the server asked for: it waits until the step is computed.
-    work: Work,
-    /// When the backward pass of which step began.
-    backward: Option<(u64, Instant)>,
-}
-
-impl Watch for Sending<'_> {
-    fn part(&mut self, step: u64) {
-        if self.backward.is_none_or(|(of, _)| of != step) {
-            self.backward = Some((step, Instant::now()));
-        }
-    }
-
-    fn send(&mut self, push: &mut Push, gradients: Tail) {
-        self.net.drive(self.id, |session| push.send(session, gradients));
-        // After the last part a receipt may come, which is compared with what was sent: that is noted first.
-        if gradients.start == 0 || self.work != Work::Wait {
-            return;
-        }
-        // What fails here fails again where it is looked at next.
-        let Ok(()) = self.net.poll(Some(Duration::ZERO), &[0; 32]) else { return };
-        self.net.drive(self.id, |session| {
-            if self.work == Work::Wait {
-                self.work = self.worker.pump(session, self.next)?;
-            }
-            Ok(())
-        });
-    }
-
-    fn is_stopped(&self) -> bool {
-        termination::requested()
     }
 }
 
