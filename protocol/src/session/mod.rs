@@ -35,7 +35,7 @@ mod socket;
 pub(crate) mod tls;
 
 use std::fmt;
-use std::io::{self, IoSlice, Read, Write};
+use std::io::{self, BufRead, IoSlice, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -183,7 +183,7 @@ impl Session {
         job: [u8; 32],
         now: Duration,
     ) -> Result<Self, CloseReason> {
-        // What is queued is bounded by the role: one chunk for a server, one model for a worker.
+        // What is queued is bounded by the role: one chunk, and messages.
         tls.set_buffer_limit(None);
         let nonce = nonce().map_err(CloseReason::Io)?;
         Ok(Self {
@@ -271,11 +271,7 @@ impl Session {
                 self.state = State::Closed;
                 return Err(end(error));
             }
-            match self.tls.reader().read_to_end(&mut self.plain) {
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(CloseReason::Io(error)),
-            }
+            self.take_plain().map_err(CloseReason::Io)?;
         }
         if self.state == State::Handshake && !self.tls.is_handshaking() {
             self.state = State::Hello;
@@ -285,6 +281,23 @@ impl Session {
             self.put(&Message::Hello { version, role, nonce: self.nonce, job, policy })?;
         }
         Ok(())
+    }
+
+    /// Takes what is decrypted, record by record: a reader would clear room for what it does not know to be there.
+    fn take_plain(&mut self) -> io::Result<()> {
+        let mut reader = self.tls.reader();
+        loop {
+            let len = match reader.fill_buf() {
+                Ok([]) => return Ok(()),
+                Ok(record) => {
+                    self.plain.extend_from_slice(record);
+                    record.len()
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            reader.consume(len);
+        }
     }
 
     /// What the peer says it is, verified or not.
