@@ -358,6 +358,7 @@ impl Cluster {
                 node.link = None;
                 node.worker.disconnected();
                 node.ahead.give_up(&mut node.worker);
+                node.contribution.iter_mut().for_each(Contribution::hold);
             }
             let mut is_event = server && self.server.left(id).is_some();
             if client && server {
@@ -438,6 +439,10 @@ impl Cluster {
             let mut work = Work::Wait;
             wire.client.drive(|session| {
                 if work == Work::Wait {
+                    if let Some(contribution) = &mut node.contribution {
+                        let gradients = Tail { start: 0, gradients: &node.gradients };
+                        node.worker.sent(contribution.send(session, gradients)?);
+                    }
                     work = node.worker.pump(session, &mut node.params)?;
                 }
                 Ok(())
@@ -447,7 +452,7 @@ impl Cluster {
                     if let Some(found) = node.worker.contradiction() {
                         self.contradictions.push(found.kind);
                         node.finished = true;
-                    } else if index > 0 && !node.waits_for_whole() {
+                    } else if index > 0 && !node.is_busy() {
                         node.ahead.go_on(&mut node.worker, &node.params, self.layout.trained);
                     }
                     return;
@@ -461,13 +466,7 @@ impl Cluster {
                     });
                 }
                 Work::Compute { step, .. } | Work::Repeat { step } if node.is_whole(step) => {
-                    let Some(contribution) = &mut node.contribution else { return };
-                    let mut sent = false;
-                    wire.client.drive(|session| match std::mem::replace(&mut sent, true) {
-                        true => Ok(()),
-                        false => contribution.repeat(session, &node.gradients),
-                    });
-                    node.worker.sent(contribution.share());
+                    node.contribution.iter_mut().for_each(Contribution::send_again);
                 }
                 Work::Skip { .. } => {
                     node.contribution.iter_mut().for_each(Contribution::forget);
@@ -535,21 +534,23 @@ impl Cluster {
             values[10] = f32::NAN;
         }
         node.gradients = values;
-        let mut push = contribution.push();
         for range in [100..node.gradients.len(), 0..100] {
             let start = range.start;
             let gradients = &node.gradients[start..];
-            push.take(samples, &Bucket { loss, range, params: &mut [], gradients });
-            wire.client.drive(|session| push.send(session, Tail { start, gradients }));
+            contribution.take(samples, &Bucket { loss, range, params: &mut [], gradients });
+            wire.client.drive(|session| {
+                node.worker.sent(contribution.send(session, Tail { start, gradients })?);
+                Ok(())
+            });
         }
-        node.worker.sent(contribution.share());
     }
 }
 
 impl Node {
-    /// Whether the parameters that come in are of the step that was computed last.
-    fn waits_for_whole(&self) -> bool {
-        self.worker.waits_for().is_some_and(|step| self.is_whole(step))
+    /// Whether something of the step that was computed last has to be sent before the next is begun.
+    fn is_busy(&self) -> bool {
+        let is_whole = self.worker.waits_for().is_some_and(|step| self.is_whole(step));
+        is_whole || self.contribution.as_ref().is_some_and(Contribution::is_left)
     }
 
     fn is_whole(&self, step: u64) -> bool {

@@ -65,7 +65,7 @@ fn contribute(
     }
     contribution.begin(step, count);
     let part = Bucket { loss, range: 0..values.len(), params: &mut [], gradients: values };
-    contribution.push().take(of_round, &part);
+    contribution.take(of_round, &part);
     let weight = samples(usize::from(worker)) as f32;
     round.announce(worker, Announced { samples: of_round, weight, loss, fresh }).expect("finite");
     for index in (0..values.len().div_ceil(CELL)).rev() {

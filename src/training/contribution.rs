@@ -21,6 +21,12 @@ pub struct Contribution {
     scratch: Vec<u8>,
     /// Of the cells that were sent.
     hashes: CellHashes,
+    /// Cells from this one on are as they are to be sent, and those from that one on were queued.
+    taken: usize,
+    sent: usize,
+    /// Whether its head was queued. While none of it is to be sent, as nobody listens.
+    is_announced: bool,
+    is_held: bool,
 }
 
 /// What is said of a contribution.
@@ -40,7 +46,17 @@ impl Contribution {
     pub fn new(cells: Cells, trained: usize) -> Self {
         let carry = cells.need_feedback().then(|| vec![0.0; trained]);
         let hashes = CellHashes::new(cells.count());
-        Self { cells, head: None, carry, scratch: Vec::new(), hashes }
+        Self {
+            cells,
+            head: None,
+            carry,
+            scratch: Vec::new(),
+            hashes,
+            taken: 0,
+            sent: 0,
+            is_announced: false,
+            is_held: false,
+        }
     }
 
     /// Whether this is the contribution to the round of `step`, and complete: it can be sent again.
@@ -66,6 +82,24 @@ impl Contribution {
         let fresh = self.carry.is_some() && !follows;
         self.head = Some(Head { step, next: step + count, fresh, of: None, is_whole: false });
         self.hashes.clear();
+        self.taken = self.cells.count();
+        self.send_again();
+    }
+
+    /// Sends all of it from its end on, as far as it is complete.
+    pub fn send_again(&mut self) {
+        self.sent = self.cells.count();
+        (self.is_announced, self.is_held) = (false, false);
+    }
+
+    /// Sends nothing more of it, as the connection is over, unless it is asked for again.
+    pub fn hold(&mut self) {
+        self.is_held = true;
+    }
+
+    /// Whether some of it is still to be sent, of what is complete or not.
+    pub fn is_left(&self) -> bool {
+        self.head.is_some() && !self.is_held && self.sent > 0
     }
 
     /// The step that its round began with, and what a receipt has to say of it; once all of it was sent.
@@ -74,10 +108,54 @@ impl Contribution {
         Some((step, Share { samples: of?.0, fresh, hash: self.hashes.root()? }))
     }
 
-    /// Sends it, from the end of the buffer to its start, a cell as soon as it is complete.
-    pub fn push(&mut self) -> Push<'_> {
-        let next = self.cells.count();
-        Push { contribution: self, taken: next, sent: next, announced: false }
+    /// Takes the cells that are complete now that this part is. To be called once for each part, from the end of the
+    /// buffer to its start, whether or not there is a connection to send them over.
+    pub fn take(&mut self, samples: u32, Bucket { loss, range: done, gradients, .. }: &Bucket) {
+        let head = self.head.as_mut().expect("begun");
+        head.of.get_or_insert((samples, *loss));
+        while let Some(index) = self.taken.checked_sub(1) {
+            let range = self.cells.range(index).expect("a cell");
+            if range.start < done.start {
+                break;
+            }
+            if let Some(carry) = &mut self.carry {
+                let trained = range.start..range.end.min(carry.len()).max(range.start);
+                let carry = carry.get_mut(trained).unwrap_or_default();
+                for (carry, gradient) in
+                    carry.iter_mut().zip(&gradients[range.start - done.start..])
+                {
+                    *carry += gradient;
+                }
+            }
+            self.taken = index;
+        }
+        head.is_whole = self.taken == 0;
+    }
+
+    /// Queues the next cell that is complete, once what was queued before is out: no more of it lies between the
+    /// gradients and the socket. To be called again when it is. What a receipt has to say of all of it, when that was
+    /// the last.
+    ///
+    /// # Errors
+    /// When the session is over.
+    pub fn send(
+        &mut self,
+        session: &mut Session,
+        gradients: Tail,
+    ) -> Result<Option<(u64, Share)>, CloseReason> {
+        let Some(Head { step, fresh, of: Some((samples, loss)), .. }) = self.head else {
+            return Ok(None);
+        };
+        if !self.is_left() || self.sent == self.taken || session.wants_output() {
+            return Ok(None);
+        }
+        if !std::mem::replace(&mut self.is_announced, true) {
+            session.send(&Message::Gradients { step, samples, loss, fresh })?;
+        }
+        self.sent -= 1;
+        let (offset, bytes) = self.cell(self.sent, gradients);
+        session.send_chunk(step, offset, bytes)?;
+        Ok(if self.sent == 0 { self.share() } else { None })
     }
 
     /// A cell's place in bytes of the flat buffer, and its bytes.
@@ -106,14 +184,6 @@ impl Contribution {
         hashes.put(index, encoded);
         (Cells::offset(&range), encoded)
     }
-
-    /// Queues all of it again.
-    ///
-    /// # Errors
-    /// When the session is over.
-    pub fn repeat(&mut self, session: &mut Session, gradients: &[f32]) -> Result<(), CloseReason> {
-        Push { taken: 0, ..self.push() }.send(session, Tail { start: 0, gradients })
-    }
 }
 
 /// The end of the flat buffer of gradients: those that are final.
@@ -123,61 +193,4 @@ pub struct Tail<'a> {
     pub start: usize,
     /// All from there on.
     pub gradients: &'a [f32],
-}
-
-/// A contribution on its way.
-pub struct Push<'a> {
-    contribution: &'a mut Contribution,
-    /// Cells from this one on are as they are to be sent, and those from that one on are sent.
-    taken: usize,
-    sent: usize,
-    announced: bool,
-}
-
-impl Push<'_> {
-    /// Takes the cells that are complete now that this part is. To be called once for each part, whether or not there
-    /// is a connection to send them over.
-    pub fn take(&mut self, samples: u32, Bucket { loss, range: done, gradients, .. }: &Bucket) {
-        let Contribution { cells, head, carry, .. } = &mut *self.contribution;
-        let head = head.as_mut().expect("begun");
-        head.of.get_or_insert((samples, *loss));
-        while let Some(index) = self.taken.checked_sub(1) {
-            let range = cells.range(index).expect("a cell");
-            if range.start < done.start {
-                break;
-            }
-            if let Some(carry) = carry {
-                let trained = range.start..range.end.min(carry.len()).max(range.start);
-                let carry = carry.get_mut(trained).unwrap_or_default();
-                for (carry, gradient) in
-                    carry.iter_mut().zip(&gradients[range.start - done.start..])
-                {
-                    *carry += gradient;
-                }
-            }
-            self.taken = index;
-        }
-        head.is_whole = self.taken == 0;
-    }
-
-    /// Queues what was taken.
-    ///
-    /// # Errors
-    /// When the session is over.
-    pub fn send(&mut self, session: &mut Session, gradients: Tail) -> Result<(), CloseReason> {
-        let Some(Head { step, fresh, of: Some((samples, loss)), .. }) = self.contribution.head
-        else {
-            return Ok(());
-        };
-        if !self.announced {
-            self.announced = true;
-            session.send(&Message::Gradients { step, samples, loss, fresh })?;
-        }
-        while self.sent > self.taken {
-            let (offset, bytes) = self.contribution.cell(self.sent - 1, gradients);
-            session.send_chunk(step, offset, bytes)?;
-            self.sent -= 1;
-        }
-        Ok(())
-    }
 }

@@ -17,7 +17,7 @@ use crate::model::gradients::{Bucket, Pieces};
 use crate::model::network::Network;
 use crate::model::params::Layout;
 use crate::training::cells::{CELL, Cells};
-use crate::training::contribution::{Contribution, Push, Tail};
+use crate::training::contribution::{Contribution, Tail};
 use crate::training::update::Inner;
 
 /// The network of a job, and memory for its steps.
@@ -52,7 +52,7 @@ pub trait Watch: Send {
     fn part(&mut self, _step: u64) {}
 
     /// More of the contribution can be sent.
-    fn send(&mut self, _push: &mut Push, _gradients: Tail) {}
+    fn send(&mut self, _contribution: &mut Contribution, _gradients: Tail) {}
 
     /// Whether to end between two steps.
     fn is_stopped(&self) -> bool {
@@ -139,12 +139,11 @@ impl Steps {
             return Ok(None);
         }
         contribution.begin(step, self.job.round_len(step, steps));
-        let mut push = contribution.push();
         let pushed = |part: Bucket| {
             watch.part(step);
-            push.take(samples, &part);
+            contribution.take(samples, &part);
             let (start, gradients) = (part.range.start, part.gradients);
-            watch.send(&mut push, Tail { start, gradients });
+            watch.send(contribution, Tail { start, gradients });
         };
         let gradients = self.gradients.as_mut_slice();
         let loss = self.network.backward(params, &self.batch, gradients, Pieces::Whole, pushed);
@@ -186,9 +185,8 @@ impl Steps {
         let gradients = self.gradients.as_mut_slice();
         inner.difference(params, gradients);
         let loss = (losses / f64::from(samples)) as f32;
-        let mut push = contribution.push();
-        push.take(samples, &Bucket { loss, range: 0..gradients.len(), params, gradients });
-        watch.send(&mut push, Tail { start: 0, gradients });
+        contribution.take(samples, &Bucket { loss, range: 0..gradients.len(), params, gradients });
+        watch.send(contribution, Tail { start: 0, gradients });
         Ok(Some(Computed { last: end - 1, loss, samples }))
     }
 }

@@ -6,7 +6,7 @@ use protocol::{LinkId, Net};
 
 use super::stopwatch::{Phase, Stopwatch};
 use crate::termination;
-use crate::training::contribution::{Push, Tail};
+use crate::training::contribution::{Contribution, Tail};
 use crate::training::steps::Watch;
 use crate::training::worker::{Work, Worker};
 
@@ -87,11 +87,17 @@ impl Watch for Exchange<'_> {
         }
     }
 
-    fn send(&mut self, push: &mut Push, gradients: Tail) {
-        let (net, id) = (&mut *self.net, self.id);
-        net.drive(id, |session| push.send(session, gradients));
-        // After the last part a receipt may come, which is compared with what was sent: that is noted first.
-        if gradients.start == 0 || self.work != Work::Wait {
+    fn send(&mut self, contribution: &mut Contribution, gradients: Tail) {
+        let (net, id, worker) = (&mut *self.net, self.id, &mut *self.worker);
+        // Of who was left out meanwhile nobody waits for anything.
+        if matches!(self.work, Work::Skip { .. }) {
+            return contribution.hold();
+        }
+        net.drive(id, |session| {
+            worker.sent(contribution.send(session, gradients)?);
+            Ok(())
+        });
+        if self.work != Work::Wait {
             return;
         }
         if net.poll(Some(Duration::ZERO), &[0; 32]).is_ok() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kernels::Arena;
-use protocol::{CloseReason, Config, LinkId, Message, Net, Refusal, Rejection, hex};
+use protocol::{CloseReason, Config, LinkId, Message, Net, Refusal, Rejection, Session, hex};
 
 use super::exchange::Exchange;
 use super::options::Options;
@@ -25,6 +25,7 @@ use crate::report::Report;
 use crate::termination;
 use crate::training::cells::{CELL, Cells};
 use crate::training::checkpoint;
+use crate::training::contribution::Tail;
 use crate::training::evaluator::Evaluator;
 use crate::training::room;
 use crate::training::steps::{Computed, Share, Steps};
@@ -179,6 +180,7 @@ impl Running<'_> {
     /// One connection's life; `None` when the job is done.
     fn converse(&mut self, net: &mut Net, id: LinkId) -> Result<Option<Lost>, Failure> {
         self.worker.disconnected();
+        self.training.iter_mut().for_each(|model| model.share.contribution.hold());
         self.stopwatch = Stopwatch::default();
         let mut attested = 0;
         loop {
@@ -189,9 +191,8 @@ impl Running<'_> {
                 net.drive(id, |session| {
                     // Work that was given is done before the session is asked again.
                     if work == Work::Wait {
-                        work = self.worker.pump(session, self.next_params.as_mut_slice())?;
+                        work = self.pump(session)?;
                     }
-                    self.stopwatch.look(session.wants_output(), self.worker.is_receiving());
                     Ok(())
                 });
                 if self.worker.take_new() {
@@ -213,7 +214,10 @@ impl Running<'_> {
                     Work::Prepare(job) => self.prepare(net, id, &job)?,
                     Work::Evaluate { step } => self.evaluate(net, id, step)?,
                     Work::Compute { step, .. } | Work::Repeat { step } if self.is_whole(step) => {
-                        self.repeat(net, id);
+                        // It is sent from here on.
+                        if let Some(model) = &mut self.training {
+                            model.share.contribution.send_again();
+                        }
                     }
                     Work::Compute { step, steps } => {
                         self.bound(net, id, self.options.bounds.check_steps(steps))?;
@@ -408,22 +412,26 @@ impl Running<'_> {
         }
     }
 
-    /// Sends the last contribution once more.
-    fn repeat(&mut self, net: &mut Net, id: LinkId) {
-        let Some(Training { steps, share, .. }) = &mut self.training else { return };
-        let mut sent = false;
-        net.drive(id, |session| match std::mem::replace(&mut sent, true) {
-            true => Ok(()),
-            false => share.contribution.repeat(session, steps.gradients()),
-        });
-        self.worker.sent(share.contribution.share());
+    /// Queues what is next of what was computed, and works through what came.
+    fn pump(&mut self, session: &mut Session) -> Result<Work, CloseReason> {
+        let mut is_left = false;
+        if let Some(Training { steps, share: Share { contribution, .. }, .. }) = &mut self.training
+        {
+            let gradients = Tail { start: 0, gradients: steps.gradients() };
+            self.worker.sent(contribution.send(session, gradients)?);
+            is_left = contribution.is_left();
+        }
+        let work = self.worker.pump(session, self.next_params.as_mut_slice())?;
+        self.stopwatch.look(is_left || session.wants_output(), self.worker.is_receiving());
+        Ok(work)
     }
 
     /// The step to begin though not all of its parameters are there: once what was computed before is sent, and unless
     /// it is this step already.
     fn begin(&mut self, net: &mut Net, id: LinkId) -> Option<(u64, u64)> {
         let step = self.worker.waits_for()?;
-        let is_sent = net.session(id).is_some_and(|session| !session.wants_output());
+        let is_left = self.training.as_ref()?.share.contribution.is_left();
+        let is_sent = !is_left && net.session(id).is_some_and(|session| !session.wants_output());
         let is_over = net.is_over(id) || termination::requested();
         (is_sent && !is_over && !self.is_whole(step)).then(|| self.worker.begin()).flatten()
     }
@@ -469,10 +477,6 @@ impl Running<'_> {
         let Some(Computed { last, loss, samples }) = computed.map_err(refused)? else {
             return Ok(work);
         };
-        // Who was left out meanwhile is in no receipt.
-        if !matches!(work, Work::Skip { .. }) {
-            self.worker.sent(model.share.contribution.share());
-        }
         self.stopwatch.enter(Phase::Backward, backward);
         self.stopwatch.enter(Phase::Push, Instant::now());
         let mut spent = Some(Message::Spent(self.stopwatch.take(samples)));
