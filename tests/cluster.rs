@@ -58,6 +58,7 @@ pub(crate) struct Cluster {
     now_ms: u64,
     random: Stream,
     draws: u64,
+    seed: u64,
     faults: Faults,
     job: Job,
     layout: Layout,
@@ -127,6 +128,7 @@ impl Cluster {
             now_ms: 0,
             random: Stream::new(seed, "network"),
             draws: 0,
+            seed,
             faults,
             server: server(&job, &layout, &saved),
             server_up_at_ms: 0,
@@ -154,11 +156,7 @@ impl Cluster {
     pub(crate) fn run(mut self) -> End {
         while !self.nodes.iter().all(|node| node.finished) {
             self.now_ms += 1;
-            assert!(
-                self.now_ms < TIME_MAX_MS,
-                "the cluster hangs at step {}",
-                self.server.state().step
-            );
+            assert!(self.now_ms < TIME_MAX_MS, "seed {}: it hangs, {}", self.seed, self.standing());
             self.strike();
             self.connect();
             self.move_bytes();
@@ -190,6 +188,21 @@ impl Cluster {
             sent,
             ahead,
         }
+    }
+
+    /// Where everybody stands, for who looks for what a hanging cluster waits for.
+    fn standing(&self) -> String {
+        let nodes = self.nodes.iter().map(|node| {
+            let is_left = node.contribution.as_ref().is_some_and(Contribution::is_left);
+            let (link, finished, waits) = (node.link, node.finished, node.worker.waits_for());
+            format!("link {link:?}, finished {finished}, sends {is_left}, receives {waits:?}")
+        });
+        let nodes: Vec<String> = nodes.collect();
+        let (step, missing) = (self.server.state().step, self.server.missing());
+        let evaluates = self.server.is_evaluating();
+        let found = &self.contradictions;
+        let (all, server) = (nodes.join("; "), format!("step {step}, evaluates {evaluates}"));
+        format!("{server}, without {missing:?}, contradictions {found:?}; {all}")
     }
 
     /// A snapshot that is complete takes the place of the one before; says whether one was.
@@ -526,6 +539,7 @@ impl Cluster {
         let Some(wire) = node.link.and_then(|link| self.wires.get_mut(&link)) else { return };
         let Some(contribution) = &mut node.contribution else { return };
         let count = self.job.round_len(step, self.job.steps.unwrap_or(STEPS));
+        contribution.confirm(node.worker.contributed());
         contribution.begin(step, count);
         self.computed += count;
         let (samples, loss, mut values) =

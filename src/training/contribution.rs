@@ -69,6 +69,13 @@ impl Contribution {
         self.head = None;
     }
 
+    /// Forgets it if what was carried over is not of what the last round had of ours.
+    pub fn confirm(&mut self, contributed: Option<(u64, Share)>) {
+        if self.carry.is_some() && self.share() != contributed {
+            self.forget();
+        }
+    }
+
     /// Begins the contribution to the round of `step`, which has `count` steps.
     pub fn begin(&mut self, step: u64, count: u64) {
         let follows = self.head.is_some_and(|head| head.next == step && head.is_whole);

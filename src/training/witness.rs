@@ -12,6 +12,8 @@ pub struct Witness {
     ledger: Ledger,
     /// What we have sent last, and the step that its round began with.
     sent: Option<(u64, Share)>,
+    /// This process has sent none yet: one before it may have.
+    is_first: bool,
     /// The receipt that was told last on this connection.
     told: Option<Receipt>,
 }
@@ -42,7 +44,7 @@ impl Witness {
     /// One that knows nothing yet.
     pub fn new(worker: u16) -> Self {
         let ledger = Ledger::of_worker(worker);
-        Self { worker, ledger, sent: None, told: None }
+        Self { worker, ledger, sent: None, is_first: true, told: None }
     }
 
     /// Whose it is.
@@ -67,9 +69,17 @@ impl Witness {
         self.told = None;
     }
 
-    /// We have sent this to the round that began with `step`.
+    /// We have sent this to the round that began with `step`. What a process begins with may be other than what the one
+    /// before it sent, where that carried over what rounding left; the round can be of either.
     pub fn sent(&mut self, step: u64, share: Share) {
-        self.sent = Some((step, share));
+        let may_differ = std::mem::replace(&mut self.is_first, false) && share.fresh && step > 0;
+        self.sent = (!may_differ).then_some((step, share));
+    }
+
+    /// What the receipt that was told last says of us, and the step that its round began with.
+    pub fn told_share(&self) -> Option<(u64, Share)> {
+        let told = self.told.as_ref()?;
+        Some((told.step - told.count, *told.share(self.worker)?))
     }
 
     /// We were left out, and were told so.
@@ -296,6 +306,8 @@ mod tests {
         let closed = next(receipts.last(), [true; 2]);
         let told = |fresh, rounds, is_back: bool, closed: &Receipt| {
             let mut witness = witness(&receipts);
+            // What a process begins with is not compared at all.
+            witness.sent(2, share(1, 2));
             witness.sent(3, Share { hash: [9; 32], fresh, ..share(1, 3) });
             is_back.then(|| witness.disconnected());
             witness.take(closed.clone(), rounds)
@@ -312,6 +324,24 @@ mod tests {
         let dropped = next(receipts.last(), [true, false]);
         let found = kind(told(true, Rounds::Whole, true, &dropped));
         assert!(matches!(found, Kind::Lacks(_)), "{found:?}");
+    }
+
+    #[test]
+    fn what_a_process_before_sent_is_no_lie_and_what_this_one_sends_next_is_compared() {
+        let receipts = honest(4);
+        let fresh = |round| Share { fresh: true, hash: [99; 32], ..share(1, round) };
+        let mut begun = witness(&receipts[..3]);
+        begun.sent(3, fresh(3));
+        assert_eq!(begun.told_share(), Some((2, share(1, 2))));
+        begun.take(receipts[3].clone(), Rounds::Whole).expect("of the process before");
+        assert_ne!(begun.told_share(), Some((3, fresh(3))), "nothing of ours is carried over");
+        begun.sent(4, fresh(4));
+        let dropped = next(receipts.last(), [true; 2]);
+        assert_eq!(kind(begun.take(dropped, Rounds::Whole)), Kind::Lacks(fresh(4)));
+        // Before the first round there was no process.
+        let mut new = Witness::new(1);
+        new.sent(0, fresh(0));
+        assert_eq!(kind(new.take(receipts[0].clone(), Rounds::Equal)), Kind::Lacks(fresh(0)));
     }
 
     #[test]

@@ -131,6 +131,11 @@ impl Worker {
         }
     }
 
+    /// What the last round had of ours, by its receipt: nothing else may be carried over into the next.
+    pub fn contributed(&self) -> Option<(u64, Share)> {
+        self.witness.told_share()
+    }
+
     /// Forgets what a lost connection had begun.
     pub fn disconnected(&mut self) {
         (self.incoming, self.evaluate, self.next) = (None, None, None);

@@ -465,6 +465,7 @@ impl Running<'_> {
             backward: None,
         };
         let (share, params) = (&mut model.share, params.as_mut_slice());
+        share.contribution.confirm(exchange.worker.contributed());
         let computed = model.steps.compute(share, params, step, steps, &mut exchange);
         let backward = exchange.backward.map_or(start, |(_, begun)| begun);
         let (work, is_left) = (exchange.work, exchange.is_arriving);
