@@ -330,7 +330,8 @@ mod tests {
     fn what_a_process_before_sent_is_no_lie_and_what_this_one_sends_next_is_compared() {
         let receipts = honest(4);
         let fresh = |round| Share { fresh: true, hash: [99; 32], ..share(1, round) };
-        let mut begun = witness(&receipts[..3]);
+        let mut begun = Witness::new(1);
+        begun.take(receipts[2].clone(), Rounds::Whole).expect("the last");
         begun.sent(3, fresh(3));
         assert_eq!(begun.told_share(), Some((2, share(1, 2))));
         begun.take(receipts[3].clone(), Rounds::Whole).expect("of the process before");
