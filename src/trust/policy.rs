@@ -77,7 +77,7 @@ mod tests {
         pod.mr_config_id = [7; 48];
         let [open, pinned] = [report, pod].map(|report| Policy::same_as(&report));
         let told = open_config(&open, Some(GuestComponents::NAME)).expect("in a pod");
-        assert!(told.contains("ANY image") && told.contains("as this one"), "{told}");
+        assert!(told.contains("ANY image") && told.ends_with(", and peers are pods"), "{told}");
         let told = open_config(&open, None).expect("an owner without evidence");
         assert!(told.contains("where peers are pods"), "{told}");
         assert_eq!(open_config(&open, Some("configfs-tsm")), None, "virtual machines have none");
