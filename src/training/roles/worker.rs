@@ -429,6 +429,10 @@ impl Running<'_> {
     /// The step to begin though not all of its parameters are there: once what was computed before is sent, and unless
     /// it is this step already.
     fn begin(&mut self, net: &mut Net, id: LinkId) -> Option<(u64, u64)> {
+        // A pause stands for slow arithmetic; with a full socket ps0 would take us for gone meanwhile.
+        if !self.options.pause.is_zero() {
+            return None;
+        }
         let step = self.worker.waits_for()?;
         let is_left = self.training.as_ref()?.share.contribution.is_left();
         let is_sent = !is_left && net.session(id).is_some_and(|session| !session.wants_output());
