@@ -10,8 +10,9 @@ use crate::training::ledger::Ledger;
 pub struct Witness {
     worker: u16,
     ledger: Ledger,
-    /// What we have sent last.
-    sent: Option<Sent>,
+    /// What we have sent last, and to the round that comes next after those that we know, as long as it is open: a
+    /// server that has us compute another step has still to say what became of that.
+    sent: Vec<Sent>,
     /// The step that the first round began with to which this process sent.
     first: Option<u64>,
     /// The receipt that was told last on this connection.
@@ -62,7 +63,7 @@ impl Witness {
     /// One that knows nothing yet.
     pub fn new(worker: u16) -> Self {
         let ledger = Ledger::of_worker(worker);
-        Self { worker, ledger, sent: None, first: None, told: None }
+        Self { worker, ledger, sent: Vec::new(), first: None, told: None }
     }
 
     /// Whose it is.
@@ -90,8 +91,10 @@ impl Witness {
     /// We have sent this to the round that began with `step`.
     pub fn sent(&mut self, step: u64, share: Share) {
         let is_first = *self.first.get_or_insert(step) == step;
-        self.sent =
-            Some(Sent { step, share, may_be_of_before: is_first && share.fresh && step > 0 });
+        let may_be_of_before = is_first && share.fresh && step > 0;
+        let open = self.ledger.end().0;
+        self.sent.retain(|sent| sent.step == open && sent.step != step);
+        self.sent.push(Sent { step, share, may_be_of_before });
     }
 
     /// What the receipt that was told last says of us, and the step that its round began with.
@@ -102,7 +105,7 @@ impl Witness {
 
     /// We were left out, and were told so.
     pub fn left_out(&mut self) {
-        self.sent = None;
+        self.sent.clear();
     }
 
     /// Takes a receipt.
@@ -142,9 +145,9 @@ impl Witness {
         self.told.is_some()
     }
 
-    /// Whether the receipt of `step` was told on this connection.
+    /// Whether the receipt of `step` was told last on this connection; before the first step there is none.
     pub fn knows(&self, step: u64) -> bool {
-        step == 0 || self.told.as_ref().is_some_and(|told| told.step == step)
+        self.told.as_ref().map_or(0, |told| told.step) == step
     }
 
     /// A server that was started again goes on from its checkpoint: rounds since then are made again.
@@ -180,7 +183,7 @@ impl Witness {
             _ => {}
         }
         let share = receipt.share(self.worker);
-        if let Some(sent) = self.sent.filter(|sent| sent.step == first && !sent.is(share)) {
+        if let Some(sent) = self.sent.iter().find(|sent| sent.step == first && !sent.is(share)) {
             return Err(Kind::Lacks(sent.share));
         }
         let chain = share.map_or(chain, |share| share.chain(&chain, receipt.step, receipt.count));
@@ -290,6 +293,12 @@ mod tests {
         };
         let dropped = next(receipts.last(), [true, false]);
         assert_eq!(kind(sent().take(dropped.clone(), Rounds::Equal)), Kind::Lacks(ours));
+        // Another step in between makes nobody forget.
+        let mut again = sent();
+        assert!(again.knows(3) && !again.knows(0));
+        again.sent(0, share(1, 0));
+        again.sent(1, share(1, 1));
+        assert_eq!(kind(again.take(dropped.clone(), Rounds::Open)), Kind::Lacks(ours));
         let mut told = sent();
         told.left_out();
         told.take(dropped, Rounds::Open).expect("we were told");
@@ -367,7 +376,8 @@ mod tests {
         let witness = witness(&receipts);
         witness.check_parameters(2, [1; 32]).expect("those of the receipt");
         assert_eq!(kind(witness.check_parameters(2, [9; 32])), Kind::Parameters([9; 32]));
-        assert!(witness.knows(2) && witness.knows(0) && !witness.knows(1));
+        assert!(witness.knows(2) && !witness.knows(0) && !witness.knows(1));
+        assert!(Witness::new(1).knows(0), "before the first step there is no receipt");
     }
 
     #[test]
