@@ -32,6 +32,10 @@ impl ParameterServer {
         if u64::from(samples) > count * u64::from(self.job.batch_max()) {
             return Err(Refusal::Protocol);
         }
+        // Where nothing is carried over, nobody begins anew: others have been told what came of the sum.
+        if fresh && !self.round.may_begin_anew() {
+            return Err(Refusal::Protocol);
+        }
         let weight = weight(&self.job, &self.state.members, worker, samples);
         let announced = Announced { samples, weight, loss, fresh };
         let head = self.round.announce(worker, announced);
