@@ -18,7 +18,7 @@ pub struct Feed {
 /// A batch that is being made before its step.
 struct Ahead {
     step: u64,
-    thread: JoinHandle<Result<Batch, DataError>>,
+    thread: JoinHandle<(Sampler, Result<Batch, DataError>)>,
 }
 
 impl Feed {
@@ -46,7 +46,9 @@ impl Feed {
             None => self.sampler.fill(&self.data, step, batch)?,
             Some(Ahead { step: of, thread }) => {
                 // Two at a time would be memory that nobody planned.
-                let made = thread.join().expect("a thread that returns");
+                let (sampler, made) = thread.join().expect("a thread that returns");
+                // It has put an epoch into its order, which is sorting all of the data.
+                self.sampler = sampler;
                 match of == step {
                     true => *batch = made?,
                     false => self.sampler.fill(&self.data, step, batch)?,
@@ -63,8 +65,8 @@ impl Feed {
         let (data, mut sampler) = (Arc::clone(&self.data), self.sampler.clone());
         let make = move || {
             let mut batch = Batch::default();
-            sampler.fill(&data, step, &mut batch)?;
-            Ok(batch)
+            let made = sampler.fill(&data, step, &mut batch);
+            (sampler, made.map(|()| batch))
         };
         // Without a thread it is made when it is needed.
         let thread = std::thread::Builder::new().name("pictures".into()).spawn(make);
