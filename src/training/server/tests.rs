@@ -75,6 +75,17 @@ fn classes_that_differ_are_told_once_at_the_start_with_what_to_choose() {
     assert!(told(Norm::Batch, 0, 10).is_empty(), "they are alike");
 }
 
+#[test]
+fn nobody_begins_anew_where_nothing_is_carried_over() {
+    let announce = |fresh| {
+        let mut server = server(Weighting::Data, [100, 100]);
+        server.state.steps = Some(10);
+        server.announce(0, 16, 1.0, fresh)
+    };
+    assert_eq!(announce(false), Ok(()));
+    assert_eq!(announce(true), Err(Refusal::Protocol));
+}
+
 /// A round with a quorum closes without who is silent, and everybody is sent what came of it.
 #[test]
 fn who_owes_fresh_evidence_is_sent_no_parameters() {
