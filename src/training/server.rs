@@ -233,7 +233,7 @@ impl ParameterServer {
                     false
                 }
                 Some(Event::Message(message)) => {
-                    if let Err(refusal) = self.handle(id, &message) {
+                    if let Err(refusal) = self.handle(id, session, &message) {
                         return Err(session.close(Some(refusal)));
                     }
                     false
@@ -341,11 +341,12 @@ impl ParameterServer {
         }
     }
 
-    fn handle(&mut self, id: usize, message: &Message) -> Result<(), Refusal> {
+    fn handle(&mut self, id: usize, session: &Session, message: &Message) -> Result<(), Refusal> {
         let link = self.links.get(&id).ok_or(Refusal::Protocol)?;
         match *message {
             Message::Join { data, samples, batches, ref classes } => {
-                let classes = classes.clone();
+                let (worker, classes) = (link.worker, classes.clone());
+                self.check_return(worker, session)?;
                 self.join(id, Member { samples, batches, data: Some(data), classes })
             }
             Message::Gradients { step, samples, loss, fresh } => {

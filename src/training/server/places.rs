@@ -39,11 +39,6 @@ impl ParameterServer {
             }
             None => return Err(session.close(Some(Refusal::Role))),
         };
-        let before = self.roster.last_of(Role::Worker(worker));
-        if let Some(Err(why)) = before.map(|before| session.check_return(before)) {
-            self.say(format!("worker{worker}: {why}"));
-            return Err(session.close(Some(Refusal::Evidence)));
-        }
         let admission = session.admission().filter(|who| !self.roster.is_full_for(who));
         let Some(admission) = admission.cloned().map(Box::new) else {
             return Err(session.close(Some(Refusal::Later)));
@@ -67,6 +62,17 @@ impl ParameterServer {
         };
         self.links.insert(id, link);
         session.send(&Message::Job(self.job.encode()))
+    }
+
+    /// Judges whether the peer may follow who had the role before. Not when it connects: the roster may have nobody in
+    /// the role yet, and somebody later.
+    pub(super) fn check_return(&mut self, worker: u16, session: &Session) -> Result<(), Refusal> {
+        let before = self.roster.last_of(Role::Worker(worker));
+        if let Some(Err(why)) = before.map(|before| session.check_return(before)) {
+            self.say(format!("worker{worker}: {why}"));
+            return Err(Refusal::Evidence);
+        }
+        Ok(())
     }
 
     /// Judges a join; only then is anything said about the place.
