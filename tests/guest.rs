@@ -5,6 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Kernel modules in the order in which they load.
 const MODULES: [&str; 17] = [
@@ -162,7 +163,10 @@ fn boot(cpu: &str, more: &str, mut files: Archive) -> Vec<String> {
         .find(|path| path.to_string_lossy().contains("vmlinuz"))
         .expect("a kernel");
     files.add("TRAILER!!!", 0, (0, 0), &[]);
-    let name = format!("hfl-guest-{}-{}", files.bytes.len(), std::process::id());
+    // Guests of one process run side by side.
+    static BOOTS: AtomicUsize = AtomicUsize::new(0);
+    let number = BOOTS.fetch_add(1, Ordering::Relaxed);
+    let name = format!("hfl-guest-{number}-{}", std::process::id());
     let archive = std::env::temp_dir().join(name);
     fs::write(&archive, files.bytes).expect("write");
     let output = Command::new("timeout")
