@@ -126,7 +126,8 @@ class Job:
             words = [a.hfl, "--role", role, "--attestation", "sim", "--ps-hosts", f"{host}:{port}"]
             words += ["--workers", str(len(places)), "--threads", "1", "--json"]
             words += ["--model-dir", str(directory / ("model" if role == "ps0" else role))]
-            words += ["--min-batch", "1", "--evaluate-every", "0", "--checkpoint-every", "100000", *options]
+            words += ["--min-batch", "1", "--checkpoint-every", "100000", *options]
+            words += [] if "--evaluate-every" in options else ["--evaluate-every", "0"]
             words += [] if role == "ps0" else ["--data", str(places[int(role.removeprefix("worker"))])]
             out = subprocess.PIPE if role == "ps0" else subprocess.DEVNULL
             errors = open(directory / f"{role}.log", "w")

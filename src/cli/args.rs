@@ -155,7 +155,7 @@ attested! {
         /// factor of the rate of normalisations' biases [1]
         #[argh(option, default = "1.0")]
         pub(super) bias_rate: f32,
-        /// average weights too, of which a step keeps so much, such as 0.999: they are evaluated and used [0: none]
+        /// decay of an exponential moving average of the weights, such as 0.999: it is evaluated and used [0: none]
         #[argh(option, default = "0.0")]
         pub(super) ema: f32,
         /// share of each label that is spread over all classes [0]

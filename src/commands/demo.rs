@@ -59,7 +59,7 @@ struct Course {
 
 /// For the drawn images: few of them, so small steps.
 const DRAWN_COURSE: Course = Course { epochs: 6, batch: 32, rate: "0.01" };
-/// For CIFAR-10: the defaults of a job, but two epochs.
+/// For CIFAR-10: two epochs, and a rate for so few.
 const CIFAR_COURSE: Course = Course { epochs: 2, batch: 128, rate: "0.03" };
 
 /// A line of a child, or its end.

@@ -107,7 +107,7 @@ impl Part {
     }
 }
 
-/// Tries for a part that lies inside; after them it is the whole.
+/// Tries for a part that lies inside; after them it is the middle, as near to the whole as the ratios allow.
 pub(super) const ATTEMPTS: usize = 10;
 
 /// `[3][kept][kept]` of a picture.

@@ -123,7 +123,8 @@ impl Sampler {
             return;
         }
         self.epoch = Some(epoch);
-        self.indexes = (0..u32::try_from(samples).expect("a data set fits memory")).collect();
+        self.indexes =
+            (0..u32::try_from(samples).expect("no more images than samplers count")).collect();
         if self.order == Order::Shuffled {
             let stream = Stream::new(self.seed, "order");
             self.indexes.sort_by_cached_key(|&index| {
