@@ -121,7 +121,7 @@ impl Model {
         }
     }
 
-    /// A whole step with parameters that are all there: its loss.
+    /// See [`ResNet::step`].
     pub fn step(
         &mut self,
         params: &mut [f32],
@@ -130,8 +130,10 @@ impl Model {
         pieces: Pieces,
         done: impl FnMut(Bucket) + Send,
     ) -> f32 {
-        self.forward(params, batch, &mut |_, _| true);
-        self.backward(params, batch, gradients, pieces, done)
+        match self {
+            Self::Single(model) => model.step(params, batch, gradients, pieces, done),
+            Self::Half(model) => model.step(params, batch, gradients, pieces, done),
+        }
     }
 
     /// Its layers.
