@@ -67,6 +67,26 @@ impl SentCells {
 }
 
 impl Link {
+    /// Of a worker that has neither joined nor been told anything.
+    pub(super) fn new(worker: u16, admission: Option<Box<Admission>>) -> Self {
+        Self {
+            worker,
+            admission,
+            told: 0,
+            is_sending: false,
+            sent: SentCells::default(),
+            averages: Averages::Unsent,
+            has_pushed: false,
+            repeat: false,
+            skipped: false,
+            receipt: None,
+            place: Place::None,
+            is_blind: false,
+            told_end: false,
+            challenge: Challenge::None,
+        }
+    }
+
     /// It is to be sent all of the parameters as they stand.
     pub(super) fn begin_sending(&mut self) {
         self.sent.clear();

@@ -3,7 +3,7 @@
 use protocol::{CloseReason, Message, Refusal, Role, Session, hex};
 
 use super::ParameterServer;
-use super::link::{Averages, Challenge, Link, Place, SentCells};
+use super::link::{Challenge, Link, Place};
 use crate::job::state::Member;
 use crate::training::note::Note;
 
@@ -44,23 +44,7 @@ impl ParameterServer {
             return Err(session.close(Some(Refusal::Later)));
         };
         self.progress += 1;
-        let link = Link {
-            worker,
-            admission: Some(admission),
-            told: 0,
-            is_sending: false,
-            sent: SentCells::default(),
-            averages: Averages::Unsent,
-            has_pushed: false,
-            repeat: false,
-            skipped: false,
-            receipt: None,
-            place: Place::None,
-            is_blind: false,
-            told_end: false,
-            challenge: Challenge::None,
-        };
-        self.links.insert(id, link);
+        self.links.insert(id, Link::new(worker, Some(admission)));
         session.send(&Message::Job(self.job.encode()))
     }
 

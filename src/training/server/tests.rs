@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use protocol::{Config, Policy, SimPlatform, Trust, Verifier};
 
-use super::link::{Challenge, SentCells};
+use super::link::Link;
 use super::*;
 use crate::job::norm::Norm;
 use crate::job::schedule::Schedule;
@@ -115,22 +115,9 @@ fn who_owes_fresh_evidence_is_sent_no_parameters() {
     assert!(ours.is_open() && client.is_open());
     let mut server = server(Weighting::Data, [16, 16]);
     server.state.steps = Some(2);
-    let link = Link {
-        worker: 0,
-        admission: None,
-        told: 0,
-        is_sending: true,
-        sent: SentCells::default(),
-        averages: Averages::Unsent,
-        has_pushed: false,
-        repeat: false,
-        skipped: false,
-        receipt: None,
-        place: Place::Held,
-        is_blind: false,
-        told_end: false,
-        challenge: Challenge::None,
-    };
+    let mut link = Link::new(0, None);
+    link.place = Place::Held;
+    link.begin_sending();
     server.links.insert(1, link);
     ours.handle_timeout(Duration::ZERO).expect("open");
     ours.handle_timeout(2 * every).expect("asked");
