@@ -61,15 +61,22 @@ enum Algorithm {
     Sha384,
 }
 
+impl Algorithm {
+    /// As documents and command lines have it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sha256 => "sha256",
+            Self::Sha384 => "sha384",
+        }
+    }
+}
+
 impl FromStr for Algorithm {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "sha256" => Ok(Self::Sha256),
-            "sha384" => Ok(Self::Sha384),
-            _ => Err("expected sha256 or sha384".into()),
-        }
+        let named = [Self::Sha256, Self::Sha384].into_iter().find(|known| known.name() == text);
+        named.ok_or_else(|| "expected sha256 or sha384".into())
     }
 }
 
@@ -77,8 +84,8 @@ const POLICY: &str = include_str!("policy.rego");
 
 const ANNOTATION: &str = "io.katacontainers.config.hypervisor.cc_init_data";
 
-/// What each document of ours begins with.
-const DOCUMENT_START: &str = "version = \"0.1.0\"\nalgorithm = \"sha";
+/// What each document of ours begins with, up to the algorithm's name.
+const DOCUMENT_START: &str = "version = \"0.1.0\"\nalgorithm = \"";
 
 /// Annotations of a pod are 256 KiB at most, in base64.
 const DOCUMENT_LEN_MAX: usize = 180 << 10;
@@ -201,11 +208,7 @@ fn expression(word: &str) -> String {
 }
 
 fn document(algorithm: Algorithm, files: &[(&str, String)]) -> Result<String, Failure> {
-    let bits = match algorithm {
-        Algorithm::Sha256 => 256,
-        Algorithm::Sha384 => 384,
-    };
-    let mut out = format!("{DOCUMENT_START}{bits}\"\n\n[data]\n");
+    let mut out = format!("{DOCUMENT_START}{}\"\n\n[data]\n", algorithm.name());
     for (name, text) in files {
         let odd = |c: char| c.is_control() && c != '\n' && c != '\t';
         if text.contains("'''") || text.ends_with('\'') || text.contains(odd) {
