@@ -30,7 +30,14 @@ pub fn read_bounded(path: &Path) -> io::Result<Option<Vec<u8>>> {
 /// # Errors
 /// When it is longer, or the system refuses.
 pub fn read_at_most(path: &Path, len_max: u64) -> io::Result<Vec<u8>> {
-    let file = File::open(path)?;
+    read_open(&File::open(path)?, len_max)
+}
+
+/// Reads an open file of at most so many bytes.
+///
+/// # Errors
+/// When it is longer, or the system refuses.
+pub(crate) fn read_open(file: &File, len_max: u64) -> io::Result<Vec<u8>> {
     let len = file.metadata()?.len();
     if len > len_max {
         return Err(io::Error::other(format!("{len} bytes, more than {len_max}")));

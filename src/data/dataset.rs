@@ -123,11 +123,14 @@ impl Dataset {
         counts
     }
 
-    /// All records that are in memory, one after the other.
+    /// All records, one after the other.
+    ///
+    /// # Panics
+    /// When they are not in memory.
     pub fn records(&self) -> Vec<u8> {
         match &self.kept {
             Kept::Memory(records) => records.concat(),
-            Kept::Away(_) => Vec::new(),
+            Kept::Away(_) => panic!("records that are not in memory"),
         }
     }
 

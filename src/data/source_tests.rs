@@ -472,3 +472,17 @@ fn every_kind_of_data_is_the_same_from_a_volume() {
         fs::remove_file(path).expect("remove");
     }
 }
+
+#[test]
+fn a_pipe_in_a_pictures_place_is_refused_and_not_waited_for() {
+    let dir = Dir::new("pipe");
+    let pipe = dir.0.join("0.png");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    let kind = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, mode, 0).expect("a pipe");
+    let place = Place::directory(&dir.0);
+    let read = place.read(&pipe, 100).expect_err("no file").to_string();
+    let part = place.read_part(&pipe, 0, &mut [0]).expect_err("no file").to_string();
+    assert!(read.contains("0.png") && read.contains("not a regular file"), "{read}");
+    assert_eq!(read, part);
+}
