@@ -1,5 +1,7 @@
 //! `Batch`: images and labels of a step, in the order of the kernels.
 
+use std::borrow::Cow;
+
 use crate::data::resize::Part;
 use crate::job::Normalisation;
 use crate::job::shape::Shape;
@@ -25,11 +27,11 @@ pub(super) struct Image<'a> {
     pub(super) pixels: &'a [u8],
 }
 
-/// An image as it is seen, by itself.
-pub(super) struct Seen {
+/// What is seen of an image, as large as the network's images or larger, with what is still to be done to it.
+pub(super) struct Seen<'a> {
     label: u8,
     size: [usize; 2],
-    pixels: Vec<u8>,
+    pixels: Cow<'a, [u8]>,
     view: View,
 }
 
@@ -67,22 +69,21 @@ impl Default for View {
     }
 }
 
-impl Seen {
-    /// What there is to put into a batch.
-    pub(super) fn parts(&self) -> (Image<'_>, View) {
-        let &Self { label, size, ref pixels, view } = self;
-        (Image { label, size, pixels }, view)
+impl Seen<'_> {
+    /// The same without the image.
+    pub(super) fn into_owned(self) -> Seen<'static> {
+        Seen { pixels: Cow::Owned(self.pixels.into_owned()), ..self }
     }
 }
 
 impl View {
     /// What this sees of an image, for a network of images of that side.
-    pub(super) fn of(self, image: &Image, side: usize) -> Seen {
+    pub(super) fn of<'a>(self, image: &Image<'a>, side: usize) -> Seen<'a> {
         let (size, pixels) = match self.part {
-            None => (image.size, image.pixels.to_vec()),
-            Some(part) => ([side; 2], part.resize(image.pixels, image.size, side)),
+            None => (image.size, image.pixels.into()),
+            Some(part) => ([side; 2], part.resize(image.pixels, image.size, side).into()),
         };
-        Seen { label: image.label, size, pixels, view: Self { part: None, ..self } }
+        Seen { label: image.label, size, pixels, view: self }
     }
 
     /// The whole image, mirrored.
@@ -135,18 +136,13 @@ impl Batch {
         shape: Shape,
         normalisation: Normalisation,
         i: usize,
-        image: &Image,
-        view: View,
+        seen: &Seen,
     ) {
-        self.labels[i] = image.label;
+        let &Seen { label, size: [height, of], ref pixels, view } = seen;
+        self.labels[i] = label;
         let n = self.len();
         let Shape { side, channels, .. } = shape;
         let [mean, deviation] = normalisation.constants();
-        let resized = view.part.map(|part| part.resize(image.pixels, image.size, side));
-        let (pixels, [height, of]) = match &resized {
-            None => (image.pixels, image.size),
-            Some(resized) => (&**resized, [side; 2]),
-        };
         assert_eq!(height, of, "what is not square is seen in parts");
         let margin = (of - side) / 2;
         for h in 0..side {

@@ -179,18 +179,19 @@ impl Dataset {
             Kept::Memory(records) => {
                 for (i, &index) in indexes.iter().enumerate() {
                     let image = form.image(&records[index as usize]);
-                    batch.put(shape, normalisation, i, &image, view(index, &image));
+                    let seen = view(index, &image).of(&image, shape.side);
+                    batch.put(shape, normalisation, i, &seen);
                 }
             }
             Kept::Away(away) => {
                 let seen = on_threads(away.threads(), indexes.len(), |i| {
                     let record = away.read(indexes[i] as usize)?;
                     let image = form.image(&record);
-                    Ok::<_, DataError>(view(indexes[i], &image).of(&image, shape.side))
+                    let seen = view(indexes[i], &image).of(&image, shape.side);
+                    Ok::<_, DataError>(seen.into_owned())
                 })?;
                 for (i, seen) in seen.iter().enumerate() {
-                    let (image, view) = seen.parts();
-                    batch.put(shape, normalisation, i, &image, view);
+                    batch.put(shape, normalisation, i, seen);
                 }
             }
         }
