@@ -108,6 +108,14 @@ impl Dataset {
         matches!(self.kept, Kept::Away(_))
     }
 
+    /// Bytes of the images that are in memory.
+    pub fn memory_len(&self) -> u64 {
+        match &self.kept {
+            Kept::Memory(records) => records.iter().map(|record| record.len() as u64).sum(),
+            Kept::Away(_) => 0,
+        }
+    }
+
     /// The class of an image.
     pub fn label(&self, index: usize) -> u8 {
         match &self.kept {

@@ -367,7 +367,8 @@ fn what_does_not_fit_in_memory_is_read_again_to_the_same_bytes() {
             assert_eq!(here.class_counts(), away.class_counts());
             assert!(batches(&here, &job) == batches(&away, &job), "{side}, {augment}");
             // Nearly all of them is not all.
-            let most = here.records().len() as u64;
+            let most = here.memory_len();
+            assert_eq!((most, away.memory_len()), (here.records().len() as u64, 0));
             assert!(learned(open(), &job, most - 1).is_away());
             assert!(!learned(open(), &job, most).is_away());
         }

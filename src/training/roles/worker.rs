@@ -353,10 +353,11 @@ impl Running<'_> {
         source.load(job, loading).map(|set| Some(Evaluator::new(set))).map_err(refused)
     }
 
-    /// How pictures are loaded beside what a job takes: by what is left at this moment.
-    fn loading(&self, job: &Job, network: &Network, samples: usize) -> Loading {
+    /// How pictures are loaded beside what a job takes: by what is left at this moment, or of what they may take beside
+    /// those that take so many bytes already.
+    fn loading(&self, job: &Job, network: &Network, samples: usize, taken: u64) -> Loading {
         let left = || room::for_pictures(job, network, samples);
-        let room = self.options.data_memory.unwrap_or_else(left);
+        let room = self.options.data_memory.map_or_else(left, |most| most.saturating_sub(taken));
         Loading { threads: self.options.threads, room }
     }
 
@@ -373,11 +374,12 @@ impl Running<'_> {
                 store.not_written(checkpoint::META_FILE, &error, "ps0 keeps the model")
             })?;
         }
-        let loading = self.loading(job, &network, samples);
+        let loading = self.loading(job, &network, samples, 0);
         let data = source.load_to_learn(job, loading).map_err(refused)?;
         // Fewer than before, where broken ones were left out.
         self.check_enough(job, data.len())?;
-        let evaluator = self.evaluator(job, self.loading(job, &network, samples))?;
+        let beside = self.loading(job, &network, samples, data.memory_len());
+        let evaluator = self.evaluator(job, beside)?;
         for params in [&mut self.params, &mut self.next_params] {
             *params = Arena::new(network.layout.len).doing("memory for the parameters")?;
         }
