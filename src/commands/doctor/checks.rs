@@ -145,18 +145,18 @@ fn memory_left(args: &DoctorArgs) -> Finding {
         return Finding::failed("memory", "no network", "report this");
     };
     let network = network.computed(Algorithm::Auto);
-    let data = fs::read_dir(&args.data).into_iter().flatten().flatten();
-    let data: u64 = data.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.len()).sum();
     let need = need(args, &network);
     let Some(left) = memory::left() else {
         return Finding::warning("memory", "unknown", "mount /proc to have it checked");
     };
     let (have, of) = (left.bytes >> 20, left.of);
     let found = format!("{have} MiB left of {of}, {} needs about {}", args.role, need >> 20);
-    let is_away = matches!(args.role, Role::Worker(_)) && left.bytes < need + data;
-    let found = match is_away {
-        true => format!("{found}; {} MiB of pictures are read as they are needed", data >> 20),
-        false => found,
+    // How much they are is known once they are decoded.
+    let found = match args.role {
+        Role::Worker(_) => {
+            format!("{found}; pictures that do not fit beside it are read as needed")
+        }
+        _ => found,
     };
     match left.bytes > need + need / 8 {
         true => Finding::ok("memory", found),
